@@ -1,0 +1,94 @@
+#pragma once
+
+#include <switchyard/backend/cpu/tile.hpp>
+#include <switchyard/core/error.hpp>
+
+#include <atomic>
+#include <cstdint>
+#include <string>
+
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
+namespace switchyard {
+
+/// A caller's own threads. `run` calls `body(argument, worker)` once for each worker from 0 to `workers - 1`, at
+/// the same time or one after the other, and returns when all have returned. It is never asked for more workers than
+/// the pool has. `body` does not throw; it needs about 35 KB of stack.
+struct thread_pool {
+  void* state = nullptr;  ///< handed to `run` as it is
+  int workers = 1;        ///< how many the pool has
+  void (*run)(void* state, int workers, void (*body)(void* argument, int worker), void* argument) = nullptr;
+};
+
+/// What a call on the CPU needs besides its data.
+struct cpu_context {
+  /// Most threads to use; 0: as many as `pool` or OpenMP has. A program built without OpenMP that plugs in no
+  /// pool runs on the calling thread.
+  int threads = 0;
+  thread_pool const* pool = nullptr;  ///< the caller's own threads, instead of OpenMP's
+  instruction_set instructions = instruction_set::automatic;
+};
+
+namespace backend::detail {
+
+/// The context with its choices made: a number of threads and an instruction set that this machine has.
+inline cpu_context resolved(cpu_context where) {
+  if (where.threads < 0) fail("layer::forward, context.threads", "0 (all) or more", std::to_string(where.threads));
+  if (where.pool != nullptr && (where.pool->run == nullptr || where.pool->workers < 1)) {
+    fail("layer::forward, context.pool", "a run function and at least 1 worker",
+         where.pool->run == nullptr ? "a null function" : std::to_string(where.pool->workers) + " workers");
+  }
+  if (where.pool != nullptr) {
+    if (where.threads == 0 || where.threads > where.pool->workers) where.threads = where.pool->workers;
+  } else if (where.threads == 0) {
+#if defined(_OPENMP)
+    where.threads = omp_get_max_threads();
+#else
+    where.threads = 1;
+#endif
+  }
+  instruction_set const best = best_instruction_set();
+  if (where.instructions == instruction_set::automatic) where.instructions = best;
+  if (where.instructions > best) {
+    fail("layer::forward, context.instructions", std::string(name_of(best)) + " or less on this machine",
+         std::string(name_of(where.instructions)));
+  }
+  return where;
+}
+
+/// Calls `item(i)` for every i below `items`. Items are handed out one by one, so uneven ones balance; each
+/// writes what no other does, so neither the order nor the number of threads shows in the result.
+template <class Item>
+void parallel_for(cpu_context const& where, std::int64_t items, Item const& item) {
+  int const workers = where.threads < items ? where.threads : static_cast<int>(items);
+  if (workers <= 1) {
+    for (std::int64_t i = 0; i < items; ++i) item(i);
+    return;
+  }
+  struct job {
+    Item const& item;
+    std::int64_t items;
+    std::atomic<std::int64_t> next{0};
+    static void work(void* self, int) {
+      job& j = *static_cast<job*>(self);
+      for (std::int64_t i; (i = j.next.fetch_add(1, std::memory_order_relaxed)) < j.items;) j.item(i);
+    }
+  };
+  job shared_job{item, items};
+  if (where.pool != nullptr) {
+    where.pool->run(where.pool->state, workers, &job::work, &shared_job);
+    job::work(&shared_job, 0);  // what a pool with fewer workers than it says has left
+    return;
+  }
+#if defined(_OPENMP)
+#pragma omp parallel num_threads(workers)
+  job::work(&shared_job, omp_get_thread_num());
+#else
+  job::work(&shared_job, 0);
+#endif
+}
+
+}  // namespace backend::detail
+}  // namespace switchyard

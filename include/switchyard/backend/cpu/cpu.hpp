@@ -1,0 +1,148 @@
+#pragma once
+
+#include <switchyard/backend/cpu/combine.hpp>
+#include <switchyard/backend/cpu/context.hpp>
+#include <switchyard/backend/cpu/experts.hpp>
+#include <switchyard/backend/cpu/route.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/layer.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <string_view>
+
+namespace switchyard {
+
+namespace backend {
+
+/// Runs a layer on the CPU in four steps: route, plan, experts, combine. All of them are parallel but the plan, taking
+/// over precomputed routes, and auxiliary values, which need little time. The result has the same bits for any number
+/// of threads and on every run with the same instruction set. Rows that are not active cost a row of the router and of
+/// the shared expert.
+struct cpu {
+  static constexpr std::string_view name = "cpu";
+  using context = cpu_context;
+
+  template <class Layer>
+  static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
+    carver measure;
+    pieces<Layer>(measure, tokens);
+    return measure.bytes();
+  }
+
+  template <class Layer>
+  static void forward(forward_args<Layer> const& args, context const& wanted) {
+    constexpr shape dims = Layer::dims;
+    std::int64_t const tokens = args.tokens.rows;
+    context const where = detail::resolved(wanted);
+    carver split(args.workspace.data());
+    pieces<Layer> const p(split, tokens);
+
+    router_weights router{};
+    if constexpr (Layer::router_traits.precomputed) {
+      detail::copy_routes(args, p.experts, p.weights, p.priority);
+    } else {
+      if constexpr (Layer::router_traits.gate == gate_owner::model) {
+        router = args.shared_router;
+      } else {
+        router = args.weights.router;
+      }
+      detail::make_logits(args, router, where, p.logits);
+      detail::select_experts(args, router, where, p.logits, p.experts, p.weights, p.priority);
+    }
+
+    dispatch_plan const plan{p.offsets, p.pair_of, p.row_of};
+    dispatch::make_plan<typename Layer::capacity, dims>({.tokens = tokens,
+                                                         .tokens_per_group = args.tokens_per_group,
+                                                         .experts = p.experts,
+                                                         .weights = p.weights,
+                                                         .priority = p.priority,
+                                                         .dropped = p.dropped,
+                                                         .load = p.load,
+                                                         .used = p.used,
+                                                         .order = p.order},
+                                                        plan);
+
+    detail::run_experts(args, where, plan, p.first_block, p.weights, p.inner, p.outer);
+    if constexpr (Layer::expert_traits.shared_intermediate > 0) {
+      detail::run_shared_expert(args, where, p.shared_inner, p.shared_outer);
+    }
+    report(args, p);
+    detail::combine(args, where, plan, p.weights, p.dropped, p.outer, p.shared_outer);
+  }
+
+ private:
+  /// Every temporary of a call.
+  template <class Layer>
+  struct pieces {
+    static constexpr shape dims = Layer::dims;
+    static constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
+
+    float* logits = nullptr;                          // [tokens, experts]
+    std::int32_t* experts;                            // [tokens, top_k]
+    float* weights;                                   // [tokens, top_k]
+    float* priority;                                  // [tokens]
+    std::uint8_t* dropped;                            // [tokens, top_k]
+    std::int32_t* order = nullptr;                    // [tokens]
+    std::int64_t* load;                               // [experts]
+    std::int32_t *used, *offsets, *first_block;       // [experts], [experts + 1] twice
+    std::int32_t *pair_of, *row_of;                   // [tokens * top_k]
+    typename Layer::element* inner;                   // [rows, intermediate]
+    float* outer;                                     // [rows, hidden]
+    typename Layer::element* shared_inner = nullptr;  // [tokens, shared intermediate]
+    float* shared_outer = nullptr;                    // [tokens, hidden]
+
+    constexpr pieces(carver& from, std::int64_t tokens) {
+      std::int64_t const pairs = tokens * dims.top_k;
+      if constexpr (!Layer::router_traits.precomputed) logits = from.take<float>(tokens * dims.experts);
+      experts = from.take<std::int32_t>(pairs);
+      weights = from.take<float>(pairs);
+      priority = from.take<float>(tokens);
+      dropped = from.take<std::uint8_t>(pairs);
+      if constexpr (Layer::capacity_traits.order == queue::priority) order = from.take<std::int32_t>(tokens);
+      load = from.take<std::int64_t>(dims.experts);
+      used = from.take<std::int32_t>(dims.experts);
+      offsets = from.take<std::int32_t>(dims.experts + 1);
+      first_block = from.take<std::int32_t>(dims.experts + 1);
+      pair_of = from.take<std::int32_t>(pairs);
+      row_of = from.take<std::int32_t>(pairs);
+      inner = from.take<typename Layer::element>(pairs * dims.intermediate);
+      outer = from.take<float>(pairs * dims.hidden);
+      if constexpr (shared_intermediate > 0) {
+        shared_inner = from.take<typename Layer::element>(tokens * shared_intermediate);
+        shared_outer = from.take<float>(tokens * dims.hidden);
+      }
+    }
+  };
+
+  /// Copies what the caller wants to know. Nothing can fail from here on.
+  template <class Layer>
+  static void report(forward_args<Layer> const& args, pieces<Layer> const& p) {
+    constexpr shape dims = Layer::dims;
+    std::int64_t const tokens = args.tokens.rows, pairs = tokens * dims.top_k;
+    decisions const& to = args.decisions;
+    if (to.experts != nullptr) std::copy(p.experts, p.experts + pairs, to.experts);
+    if (to.weights != nullptr) {
+      for (std::int64_t pair = 0; pair < pairs; ++pair) to.weights[pair] = p.dropped[pair] ? 0.0f : p.weights[pair];
+    }
+    if (to.dropped != nullptr) std::copy(p.dropped, p.dropped + pairs, to.dropped);
+    for (int e = 0; to.counts != nullptr && e < dims.experts; ++e) to.counts[e] = p.offsets[e + 1] - p.offsets[e];
+    if (to.load != nullptr) std::copy(p.load, p.load + dims.experts, to.load);
+    if (to.logits != nullptr) std::copy(p.logits, p.logits + tokens * dims.experts, to.logits);
+    if constexpr (!Layer::router_traits.precomputed) {
+      if (args.auxiliary != nullptr) {
+        *args.auxiliary = switchyard::auxiliary<dims.experts, dims.top_k>({.tokens = tokens,
+                                                                           .tokens_per_group = args.tokens_per_group,
+                                                                           .logits = p.logits,
+                                                                           .experts = p.experts,
+                                                                           .weights = p.weights,
+                                                                           .dropped = p.dropped,
+                                                                           .active = args.active});
+      }
+    }
+  }
+};
+
+}  // namespace backend
+}  // namespace switchyard

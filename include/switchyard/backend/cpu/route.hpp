@@ -1,0 +1,162 @@
+#pragma once
+
+#include <switchyard/backend/cpu/context.hpp>
+#include <switchyard/backend/cpu/product.hpp>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/finite.hpp>
+#include <switchyard/layer.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <type_traits>
+
+/// Step 1 of `backend::cpu`: tokens to logits to expert ids and combine weights.
+namespace switchyard::backend::detail {
+
+inline constexpr int route_tokens = 8;    // tokens per item
+inline constexpr int route_experts = 32;  // experts per item of the router product
+
+/// Keeps the lowest of the values that several workers find.
+inline void keep_lowest(std::atomic<std::int64_t>& lowest, std::int64_t value) {
+  std::int64_t seen = lowest.load(std::memory_order_relaxed);
+  while (value < seen && !lowest.compare_exchange_weak(seen, value, std::memory_order_relaxed)) {
+  }
+}
+
+inline bool is_active(std::uint8_t const* active, std::int64_t token) { return active == nullptr || active[token]; }
+
+/// logits[t][e] = token t . router weight e (+ bias): float products whatever the tokens are stored as.
+template <class Layer>
+void make_logits(forward_args<Layer> const& args, router_weights const& router, cpu_context const& where,
+                 float* logits) {
+  using element = typename Layer::element;
+  constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts;
+  constexpr int expert_blocks = static_cast<int>(divide_up(experts, route_experts));
+  std::int64_t const tokens = args.tokens.rows;
+  std::int64_t const token_blocks = divide_up(tokens, route_tokens);
+  parallel_for(where, token_blocks * expert_blocks, [&](std::int64_t item) {
+    std::int64_t const first_token = item / expert_blocks * route_tokens;
+    int const rows = static_cast<int>(std::min<std::int64_t>(route_tokens, tokens - first_token));
+    int const first = static_cast<int>(item % expert_blocks) * route_experts;
+    int const count = std::min(route_experts, experts - first);
+    float* const to = logits + first_token * experts + first;
+    for (int r = 0; r < rows; ++r) {
+      for (int e = 0; e < count; ++e) to[r * experts + e] = 0.0f;
+    }
+    float converted[route_tokens * piece_depth];
+    float const* piece[route_tokens] = {};
+    for (std::int64_t k = 0; k < hidden; k += piece_depth) {
+      std::int64_t const depth = std::min<std::int64_t>(piece_depth, hidden - k);
+      for (int r = 0; r < rows; ++r) {
+        element const* const token = args.tokens.row(first_token + r) + k;
+        if constexpr (std::is_same_v<element, float>) {
+          piece[r] = token;
+        } else {
+          for (std::int64_t i = 0; i < depth; ++i) converted[r * piece_depth + i] = static_cast<float>(token[i]);
+          piece[r] = converted + r * piece_depth;
+        }
+      }
+      multiply_add(where.instructions, piece, rows, router.weight + first * std::int64_t{hidden} + k, hidden, count,
+                   depth, to, experts);
+    }
+    if constexpr (Layer::router_traits.bias) {
+      for (int r = 0; r < rows; ++r) {
+        for (int e = 0; e < count; ++e) to[r * experts + e] += router.bias[first + e];
+      }
+    }
+  });
+}
+
+/// Asks the router about every active token. Throws when a logit or a correction bias is not finite, or when a
+/// router that is not the library's answers with an expert that does not exist or a weight that is not finite.
+template <class Layer>
+void select_experts(forward_args<Layer> const& args, router_weights const& router, cpu_context const& where,
+                    float const* logits, std::int32_t* experts_out, float* weights, float* priority) {
+  constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
+  std::int64_t const tokens = args.tokens.rows;
+  if constexpr (Layer::router_traits.correction_bias) {
+    for (int e = 0; e < experts; ++e) {
+      if (!is_finite(router.correction_bias[e])) {
+        fail("layer::forward, router correction_bias", "finite numbers",
+             std::to_string(router.correction_bias[e]) + " for expert " + std::to_string(e));
+      }
+    }
+  }
+  constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
+  std::atomic<std::int64_t> bad{none}, bad_pair{none};
+  parallel_for(where, divide_up(tokens, route_tokens), [&](std::int64_t item) {
+    std::int64_t const end = std::min(tokens, (item + 1) * route_tokens);
+    for (std::int64_t token = item * route_tokens; token < end; ++token) {
+      route<top_k> chosen{};
+      if (is_active(args.active, token)) {
+        per_expert<experts, serial_lanes> mine;
+        bool finite = true;
+        for (int e = 0; e < experts; ++e) {
+          mine.value[e] = logits[token * experts + e];
+          if (!is_finite(mine.value[e])) {
+            keep_lowest(bad, token * experts + e);
+            finite = false;
+          }
+        }
+        if (!finite) continue;
+        chosen = Layer::router::template select<top_k>(serial_lanes{}, mine, router);
+      } else {
+        for (int& e : chosen.expert) e = -1;
+      }
+      bool const routed = is_active(args.active, token);
+      for (int k = 0; k < top_k; ++k) {
+        bool const exists = chosen.expert[k] < experts && (chosen.expert[k] >= 0 || !routed);
+        if (!exists || !is_finite(chosen.weight[k]) || !is_finite(chosen.priority)) {
+          keep_lowest(bad_pair, token * top_k + k);
+        }
+        experts_out[token * top_k + k] = chosen.expert[k];
+        weights[token * top_k + k] = chosen.weight[k];
+      }
+      priority[token] = chosen.priority;
+    }
+  });
+  if (std::int64_t const at = bad.load(); at != none) {
+    fail("layer::forward, router logits", "finite numbers (are tokens and router weights free of NaN and infinity?)",
+         std::to_string(logits[at]) + " for token " + std::to_string(at / experts) + ", expert " +
+             std::to_string(at % experts));
+  }
+  if (std::int64_t const at = bad_pair.load(); at != none) {
+    fail("layer::forward, answer of router " + std::string(Layer::router::name),
+         "ids from 0 to " + std::to_string(experts - 1) + ", finite weights and priority",
+         "id " + std::to_string(experts_out[at]) + ", weight " + std::to_string(weights[at]) + ", priority " +
+             std::to_string(priority[at / top_k]) + " for token " + std::to_string(at / top_k) + ", choice " +
+             std::to_string(at % top_k));
+  }
+}
+
+/// Takes over the caller's routes. Throws when an id is out of range or a weight is not finite.
+template <class Layer>
+void copy_routes(forward_args<Layer> const& args, std::int32_t* experts_out, float* weights, float* priority) {
+  constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
+  for (std::int64_t token = 0; token < args.tokens.rows; ++token) {
+    bool const active = is_active(args.active, token);
+    for (std::int64_t pair = token * top_k; pair < (token + 1) * top_k; ++pair) {
+      std::int32_t const expert = args.routes.experts[pair];
+      float const weight = args.routes.weights[pair];
+      auto const place = [&] {
+        return " for token " + std::to_string(token) + ", choice " + std::to_string(pair - token * top_k);
+      };
+      if (active && (expert < 0 || expert >= experts)) {
+        fail("layer::forward, routes.experts", "ids from 0 to " + std::to_string(experts - 1),
+             std::to_string(expert) + place());
+      }
+      if (active && !is_finite(weight)) {
+        fail("layer::forward, routes.weights", "finite numbers", std::to_string(weight) + place());
+      }
+      experts_out[pair] = active ? expert : -1;
+      weights[pair] = active ? weight : 0.0f;
+    }
+    priority[token] = weights[token * top_k];
+  }
+}
+
+}  // namespace switchyard::backend::detail

@@ -1,0 +1,114 @@
+#pragma once
+
+#include <switchyard/core/element.hpp>
+
+#include <cstdint>
+#include <string_view>
+
+namespace switchyard {
+
+/// Which vector instructions the CPU backend uses.
+enum class instruction_set {
+  automatic,  ///< the best that this machine has
+  portable,   ///< what the compiler may use anyway
+  avx2,       ///< AVX2 and FMA
+  avx512      ///< AVX-512 F, BW, DQ and VL
+};
+
+}  // namespace switchyard
+
+/// The register-tiled matrix product, once per instruction set. Its functions carry the target attribute, so a
+/// program needs no architecture flag and one binary runs on every machine.
+namespace switchyard::backend::detail {
+
+// Accumulators stay in registers only if the loops over them are gone. nvcc's front end does not know the pragma.
+#if defined(__CUDACC__)
+#define SWITCHYARD_TILE_UNROLL
+#else
+#define SWITCHYARD_TILE_UNROLL _Pragma("GCC unroll 8")
+#endif
+
+namespace portable {
+#define SWITCHYARD_TILE_TARGET
+#define SWITCHYARD_TILE_BYTES 16
+#define SWITCHYARD_TILE_ROWS 3
+#include <switchyard/backend/cpu/tile.inl>
+#undef SWITCHYARD_TILE_TARGET
+#undef SWITCHYARD_TILE_BYTES
+#undef SWITCHYARD_TILE_ROWS
+}  // namespace portable
+
+#if defined(__x86_64__)
+namespace avx2 {
+#define SWITCHYARD_TILE_TARGET __attribute__((target("avx2,fma")))
+#define SWITCHYARD_TILE_BYTES 32
+#define SWITCHYARD_TILE_ROWS 3
+#include <switchyard/backend/cpu/tile.inl>
+#undef SWITCHYARD_TILE_TARGET
+#undef SWITCHYARD_TILE_BYTES
+#undef SWITCHYARD_TILE_ROWS
+}  // namespace avx2
+
+namespace avx512 {
+#define SWITCHYARD_TILE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define SWITCHYARD_TILE_BYTES 64
+#define SWITCHYARD_TILE_ROWS 6
+#include <switchyard/backend/cpu/tile.inl>
+#undef SWITCHYARD_TILE_TARGET
+#undef SWITCHYARD_TILE_BYTES
+#undef SWITCHYARD_TILE_ROWS
+}  // namespace avx512
+#endif
+
+#undef SWITCHYARD_TILE_UNROLL
+
+}  // namespace switchyard::backend::detail
+
+namespace switchyard::backend {
+
+/// The best instruction set of this machine; the processor is asked once per process.
+inline instruction_set best_instruction_set() {
+#if defined(__x86_64__)
+  static instruction_set const best = [] {
+    __builtin_cpu_init();
+    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+        __builtin_cpu_supports("avx512vl")) {
+      return instruction_set::avx512;
+    }
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return instruction_set::avx2;
+    return instruction_set::portable;
+  }();
+  return best;
+#else
+  return instruction_set::portable;
+#endif
+}
+
+constexpr std::string_view name_of(instruction_set set) {
+  switch (set) {
+    case instruction_set::automatic: return "automatic";
+    case instruction_set::portable: return "portable";
+    case instruction_set::avx2: return "avx2";
+    case instruction_set::avx512: return "avx512";
+  }
+  return "unknown";
+}
+
+/// c[r][j] += a[r] . b[j], see `multiply_add` in tile.inl. `set` must not be `automatic`.
+template <element Element>
+void multiply_add(instruction_set set, Element const* const* a, int rows, Element const* b, std::int64_t b_stride,
+                  int columns, std::int64_t depth, float* c, std::int64_t c_stride) {
+#if defined(__x86_64__)
+  if (set == instruction_set::avx512) {
+    return detail::avx512::multiply_add(a, rows, b, b_stride, columns, depth, c, c_stride);
+  }
+  if (set == instruction_set::avx2) {
+    return detail::avx2::multiply_add(a, rows, b, b_stride, columns, depth, c, c_stride);
+  }
+#else
+  (void)set;
+#endif
+  detail::portable::multiply_add(a, rows, b, b_stride, columns, depth, c, c_stride);
+}
+
+}  // namespace switchyard::backend

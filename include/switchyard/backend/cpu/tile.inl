@@ -1,0 +1,147 @@
+// Included by tile.hpp once per instruction set, each time inside another namespace and with other values of
+//   SWITCHYARD_TILE_TARGET  the attribute that lets a function use the instruction set
+//   SWITCHYARD_TILE_BYTES   bytes of one vector register
+//   SWITCHYARD_TILE_ROWS    rows of the register tile
+// Vectors are the compilers' vector extension, so the source is the same for all of them.
+
+inline constexpr int lanes = SWITCHYARD_TILE_BYTES / 4;
+typedef float floats __attribute__((vector_size(SWITCHYARD_TILE_BYTES)));
+typedef std::uint32_t words __attribute__((vector_size(SWITCHYARD_TILE_BYTES)));
+
+typedef float quad __attribute__((vector_size(16)));
+
+template <int First, int Second, int Third, int Fourth>
+SWITCHYARD_TILE_TARGET inline quad shuffle_quads(quad x, quad y) {
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y, First, Second, Third, Fourth);
+#else
+  typedef int places __attribute__((vector_size(16)));
+  return __builtin_shuffle(x, y, places{First, Second, Third, Fourth});
+#endif
+}
+
+/// One vector load of stored elements, as floats. Two-byte elements come as two vectors, the even and the odd
+/// ones: a product over depth may take its terms in any order as long as both operands agree.
+template <class Element>
+struct stored;
+
+template <>
+struct stored<float> {
+  static constexpr int parts = 1;
+  SWITCHYARD_TILE_TARGET static void load(float const* from, floats (&to)[1]) {
+    __builtin_memcpy(&to[0], from, sizeof(floats));
+  }
+};
+
+template <>
+struct stored<bfloat16> {
+  static constexpr int parts = 2;
+  SWITCHYARD_TILE_TARGET static void load(bfloat16 const* from, floats (&to)[2]) {
+    words pair;
+    __builtin_memcpy(&pair, from, sizeof(words));
+    to[0] = reinterpret_cast<floats>(pair << 16);
+    to[1] = reinterpret_cast<floats>(pair & 0xffff0000u);
+  }
+};
+
+template <>
+struct stored<half> {
+  static constexpr int parts = 2;
+  SWITCHYARD_TILE_TARGET static void load(half const* from, floats (&to)[2]) {
+    words pair;
+    __builtin_memcpy(&pair, from, sizeof(words));
+    words const bits[2] = {pair & 0xffffu, pair >> 16};
+    for (int p = 0; p < 2; ++p) {  // as half::operator float
+      words const magnitude = (bits[p] & 0x7fffu) << 13;
+      floats const scaled = reinterpret_cast<floats>(magnitude) * 0x1p112f;
+      words const special = reinterpret_cast<words>(magnitude >= 0x0f800000u) & 0x7f800000u;
+      to[p] = reinterpret_cast<floats>(reinterpret_cast<words>(scaled) | special | ((bits[p] & 0x8000u) << 16));
+    }
+  }
+};
+
+/// The sums of four vectors.
+SWITCHYARD_TILE_TARGET inline quad sums_of(floats const (&v)[4]) {
+  quad part[4];
+  for (int j = 0; j < 4; ++j) {
+    quad piece[lanes / 4];
+    __builtin_memcpy(piece, &v[j], sizeof(floats));
+    part[j] = piece[0];
+    for (int i = 1; i < lanes / 4; ++i) part[j] += piece[i];
+  }
+  quad const even = shuffle_quads<0, 4, 1, 5>(part[0], part[1]) + shuffle_quads<2, 6, 3, 7>(part[0], part[1]);
+  quad const odd = shuffle_quads<0, 4, 1, 5>(part[2], part[3]) + shuffle_quads<2, 6, 3, 7>(part[2], part[3]);
+  return shuffle_quads<0, 1, 4, 5>(even, odd) + shuffle_quads<2, 3, 6, 7>(even, odd);
+}
+
+/// c[r][j] += sum over depth of a[r][k] * b[j][k], for `Rows` x 4 dot products at once.
+template <class Element, int Rows>
+SWITCHYARD_TILE_TARGET void tile(Element const* const* a, Element const* b, std::int64_t b_stride, std::int64_t depth,
+                                 float* c, std::int64_t c_stride) {
+  using source = stored<Element>;
+  constexpr int parts = source::parts;
+  constexpr int step = lanes * parts;
+  floats sum[Rows][4] = {};
+  std::int64_t k = 0;
+  for (; k + step <= depth; k += step) {
+    floats right[4][parts];
+    SWITCHYARD_TILE_UNROLL
+    for (int j = 0; j < 4; ++j) source::load(b + j * b_stride + k, right[j]);
+    SWITCHYARD_TILE_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      floats left[parts];
+      source::load(a[r] + k, left);
+      SWITCHYARD_TILE_UNROLL
+      for (int j = 0; j < 4; ++j) {
+        SWITCHYARD_TILE_UNROLL
+        for (int p = 0; p < parts; ++p) sum[r][j] += left[p] * right[j][p];
+      }
+    }
+  }
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    quad old;
+    __builtin_memcpy(&old, c + r * c_stride, sizeof old);
+    old += sums_of(sum[r]);
+    __builtin_memcpy(c + r * c_stride, &old, sizeof old);
+  }
+}
+
+/// `tile` with the number of rows known when it runs: 1 to `Rows`.
+template <class Element, int Rows>
+SWITCHYARD_TILE_TARGET void tile_of_height(int height, Element const* const* a, Element const* b, std::int64_t b_stride,
+                                           std::int64_t depth, float* c, std::int64_t c_stride) {
+  if constexpr (Rows > 1) {
+    if (height < Rows) return tile_of_height<Element, Rows - 1>(height, a, b, b_stride, depth, c, c_stride);
+  }
+  tile<Element, Rows>(a, b, b_stride, depth, c, c_stride);
+}
+
+/// c[r][j] += a[r] . b[j] for any number of rows and columns; `c` holds `c_stride` floats a row.
+///
+/// A tile of rows stays in the first-level cache while all columns pass by. The order of the terms of one dot
+/// product depends on depth alone.
+template <class Element>
+SWITCHYARD_TILE_TARGET void multiply_add(Element const* const* a, int rows, Element const* b, std::int64_t b_stride,
+                                         int columns, std::int64_t depth, float* c, std::int64_t c_stride) {
+  int const whole_columns = columns / 4 * 4;
+  for (int r = 0; r < rows; r += SWITCHYARD_TILE_ROWS) {
+    int const height = rows - r < SWITCHYARD_TILE_ROWS ? rows - r : SWITCHYARD_TILE_ROWS;
+    for (int j = 0; j < whole_columns; j += 4) {
+      Element const* const right = b + j * b_stride;
+      float* const to = c + r * c_stride + j;
+      tile_of_height<Element, SWITCHYARD_TILE_ROWS>(height, a + r, right, b_stride, depth, to, c_stride);
+    }
+  }
+  // What no tile covers: up to three last columns, and the depth that does not fill a vector.
+  std::int64_t const whole_depth = depth / (lanes * stored<Element>::parts) * (lanes * stored<Element>::parts);
+  for (int r = 0; r < rows; ++r) {
+    for (int j = 0; j < columns; ++j) {
+      float sum = 0.0f;
+      for (std::int64_t k = j < whole_columns ? whole_depth : 0; k < depth; ++k) {
+        sum += static_cast<float>(a[r][k]) * static_cast<float>(b[j * b_stride + k]);
+      }
+      c[r * c_stride + j] += sum;
+    }
+  }
+}

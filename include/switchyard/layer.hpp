@@ -1,0 +1,416 @@
+#pragma once
+
+#include <switchyard/auxiliary.hpp>
+#include <switchyard/backend/backend_policy.hpp>
+#include <switchyard/capacity/capacity_policy.hpp>
+#include <switchyard/core/element.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/shape.hpp>
+#include <switchyard/core/view.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/expert/expert_policy.hpp>
+#include <switchyard/router/router_policy.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <span>
+#include <string>
+#include <type_traits>
+
+namespace switchyard {
+
+// A member that a layer does not have is of one of these types: setting it is a compile error that names why. The
+// router's have members to be set, because that is where a compiler prints the whole sentence.
+struct the_model_owns_the_router_see_shared_router {
+  struct member {
+    member() = default;
+    template <class T>
+    member(T const&) {
+      static_assert(sizeof(T) == 0,
+                    "switchyard: router::shared keeps one router weight for all layers, and the model owns it. Set "
+                    ".shared_router in the arguments of forward instead of .weights.router.");
+    }
+  };
+  member weight = {}, bias = {}, correction_bias = {};
+};
+struct the_layer_owns_the_router_see_weights {
+  struct member {
+    member() = default;
+    template <class T>
+    member(T const&) {
+      static_assert(
+          sizeof(T) == 0,
+          "switchyard: this layer owns its router weight. Set .weights.router instead of .shared_router, or wrap "
+          "the router in router::shared.");
+    }
+  };
+  member weight = {}, bias = {}, correction_bias = {};
+};
+struct routes_are_precomputed_see_routes {
+  struct member {
+    member() = default;
+    template <class T>
+    member(T const&) {
+      static_assert(
+          sizeof(T) == 0,
+          "switchyard: router::precomputed has no router weight. Set .routes in the arguments of forward instead.");
+    }
+  };
+  member weight = {}, bias = {}, correction_bias = {};
+};
+struct the_router_makes_the_routes {};
+struct the_expert_has_no_gate {};
+struct the_expert_has_no_bias {};
+struct the_layer_has_no_shared_expert {};
+struct auxiliary_values_need_logits {};
+
+template <class Element>
+struct expert_biases {
+  bias_view<Element> gate = {};  ///< [experts, intermediate]; read by gated experts
+  bias_view<Element> up = {};    ///< [experts, intermediate]
+  bias_view<Element> down = {};  ///< [experts, hidden]
+};
+
+/// The shared expert's matrices; `expert_stride` is not used.
+template <class Element>
+struct shared_expert_weights {
+  weight_view<Element> gate_proj = {};  ///< [shared_intermediate, hidden]; read where the expert is gated
+  weight_view<Element> up_proj = {};    ///< [shared_intermediate, hidden]
+  weight_view<Element> down_proj = {};  ///< [hidden, shared_intermediate]
+  Element const* gate = nullptr;        ///< [hidden]; read by shared_gate::sigmoid
+};
+
+/// The weights of one layer, owned by the caller.
+template <class Layer>
+struct layer_weights {
+  using element = typename Layer::element;
+
+  /// [experts, hidden] float, and the biases that the router's traits ask for.
+  [[no_unique_address]] std::conditional_t<
+      Layer::router_traits.precomputed, routes_are_precomputed_see_routes,
+      std::conditional_t<Layer::router_traits.gate == gate_owner::model, the_model_owns_the_router_see_shared_router,
+                         router_weights>>
+      router = {};
+  [[no_unique_address]] std::conditional_t<Layer::expert_traits.gated, weight_view<element>, the_expert_has_no_gate>
+      gate_proj = {};                   ///< [experts, intermediate, hidden]
+  weight_view<element> up_proj = {};    ///< [experts, intermediate, hidden]
+  weight_view<element> down_proj = {};  ///< [experts, hidden, intermediate]
+  [[no_unique_address]] std::conditional_t<Layer::expert_traits.bias, expert_biases<element>, the_expert_has_no_bias>
+      bias = {};
+  [[no_unique_address]] std::conditional_t<(Layer::expert_traits.shared_intermediate > 0),
+                                           shared_expert_weights<element>, the_layer_has_no_shared_expert>
+      shared = {};
+};
+
+/// Routes that the caller made, for `router::precomputed`.
+struct precomputed_routes {
+  std::int32_t const* experts = nullptr;  ///< [tokens, top_k], ids from 0 to experts - 1
+  float const* weights = nullptr;         ///< [tokens, top_k], finite
+};
+
+/// Where `forward` writes what it decided: every value is written anew, none is added to. Pointers may be null.
+struct decisions {
+  std::int32_t* experts = nullptr;  ///< [tokens, top_k] in the order of choice; -1 for rows that are not active
+  float* weights = nullptr;         ///< [tokens, top_k] combine weights of the experts' outputs; 0 where dropped
+  std::uint8_t* dropped = nullptr;  ///< [tokens, top_k] 1 where the expert had no slot left
+  std::int64_t* counts = nullptr;   ///< [experts] rows that each expert computed
+  std::int64_t* load = nullptr;     ///< [experts] pairs that chose each expert, dropped ones included
+  float* logits = nullptr;          ///< [tokens, experts] router output, bias included; not with `precomputed`
+};
+
+/// What one `forward` reads and writes. Initialise by name, in this order.
+template <class Layer>
+struct forward_args {
+  using element = typename Layer::element;
+
+  view<element const> tokens = {};  ///< [tokens, hidden]
+  layer_weights<Layer> weights = {};
+  view<element> output = {};            ///< [tokens, hidden]; may be `tokens` itself, must not overlap it otherwise
+  std::span<std::byte> workspace = {};  ///< at least `workspace_bytes(tokens)`, 16-byte aligned
+  /// The model's router weight, for `router::shared`.
+  [[no_unique_address]] std::conditional_t<Layer::router_traits.precomputed, routes_are_precomputed_see_routes,
+                                           std::conditional_t<Layer::router_traits.gate == gate_owner::model,
+                                                              router_weights, the_layer_owns_the_router_see_weights>>
+      shared_router = {};
+  [[no_unique_address]] std::conditional_t<Layer::router_traits.precomputed, precomputed_routes,
+                                           the_router_makes_the_routes>
+      routes = {};
+  std::int64_t tokens_per_group = 0;     ///< capacity and queues are per group of so many tokens; 0: one group
+  std::uint8_t const* active = nullptr;  ///< [tokens]; 0 marks a padding row: not routed, output 0
+  switchyard::decisions decisions = {};
+  [[no_unique_address]] std::conditional_t<Layer::router_traits.precomputed, auxiliary_values_need_logits,
+                                           auxiliary_values*>
+      auxiliary = {};
+};
+
+namespace detail {
+
+/// Naming a function here makes the compiler look at its body, where policies state what they refuse.
+template <auto Function>
+inline constexpr bool is_compiled = true;
+
+}  // namespace detail
+
+/// One Mixture-of-Experts layer, everything but the number of tokens known at compile time.
+///
+/// It has no state: `workspace_bytes` and `forward` are static, and the caller owns all memory. `Router`,
+/// `Capacity`, `Expert` and `Backend` model `router_policy`, `capacity_policy`, `expert_policy` and
+/// `backend_policy`; `Element` is what tokens and expert weights are stored as.
+template <shape Dims, class Router, class Capacity, class Expert, class Backend = backend::cpu, class Element = float>
+struct layer {
+  static_assert(Dims.hidden >= 1, "switchyard: shape.hidden is the width of a token. Set it to at least 1.");
+  static_assert(Dims.intermediate >= 1,
+                "switchyard: shape.intermediate is the inner width of an expert. Set it to at least 1.");
+  static_assert(Dims.experts >= 1, "switchyard: shape.experts is the number of routed experts. Set it to at least 1.");
+  static_assert(Dims.top_k >= 1, "switchyard: shape.top_k is the number of experts per token. Set it to at least 1.");
+  static_assert(Dims.top_k <= Dims.experts,
+                "switchyard: shape.top_k is larger than shape.experts. Lower top_k or add experts.");
+  static_assert(router_policy<Router>,
+                "switchyard: the second argument of layer is no router. A router has a name, traits and "
+                "template <int TopK, int Experts, class Lanes> static route<TopK> select(Lanes, per_expert<Experts, "
+                "Lanes> const&, router_weights const&); see router/router_policy.hpp.");
+  static_assert(capacity_policy<Capacity>,
+                "switchyard: the third argument of layer is no capacity. A capacity has a name, traits and "
+                "static std::int64_t slots_per_expert(shape, std::int64_t tokens); see "
+                "capacity/capacity_policy.hpp.");
+  static_assert(expert_policy<Expert>,
+                "switchyard: the fourth argument of layer is no expert. An expert has a name, traits and an "
+                "activation type that fits traits.gated; see expert/expert_policy.hpp.");
+  static_assert(detail::is_compiled<&Router::template select<Dims.top_k, Dims.experts, serial_lanes>>,
+                "switchyard: the router refuses this shape.");
+  static_assert(switchyard::element<Element>,
+                "switchyard: tokens and weights are stored as float, switchyard::bfloat16 or switchyard::half. Choose "
+                "one of them as the sixth argument of layer.");
+
+  static constexpr shape dims = Dims;
+  using router = Router;
+  using capacity = Capacity;
+  using expert = Expert;
+  using backend = Backend;
+  using element = Element;
+  static constexpr switchyard::router_traits router_traits = Router::traits;
+  static constexpr switchyard::capacity_traits capacity_traits = Capacity::traits;
+  static constexpr switchyard::expert_traits expert_traits = Expert::traits;
+
+  using weights = layer_weights<layer>;
+  using args = forward_args<layer>;
+  using context = typename Backend::context;
+
+  /// So many rows of the layer's width, back to back: tokens or output.
+  static constexpr view<element const> rows(element const* first, std::int64_t tokens) {
+    return {first, tokens, Dims.hidden};
+  }
+  static constexpr view<element> rows(element* first, std::int64_t tokens) { return {first, tokens, Dims.hidden}; }
+
+  /// Gate or up projections of all experts, back to back: [experts, intermediate, hidden].
+  static constexpr weight_view<element> in_proj(element const* first) {
+    return weight_view<element>::packed(first, Dims.intermediate, Dims.hidden);
+  }
+  /// Down projections of all experts, back to back: [experts, hidden, intermediate].
+  static constexpr weight_view<element> out_proj(element const* first) {
+    return weight_view<element>::packed(first, Dims.hidden, Dims.intermediate);
+  }
+  /// Gate and up projections of all experts in one tensor.
+  static constexpr gate_up_views<element> split_gate_up(element const* first,
+                                                        gate_up_order order = gate_up_order::concatenated,
+                                                        storage stored = storage::output_major) {
+    return switchyard::split_gate_up(first, Dims.intermediate, Dims.hidden, order, stored);
+  }
+  /// Gate or up biases of all experts, back to back: [experts, intermediate].
+  static constexpr bias_view<element> in_bias(element const* first) {
+    return bias_view<element>::packed(first, Dims.intermediate);
+  }
+  /// Down biases of all experts, back to back: [experts, hidden].
+  static constexpr bias_view<element> out_bias(element const* first) {
+    return bias_view<element>::packed(first, Dims.hidden);
+  }
+  /// The shared expert's gate or up projection: [shared_intermediate, hidden].
+  static constexpr weight_view<element> shared_in_proj(element const* first) {
+    return weight_view<element>::packed(first, expert_traits.shared_intermediate, Dims.hidden);
+  }
+  /// The shared expert's down projection: [hidden, shared_intermediate].
+  static constexpr weight_view<element> shared_out_proj(element const* first) {
+    return weight_view<element>::packed(first, Dims.hidden, expert_traits.shared_intermediate);
+  }
+
+  /// Bytes of scratch memory that `forward` needs for so many tokens; exact, and the same for every call.
+  static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
+    if (tokens < 0 || tokens > most_tokens) fail_tokens("layer::workspace_bytes", tokens);
+    return Backend::template workspace_bytes<layer>(tokens);
+  }
+
+  /// Runs the layer. Throws `error` when an argument does not fit; then nothing has been written but workspace.
+  ///
+  /// On the CPU non-finite logits are an error too. Not checked: that pointers reach as far as sizes and strides say,
+  /// that weights do not overlap what is written, and that expert weights are finite (a NaN there shows in the output).
+  static void forward(args const& a, context const& where = {}) {
+    static_assert(backend_policy<Backend, layer>,
+                  "switchyard: the fifth argument of layer is no backend, or its header is not included. "
+                  "backend::cpu comes with switchyard/switchyard.hpp.");
+    check(a);
+    Backend::template forward<layer>(a, where);
+  }
+
+ private:
+  /// Rows and pairs are numbered with 32 bits; offsets in memory are 64 bits wide.
+  static constexpr std::int64_t most_tokens = (std::int64_t{1} << 31) / Dims.top_k - 1;
+
+  [[noreturn]] static void fail_tokens(char const* what, std::int64_t tokens) {
+    fail(std::string(what) + ", tokens", "0 to " + std::to_string(most_tokens), std::to_string(tokens));
+  }
+
+  // Sentences are put together only to be thrown: a call that is right does not allocate.
+
+  template <class T>
+  static void check_pointer(T const* pointer, char const* name, char const* expected, char const* owner = "") {
+    auto const what = [&] { return std::string("layer::forward, ") + owner + name; };
+    if (pointer == nullptr) fail(what(), expected, "a null pointer");
+    if (reinterpret_cast<std::uintptr_t>(pointer) % alignof(T) != 0) {
+      fail(what(), "an address that is a multiple of " + std::to_string(alignof(T)), "one that is not");
+    }
+  }
+
+  template <class T>
+  static void check_matrix(view<T> const& v, char const* name, std::int64_t rows) {
+    auto const what = [&] { return std::string("layer::forward, ") + name; };
+    if (v.rows != rows || v.columns != Dims.hidden) {
+      fail(what(), std::to_string(rows) + " x " + std::to_string(Dims.hidden) + " (tokens x hidden)",
+           std::to_string(v.rows) + " x " + std::to_string(v.columns));
+    }
+    if (rows > 1 && v.row_stride < Dims.hidden) {
+      fail(what() + ", row stride", "at least " + std::to_string(Dims.hidden), std::to_string(v.row_stride));
+    }
+    if (rows > 0) check_pointer(v.data, name, "a matrix");
+  }
+
+  static void check_router(router_weights const& w, char const* owner) {
+    check_pointer(w.weight, "weight", "[experts, hidden] float", owner);
+    if constexpr (router_traits.bias) check_pointer(w.bias, "bias", "[experts] float", owner);
+    if constexpr (router_traits.correction_bias) {
+      check_pointer(w.correction_bias, "correction_bias", "[experts] float", owner);
+    }
+  }
+
+  /// A stride of 0 is one that was forgotten, unless there is nothing to step to.
+  static void check_strides(char const* name, bool expert, bool row, bool column) {
+    if (expert && row && column) return;
+    fail(std::string("layer::forward, ") + name + ", strides",
+         "one for each of expert, row and column (layer::in_proj and its like set them)",
+         std::string("0 for ") + (!expert ? "the expert"
+                                  : !row  ? "the row"
+                                          : "the column"));
+  }
+
+  static void check_weight(weight_view<Element> const& w, char const* name, char const* expected, int experts, int rows,
+                           int columns) {
+    check_pointer(w.data, name, expected);
+    check_strides(name, w.expert_stride != 0 || experts == 1, w.row_stride != 0 || rows == 1,
+                  w.column_stride != 0 || columns == 1);
+  }
+
+  static void check_bias(bias_view<Element> const& b, char const* name, char const* expected, int size) {
+    check_pointer(b.data, name, expected);
+    check_strides(name, b.expert_stride != 0 || Dims.experts == 1, b.stride != 0 || size == 1, true);
+  }
+
+  static void check_weights(weights const& w) {
+    constexpr int inner = Dims.intermediate, shared_inner = expert_traits.shared_intermediate;
+    if constexpr (expert_traits.gated) {
+      check_weight(w.gate_proj, "weights.gate_proj", "[experts, intermediate, hidden]", Dims.experts, inner,
+                   Dims.hidden);
+    }
+    check_weight(w.up_proj, "weights.up_proj", "[experts, intermediate, hidden]", Dims.experts, inner, Dims.hidden);
+    check_weight(w.down_proj, "weights.down_proj", "[experts, hidden, intermediate]", Dims.experts, Dims.hidden, inner);
+    if constexpr (expert_traits.bias) {
+      if constexpr (expert_traits.gated) {
+        check_bias(w.bias.gate, "weights.bias.gate", "[experts, intermediate]", inner);
+      }
+      check_bias(w.bias.up, "weights.bias.up", "[experts, intermediate]", inner);
+      check_bias(w.bias.down, "weights.bias.down", "[experts, hidden]", Dims.hidden);
+    }
+    if constexpr (shared_inner > 0) {
+      if constexpr (expert_traits.gated) {
+        check_weight(w.shared.gate_proj, "weights.shared.gate_proj", "[shared intermediate, hidden]", 1, shared_inner,
+                     Dims.hidden);
+      }
+      check_weight(w.shared.up_proj, "weights.shared.up_proj", "[shared intermediate, hidden]", 1, shared_inner,
+                   Dims.hidden);
+      check_weight(w.shared.down_proj, "weights.shared.down_proj", "[hidden, shared intermediate]", 1, Dims.hidden,
+                   shared_inner);
+      if constexpr (expert_traits.gate == shared_gate::sigmoid) {
+        check_pointer(w.shared.gate, "weights.shared.gate", "[hidden]");
+      }
+    }
+  }
+
+  /// The bytes from a matrix's first element to behind its last.
+  struct range {
+    std::uintptr_t begin, end;
+    bool meets(range other) const { return begin < other.end && other.begin < end; }
+  };
+  template <class T>
+  static range bytes_of(view<T> const& v) {
+    return {reinterpret_cast<std::uintptr_t>(v.data),
+            reinterpret_cast<std::uintptr_t>(v.row(v.rows - 1) + Dims.hidden)};
+  }
+
+  static void check_overlap(args const& a, std::size_t workspace_bytes) {
+    if (a.tokens.rows == 0) return;
+    range const tokens = bytes_of(a.tokens), output = bytes_of(a.output);
+    bool const alike = a.tokens.rows == 1 || a.tokens.row_stride == a.output.row_stride;
+    // Rows of the same stride may take turns in memory without sharing an element.
+    std::uintptr_t const stride = static_cast<std::uintptr_t>(a.tokens.row_stride) * sizeof(Element);
+    std::uintptr_t const row = Dims.hidden * sizeof(Element);
+    std::uintptr_t const apart =
+        (tokens.begin > output.begin ? tokens.begin - output.begin : output.begin - tokens.begin);
+    bool const take_turns = alike && a.tokens.rows > 1 && apart % stride >= row && stride - apart % stride >= row;
+    if (tokens.meets(output) && !take_turns && !(alike && apart == 0)) {
+      fail("layer::forward, output", "memory apart from tokens, or the same view", "a matrix that overlaps tokens");
+    }
+    auto const scratch = reinterpret_cast<std::uintptr_t>(a.workspace.data());
+    range const workspace{scratch, scratch + workspace_bytes};
+    if (workspace.meets(tokens) || workspace.meets(output)) {
+      fail("layer::forward, workspace", "memory apart from tokens and output",
+           workspace.meets(tokens) ? "memory that overlaps tokens" : "memory that overlaps output");
+    }
+  }
+
+  static void check(args const& a) {
+    std::int64_t const tokens = a.tokens.rows;
+    if (tokens < 0 || tokens > most_tokens) fail_tokens("layer::forward", tokens);
+    check_matrix(a.tokens, "tokens", tokens);
+    check_matrix(a.output, "output", tokens);
+    check_weights(a.weights);
+    if constexpr (router_traits.precomputed) {
+      if (tokens > 0) {
+        check_pointer(a.routes.experts, "routes.experts", "[tokens, top_k] int32");
+        check_pointer(a.routes.weights, "routes.weights", "[tokens, top_k] float");
+      }
+      if (a.decisions.logits != nullptr) {
+        fail("layer::forward, decisions.logits", "a null pointer, for precomputed routes have no logits", "a pointer");
+      }
+    } else if constexpr (router_traits.gate == gate_owner::model) {
+      check_router(a.shared_router, "shared_router.");
+    } else {
+      check_router(a.weights.router, "weights.router.");
+    }
+    if (a.tokens_per_group < 0) {
+      fail("layer::forward, tokens_per_group", "0 (one group) or more", std::to_string(a.tokens_per_group));
+    }
+    std::size_t const needed = workspace_bytes(tokens);
+    if (a.workspace.size() < needed) {
+      fail("layer::forward, workspace", std::to_string(needed) + " bytes for " + std::to_string(tokens) + " tokens",
+           std::to_string(a.workspace.size()) + " bytes");
+    }
+    if (needed > 0 && a.workspace.data() == nullptr) fail("layer::forward, workspace", "memory", "a null pointer");
+    auto const misplaced = reinterpret_cast<std::uintptr_t>(a.workspace.data()) % workspace_alignment;
+    if (needed > 0 && misplaced != 0) {
+      fail("layer::forward, workspace", "an address that is a multiple of " + std::to_string(workspace_alignment),
+           "one that is " + std::to_string(misplaced) + " bytes past it");
+    }
+    check_overlap(a, needed);
+  }
+};
+
+}  // namespace switchyard

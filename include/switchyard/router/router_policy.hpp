@@ -1,0 +1,50 @@
+#pragma once
+
+#include <switchyard/core/lanes.hpp>
+
+#include <concepts>
+#include <string_view>
+
+namespace switchyard {
+
+/// Who stores the router weight.
+enum class gate_owner {
+  layer,  ///< every layer has its own, in `layer::weights`
+  model   ///< one for all layers, handed to each `forward` (Omni-router)
+};
+
+/// What a router needs from the layer and the backend. Every flag is off unless the router says otherwise.
+struct router_traits {
+  gate_owner gate = gate_owner::layer;
+  bool bias = false;             ///< adds a bias per expert to the logits
+  bool correction_bias = false;  ///< selection sees a bias per expert that the weights do not
+  bool weighs_input = false;     ///< the combine weight multiplies the token, not the expert's output
+  bool precomputed = false;      ///< the caller supplies ids and weights; there are no logits
+};
+
+/// A router's matrix and vectors, float. `bias` and `correction_bias` are read only where the router's traits
+/// ask for them.
+struct router_weights {
+  float const* weight = nullptr;           ///< [experts, hidden], row-major
+  float const* bias = nullptr;             ///< [experts]
+  float const* correction_bias = nullptr;  ///< [experts]
+};
+
+/// What a router decides for one token.
+template <int TopK>
+struct route {
+  int expert[TopK];    ///< in the order of choice
+  float weight[TopK];  ///< combine weights, before any expert drops the token
+  float priority;      ///< place in a queue that is served by priority: the first choice's score
+};
+
+/// A router sees one token's logits spread over a lane group and returns the same route on every lane: ids from 0 to
+/// experts - 1, finite weights and priority. `select` does not throw.
+template <class Router>
+concept router_policy = requires(serial_lanes lanes, per_expert<4, serial_lanes> logits, router_weights weights) {
+  { Router::name } -> std::convertible_to<std::string_view>;
+  { Router::traits } -> std::convertible_to<router_traits>;
+  { Router::template select<1>(lanes, logits, weights) } -> std::same_as<route<1>>;
+};
+
+}  // namespace switchyard

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <switchyard/core/lanes.hpp>
+
+namespace switchyard::router {
+
+/// The `TopK` first experts by `precedes`, on every lane. Deterministic: equal values go to the lower id.
+template <int TopK>
+struct chosen {
+  candidate choice[TopK];
+};
+
+template <int TopK, int Experts, class Lanes>
+SWITCHYARD_HD constexpr chosen<TopK> take_top_k(Lanes lanes, per_expert<Experts, Lanes> const& values) {
+  using share = per_expert<Experts, Lanes>;
+  chosen<TopK> result{};
+  // The order is total, so the next choice is the first one after the last: nothing has to be marked.
+  candidate last = before_all;
+  for (int k = 0; k < TopK; ++k) {
+    candidate best = after_all;
+    for (int i = 0; i < share::size; ++i) {
+      candidate const c{values.value[i], share::expert(lanes, i)};
+      if (c.id < Experts && precedes(last, c) && precedes(c, best)) best = c;
+    }
+    last = lanes.best(best);
+    result.choice[k] = last;
+  }
+  return result;
+}
+
+}  // namespace switchyard::router

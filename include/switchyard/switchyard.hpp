@@ -1,0 +1,23 @@
+#pragma once
+
+/// Everything of Switchyard that needs no CUDA.
+
+#include <switchyard/auxiliary.hpp>
+#include <switchyard/backend/cpu/cpu.hpp>
+#include <switchyard/capacity/dropless.hpp>
+#include <switchyard/capacity/factor.hpp>
+#include <switchyard/capacity/fixed.hpp>
+#include <switchyard/capacity/wrappers.hpp>
+#include <switchyard/costs.hpp>
+#include <switchyard/expert/gated_mlp.hpp>
+#include <switchyard/expert/mlp.hpp>
+#include <switchyard/expert/wrappers.hpp>
+#include <switchyard/layer.hpp>
+#include <switchyard/presets.hpp>
+#include <switchyard/router/precomputed.hpp>
+#include <switchyard/router/shared.hpp>
+#include <switchyard/router/sparsemixer.hpp>
+#include <switchyard/router/switch_top1.hpp>
+#include <switchyard/router/top_k.hpp>
+#include <switchyard/router/wrappers.hpp>
+#include <switchyard/version.hpp>
