@@ -1,0 +1,15 @@
+# Warnings for our own tests, benches and examples; a consumer of the library gets none of this.
+option(SWITCHYARD_WARNINGS_AS_ERRORS "Stop at a warning in our own programs (our presets do)" OFF)
+
+if(MSVC)
+  set(switchyard_warning_options /W4)
+else()
+  # Signed extents meet the unsigned sizes of the standard library everywhere: clang, too, leaves that out.
+  set(switchyard_warning_options
+    -Wall -Wextra -Wpedantic -Wconversion -Wno-sign-conversion -Wshadow -Wnon-virtual-dtor)
+endif()
+
+function(switchyard_warnings target)
+  target_compile_options(${target} PRIVATE ${switchyard_warning_options})
+  set_target_properties(${target} PROPERTIES COMPILE_WARNING_AS_ERROR ${SWITCHYARD_WARNINGS_AS_ERRORS})
+endfunction()

@@ -1,0 +1,81 @@
+// Counts every allocation of the program, so it replaces the global operators new and delete.
+#include <atomic>
+#include <cstdlib>
+#include <new>
+
+#include "catch.hpp"
+#include "layers.hpp"
+#include "support.hpp"
+
+namespace {
+
+std::atomic<long> allocations{0};
+
+void* counted_allocation(std::size_t bytes, std::size_t alignment) {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  std::size_t const whole = (bytes / alignment + 1) * alignment;
+  if (void* const memory = std::aligned_alloc(alignment, whole)) return memory;
+  throw std::bad_alloc();
+}
+
+constexpr std::size_t usual = alignof(std::max_align_t);
+
+}  // namespace
+
+void* operator new(std::size_t bytes) { return counted_allocation(bytes, usual); }
+void* operator new[](std::size_t bytes) { return counted_allocation(bytes, usual); }
+void* operator new(std::size_t bytes, std::align_val_t alignment) {
+  return counted_allocation(bytes, static_cast<std::size_t>(alignment));
+}
+void* operator new[](std::size_t bytes, std::align_val_t alignment) {
+  return counted_allocation(bytes, static_cast<std::size_t>(alignment));
+}
+void* operator new(std::size_t bytes, std::nothrow_t const&) noexcept {
+  allocations.fetch_add(1, std::memory_order_relaxed);
+  return std::malloc(bytes > 0 ? bytes : 1);
+}
+void* operator new[](std::size_t bytes, std::nothrow_t const& tag) noexcept { return operator new(bytes, tag); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete[](void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+void operator delete[](void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
+
+TEST_CASE("forward and workspace_bytes do not allocate", "[forward]") {
+  using namespace support;
+  for (any_layer const& layer : compiled_layers()) {
+    INFO(layer.name);
+    problem const p = random_problem(layer, 133, routing::free, 7);
+    any_layer counting = layer;
+    static long during;
+    static void (*forward)(any_args const&, switchyard::cpu_context const&);
+    forward = layer.forward;
+    counting.forward = [](any_args const& args, switchyard::cpu_context const& context) {
+      long const before = allocations.load();
+      forward(args, context);
+      during = allocations.load() - before;
+    };
+    problem counted = p;
+    counted.layer = &counting;
+    switchyard::thread_pool const pool = one_after_the_other::pool(3);
+    for (switchyard::thread_pool const* plugged : {static_cast<switchyard::thread_pool const*>(nullptr), &pool}) {
+      during = -1;
+      run(counted, {.context = {.threads = plugged == nullptr ? 1 : 3, .pool = plugged}});
+      CHECK(during == 0);
+    }
+    long const before = allocations.load();
+    std::size_t const bytes = layer.workspace_bytes(1000);
+    CHECK(allocations.load() == before);
+    CHECK(bytes > 0);
+  }
+}
+
+TEST_CASE("an allocation is noticed", "[forward]") {
+  long const before = allocations.load();
+  std::vector<int> const numbers(100);
+  CHECK(allocations.load() == before + 1);
+  CHECK(numbers.size() == 100);
+}

@@ -1,0 +1,355 @@
+#include <latch>
+#include <thread>
+#include <utility>
+
+#include "catch.hpp"
+#include "layers.hpp"
+#include "support.hpp"
+
+namespace sy = switchyard;
+using namespace support;
+
+namespace {
+
+/// Relative Frobenius error of the output. Float: sums of up to a thousand products. bfloat16 and half round what
+/// goes into the second product and the output, once each: 2^-9 and 2^-12 at most.
+double output_tolerance(any_layer const& layer) {
+  return layer.element == "float" ? 1e-5 : layer.element == "half" ? 2e-3 : 1e-2;
+}
+
+/// Logits, weights and auxiliary values are float whatever the elements are.
+constexpr double routing_tolerance = 1e-5;
+
+bool close(double got, double expected) {
+  return std::abs(got - expected) <= routing_tolerance * std::max(1.0, std::abs(expected));
+}
+
+template <class A, class B>
+bool all_close(std::vector<A> const& got, std::vector<B> const& expected) {
+  if (got.size() != expected.size()) return false;
+  for (std::size_t i = 0; i < got.size(); ++i) {
+    if (!close(double(got[i]), double(expected[i]))) return false;
+  }
+  return true;
+}
+
+void check_decisions(outcome const& got, reference::result const& expected) {
+  CHECK(got.experts == std::vector<std::int32_t>(expected.ids.begin(), expected.ids.end()));
+  CHECK(got.dropped == expected.dropped);
+  CHECK(got.counts == expected.counts);
+  CHECK(got.load == expected.load);
+  CHECK(all_close(got.weights, expected.weights));
+}
+
+void check_auxiliary(sy::auxiliary_values const& got, reference::auxiliary const& expected) {
+  CHECK(close(got.balance_first_choice, expected.balance_first_choice));
+  CHECK(close(got.balance_all_choices, expected.balance_all_choices));
+  CHECK(close(got.balance_kept_choice, expected.balance_kept_choice));
+  CHECK(close(got.balance_combine_weight, expected.balance_combine_weight));
+  CHECK(close(got.z_loss, expected.z_loss));
+  CHECK(close(got.load_variation, expected.load_variation));
+}
+
+void check_against_reference(problem const& p, outcome const& got) {
+  reference::result const expected = reference::forward(p.config, p.weights, p.tokens, p.inputs);
+  check_decisions(got, expected);
+  if (!p.layer->router.precomputed) {
+    CHECK(all_close(got.logits, expected.logits));
+    check_auxiliary(got.auxiliary, expected.aux);
+  }
+  CHECK(relative_error(got.output, expected.y) <= output_tolerance(*p.layer));
+  CHECK(got.guards_intact);
+}
+
+/// Calls `body(layer)` for every layer of layers.hpp.
+template <class Body>
+void for_each_layer(Body body) {
+  for (any_layer const& layer : compiled_layers()) {
+    INFO(layer.name);
+    body(layer);
+  }
+}
+
+/// A problem on which every step has work for several workers.
+problem usual_problem(any_layer const& layer) { return random_problem(layer, 133, routing::free, 7); }
+
+}  // namespace
+
+TEMPLATE_LIST_TEST_CASE("forward agrees with the reference", "[forward]", tested_layers) {
+  any_layer const& layer = compiled(sy::describe<TestType>());
+  INFO(layer.name);
+  for (std::int64_t tokens : {0, 1, 7, 133}) {
+    for (routing where : {routing::free, routing::one_expert, routing::half_of_the_experts}) {
+      problem const p = random_problem(layer, tokens, where, static_cast<unsigned>(tokens));
+      INFO(tokens << " tokens, routing: " << name_of(where));
+      check_against_reference(p, run(p, {.context = {.threads = 2}}));
+    }
+  }
+}
+
+TEST_CASE("every tested layer has a name of its own", "[forward]") {
+  CHECK(compiled_layers().size() == std::tuple_size_v<tested_layers>);
+  for (any_layer const& layer : compiled_layers()) CHECK(&compiled(layer.name) == &layer);
+}
+
+TEST_CASE("the special routings are what they say", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    reference::config const& c = layer.reference;
+    if (layer.router.correction_bias || c.groups > 1) return;
+    problem const hot = random_problem(layer, 50, routing::one_expert, 1);
+    CHECK(run(hot).load[c.experts / 2] >= 45);
+    problem const cold = random_problem(layer, 50, routing::half_of_the_experts, 1);
+    std::vector<std::int64_t> const load = run(cold).load;
+    for (int e = std::max(c.top_k, c.experts / 2); e < c.experts; ++e) CHECK(load[e] == 0);
+  });
+}
+
+TEST_CASE("each group of tokens has queues of its own", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem p = usual_problem(layer);
+    for (std::int64_t tokens_per_group : {1, 10, 132, 133, 1000}) {
+      INFO(tokens_per_group << " tokens per group");
+      p.config.tokens_per_group = tokens_per_group;
+      check_against_reference(p, run(p));
+    }
+  });
+}
+
+TEST_CASE("the result has the same bits for any number of threads, on any pool and on every run", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    outcome const once = run(p);
+    CHECK(same_bits(run(p), once));
+    for (int threads : {0, 1, 2, 3, 8}) {
+      INFO(threads << " threads");
+      CHECK(same_bits(run(p, {.context = {.threads = threads}}), once));
+    }
+    for (int workers : {1, 2, 3, 8}) {
+      INFO(workers << " workers");
+      sy::thread_pool const threads = thread_per_worker::pool(workers);
+      sy::thread_pool const backwards = one_after_the_other::pool(workers);
+      CHECK(same_bits(run(p, {.context = {.pool = &threads}}), once));
+      CHECK(same_bits(run(p, {.context = {.pool = &backwards}}), once));
+    }
+    sy::thread_pool const pool = thread_per_worker::pool(8);
+    CHECK(same_bits(run(p, {.context = {.threads = 3, .pool = &pool}}), once));
+  });
+}
+
+namespace {
+
+/// A pool whose threads may be less than it says: it runs the first `runs` workers on the calling thread.
+struct meagre_pool {
+  int runs = 0;
+  int most_asked = 0;
+
+  static void run(void* state, int workers, void (*body)(void* argument, int worker), void* argument) {
+    auto& self = *static_cast<meagre_pool*>(state);
+    self.most_asked = std::max(self.most_asked, workers);
+    for (int w = 0; w < std::min(self.runs, workers); ++w) body(argument, w);
+  }
+  sy::thread_pool pool(int workers) { return {this, workers, &run}; }
+};
+
+}  // namespace
+
+TEST_CASE("a pool is never asked for more workers than it has or than the context allows", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    outcome const once = run(p);
+    for (auto [threads, workers] : {std::pair{8, 2}, {2, 8}, {0, 3}}) {
+      INFO(threads << " threads, " << workers << " workers");
+      meagre_pool few{.runs = workers};
+      sy::thread_pool const pool = few.pool(workers);
+      CHECK(same_bits(run(p, {.context = {.threads = threads, .pool = &pool}}), once));
+      CHECK(few.most_asked == (threads == 0 ? workers : std::min(threads, workers)));
+    }
+  });
+}
+
+TEST_CASE("a pool that runs fewer workers than it is asked for, or none, gives the right result", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    outcome const once = run(p);
+    for (int runs : {0, 1, 3}) {
+      INFO(runs << " workers run");
+      meagre_pool few{.runs = runs};
+      sy::thread_pool const pool = few.pool(4);
+      CHECK(same_bits(run(p, {.context = {.pool = &pool}}), once));
+      CHECK(few.most_asked == 4);
+    }
+  });
+}
+
+TEST_CASE("two threads may call forward of one layer at the same time", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const first = usual_problem(layer), second = random_problem(layer, 70, routing::free, 8);
+    outcome const a = run(first), b = run(second);
+    sy::thread_pool const pool = one_after_the_other::pool(3);
+    for (sy::thread_pool const* plugged : {static_cast<sy::thread_pool const*>(nullptr), &pool}) {
+      call const how{.context = {.threads = plugged == nullptr ? 1 : 3, .pool = plugged}};
+      std::latch start(2);
+      outcome beside;
+      std::thread other([&] {
+        start.arrive_and_wait();
+        beside = run(second, how);
+      });
+      start.arrive_and_wait();
+      outcome const here = run(first, how);
+      other.join();
+      CHECK(same_bits(here, a));
+      CHECK(same_bits(beside, b));
+    }
+  });
+}
+
+TEST_CASE("a row has the same bits whatever rows stand beside it", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    if (layer.capacity.drops) return;
+    problem const all = usual_problem(layer);
+    outcome const together = run(all);
+    std::size_t const hidden = all.config.hidden, top_k = all.config.top_k;
+    for (std::size_t t : {0, 77, 132}) {
+      problem alone = all;
+      alone.tokens.assign(all.tokens.begin() + t * hidden, all.tokens.begin() + (t + 1) * hidden);
+      if (layer.router.precomputed) {
+        alone.inputs.ids.assign(all.inputs.ids.begin() + t * top_k, all.inputs.ids.begin() + (t + 1) * top_k);
+        alone.inputs.id_weights.assign(all.inputs.id_weights.begin() + t * top_k,
+                                       all.inputs.id_weights.begin() + (t + 1) * top_k);
+      }
+      std::vector<float> const row(together.output.begin() + t * hidden, together.output.begin() + (t + 1) * hidden);
+      CHECK(same_bits(run(alone).output, row));
+    }
+  });
+}
+
+TEST_CASE("every instruction set of this machine agrees with the reference", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    for (auto set : {sy::instruction_set::portable, sy::instruction_set::avx2, sy::instruction_set::avx512}) {
+      if (set > sy::backend::best_instruction_set()) continue;
+      INFO(sy::backend::name_of(set));
+      check_against_reference(p, run(p, {.context = {.threads = 1, .instructions = set}}));
+    }
+  });
+}
+
+TEST_CASE("the output may be the tokens", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    outcome const in_place = run(p, {.in_place = true});
+    CHECK(in_place.guards_intact);
+    CHECK(same_bits(in_place, run(p)));
+  });
+}
+
+TEST_CASE("rows may stand apart, and nothing is written between them", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    for (bool in_place : {false, true}) {
+      outcome const apart = run(p, {.in_place = in_place, .padding = 5});
+      CHECK(apart.guards_intact);
+      CHECK(same_bits(apart, run(p)));
+    }
+  });
+}
+
+TEST_CASE("weights may be stored in any layout", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    outcome const separate = run(p);
+    for (layout l : all_layouts) {
+      INFO(name_of(l));
+      outcome const got = run(p, {.stored = l});
+      if (l < layout::transposed) {
+        CHECK(same_bits(got, separate));
+      } else {  // depth is cut into other pieces
+        check_against_reference(p, got);
+      }
+    }
+  });
+}
+
+TEST_CASE("the output does not depend on asking for decisions", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    CHECK(same_bits(run(p, {.decisions = false}).output, run(p).output));
+  });
+}
+
+TEST_CASE("padding rows take no slot, count nowhere and give zeros, whatever they hold", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem p = usual_problem(layer);
+    p.config.tokens_per_group = 20;
+    random_numbers random(3);
+    for (int t = 0; t < 133; ++t) p.inputs.active.push_back(random.below(3) > 0 && (t < 40 || t > 60));
+    reference::result const expected = reference::forward(p.config, p.weights, p.tokens, p.inputs);
+
+    problem worse = p;
+    for (std::size_t i = 0; i < p.tokens.size(); ++i) {
+      if (!p.inputs.active[i / p.config.hidden]) worse.tokens[i] = std::numeric_limits<double>::quiet_NaN();
+    }
+    for (std::size_t pair = 0; pair < p.inputs.ids.size(); ++pair) {
+      if (p.inputs.active[pair / p.config.top_k]) continue;
+      worse.inputs.ids[pair] = 1'000'000;
+      worse.inputs.id_weights[pair] = std::numeric_limits<double>::infinity();
+    }
+    for (problem const* q : {&p, &worse}) {
+      outcome const got = run(*q);
+      check_decisions(got, expected);
+      if (!layer.router.precomputed) check_auxiliary(got.auxiliary, expected.aux);
+      CHECK(relative_error(got.output, expected.y) <= output_tolerance(layer));
+      CHECK(got.guards_intact);
+      for (std::size_t i = 0; i < got.output.size(); ++i) {
+        if (!p.inputs.active[i / p.config.hidden] && got.output[i] != 0.0f) FAIL("row " << i / p.config.hidden);
+      }
+    }
+  });
+}
+
+TEST_CASE("a batch of padding rows only gives zeros and no statistics", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem p = random_problem(layer, 7, routing::free, 5);
+    p.inputs.active.assign(7, 0);
+    outcome const got = run(p);
+    CHECK(got.output == std::vector<float>(p.tokens.size()));
+    CHECK(got.experts == std::vector<std::int32_t>(p.config.top_k * 7, -1));
+    CHECK(got.load == std::vector<std::int64_t>(p.config.experts));
+    sy::auxiliary_values const nothing{};
+    CHECK(std::memcmp(&got.auxiliary, &nothing, sizeof nothing) == 0);
+  });
+}
+
+namespace {
+
+using own_router = std::tuple_element_t<0, tested::routers>;
+using omni =
+    sy::layer<own_router::dims, sy::router::shared<own_router::router>, own_router::capacity, own_router::expert>;
+
+}  // namespace
+
+TEST_CASE("a shared router in one layer has the bits of an own one", "[forward]") {
+  problem p = usual_problem(compiled(sy::describe<own_router>()));
+  outcome const own = run(p);
+  p.layer = &compiled(sy::describe<omni>());
+  CHECK(same_bits(run(p), own));
+}
+
+TEST_CASE("layers with one shared router choose the same experts for the same tokens", "[forward]") {
+  any_layer const& layer = compiled(sy::describe<omni>());
+  problem const first = random_problem(layer, 50, routing::free, 1);
+  problem second = random_problem(layer, 50, routing::free, 2);
+  CHECK_FALSE(run(second).experts == run(first).experts);
+  second.tokens = first.tokens;
+  second.weights.router = first.weights.router;
+  outcome const a = run(first), b = run(second);
+  CHECK(b.experts == a.experts);
+  CHECK(same_bits(b.logits, a.logits));
+  CHECK_FALSE(same_bits(b.output, a.output));
+
+  second.weights.router[3] += 10.0;
+  problem changed = first;
+  changed.weights.router = second.weights.router;
+  CHECK_FALSE(run(second).experts == a.experts);
+  CHECK(run(second).experts == run(changed).experts);
+}

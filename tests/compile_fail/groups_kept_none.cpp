@@ -1,0 +1,12 @@
+// expect: switchyard: selection::grouped keeps at least one group and at most all. Choose KeptGroups from
+#include <switchyard/switchyard.hpp>
+
+namespace sy = switchyard;
+
+using wrong = sy::layer<sy::shape{.hidden = 16, .intermediate = 32, .experts = 4, .top_k = 2},
+                        sy::router::top_k<sy::router::scores::softmax,
+                                          sy::router::selection::grouped<2, 0, sy::router::selection::group_score::max>,
+                                          sy::router::weighting::sum>,
+                        sy::capacity::dropless, sy::expert::gated_mlp<sy::silu>>;
+
+void use(wrong::args const& args) { wrong::forward(args); }

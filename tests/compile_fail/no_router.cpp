@@ -1,0 +1,14 @@
+// expect: switchyard: the second argument of layer is no router. A router has a name, traits and
+#include <switchyard/switchyard.hpp>
+
+namespace sy = switchyard;
+
+struct my_router {
+  static constexpr std::string_view name = "my_router";
+  static constexpr sy::router_traits traits{};
+};
+
+using wrong = sy::layer<sy::shape{.hidden = 16, .intermediate = 32, .experts = 4, .top_k = 2}, my_router,
+                        sy::capacity::dropless, sy::expert::gated_mlp<sy::silu>>;
+
+void use(wrong::args const& args) { wrong::forward(args); }

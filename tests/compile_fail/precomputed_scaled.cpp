@@ -1,0 +1,6 @@
+// expect: switchyard: router::precomputed takes its weights from .routes, so router::scaled cannot change them.
+#include <switchyard/switchyard.hpp>
+
+namespace sy = switchyard;
+
+auto const wrong = sy::router::scaled<sy::router::precomputed, 5, 2>::name;

@@ -1,0 +1,6 @@
+// expect: switchyard: router::precomputed has no logits that router::with_bias could add to.
+#include <switchyard/switchyard.hpp>
+
+namespace sy = switchyard;
+
+auto const wrong = sy::router::with_bias<sy::router::precomputed>::name;

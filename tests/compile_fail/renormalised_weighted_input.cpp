@@ -1,0 +1,7 @@
+// expect: switchyard: capacity::renormalised gives dropped pairs no weight, so on_drop cannot add the weighted
+#include <switchyard/switchyard.hpp>
+
+namespace sy = switchyard;
+
+auto const wrong =
+    sy::capacity::renormalised<sy::capacity::on_drop<sy::capacity::fixed<4>, sy::dropped::weighted_input>>::name;
