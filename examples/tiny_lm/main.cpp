@@ -1,0 +1,158 @@
+// A small language model whose feed-forward blocks are Switchyard layers: scores a text, shows which experts were
+// used, and goes on writing after a prompt.
+#include <switchyard/switchyard.hpp>
+
+#include <cctype>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
+#include "evaluate.hpp"
+#include "file.hpp"
+#include "generate.hpp"
+#include "model.hpp"
+#include "options.hpp"
+#include "picture.hpp"
+#include "safetensors.hpp"
+#include "sha256.hpp"
+
+namespace {
+
+using namespace tiny_lm;
+
+bool to_terminal() {
+#if __has_include(<unistd.h>)
+  return isatty(STDOUT_FILENO) != 0;
+#else
+  return false;
+#endif
+}
+
+/// What training wrote down.
+struct record {
+  double moe, dense;  ///< bits per byte
+
+  explicit record(safetensors const& file)
+      : moe(number(file, "bits_per_byte")), dense(number(file, "dense_bits_per_byte")) {}
+
+  static double number(safetensors const& file, std::string const& key) {
+    std::string const& value = file.metadata(key);
+    char* end = nullptr;
+    double const result = std::strtod(value.c_str(), &end);
+    if (*end != '\0' || !(result > 0.0)) file.refuse("has no number in '" + key + "': '" + value + "'");
+    return result;
+  }
+};
+
+/// Prints the score beside the recorded ones. Throws when it is not that of the model that was trained.
+void compare(double score, record const& recorded) {
+  double const apart = std::abs(score - recorded.moe) / recorded.moe;
+  double const saved = (recorded.dense - score) / recorded.dense;
+  std::printf("  %.6f recorded after training: %.4f %% apart\n", recorded.moe, 100.0 * apart);
+  std::printf("  %.6f by the dense model with as many active weights: the experts are %.2f %% %s\n", recorded.dense,
+              100.0 * std::abs(saved), saved > 0.0 ? "better" : "worse");
+  if (!(apart <= 0.002)) {
+    throw std::runtime_error("expected the recorded score, " + std::to_string(recorded.moe) +
+                             " bits per byte, within 0.2 %, got " + std::to_string(score) +
+                             ". The header of the weight file is damaged or this program has a fault.");
+  }
+}
+
+template <class Layer>
+void report_usage(evaluation<Layer> const& score, std::string const& picture) {
+  shares const all = shares_of(score.used);
+  std::printf("%s", bars(all).c_str());
+  std::string const subtitle = "Top " + std::to_string(Layer::dims.top_k) + " of " +
+                               std::to_string(Layer::dims.experts) + " experts for each of " +
+                               std::to_string(score.bytes) + " bytes of text";
+  std::ofstream out(picture, std::ios::binary);
+  if (!(out << svg(all, subtitle)).flush()) throw std::runtime_error(picture + ": the picture cannot be written.");
+  std::printf("  as a picture: %s\n", std::filesystem::absolute(picture).string().c_str());
+}
+
+template <class Layer>
+void write_continuation(model<Layer> const& weights, options const& wanted) {
+  std::printf("%s", wanted.prompt.c_str());
+  std::fflush(stdout);
+  auto const start = std::chrono::steady_clock::now();
+  generate(weights, wanted.prompt, wanted.tokens, wanted.temperature, wanted.seed, [](unsigned char byte) {
+    // The shipped text is ASCII; a control byte could do things to the terminal.
+    std::putchar(std::isprint(byte) || byte == '\n' ? byte : '?');
+    std::fflush(stdout);
+  });
+  double const seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("\n\n  %d bytes, %.0f tokens/s\n", wanted.tokens, wanted.tokens / seconds);
+}
+
+template <class Layer>
+void run(options const& wanted) {
+  safetensors const file = safetensors::load(wanted.weights);
+  model<Layer> const weights(file);
+  std::printf("Model: %s\n", wanted.weights.c_str());
+  std::printf("  %d blocks with %s\n", blocks, sy::describe<Layer>().c_str());
+  std::printf("  %s weights, of which one byte meets %s\n", file.metadata("parameters").c_str(),
+              file.metadata("active_parameters").c_str());
+
+  record const recorded(file);
+  std::vector<char> const bytes = read_file(wanted.text);
+  std::vector<unsigned char> const text(bytes.begin(), bytes.end());
+  if (text.size() < 2) throw std::runtime_error(wanted.text + ": expected a text of at least 2 bytes.");
+  bool const recorded_text = sha256(text) == file.metadata("held_out_sha256");
+  if (!recorded_text && !wanted.own_text) {
+    throw std::runtime_error(wanted.text + ": this is not the text that the weights' score was recorded for.");
+  }
+  std::printf("\nScore on %s, %d windows at a time\n", wanted.text.c_str(), wanted.threads);
+  bool const draws_progress = to_terminal();
+  evaluation<Layer> const score = evaluate(weights, text, wanted.threads, [&](long long done, long long windows) {
+    if (!draws_progress) return;
+    std::printf("\r  %lld of %lld windows", done, windows);
+    std::fflush(stdout);
+  });
+  if (draws_progress) std::printf("\r\033[K");
+  std::printf("  %.6f bits per byte over %lld bytes\n", score.bits_per_byte, static_cast<long long>(score.bytes));
+  if (recorded_text) {
+    compare(score.bits_per_byte, recorded);
+  } else {
+    std::printf("  not compared: the recorded score is for another text\n");
+  }
+  std::printf("  %.1f s, %.0f bytes/s\n", score.seconds, static_cast<double>(score.bytes) / score.seconds);
+
+  std::printf("\nShare of each expert\n");
+  report_usage(score, wanted.picture);
+
+  std::printf("\nContinuation, temperature %g, seed %llu\n\n", wanted.temperature,
+              static_cast<unsigned long long>(wanted.seed));
+  write_continuation(weights, wanted);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    options const wanted = parse(argc, argv);
+    if (wanted.help) {
+      std::printf("%s", usage_text.data());
+    } else {
+      run<moe_layer>(wanted);
+    }
+    return 0;
+  } catch (usage_error const& wrong) {
+    std::fprintf(stderr, "tiny_lm: %s\n\n%s", wrong.what(), usage_text.data());
+    return 2;
+  } catch (std::exception const& wrong) {
+    std::fflush(stdout);
+    std::fprintf(stderr, "tiny_lm: %s\n", wrong.what());
+    return 1;
+  }
+}

@@ -1,0 +1,118 @@
+#pragma once
+
+#include <charconv>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+#include <string_view>
+#include <system_error>
+#include <thread>
+
+namespace tiny_lm {
+
+inline constexpr std::string_view usage_text = R"(usage: tiny_lm [flag value]...
+
+Scores a held-out text with a small Mixture-of-Experts language model, shows how often each expert was used, and
+continues a prompt.
+
+  --prompt TEXT      what to continue                           (And God said)
+  --tokens N         bytes to write                             (600)
+  --temperature T    0: always the likeliest byte; 1: as drawn  (0.7)
+  --seed N           of the draw                                (1)
+  --picture FILE     where the expert usage is drawn, as SVG    (expert_usage.svg)
+  --threads N        texts to score side by side                (all cores)
+  --weights FILE     another weight file
+  --text FILE        another text to score; the recorded score is for the shipped one only
+  --help             this text
+)";
+
+/// A command line that cannot be understood.
+struct usage_error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct options {
+  std::string prompt = "And God said";
+  int tokens = 600;
+  double temperature = 0.7;
+  std::uint64_t seed = 1;
+  std::string picture = "expert_usage.svg";
+  int threads = 1;
+  std::string weights = TINY_LM_WEIGHTS;  ///< the shipped files, from the build
+  std::string text = TINY_LM_TEXT;
+  bool own_text = false;  ///< the user named the text
+  bool help = false;
+};
+
+namespace detail {
+
+template <class Number>
+Number whole_number(std::string const& flag, std::string const& value, Number least, Number most) {
+  Number result{};
+  auto const [end, error] = std::from_chars(value.data(), value.data() + value.size(), result);
+  if (error != std::errc{} || end != value.data() + value.size() || result < least || result > most) {
+    throw usage_error(flag + ": expected a whole number from " + std::to_string(least) + " to " + std::to_string(most) +
+                      ", got '" + value + "'");
+  }
+  return result;
+}
+
+inline double number(std::string const& flag, std::string const& value, double least, double most) {
+  char* end = nullptr;
+  double const result = std::strtod(value.c_str(), &end);  // some standard libraries have no from_chars for double
+  if (value.empty() || end != value.c_str() + value.size() || !(result >= least && result <= most)) {
+    char range[64];
+    std::snprintf(range, sizeof range, "%g to %g", least, most);
+    throw usage_error(flag + ": expected a number from " + range + ", got '" + value + "'");
+  }
+  return result;
+}
+
+}  // namespace detail
+
+/// Reads `--flag value` and `--flag=value`. Throws usage_error.
+inline options parse(int argc, char const* const* argv) {
+  options result;
+  unsigned const cores = std::thread::hardware_concurrency();
+  result.threads = cores == 0 ? 1 : static_cast<int>(cores);
+
+  for (int i = 1; i < argc; ++i) {
+    std::string flag = argv[i], value;
+    if (flag == "--help" || flag == "-h") {
+      result.help = true;
+      continue;
+    }
+    auto const known = {"--prompt",  "--tokens",  "--temperature", "--seed",
+                        "--picture", "--threads", "--weights",     "--text"};
+    std::size_t const equals = flag.find('=');
+    bool const joined = flag.starts_with("--") && equals != std::string::npos;
+    if (joined) {
+      value = flag.substr(equals + 1);
+      flag.resize(equals);
+    }
+    bool found = false;
+    for (std::string_view name : known) found = found || flag == name;
+    if (!found) throw usage_error("unknown flag '" + flag + "'");
+    if (!joined) {
+      if (i + 1 == argc) throw usage_error(flag + " needs a value");
+      value = argv[++i];
+    }
+
+    if (flag == "--prompt") result.prompt = value;
+    if (flag == "--tokens") result.tokens = detail::whole_number(flag, value, 0, 1'000'000);
+    if (flag == "--temperature") result.temperature = detail::number(flag, value, 0.0, 100.0);
+    if (flag == "--seed") result.seed = detail::whole_number(flag, value, std::uint64_t{0}, ~std::uint64_t{0});
+    if (flag == "--picture") result.picture = value;
+    if (flag == "--threads") result.threads = detail::whole_number(flag, value, 1, 1024);
+    if (flag == "--weights") result.weights = value;
+    if (flag == "--text") {
+      result.text = value;
+      result.own_text = true;
+    }
+  }
+  return result;
+}
+
+}  // namespace tiny_lm
