@@ -13,7 +13,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <limits>
 #include <span>
 #include <string>
 #include <type_traits>
@@ -293,25 +292,24 @@ struct layer {
   }
 
   /// A stride of 0 is one that was forgotten, unless there is nothing to step to.
-  static void check_strides(char const* name, bool expert, bool row, bool column) {
-    if (expert && row && column) return;
-    fail(std::string("layer::forward, ") + name + ", strides",
-         "one for each of expert, row and column (layer::in_proj and its like set them)",
-         std::string("0 for ") + (!expert ? "the expert"
-                                  : !row  ? "the row"
-                                          : "the column"));
+  static void check_stride(std::int64_t stride, int count, char const* owner, char const* name) {
+    if (stride != 0 || count == 1) return;
+    fail(std::string("layer::forward, ") + owner + name,
+         "a number of elements other than 0 (layer::in_proj and its like set it)", "0");
   }
 
   static void check_weight(weight_view<Element> const& w, char const* name, char const* expected, int experts, int rows,
                            int columns) {
     check_pointer(w.data, name, expected);
-    check_strides(name, w.expert_stride != 0 || experts == 1, w.row_stride != 0 || rows == 1,
-                  w.column_stride != 0 || columns == 1);
+    check_stride(w.expert_stride, experts, name, ".expert_stride");
+    check_stride(w.row_stride, rows, name, ".row_stride");
+    check_stride(w.column_stride, columns, name, ".column_stride");
   }
 
   static void check_bias(bias_view<Element> const& b, char const* name, char const* expected, int size) {
     check_pointer(b.data, name, expected);
-    check_strides(name, b.expert_stride != 0 || Dims.experts == 1, b.stride != 0 || size == 1, true);
+    check_stride(b.expert_stride, Dims.experts, name, ".expert_stride");
+    check_stride(b.stride, size, name, ".stride");
   }
 
   static void check_weights(weights const& w) {

@@ -237,28 +237,30 @@ TEST_CASE("null pointers are refused by name", "[errors]") {
 }
 
 TEST_CASE("strides that were forgotten are refused by name", "[errors]") {
-  auto const of = [](std::string const& name, std::string const& which) {
-    return "layer::forward, " + name +
-           ", strides: expected one for each of expert, row and column (layer::in_proj and its like set them), got 0 "
-           "for the " +
-           which;
+  auto const of = [](std::string const& name, std::string const& stride) {
+    return "layer::forward, " + name + "." + stride +
+           ": expected a number of elements other than 0 (layer::in_proj and its like set it), got 0";
   };
-  refuses<full>([](auto& c) { c.args.weights.gate_proj = {c.matrix.data()}; }, of("weights.gate_proj", "expert"));
-  refuses<full>([](auto& c) { c.args.weights.up_proj.expert_stride = 0; }, of("weights.up_proj", "expert"));
-  refuses<full>([](auto& c) { c.args.weights.up_proj.row_stride = 0; }, of("weights.up_proj", "row"));
-  refuses<full>([](auto& c) { c.args.weights.up_proj.column_stride = 0; }, of("weights.up_proj", "column"));
-  refuses<full>([](auto& c) { c.args.weights.down_proj.expert_stride = 0; }, of("weights.down_proj", "expert"));
-  refuses<full>([](auto& c) { c.args.weights.down_proj.row_stride = 0; }, of("weights.down_proj", "row"));
-  refuses<full>([](auto& c) { c.args.weights.down_proj.column_stride = 0; }, of("weights.down_proj", "column"));
-  refuses<full>([](auto& c) { c.args.weights.bias.gate = {c.biases.data()}; }, of("weights.bias.gate", "expert"));
-  refuses<full>([](auto& c) { c.args.weights.bias.up.expert_stride = 0; }, of("weights.bias.up", "expert"));
-  refuses<full>([](auto& c) { c.args.weights.bias.up.stride = 0; }, of("weights.bias.up", "row"));
-  refuses<full>([](auto& c) { c.args.weights.bias.down.expert_stride = 0; }, of("weights.bias.down", "expert"));
-  refuses<full>([](auto& c) { c.args.weights.bias.down.stride = 0; }, of("weights.bias.down", "row"));
-  refuses<full>([](auto& c) { c.args.weights.shared.gate_proj.row_stride = 0; }, of("weights.shared.gate_proj", "row"));
+  refuses<full>([](auto& c) { c.args.weights.gate_proj = {c.matrix.data()}; },
+                of("weights.gate_proj", "expert_stride"));
+  refuses<full>([](auto& c) { c.args.weights.up_proj.expert_stride = 0; }, of("weights.up_proj", "expert_stride"));
+  refuses<full>([](auto& c) { c.args.weights.up_proj.row_stride = 0; }, of("weights.up_proj", "row_stride"));
+  refuses<full>([](auto& c) { c.args.weights.up_proj.column_stride = 0; }, of("weights.up_proj", "column_stride"));
+  refuses<full>([](auto& c) { c.args.weights.down_proj.expert_stride = 0; }, of("weights.down_proj", "expert_stride"));
+  refuses<full>([](auto& c) { c.args.weights.down_proj.row_stride = 0; }, of("weights.down_proj", "row_stride"));
+  refuses<full>([](auto& c) { c.args.weights.down_proj.column_stride = 0; }, of("weights.down_proj", "column_stride"));
+  refuses<full>([](auto& c) { c.args.weights.bias.gate = {c.biases.data()}; },
+                of("weights.bias.gate", "expert_stride"));
+  refuses<full>([](auto& c) { c.args.weights.bias.up.expert_stride = 0; }, of("weights.bias.up", "expert_stride"));
+  refuses<full>([](auto& c) { c.args.weights.bias.up.stride = 0; }, of("weights.bias.up", "stride"));
+  refuses<full>([](auto& c) { c.args.weights.bias.down.expert_stride = 0; }, of("weights.bias.down", "expert_stride"));
+  refuses<full>([](auto& c) { c.args.weights.bias.down.stride = 0; }, of("weights.bias.down", "stride"));
+  refuses<full>([](auto& c) { c.args.weights.shared.gate_proj.row_stride = 0; },
+                of("weights.shared.gate_proj", "row_stride"));
   refuses<full>([](auto& c) { c.args.weights.shared.up_proj.column_stride = 0; },
-                of("weights.shared.up_proj", "column"));
-  refuses<full>([](auto& c) { c.args.weights.shared.down_proj.row_stride = 0; }, of("weights.shared.down_proj", "row"));
+                of("weights.shared.up_proj", "column_stride"));
+  refuses<full>([](auto& c) { c.args.weights.shared.down_proj.row_stride = 0; },
+                of("weights.shared.down_proj", "row_stride"));
 }
 
 TEST_CASE("a stride that nothing steps along may be anything", "[errors]") {
