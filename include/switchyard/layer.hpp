@@ -251,6 +251,43 @@ struct layer {
     Backend::template forward<layer>(a, where);
   }
 
+  /// Throws `error` when an argument does not fit. `forward` calls it; so does a backend that offers single steps.
+  static void check(args const& a) {
+    std::int64_t const tokens = a.tokens.rows;
+    if (tokens < 0 || tokens > most_tokens) fail_tokens("layer::forward", tokens);
+    check_matrix(a.tokens, "tokens", tokens);
+    check_matrix(a.output, "output", tokens);
+    check_weights(a.weights);
+    if constexpr (router_traits.precomputed) {
+      if (tokens > 0) {
+        check_pointer(a.routes.experts, "routes.experts", "[tokens, top_k] int32");
+        check_pointer(a.routes.weights, "routes.weights", "[tokens, top_k] float");
+      }
+      if (a.decisions.logits != nullptr) {
+        fail("layer::forward, decisions.logits", "a null pointer, for precomputed routes have no logits", "a pointer");
+      }
+    } else if constexpr (router_traits.gate == gate_owner::model) {
+      check_router(a.shared_router, "shared_router.");
+    } else {
+      check_router(a.weights.router, "weights.router.");
+    }
+    if (a.tokens_per_group < 0) {
+      fail("layer::forward, tokens_per_group", "0 (one group) or more", std::to_string(a.tokens_per_group));
+    }
+    std::size_t const needed = workspace_bytes(tokens);
+    if (a.workspace.size() < needed) {
+      fail("layer::forward, workspace", std::to_string(needed) + " bytes for " + std::to_string(tokens) + " tokens",
+           std::to_string(a.workspace.size()) + " bytes");
+    }
+    if (needed > 0 && a.workspace.data() == nullptr) fail("layer::forward, workspace", "memory", "a null pointer");
+    auto const misplaced = reinterpret_cast<std::uintptr_t>(a.workspace.data()) % workspace_alignment;
+    if (needed > 0 && misplaced != 0) {
+      fail("layer::forward, workspace", "an address that is a multiple of " + std::to_string(workspace_alignment),
+           "one that is " + std::to_string(misplaced) + " bytes past it");
+    }
+    check_overlap(a, needed);
+  }
+
  private:
   /// Rows and pairs are numbered with 32 bits; offsets in memory are 64 bits wide.
   static constexpr std::int64_t most_tokens = (std::int64_t{1} << 31) / Dims.top_k - 1;
@@ -372,42 +409,6 @@ struct layer {
       fail("layer::forward, workspace", "memory apart from tokens and output",
            workspace.meets(tokens) ? "memory that overlaps tokens" : "memory that overlaps output");
     }
-  }
-
-  static void check(args const& a) {
-    std::int64_t const tokens = a.tokens.rows;
-    if (tokens < 0 || tokens > most_tokens) fail_tokens("layer::forward", tokens);
-    check_matrix(a.tokens, "tokens", tokens);
-    check_matrix(a.output, "output", tokens);
-    check_weights(a.weights);
-    if constexpr (router_traits.precomputed) {
-      if (tokens > 0) {
-        check_pointer(a.routes.experts, "routes.experts", "[tokens, top_k] int32");
-        check_pointer(a.routes.weights, "routes.weights", "[tokens, top_k] float");
-      }
-      if (a.decisions.logits != nullptr) {
-        fail("layer::forward, decisions.logits", "a null pointer, for precomputed routes have no logits", "a pointer");
-      }
-    } else if constexpr (router_traits.gate == gate_owner::model) {
-      check_router(a.shared_router, "shared_router.");
-    } else {
-      check_router(a.weights.router, "weights.router.");
-    }
-    if (a.tokens_per_group < 0) {
-      fail("layer::forward, tokens_per_group", "0 (one group) or more", std::to_string(a.tokens_per_group));
-    }
-    std::size_t const needed = workspace_bytes(tokens);
-    if (a.workspace.size() < needed) {
-      fail("layer::forward, workspace", std::to_string(needed) + " bytes for " + std::to_string(tokens) + " tokens",
-           std::to_string(a.workspace.size()) + " bytes");
-    }
-    if (needed > 0 && a.workspace.data() == nullptr) fail("layer::forward, workspace", "memory", "a null pointer");
-    auto const misplaced = reinterpret_cast<std::uintptr_t>(a.workspace.data()) % workspace_alignment;
-    if (needed > 0 && misplaced != 0) {
-      fail("layer::forward, workspace", "an address that is a multiple of " + std::to_string(workspace_alignment),
-           "one that is " + std::to_string(misplaced) + " bytes past it");
-    }
-    check_overlap(a, needed);
   }
 };
 

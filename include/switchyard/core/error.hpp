@@ -22,16 +22,26 @@ class error : public std::exception {
   std::string message_;
 };
 
+/// Throws `failure`; built without exceptions, prints what it says to stderr and aborts.
+template <class Error>
+[[noreturn]] void raise(Error failure) {
+#if defined(__cpp_exceptions)
+  throw Error(std::move(failure));
+#else
+  std::fprintf(stderr, "%s\n", failure.what());
+  std::abort();
+#endif
+}
+
+/// The one line of a failure: `switchyard: <what>: expected <expected>, got <got>`.
+inline std::string sentence(std::string const& what, std::string const& expected, std::string const& got) {
+  return "switchyard: " + what + ": expected " + expected + ", got " + got;
+}
+
 /// Reports wrong use of the library. Throws `error`; built without exceptions, prints the same line to
 /// stderr and aborts.
 [[noreturn]] inline void fail(std::string const& what, std::string const& expected, std::string const& got) {
-  std::string message = "switchyard: " + what + ": expected " + expected + ", got " + got;
-#if defined(__cpp_exceptions)
-  throw error(std::move(message));
-#else
-  std::fprintf(stderr, "%s\n", message.c_str());
-  std::abort();
-#endif
+  raise(error(sentence(what, expected, got)));
 }
 
 }  // namespace switchyard

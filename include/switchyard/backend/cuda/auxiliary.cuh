@@ -1,0 +1,134 @@
+#pragma once
+
+#include <switchyard/auxiliary.hpp>
+#include <switchyard/layer.hpp>
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+
+/// The auxiliary values of a pass on the GPU, for calls that ask for them.
+namespace switchyard::backend::device {
+
+inline constexpr int auxiliary_threads = 1024, auxiliary_warps = auxiliary_threads / 32;
+
+/// As `switchyard::auxiliary`, in one block: each warp takes some tokens of a group, each lane an expert. Sums are taken
+/// in double and in an order that depends on nothing but the sizes. `log_sums` is scratch, [tokens].
+template <class Layer>
+__global__ void __launch_bounds__(auxiliary_threads)
+    auxiliary_of_pass(routing_record const record, double* log_sums, switchyard::auxiliary_values* result) {
+  constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
+  constexpr int sums = 5;  // probability, first choices, kept choices, combine weights, load: of one expert
+  __shared__ double partial[sums][auxiliary_warps][32];
+  extern __shared__ __align__(16) double batch[];  // [experts] probability, [experts] load
+  int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  auto const active = [&](std::int64_t token) { return record.active == nullptr || record.active[token] != 0; };
+  std::int64_t const group_size = record.tokens_per_group > 0 ? record.tokens_per_group : record.tokens;
+  for (int i = thread; i < 2 * experts; i += auxiliary_threads) batch[i] = 0.0;
+
+  // Of warp 0, the same on all lanes.
+  double balance_first = 0.0, balance_kept = 0.0, balance_combine = 0.0, z = 0.0, groups = 0.0, all = 0.0;
+  auto const over_lanes = [](double value) {
+    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+    return value;
+  };
+
+  for (std::int64_t begin = 0; begin < record.tokens; begin += group_size) {
+    std::int64_t const end = begin + group_size < record.tokens ? begin + group_size : record.tokens;
+    double counted = 0.0, squares = 0.0;
+    for (std::int64_t token = begin + warp; token < end; token += auxiliary_warps) {
+      if (!active(token)) continue;
+      float const* const logits = record.logits + token * experts;
+      float largest = -infinity;
+      for (int e = lane; e < experts; e += 32) largest = logits[e] > largest ? logits[e] : largest;
+      for (int distance = 16; distance > 0; distance /= 2) {
+        float const other = __shfl_xor_sync(~0u, largest, distance);
+        largest = other > largest ? other : largest;
+      }
+      double total = 0.0;
+      for (int e = lane; e < experts; e += 32) total += std::exp(logits[e] - largest);
+      double const log_sum = largest + std::log(over_lanes(total));
+      if (lane == 0) log_sums[token] = log_sum;
+      counted += 1.0;
+      squares += log_sum * log_sum;
+    }
+    if (lane == 0) {
+      partial[0][warp][0] = counted;
+      partial[1][warp][0] = squares;
+    }
+    __syncthreads();
+    double tokens = 0.0, group_squares = 0.0;
+    for (int w = 0; w < auxiliary_warps; ++w) {
+      tokens += partial[0][w][0];
+      group_squares += partial[1][w][0];
+    }
+    __syncthreads();
+    if (tokens == 0.0) continue;
+    groups += 1.0;
+    all += tokens;
+    z += group_squares;
+
+    for (int first = 0; first < experts; first += 32) {
+      int const e = first + lane;
+      double sum[sums] = {};
+      for (std::int64_t token = begin + warp; token < end; token += auxiliary_warps) {
+        if (!active(token)) continue;
+        if (e < experts) sum[0] += std::exp(static_cast<float>(record.logits[token * experts + e] - log_sums[token]));
+        for (int k = 0; k < top_k; ++k) {
+          std::int64_t const pair = token * top_k + k;
+          std::int32_t const expert = record.experts[pair];
+          bool const dropped = record.dropped != nullptr && record.dropped[pair] != 0;
+          if (k == 0 && expert >= 0) {
+            sum[1] += expert == e ? 1.0 : 0.0;
+            sum[2] += (dropped ? 0 : expert) == e ? 1.0 : 0.0;
+          }
+          if (expert != e) continue;
+          if (!dropped) sum[3] += record.weights[pair];
+          sum[4] += 1.0;
+        }
+      }
+      for (int s = 0; s < sums; ++s) partial[s][warp][lane] = sum[s];
+      __syncthreads();
+      if (warp == 0) {
+        for (int s = 0; s < sums; ++s) {
+          sum[s] = 0.0;
+          for (int w = 0; w < auxiliary_warps; ++w) sum[s] += partial[s][w][lane];
+        }
+        balance_first += over_lanes(sum[1] / tokens * (sum[0] / tokens));
+        balance_kept += over_lanes(sum[2] / tokens * (sum[0] / tokens));
+        balance_combine += over_lanes(sum[2] / tokens * (sum[3] / tokens));
+        if (e < experts) {
+          batch[e] += sum[0];
+          batch[experts + e] += sum[4];
+        }
+      }
+      __syncthreads();
+    }
+  }
+  if (warp != 0) return;
+  __syncwarp();
+
+  double balance_all = 0.0, square = 0.0;
+  double const mean = all * top_k / experts;
+  for (int e = lane; e < experts && all > 0.0; e += 32) {
+    double const load = batch[experts + e];
+    balance_all += load / all * (batch[e] / all);
+    square += (load - mean) * (load - mean);
+  }
+  balance_all = over_lanes(balance_all);
+  square = over_lanes(square);
+  if (lane != 0) return;
+  switchyard::auxiliary_values values{};
+  if (all > 0.0) {
+    values.balance_first_choice = static_cast<float>(experts * balance_first / groups);
+    values.balance_all_choices = static_cast<float>(experts * balance_all);
+    values.balance_kept_choice = static_cast<float>(experts * balance_kept / groups);
+    values.balance_combine_weight = static_cast<float>(experts * balance_combine / groups);
+    values.z_loss = static_cast<float>(z / all);
+    values.load_variation = static_cast<float>(std::sqrt(square / experts) / mean);
+  }
+  *result = values;
+}
+
+}  // namespace switchyard::backend::device

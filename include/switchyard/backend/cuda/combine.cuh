@@ -1,0 +1,147 @@
+#pragma once
+
+#include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/layer.hpp>
+
+#include <cmath>
+#include <cstdint>
+
+/// Step 4 of `backend::cuda`: each token's output from the rows of its experts.
+namespace switchyard::backend::device {
+
+/// What combining reads and writes, all on the device.
+template <class Element>
+struct combine_args {
+  view<Element const> tokens;
+  view<Element> output;
+  bool aligned;                 ///< tokens and output may be moved by 16 bytes
+  std::uint8_t const* active;   ///< null: all
+  std::int32_t const* experts;  ///< [tokens, top_k]
+  float const* weights;         ///< [tokens, top_k]
+  std::uint8_t const* dropped;  ///< [tokens, top_k], null without drops
+  std::int32_t const* row_of;   ///< [tokens, top_k]
+  Element const* outer;         ///< [rows, outer_stride]
+  std::int64_t outer_stride;    ///< a multiple of 16 bytes
+  Element const* shared_outer;  ///< [tokens, outer_stride], null without a shared expert
+  Element const* shared_gate;   ///< [hidden], null without one
+  switchyard::decisions decisions;
+};
+
+/// Threads of a block: 16 bytes each, as many as a token needs, at most 256.
+template <class Layer>
+struct combine_block {
+  static constexpr std::int64_t chunks =
+      divide_up(Layer::dims.hidden * static_cast<std::int64_t>(sizeof(typename Layer::element)), chunk_bytes);
+  static constexpr int threads = chunks > 256 ? 256 : static_cast<int>(divide_up(chunks, 32)) * 32;
+};
+
+/// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus the shared expert.
+/// A block per token; each thread has its own features. A token that is not active gets zeros, and one whose router had
+/// no choice gets NaN.
+template <class Layer>
+__global__ void __launch_bounds__(combine_block<Layer>::threads)
+    combine_rows(combine_args<typename Layer::element> const args) {
+  using element = typename Layer::element;
+  constexpr int hidden = Layer::dims.hidden, top_k = Layer::dims.top_k, threads = combine_block<Layer>::threads;
+  constexpr int width = chunk_bytes / static_cast<int>(sizeof(element));
+  constexpr expert_traits traits = Layer::expert_traits;
+  constexpr capacity_traits capacity = Layer::capacity_traits;
+  constexpr float scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator);
+  std::int64_t const token = blockIdx.x, pairs = token * top_k;
+  int const thread = static_cast<int>(threadIdx.x);
+  element const* const x = args.tokens.row(token);
+  element* const y = args.output.row(token);
+  bool const active = args.active == nullptr || args.active[token] != 0;
+
+  std::int32_t rows[top_k];
+  float weights[top_k];
+  bool all_dropped = active;
+  float start = 0.0f;
+#pragma unroll
+  for (int k = 0; k < top_k; ++k) {
+    rows[k] = args.row_of[pairs + k];
+    weights[k] = args.weights[pairs + k];
+    bool const lost = capacity.drops && args.dropped[pairs + k] != 0;
+    all_dropped = all_dropped && lost;
+    if (active && rows[k] < 0 && !lost) start = __int_as_float(0x7fffffff);
+    if (thread == k % threads) {
+      decisions const& to = args.decisions;
+      if (to.experts != nullptr) to.experts[pairs + k] = args.experts[pairs + k];
+      if (to.weights != nullptr) to.weights[pairs + k] = lost ? 0.0f : weights[k];
+      if (to.dropped != nullptr) to.dropped[pairs + k] = lost;
+    }
+  }
+  bool const hand_through = capacity.on_drop == dropped::input && all_dropped;
+
+  float shared_weight = 1.0f;
+  if constexpr (traits.gate == shared_gate::sigmoid) {
+    __shared__ float partial[threads / 32];
+    float sum = 0.0f;
+    for (int h = thread; h < hidden; h += threads) {
+      sum += static_cast<float>(x[h]) * static_cast<float>(args.shared_gate[h]);
+    }
+    for (int distance = 16; distance > 0; distance /= 2) sum += __shfl_xor_sync(~0u, sum, distance);
+    if (thread % 32 == 0) partial[thread / 32] = sum;
+    __syncthreads();  // and the output, which may be the tokens, is written by nobody before all have read
+    sum = 0.0f;
+    for (float p : partial) sum += p;
+    shared_weight = 1.0f / (1.0f + std::exp(-sum));
+  }
+
+  for (int first = thread * width; first < hidden; first += threads * width) {
+    int const count = hidden - first < width ? hidden - first : width;
+    alignas(16) element values[width];
+    float sum[width];
+    auto const add = [&](float weight) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) sum[i] += weight * static_cast<float>(values[i]);
+    };
+    auto const read_token = [&] {
+      if (args.aligned && count == width) {
+        *reinterpret_cast<chunk*>(values) = *reinterpret_cast<chunk const*>(x + first);
+      } else {
+#pragma unroll
+        for (int i = 0; i < width; ++i) values[i] = i < count ? x[first + i] : element(0.0f);
+      }
+    };
+#pragma unroll
+    for (int i = 0; i < width; ++i) sum[i] = start;
+    if constexpr (capacity.drops && capacity.on_drop != dropped::zero) {
+      if (active) read_token();
+    }
+    if (hand_through) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) sum[i] = static_cast<float>(values[i]);
+    }
+#pragma unroll
+    for (int k = 0; k < top_k; ++k) {
+      if (rows[k] >= 0) {
+        alignas(16) element row[width];
+        *reinterpret_cast<chunk*>(row) =
+            *reinterpret_cast<chunk const*>(args.outer + rows[k] * args.outer_stride + first);
+        float const weight = Layer::router_traits.weighs_input ? scale : scale * weights[k];
+#pragma unroll
+        for (int i = 0; i < width; ++i) sum[i] += weight * static_cast<float>(row[i]);
+      } else if (capacity.on_drop == dropped::weighted_input && active) {
+        add(weights[k]);
+      }
+    }
+    if constexpr (traits.shared_intermediate > 0) {
+      if (active) {
+        *reinterpret_cast<chunk*>(values) =
+            *reinterpret_cast<chunk const*>(args.shared_outer + token * args.outer_stride + first);
+        add(shared_weight);
+      }
+    }
+    if (args.aligned && count == width) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) values[i] = element(sum[i]);
+      *reinterpret_cast<chunk*>(y + first) = *reinterpret_cast<chunk const*>(values);
+    } else {
+      for (int i = 0; i < count; ++i) y[first + i] = element(sum[i]);
+    }
+  }
+}
+
+}  // namespace switchyard::backend::device

@@ -1,0 +1,395 @@
+#pragma once
+
+#include <switchyard/backend/cuda/auxiliary.cuh>
+#include <switchyard/backend/cuda/combine.cuh>
+#include <switchyard/backend/cuda/grouped_gemm.cuh>
+#include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/plan.cuh>
+#include <switchyard/backend/cuda/route.cuh>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/layer.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+namespace switchyard {
+
+/// A call's routes in its workspace, on the device: between `backend::cuda::route` and `plan` an engine may write its
+/// own.
+struct cuda_routes {
+  std::int32_t* experts;  ///< [tokens, top_k]; -1 for a pair that goes nowhere
+  float* weights;         ///< [tokens, top_k]
+  float* priority;        ///< [tokens]; null unless the capacity serves queue::priority
+};
+
+namespace backend {
+
+/// Runs a layer on an NVIDIA GPU of compute capability 8.0 or newer. Everything that the arguments point to is device
+/// memory.
+///
+/// `forward` enqueues a fixed number of kernels and returns: it allocates nothing, waits for nothing and reads nothing
+/// back, so it can be captured in a CUDA graph. The result has the same bits on every run. Logits or routes that are no
+/// numbers, or name no expert, cannot be reported: the outputs of their tokens are NaN.
+struct cuda {
+  static constexpr std::string_view name = "cuda";
+  using context = cuda_context;
+
+  template <class Layer>
+  static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
+    carver measure;
+    pieces<Layer>(measure, tokens);
+    return measure.bytes();
+  }
+
+  template <class Layer>
+  static void forward(forward_args<Layer> const& args, context const& where) {
+    enqueue_route(args, where);
+    enqueue_plan(args, where);
+    enqueue_experts(args, where);
+  }
+
+  /// Kernels that one `forward` of at least one token enqueues; one more when auxiliary values are asked for.
+  template <class Layer>
+  static constexpr int launches() {
+    bool const sorts = Layer::capacity_traits.drops && Layer::capacity_traits.order == queue::priority;
+    return 5 + (Layer::capacity_traits.drops ? 1 : 0) + (sorts ? 1 : 0);
+  }
+
+  /// The first of the three steps of `forward`: tokens to experts and weights. Steps of one call share its arguments.
+  template <class Layer>
+  static void route(forward_args<Layer> const& args, context const& where = {}) {
+    Layer::check(args);
+    enqueue_route(args, where);
+  }
+
+  /// The second step: from the routes in the workspace to the rows of each expert.
+  template <class Layer>
+  static void plan(forward_args<Layer> const& args, context const& where = {}) {
+    Layer::check(args);
+    enqueue_plan(args, where);
+  }
+
+  /// The third step: both products, and the sum over each token's experts.
+  template <class Layer>
+  static void experts(forward_args<Layer> const& args, context const& where = {}) {
+    Layer::check(args);
+    enqueue_experts(args, where);
+  }
+
+  /// Where the routes of a call stand.
+  template <class Layer>
+  static cuda_routes routes_of(forward_args<Layer> const& args) {
+    pieces<Layer> const p(args);
+    return {p.experts, p.routed_weights, p.priority};
+  }
+
+  /// Where the plan of a call stands. `pair_of` has as many entries as there are rows: `offsets[experts]`.
+  template <class Layer>
+  static dispatch_plan plan_of(forward_args<Layer> const& args) {
+    return pieces<Layer>(args).plan;
+  }
+
+ private:
+  /// Every temporary of a call.
+  template <class Layer>
+  struct pieces {
+    using element = typename Layer::element;
+    static constexpr shape dims = Layer::dims;
+    static constexpr capacity_traits capacity = Layer::capacity_traits;
+    static constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
+    static constexpr bool sorts = capacity.drops && capacity.order == queue::priority;
+
+    float* logits = nullptr;                            // [tokens, experts], written for auxiliary values only
+    std::int32_t* experts;                              // [tokens, top_k]
+    float *routed_weights, *weights;                    // [tokens, top_k]
+    float* priority = nullptr;                          // [tokens]
+    std::int32_t *order = nullptr, *scratch = nullptr;  // [tokens]
+    std::uint8_t* dropped = nullptr;                    // [tokens, top_k]
+    std::int32_t *chosen, *kept;                        // [experts, pieces], see plan.cuh
+    dispatch_plan plan;
+    std::int32_t* first_tile;                                  // [experts + 1]
+    element *inner, *outer;                                    // [rows, inner_stride], [rows, outer_stride]
+    element *shared_inner = nullptr, *shared_outer = nullptr;  // [tokens, ...]
+
+    /// Rows start at multiples of 16 bytes.
+    static constexpr std::int64_t padded(int width) {
+      constexpr int size = device::chunk_bytes / static_cast<int>(sizeof(element));
+      return divide_up(width, size) * size;
+    }
+    static constexpr std::int64_t inner_stride = padded(dims.intermediate);
+    static constexpr std::int64_t outer_stride = padded(dims.hidden);
+    static constexpr std::int64_t shared_inner_stride = padded(shared_intermediate);
+
+    static constexpr std::int64_t chosen_pieces(std::int64_t tokens) {
+      return divide_up(
+          tokens, Layer::router_traits.precomputed ? device::take_routes_tokens : device::route_tile<Layer>::tokens);
+    }
+
+    constexpr pieces(carver& from, std::int64_t tokens) {
+      std::int64_t const pairs = tokens * dims.top_k;
+      if constexpr (!Layer::router_traits.precomputed) logits = from.take<float>(tokens * dims.experts);
+      experts = from.take<std::int32_t>(pairs);
+      weights = routed_weights = from.take<float>(pairs);
+      if constexpr (capacity.renormalises) weights = from.take<float>(pairs);
+      if constexpr (sorts) {
+        priority = from.take<float>(tokens);
+        order = from.take<std::int32_t>(tokens);
+        scratch = from.take<std::int32_t>(tokens);
+      }
+      kept = chosen = from.take<std::int32_t>(dims.experts * chosen_pieces(tokens));
+      if constexpr (capacity.drops) {
+        dropped = from.take<std::uint8_t>(pairs);
+        kept = from.take<std::int32_t>(dims.experts * tokens);  // as many groups as tokens at most
+      }
+      plan.offsets = from.take<std::int32_t>(dims.experts + 1);
+      plan.pair_of = from.take<std::int32_t>(pairs);
+      plan.row_of = from.take<std::int32_t>(pairs);
+      first_tile = from.take<std::int32_t>(dims.experts + 1);
+      inner = from.take<element>(pairs * inner_stride);
+      outer = from.take<element>(pairs * outer_stride);
+      if constexpr (shared_intermediate > 0) {
+        shared_inner = from.take<element>(tokens * shared_inner_stride);
+        shared_outer = from.take<element>(tokens * outer_stride);
+      }
+    }
+
+    explicit pieces(forward_args<Layer> const& args) : pieces(carver(args.workspace.data()), args.tokens.rows) {}
+
+   private:
+    pieces(carver&& from, std::int64_t tokens) : pieces(from, tokens) {}
+  };
+
+  /// Calls `body.template operator()<Tile>()` with the product's tile for so many tokens. Where rows per expert are few,
+  /// a tile of many rows would multiply zeros. No device has been measured yet: the limits are half a tile's rows.
+  template <class Layer, class Body>
+  static void with_tile(std::int64_t tokens, Body const& body) {
+    std::int64_t const rows_per_expert = divide_up(tokens * Layer::dims.top_k, Layer::dims.experts);
+    if (rows_per_expert <= device::few_rows::tile.rows / 2) {
+      body.template operator()<device::few_rows>();
+    } else if (rows_per_expert <= 48) {
+      body.template operator()<device::some_rows>();
+    } else {
+      body.template operator()<device::many_rows>();
+    }
+  }
+
+  template <class T>
+  static bool is_aligned(T const* pointer, std::int64_t stride) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % device::chunk_bytes == 0 &&
+           stride * static_cast<std::int64_t>(sizeof(T)) % device::chunk_bytes == 0;
+  }
+  template <class T>
+  static bool is_aligned(view<T> const& v) {
+    return is_aligned(v.data, v.rows > 1 ? v.row_stride : 0);
+  }
+  template <class T>
+  static device::product_weights<T> weights_of(weight_view<T> const& v) {
+    bool const chunks = v.column_stride == 1 && is_aligned(v.data, v.row_stride) && is_aligned(v.data, v.expert_stride);
+    auto const size = [](std::int64_t stride) { return stride < 0 ? -stride : stride; };
+    return {v, chunks                                       ? device::access::by_chunks
+               : size(v.row_stride) < size(v.column_stride) ? device::access::along_rows
+                                                            : device::access::along_columns};
+  }
+
+  template <class Layer>
+  static std::int64_t group_size(forward_args<Layer> const& args) {
+    std::int64_t const tokens = args.tokens.rows;
+    return args.tokens_per_group > 0 && args.tokens_per_group < tokens ? args.tokens_per_group : tokens;
+  }
+
+  template <class Layer>
+  static void enqueue_route(forward_args<Layer> const& args, context const& where) {
+    using element = typename Layer::element;
+    std::int64_t const tokens = args.tokens.rows;
+    if (tokens == 0) return;
+    pieces<Layer> const p(args);
+    device::route_args<element> to{.tokens = args.tokens,
+                                   .router = {},
+                                   .active = args.active,
+                                   .aligned_tokens = is_aligned(args.tokens),
+                                   .aligned_router = false,
+                                   .experts = p.experts,
+                                   .weights = p.routed_weights,
+                                   .priority = p.priority,
+                                   .logits = args.decisions.logits,
+                                   .chosen = p.chosen,
+                                   .pieces = p.chosen_pieces(tokens)};
+    if constexpr (Layer::router_traits.precomputed) {
+      device::launch(where, "take_routes", device::take_routes<Layer>, to.pieces, device::take_routes_tokens,
+                     Layer::dims.experts * sizeof(std::int32_t), args.routes, tokens, to);
+    } else {
+      using tile = device::route_tile<Layer>;
+      if constexpr (Layer::router_traits.gate == gate_owner::model) {
+        to.router = args.shared_router;
+      } else {
+        to.router = args.weights.router;
+      }
+      to.aligned_router = is_aligned(to.router.weight, Layer::dims.hidden);
+      if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = p.logits;
+      device::launch(where, "route_tokens", device::route_tokens<Layer>, to.pieces, tile::threads, tile::shared_bytes,
+                     to);
+    }
+  }
+
+  template <class Layer>
+  static void enqueue_plan(forward_args<Layer> const& args, context const& where) {
+    using capacity = typename Layer::capacity;
+    constexpr shape dims = Layer::dims;
+    std::int64_t const tokens = args.tokens.rows;
+    pieces<Layer> const p(args);
+    std::int64_t const size = group_size(args), groups = tokens == 0 ? 0 : divide_up(tokens, size);
+    device::plan_args with{
+        .tokens = tokens,
+        .group_size = size,
+        .slots = capacity::slots_per_expert(dims, size),
+        .slots_last = capacity::slots_per_expert(dims, groups == 0 ? 0 : tokens - (groups - 1) * size),
+        .experts = p.experts,
+        .routed_weights = p.routed_weights,
+        .order = p.order,
+        .dropped = p.dropped,
+        .chosen = p.chosen,
+        .chosen_pieces = p.chosen_pieces(tokens),
+        .kept = p.kept,
+        .kept_pieces = Layer::capacity_traits.drops ? groups : p.chosen_pieces(tokens),
+        .weights = p.weights,
+        .plan = p.plan,
+        .first_tile = p.first_tile,
+        .tile_rows = 0,
+        .counts = args.decisions.counts,
+        .load = args.decisions.load};
+    with_tile<Layer>(tokens, [&]<class Tile>() { with.tile_rows = Tile::tile.rows; });
+    if constexpr (Layer::capacity_traits.drops) {
+      if (tokens > 0) {
+        if constexpr (Layer::capacity_traits.order == queue::priority) {
+          device::launch(where, "order_tokens", device::order_tokens<Layer>, groups, device::plan_threads, 0,
+                         p.priority, tokens, size, p.order, p.scratch);
+        }
+        device::launch(where, "queue_pairs", device::queue_pairs<Layer>, groups * dims.experts, device::plan_threads, 0,
+                       with);
+      }
+    }
+    device::launch(where, "assign_rows", device::assign_rows<Layer>, dims.experts, device::plan_threads, 0, with);
+  }
+
+  template <class Layer>
+  static void enqueue_experts(forward_args<Layer> const& args, context const& where) {
+    using element = typename Layer::element;
+    using expert = typename Layer::expert;
+    constexpr shape dims = Layer::dims;
+    constexpr expert_traits traits = Layer::expert_traits;
+    std::int64_t const tokens = args.tokens.rows;
+    pieces<Layer> const p(args);
+    if (tokens > 0) {
+      using in = device::product_in<expert, element, dims.hidden, dims.intermediate, Layer::router_traits.weighs_input>;
+      using out = device::product_out<expert, element, dims.hidden, dims.intermediate>;
+      device::product_args<element> first{.routed = {},
+                                          .shared = {},
+                                          .experts = dims.experts,
+                                          .top_k = dims.top_k,
+                                          .offsets = p.plan.offsets,
+                                          .first_tile = p.first_tile,
+                                          .pair_of = p.plan.pair_of,
+                                          .weights = p.weights,
+                                          .tokens = tokens};
+      auto second = first;
+      device::access const by_tokens =
+          is_aligned(args.tokens) ? device::access::by_chunks : device::access::along_columns;
+      first.routed = {.rows = args.tokens.data,
+                      .row_stride = args.tokens.row_stride,
+                      .how = by_tokens,
+                      .gate = {},
+                      .weight = weights_of(args.weights.up_proj),
+                      .gate_bias = {},
+                      .bias = {},
+                      .result = p.inner,
+                      .result_stride = p.inner_stride};
+      second.routed = {.rows = p.inner,
+                       .row_stride = p.inner_stride,
+                       .how = device::access::by_chunks,
+                       .gate = {},
+                       .weight = weights_of(args.weights.down_proj),
+                       .gate_bias = {},
+                       .bias = {},
+                       .result = p.outer,
+                       .result_stride = p.outer_stride};
+      if constexpr (traits.gated) first.routed.gate = weights_of(args.weights.gate_proj);
+      if constexpr (traits.bias) {
+        first.routed.bias = args.weights.bias.up;
+        if constexpr (traits.gated) first.routed.gate_bias = args.weights.bias.gate;
+        second.routed.bias = args.weights.bias.down;
+      }
+      if constexpr (traits.shared_intermediate > 0) {
+        first.shared = first.routed;
+        first.shared.weight = weights_of(args.weights.shared.up_proj);
+        if constexpr (traits.gated) first.shared.gate = weights_of(args.weights.shared.gate_proj);
+        first.shared.gate_bias = first.shared.bias = {};
+        first.shared.result = p.shared_inner;
+        first.shared.result_stride = p.shared_inner_stride;
+        second.shared = second.routed;
+        second.shared.rows = p.shared_inner;
+        second.shared.row_stride = p.shared_inner_stride;
+        second.shared.weight = weights_of(args.weights.shared.down_proj);
+        second.shared.bias = {};
+        second.shared.result = p.shared_outer;
+      }
+      with_tile<Layer>(tokens, [&]<class Tile>() {
+        enqueue_product<Layer, in, Tile>(where, "product (in)", first);
+        enqueue_product<Layer, out, Tile>(where, "product (out)", second);
+      });
+
+      device::combine_args<element> sum{.tokens = args.tokens,
+                                        .output = args.output,
+                                        .aligned = is_aligned(args.tokens) && is_aligned(args.output),
+                                        .active = args.active,
+                                        .experts = p.experts,
+                                        .weights = p.weights,
+                                        .dropped = p.dropped,
+                                        .row_of = p.plan.row_of,
+                                        .outer = p.outer,
+                                        .outer_stride = p.outer_stride,
+                                        .shared_outer = p.shared_outer,
+                                        .shared_gate = nullptr,
+                                        .decisions = args.decisions};
+      if constexpr (traits.gate == shared_gate::sigmoid) sum.shared_gate = args.weights.shared.gate;
+      device::launch(where, "combine_rows", device::combine_rows<Layer>, tokens, device::combine_block<Layer>::threads,
+                     0, sum);
+    }
+    if constexpr (!Layer::router_traits.precomputed) {
+      if (args.auxiliary != nullptr) {
+        // The rows between the products are not needed any more, and take at least 16 bytes per token.
+        device::launch(where, "auxiliary_of_pass", device::auxiliary_of_pass<Layer>, 1, device::auxiliary_threads,
+                       2 * dims.experts * sizeof(double),
+                       routing_record{.tokens = tokens,
+                                      .tokens_per_group = args.tokens_per_group,
+                                      .logits = args.decisions.logits != nullptr ? args.decisions.logits : p.logits,
+                                      .experts = p.experts,
+                                      .weights = p.weights,
+                                      .dropped = p.dropped,
+                                      .active = args.active},
+                       reinterpret_cast<double*>(p.inner), args.auxiliary);
+      }
+    }
+  }
+
+  template <class Layer, class Problem, class Tile>
+  static void enqueue_product(context const& where, char const* what,
+                              device::product_args<typename Layer::element> const& with) {
+    constexpr shape dims = Layer::dims;
+    using layout = device::product_layout<Problem, Tile>;
+    constexpr int features = layout::features, rows = Tile::tile.rows;
+    // Every expert's last tile may have one row; there are no more tiles than pairs.
+    std::int64_t const pairs = with.tokens * dims.top_k, most = pairs / rows + dims.experts;
+    std::int64_t const tiles = most < pairs ? most : pairs;
+    std::int64_t const shared_tiles = Layer::expert_traits.shared_intermediate > 0
+                                          ? divide_up(with.tokens, rows) * divide_up(Problem::shared_features, features)
+                                          : 0;
+    device::launch(where, what, device::product<Problem, Tile>,
+                   tiles * divide_up(Problem::features, features) + shared_tiles, layout::threads, layout::shared_bytes,
+                   with);
+  }
+};
+
+}  // namespace backend
+}  // namespace switchyard

@@ -1,0 +1,376 @@
+#pragma once
+
+#include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/view.hpp>
+#include <switchyard/expert/expert_policy.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+/// Step 3 of `backend::cuda`: the two products of every expert over its rows, on tensor cores.
+///
+/// A block computes one tile: some rows of one expert times some of its output features. Operands come through a ring of
+/// stages in shared memory, 128 bytes of each row at a time. Rows past an expert's last are zeros in shared memory and
+/// exist nowhere else.
+namespace switchyard::backend::device {
+
+/// How the product is cut into tiles, and a tile among warps. `columns` counts rows of the weights: half of them are gate
+/// features where an expert is gated.
+struct product_tile {
+  int rows, columns;
+  int row_warps, column_warps;
+  int stages;
+};
+
+inline constexpr int line_bytes = 128;  // of each row in a stage
+
+/// Few rows per expert: time goes into reading weights, so many small blocks with many reads under way.
+struct few_rows {
+  static constexpr product_tile tile{.rows = 16, .columns = 64, .row_warps = 1, .column_warps = 4, .stages = 6};
+};
+/// The tile in between.
+struct some_rows {
+  static constexpr product_tile tile{.rows = 64, .columns = 128, .row_warps = 2, .column_warps = 4, .stages = 4};
+};
+/// Many rows per expert. Three stages fit the 99 KiB that compute capability 8.6 and 8.9 have.
+struct many_rows {
+  static constexpr product_tile tile{.rows = 128, .columns = 128, .row_warps = 2, .column_warps = 4, .stages = 3};
+};
+
+/// What one side of the product is: nothing in it depends on the number of experts or on the router, so that layers which
+/// differ in those alone share their kernels.
+template <class Expert, class Element, int Hidden, int Intermediate, bool WeighsInput>
+struct product_in {
+  using element = Element;
+  using expert = Expert;
+  static constexpr int depth = Hidden, features = Intermediate, shared_depth = Hidden;
+  static constexpr int shared_features = Expert::traits.shared_intermediate;
+  static constexpr bool gathers = true, gated = Expert::traits.gated, weighs = WeighsInput;
+};
+template <class Expert, class Element, int Hidden, int Intermediate>
+struct product_out {
+  using element = Element;
+  using expert = Expert;
+  static constexpr int depth = Intermediate, features = Hidden;
+  static constexpr int shared_depth = Expert::traits.shared_intermediate, shared_features = Hidden;
+  static constexpr bool gathers = false, gated = false, weighs = false;
+};
+
+/// How a matrix in global memory is read.
+enum class access {
+  by_chunks,      ///< by 16 bytes of a row
+  along_columns,  ///< element by element, neighbouring threads in neighbouring columns
+  along_rows      ///< the same in neighbouring rows: a transposed matrix
+};
+
+template <class Element>
+struct product_weights {
+  weight_view<Element> view;
+  access how;
+};
+
+/// One set of experts: the routed ones, or the shared one.
+template <class Element>
+struct product_side {
+  Element const* rows;  ///< left factor, [rows, depth]
+  std::int64_t row_stride;
+  access how;
+  product_weights<Element> gate, weight;  ///< [experts, features, depth]; `gate` only where the expert is gated
+  bias_view<Element> gate_bias, bias;     ///< null data: none
+  Element* result;                        ///< [rows, features]
+  std::int64_t result_stride;             ///< a multiple of 16 bytes
+};
+
+template <class Element>
+struct product_args {
+  product_side<Element> routed, shared;
+  int experts, top_k;
+  std::int32_t const* offsets;     ///< [experts + 1]
+  std::int32_t const* first_tile;  ///< [experts + 1]
+  std::int32_t const* pair_of;     ///< [rows]
+  float const* weights;            ///< [tokens, top_k]
+  std::int64_t tokens;             ///< rows of the shared expert
+};
+
+/// A tile of one side of the product in shared memory: the ring of stages, which the result takes over at the end, and
+/// the rows' tokens.
+template <class Problem, class Tile>
+struct product_layout {
+  static constexpr product_tile tile = Tile::tile;
+  static constexpr int element_bytes = static_cast<int>(sizeof(typename Problem::element));
+  static constexpr int threads = tile.row_warps * tile.column_warps * 32;
+  static constexpr int features = tile.columns / (Problem::gated ? 2 : 1);  // of the result
+  static constexpr int stage_bytes = (tile.rows + tile.columns) * line_bytes;
+  // Eight more elements put the rows that a warp writes at once into different banks.
+  static constexpr int result_pitch = (features + 8) * element_bytes;
+  static constexpr int ring_bytes = tile.stages * stage_bytes;
+  static constexpr std::size_t shared_bytes = ring_bytes + tile.rows * sizeof(std::int32_t);
+  static_assert(tile.rows * result_pitch <= ring_bytes);
+  // Blocks that share a multiprocessor: said, because the compiler else saves registers for more, and spills.
+  static constexpr int blocks =
+      element_bytes == 4 && tile.rows == 128 ? 1 : 224 * 1024 / static_cast<int>(shared_bytes);
+};
+
+/// Where 16 bytes of a stage's line stand: swizzled, so that eight rows of one column lie in different banks.
+__device__ inline int swizzled(int row, int chunk_index) {
+  return row * line_bytes + ((chunk_index ^ (row & 7)) * chunk_bytes);
+}
+
+/// A warp's part of a stage: its rows times its columns.
+template <class Element, class Tile, int RowBlocks, int ColumnBlocks>
+__device__ void multiply_stage(float (&sums)[RowBlocks][ColumnBlocks][4], std::uint32_t stage, int first_row,
+                               int const (&column_row)[ColumnBlocks / 2]) {
+  int const lane = static_cast<int>(threadIdx.x) % 32;
+  int const a_row = first_row + lane % 16, a_chunk = lane / 16;
+  int const b_chunk = lane / 8 % 2;
+#pragma unroll
+  for (int part = 0; part < line_bytes / 32; ++part) {
+    std::uint32_t a[RowBlocks][4], b[ColumnBlocks / 2][4];
+#pragma unroll
+    for (int i = 0; i < RowBlocks; ++i) load_matrices(a[i], stage + swizzled(a_row + 16 * i, 2 * part + a_chunk));
+#pragma unroll
+    for (int j = 0; j < ColumnBlocks / 2; ++j) {
+      load_matrices(b[j], stage + Tile::tile.rows * line_bytes + swizzled(column_row[j], 2 * part + b_chunk));
+    }
+    if constexpr (sizeof(Element) == 2) {
+#pragma unroll
+      for (int i = 0; i < RowBlocks; ++i) {
+#pragma unroll
+        for (int j = 0; j < ColumnBlocks; ++j) {
+          multiply(Element{}, sums[i][j], a[i], b[j / 2][j % 2 * 2], b[j / 2][j % 2 * 2 + 1]);
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < RowBlocks; ++i) {
+        std::uint32_t high[4], low[4];
+#pragma unroll
+        for (int r = 0; r < 4; ++r) {
+          tf32_parts const parts(a[i][r]);
+          high[r] = parts.high;
+          low[r] = parts.low;
+        }
+#pragma unroll
+        for (int j = 0; j < ColumnBlocks; ++j) {
+          tf32_parts const b0(b[j / 2][j % 2 * 2]), b1(b[j / 2][j % 2 * 2 + 1]);
+          multiply_tf32(sums[i][j], low, b0.high, b1.high);
+          multiply_tf32(sums[i][j], high, b0.low, b1.low);
+          multiply_tf32(sums[i][j], high, b0.high, b1.high);
+        }
+      }
+    }
+  }
+}
+
+/// Fills one operand's part of a stage: `Lines` rows of 128 bytes. `at(row)` is a row's first element, null for a row of
+/// zeros; `anywhere` is an address that may be named without being read.
+template <class Element, int Lines, int Threads, class At>
+__device__ void load_lines(char* to, At const& at, Element const* anywhere, std::int64_t column_stride, access how,
+                           int first, int depth) {
+  constexpr int size = chunk_bytes / static_cast<int>(sizeof(Element)), chunks = line_bytes / chunk_bytes;
+  int const thread = static_cast<int>(threadIdx.x);
+  auto const rest_at = [&](Element const* row, int column) {
+    int const rest = row == nullptr ? 0 : depth - column;
+    return rest < 0 ? 0 : rest < size ? rest : size;
+  };
+  if (how == access::by_chunks) {
+#pragma unroll
+    for (int i = 0; i < divide_up(Lines * chunks, Threads); ++i) {
+      int const c = thread + i * Threads, row = c / chunks, column = first + c % chunks * size;
+      if (Lines * chunks % Threads != 0 && c >= Lines * chunks) break;
+      Element const* const from = at(row);
+      int const count = rest_at(from, column);
+      copy_async(shared_address(to + swizzled(row, c % chunks)), count > 0 ? from + column : anywhere,
+                 count * static_cast<int>(sizeof(Element)));
+    }
+    return;
+  }
+  bool const along_rows = how == access::along_rows;
+  for (int c = thread; c < Lines * chunks; c += Threads) {
+    int const row = along_rows ? c % Lines : c / chunks, line_chunk = along_rows ? c / Lines : c % chunks;
+    int const column = first + line_chunk * size;
+    Element const* const from = at(row);
+    int const count = rest_at(from, column);
+    alignas(16) Element values[size];
+#pragma unroll
+    for (int i = 0; i < size; ++i) {
+      values[i] = i < count ? from[(column + i) * column_stride] : Element(0.0f);
+    }
+    *reinterpret_cast<chunk*>(to + swizzled(row, line_chunk)) = *reinterpret_cast<chunk const*>(values);
+  }
+}
+
+/// Blocks beyond the last tile find nothing to do: how many tiles there are is known on the device only. Tiles of the
+/// shared expert come first, for their number is known. Of an expert's tiles, those that read the same weights follow
+/// each other.
+///
+/// tokens, by index --copies--> stages --tensor cores--> sums in registers --bias, activation--> shared memory --> result
+template <class Problem, class Tile>
+__global__ void __launch_bounds__(product_layout<Problem, Tile>::threads)
+    product(product_args<typename Problem::element> const args) {
+  using element = typename Problem::element;
+  using layout = product_layout<Problem, Tile>;
+  constexpr product_tile tile = Tile::tile;
+  constexpr int threads = layout::threads, features = layout::features;
+  constexpr int warp_rows = tile.rows / tile.row_warps, warp_columns = tile.columns / tile.column_warps;
+  constexpr int row_blocks = warp_rows / 16, column_blocks = warp_columns / 8;
+  constexpr int warp_features = warp_columns / (Problem::gated ? 2 : 1);
+  constexpr int line = line_bytes / static_cast<int>(sizeof(element));
+  constexpr int column_tiles = static_cast<int>(divide_up(Problem::features, features));
+  constexpr int shared_column_tiles = static_cast<int>(divide_up(Problem::shared_features, features));
+  constexpr bool has_shared = Problem::expert::traits.shared_intermediate > 0;
+  extern __shared__ __align__(128) char memory[];
+  std::int32_t* const tokens = reinterpret_cast<std::int32_t*>(memory + layout::ring_bytes);
+  int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+
+  // Which tile this is.
+  std::int64_t const shared_tiles = has_shared ? divide_up(args.tokens, tile.rows) * shared_column_tiles : 0;
+  bool const shared = has_shared && blockIdx.x < shared_tiles;
+  product_side<element> const& side = shared ? args.shared : args.routed;
+  int expert = 0, first_feature;
+  std::int64_t first_row, end_row;
+  if (shared) {
+    std::int64_t const row_tiles = divide_up(args.tokens, tile.rows);
+    first_row = blockIdx.x % row_tiles * tile.rows;
+    end_row = args.tokens;
+    first_feature = static_cast<int>(blockIdx.x / row_tiles) * features;
+  } else {
+    std::int64_t const index = blockIdx.x - shared_tiles;
+    for (int e = thread; e - thread < args.experts; e += threads) {
+      bool const begun = e < args.experts && std::int64_t{args.first_tile[e + 1]} * column_tiles <= index;
+      expert += __syncthreads_count(begun);
+    }
+    if (expert == args.experts) return;
+    std::int64_t const before = args.first_tile[expert], row_tiles = args.first_tile[expert + 1] - before;
+    std::int64_t const local = index - before * column_tiles;
+    first_row = args.offsets[expert] + local % row_tiles * tile.rows;
+    end_row = args.offsets[expert + 1];
+    first_feature = static_cast<int>(local / row_tiles) * features;
+  }
+  int const depth = shared ? Problem::shared_depth : Problem::depth;
+  int const all_features = shared ? Problem::shared_features : Problem::features;
+  int const rows = static_cast<int>(end_row - first_row < tile.rows ? end_row - first_row : tile.rows);
+
+  if constexpr (Problem::gathers) {
+    for (int r = thread; r < rows; r += threads) {
+      std::int64_t const row = first_row + r;
+      tokens[r] = shared ? static_cast<std::int32_t>(row) : args.pair_of[row] / args.top_k;
+    }
+    __syncthreads();
+  }
+
+  auto const left_row = [&](int r) -> element const* {
+    if (r >= rows) return nullptr;
+    std::int64_t const row = Problem::gathers ? tokens[r] : first_row + r;
+    return side.rows + row * side.row_stride;
+  };
+  auto const load_stage = [&](int step) {
+    char* const stage = memory + step % tile.stages * layout::stage_bytes;
+    load_lines<element, tile.rows, threads>(stage, left_row, side.rows, 1, side.how, step * line, depth);
+    auto const load_weights = [&](product_weights<element> const& weights, char* to) {
+      element const* const first =
+          weights.view.data + expert * weights.view.expert_stride + first_feature * weights.view.row_stride;
+      int const count = all_features - first_feature;
+      load_lines<element, features, threads>(
+          to, [&](int f) -> element const* { return f < count ? first + f * weights.view.row_stride : nullptr; },
+          weights.view.data, weights.view.column_stride, weights.how, step* line, depth);
+    };
+    char* const right = stage + tile.rows * line_bytes;
+    if constexpr (Problem::gated) {
+      load_weights(side.gate, right);
+      load_weights(side.weight, right + features * line_bytes);
+    } else {
+      load_weights(side.weight, right);
+    }
+  };
+
+  int const first_warp_row = warp / tile.column_warps * warp_rows;
+  int const first_warp_feature = warp % tile.column_warps * warp_features;
+  // The weights' row that this lane names for each two blocks of 8 columns. Gate blocks come before up blocks.
+  int column_row[column_blocks / 2];
+#pragma unroll
+  for (int j = 0; j < column_blocks / 2; ++j) {
+    int const block = 2 * j + lane / 16, gate_blocks = Problem::gated ? column_blocks / 2 : column_blocks;
+    column_row[j] = block / gate_blocks * features + first_warp_feature + block % gate_blocks * 8 + lane % 8;
+  }
+
+  int const steps = static_cast<int>(divide_up(depth, line));
+  for (int step = 0; step < tile.stages - 1; ++step) {
+    if (step < steps) load_stage(step);
+    commit_copies();
+  }
+  float sums[row_blocks][column_blocks][4] = {};
+  std::uint32_t const ring = shared_address(memory);
+  for (int step = 0; step < steps; ++step) {
+    wait_for_copies<tile.stages - 2>();
+    __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
+    if (step + tile.stages - 1 < steps) load_stage(step + tile.stages - 1);
+    commit_copies();
+    multiply_stage<element, Tile>(sums, ring + step % tile.stages * layout::stage_bytes, first_warp_row, column_row);
+  }
+  wait_for_copies<0>();
+  __syncthreads();  // stages make room for the result
+
+  // Lane l has columns 2 (l % 4) and the next of rows l / 4 and l / 4 + 8 of each block.
+  constexpr int pitch = layout::result_pitch;
+  auto const bias_at = [&](bias_view<element> const& bias, int feature) {
+    bool const has = bias.data != nullptr && feature < all_features;
+    return has ? static_cast<float>(bias.data[expert * bias.expert_stride + feature * bias.stride]) : 0.0f;
+  };
+  constexpr int result_blocks = warp_features / 8;
+#pragma unroll
+  for (int j = 0; j < result_blocks; ++j) {
+    int const feature = first_warp_feature + j * 8 + lane % 4 * 2;
+    float bias[2] = {}, gate_bias[2] = {};
+    if constexpr (Problem::expert::traits.bias) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        bias[c] = bias_at(side.bias, first_feature + feature + c);
+        if constexpr (Problem::gated) gate_bias[c] = bias_at(side.gate_bias, first_feature + feature + c);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < row_blocks; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        int const row = first_warp_row + 16 * i + 8 * h + lane / 4;
+        // W (w x) = w (W x): the weight multiplies before the bias.
+        float weight = 1.0f;
+        if constexpr (Problem::weighs) {
+          if (!shared && row < rows) weight = args.weights[args.pair_of[first_row + row]];
+        }
+        element values[2];
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          using activation = typename Problem::expert::activation;
+          if constexpr (!Problem::gathers) {
+            values[c] = element(sums[i][j][2 * h + c] + bias[c]);
+          } else if constexpr (Problem::gated) {
+            values[c] = element(activation::apply(weight * sums[i][j][2 * h + c] + gate_bias[c],
+                                                  weight * sums[i][j + result_blocks][2 * h + c] + bias[c]));
+          } else {
+            values[c] = element(activation::apply(weight * sums[i][j][2 * h + c] + bias[c]));
+          }
+        }
+        char* const to = memory + row * pitch + feature * static_cast<int>(sizeof(element));
+        if constexpr (sizeof(element) == 2) {
+          *reinterpret_cast<std::uint32_t*>(to) = values[0].bits | static_cast<std::uint32_t>(values[1].bits) << 16;
+        } else {
+          *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
+        }
+      }
+    }
+  }
+  __syncthreads();
+  constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), row_chunks = features / size;
+  for (int c = thread; c < rows * row_chunks; c += threads) {
+    int const row = c / row_chunks, feature = c % row_chunks * size;
+    if (first_feature + feature >= all_features) continue;
+    *reinterpret_cast<chunk*>(side.result + (first_row + row) * side.result_stride + first_feature + feature) =
+        *reinterpret_cast<chunk const*>(memory + row * pitch + feature * static_cast<int>(sizeof(element)));
+  }
+}
+
+}  // namespace switchyard::backend::device

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <switchyard/core/bfloat16.hpp>
+#include <switchyard/core/half.hpp>
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+/// One function per instruction, compute capability 8.0.
+namespace switchyard::backend::device {
+
+__device__ inline std::uint32_t shared_address(void const* pointer) {
+  return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+/// Copies 16 bytes to shared memory behind the thread's back: the first `bytes` (0 to 16) from `from`, then zeros.
+__device__ inline void copy_async(std::uint32_t to, void const* from, int bytes) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+}
+
+/// Closes a group of copies.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+/// Waits until at most the last `Pending` groups are under way.
+template <int Pending>
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+/// Four 8 x 16-byte matrices; lane l names row l % 8 of matrix l / 8, and gets 4 bytes l % 4 of row l / 4 of each.
+__device__ inline void load_matrices(std::uint32_t (&to)[4], std::uint32_t row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(row)
+               : "memory");
+}
+
+/// sums += a b for a 16 x 16 piece of a and a 16 x 8 piece of b.
+__device__ inline void multiply(bfloat16, float (&sums)[4], std::uint32_t const (&a)[4], std::uint32_t b0,
+                                std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+__device__ inline void multiply(half, float (&sums)[4], std::uint32_t const (&a)[4], std::uint32_t b0,
+                                std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// sums += a b for a 16 x 8 piece of a and an 8 x 8 piece of b, all of tf32: floats whose last 13 bits are zero.
+__device__ inline void multiply_tf32(float (&sums)[4], std::uint32_t const (&a)[4], std::uint32_t b0,
+                                     std::uint32_t b1) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+      "{%0, %1, %2, %3};"
+      : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+/// A float as the sum of two tf32 numbers, each the nearest one. With both parts of two factors, three tf32 products make
+/// one whose error is that of a float product; the fourth, of the low parts, is too small to matter.
+struct tf32_parts {
+  std::uint32_t high, low;
+
+  __device__ explicit tf32_parts(std::uint32_t bits) {
+    high = nearest(bits);
+    low = nearest(__float_as_uint(__uint_as_float(bits) - __uint_as_float(high)));
+  }
+
+ private:
+  __device__ static std::uint32_t nearest(std::uint32_t bits) { return (bits + 0x1000u) & 0xffffe000u; }
+};
+
+/// A 16-byte value that is moved as one.
+struct alignas(16) chunk {
+  std::uint32_t word[4];
+};
+inline constexpr int chunk_bytes = 16;
+
+}  // namespace switchyard::backend::device

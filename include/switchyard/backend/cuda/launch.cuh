@@ -1,0 +1,91 @@
+#pragma once
+
+#include <switchyard/core/error.hpp>
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <utility>
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+#error \
+    "switchyard: backend::cuda needs compute capability 8.0 or newer. Set CMAKE_CUDA_ARCHITECTURES (nvcc: -arch) to 80 or more."
+#endif
+
+namespace switchyard {
+
+/// What a call on a GPU needs besides its data.
+struct cuda_context {
+  cudaStream_t stream = nullptr;  ///< where the work is enqueued; null: CUDA's default stream
+};
+
+/// A CUDA call or kernel launch that failed.
+class cuda_error : public error {
+ public:
+  cuda_error(std::string message, cudaError_t code) : error(std::move(message)), code_(code) {}
+  cudaError_t code() const noexcept { return code_; }
+
+ private:
+  cudaError_t code_;
+};
+
+namespace backend::device {
+
+/// Throws `cuda_error` for a call that failed. Asks the device only now, so that a call that succeeds costs nothing.
+[[noreturn]] inline void fail_cuda(char const* what, cudaError_t code, std::size_t shared_bytes) {
+  static_cast<void>(cudaGetLastError());  // the sentence tells it; later calls do not report it again
+  std::string expected = "cudaSuccess";
+  std::string got = std::string(cudaGetErrorName(code)) + " (" + cudaGetErrorString(code) + ")";
+  int device = 0, devices = 0, major = 0, minor = 0, most_shared = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    expected = "a CUDA device and its driver";
+  } else if (cudaGetDevice(&device) == cudaSuccess &&
+             cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
+             cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device) == cudaSuccess &&
+             cudaDeviceGetAttribute(&most_shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) == cudaSuccess) {
+    if (code == cudaErrorNoKernelImageForDevice || code == cudaErrorUnsupportedPtxVersion ||
+        code == cudaErrorInvalidDeviceFunction) {
+      expected = "a program compiled for this device (set CMAKE_CUDA_ARCHITECTURES to " + std::to_string(major) +
+                 std::to_string(minor) + "), which has to be of compute capability 8.0 or newer";
+      got = "compute capability " + std::to_string(major) + "." + std::to_string(minor) + ", " + got;
+    } else if (shared_bytes > static_cast<std::size_t>(most_shared)) {
+      expected = std::to_string(shared_bytes) + " bytes of shared memory per block";
+      got = std::to_string(most_shared) + " bytes on this device";
+    }
+  }
+  static_cast<void>(cudaGetLastError());
+  raise(cuda_error(sentence(std::string("backend::cuda, ") + what, expected, got), code));
+}
+
+inline void check(char const* what, cudaError_t code, std::size_t shared_bytes = 0) {
+  if (code != cudaSuccess) fail_cuda(what, code, shared_bytes);
+}
+
+/// Enqueues one kernel. `what` names it in an error.
+template <class... Parameters, class... Arguments>
+void launch(cuda_context const& where, char const* what, void (*kernel)(Parameters...), std::int64_t blocks,
+            int threads, std::size_t shared_bytes, Arguments const&... arguments) {
+  constexpr std::int64_t most_blocks = (std::int64_t{1} << 31) - 1;
+  if (blocks > most_blocks) {
+    fail(std::string("backend::cuda, ") + what, "at most " + std::to_string(most_blocks) + " blocks (fewer tokens)",
+         std::to_string(blocks));
+  }
+  constexpr std::size_t without_asking = 48 * 1024;
+  if (shared_bytes > without_asking) {
+    check(what,
+          cudaFuncSetAttribute(reinterpret_cast<void const*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          shared_bytes);
+  }
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(blocks));
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = where.stream;
+  check(what, cudaLaunchKernelEx(&config, kernel, arguments...), shared_bytes);
+}
+
+}  // namespace backend::device
+}  // namespace switchyard

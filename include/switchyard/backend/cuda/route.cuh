@@ -1,0 +1,283 @@
+#pragma once
+
+#include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/backend/cuda/warp_lanes.cuh>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/layer.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <type_traits>
+
+/// Step 1 of `backend::cuda`: tokens to logits to expert ids and combine weights, in one kernel.
+namespace switchyard::backend::device {
+
+/// What routing reads and writes, all on the device.
+template <class Element>
+struct route_args {
+  view<Element const> tokens;
+  router_weights router;
+  std::uint8_t const* active;           ///< null: all
+  bool aligned_tokens, aligned_router;  ///< 16-byte copies may be used
+  std::int32_t* experts;                ///< [tokens, top_k]
+  float* weights;                       ///< [tokens, top_k]
+  float* priority;                      ///< [tokens], null: nobody asks
+  float* logits;                        ///< [tokens, experts], null: nobody asks
+  std::int32_t* chosen;                 ///< [experts, pieces]: pairs of each piece of the tokens that chose the expert
+  std::int64_t pieces;
+};
+
+/// How a block of `route_tokens` is cut. Sixteen tokens meet all experts, `pass` experts at a time; warps share the
+/// experts of a pass, and the depth of the product where there are few experts.
+template <class Layer>
+struct route_tile {
+  using element = typename Layer::element;
+  static constexpr int experts = Layer::dims.experts;
+  static constexpr int threads = 256, warps = threads / 32;
+  static constexpr int tokens = 16;
+  static constexpr int depth = 32;  // features per stage: 128 bytes of the router weight
+  static constexpr int most = experts <= 512 ? experts : 256;
+  static constexpr int expert_warps = most <= 128 ? 2 : most <= 256 ? 4 : 8;
+  static constexpr int depth_warps = warps / expert_warps;
+  static constexpr int blocks = static_cast<int>(divide_up(most, 8 * expert_warps));  // of 8 experts, per warp
+  static constexpr int pass = blocks * 8 * expert_warps;
+
+  static constexpr int token_bytes = depth * static_cast<int>(sizeof(element));
+  static constexpr int token_tile = tokens * token_bytes;
+  static constexpr int stage_bytes = token_tile + pass * depth * 4;
+  static constexpr int wanted_stages = 64 * 1024 / stage_bytes;
+  static constexpr int stages = wanted_stages < 2 ? 2 : wanted_stages > 4 ? 4 : wanted_stages;
+  static constexpr int partial_pitch = pass + 8;  // floats; shifts rows by 8 banks
+  static constexpr int partial_bytes = depth_warps * tokens * partial_pitch * 4;
+  static constexpr int work_bytes = stages * stage_bytes > partial_bytes ? stages* stage_bytes : partial_bytes;
+  static constexpr int logits_bytes = tokens * experts * 4;
+  static constexpr std::size_t shared_bytes = static_cast<std::size_t>(work_bytes) + logits_bytes + experts * 4;
+  static_assert(shared_bytes <= 227 * 1024,
+                "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
+                "experts. Use at most 2400 experts, or router::precomputed.");
+};
+
+// Rows of a stage are 64 or 128 bytes long. The swizzles below put what one instruction reads into different banks: a
+// warp reads 4 bytes (two-byte elements) or 8 bytes (floats) of each of 4 lanes from 8 rows.
+template <int ElementBytes>
+__device__ int swizzled_token(int row, int chunk_index) {
+  return ElementBytes == 2 ? row * 64 + ((chunk_index ^ ((row >> 1) & 3)) * chunk_bytes)
+                           : row * 128 + ((chunk_index ^ ((row & 3) << 1)) * chunk_bytes);
+}
+
+/// Two neighbouring elements of a token as floats: exact in tf32 where they are two-byte elements.
+__device__ inline void load_pair(bfloat16, char const* from, float& first, float& second) {
+  auto const bits = *reinterpret_cast<std::uint32_t const*>(from);
+  first = __uint_as_float(bits << 16);
+  second = __uint_as_float(bits & 0xffff0000u);
+}
+__device__ inline void load_pair(half, char const* from, float& first, float& second) {
+  auto const bits = *reinterpret_cast<std::uint32_t const*>(from);
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+      : "=f"(first), "=f"(second)
+      : "r"(bits));
+}
+__device__ inline void load_pair(float, char const* from, float& first, float& second) {
+  float2 const both = *reinterpret_cast<float2 const*>(from);
+  first = both.x;
+  second = both.y;
+}
+
+/// Writes 16 bytes of shared memory from elements that stand anywhere: `count` of them, then zeros.
+template <class Element>
+__device__ void copy_elements(char* to, Element const* from, std::int64_t stride, int count) {
+  constexpr int size = chunk_bytes / static_cast<int>(sizeof(Element));
+  alignas(16) Element values[size];
+  for (int i = 0; i < size; ++i) values[i] = i < count ? from[i * stride] : Element(0.0f);
+  *reinterpret_cast<chunk*>(to) = *reinterpret_cast<chunk const*>(values);
+}
+
+/// Sixteen tokens to their routes.
+///
+/// tokens, router weight --copies--> stages in shared memory --tensor cores--> sums of each warp --> logits in shared
+/// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
+template <class Layer>
+__global__ void __launch_bounds__(route_tile<Layer>::threads)
+    route_tokens(route_args<typename Layer::element> const args) {
+  using element = typename Layer::element;
+  using tile = route_tile<Layer>;
+  constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts, top_k = Layer::dims.top_k;
+  constexpr int element_chunk = chunk_bytes / static_cast<int>(sizeof(element)), float_chunk = 4;
+  constexpr int steps = static_cast<int>(divide_up(hidden, tile::depth));
+  extern __shared__ __align__(128) char memory[];
+  float* const logits = reinterpret_cast<float*>(memory + tile::work_bytes);  // [tokens, experts]
+  std::int32_t* const chosen = reinterpret_cast<std::int32_t*>(memory + tile::work_bytes + tile::logits_bytes);
+
+  int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  int const expert_warp = warp % tile::expert_warps, depth_warp = warp / tile::expert_warps;
+  std::int64_t const first_token = static_cast<std::int64_t>(blockIdx.x) * tile::tokens;
+  std::int64_t const left = args.tokens.rows - first_token;
+  int const tokens = left < tile::tokens ? static_cast<int>(left) : tile::tokens;
+  for (int e = thread; e < experts; e += tile::threads) chosen[e] = 0;
+
+  for (int first_expert = 0; first_expert < experts; first_expert += tile::pass) {
+    auto const load_stage = [&](int step) {
+      char* const stage = memory + step % tile::stages * tile::stage_bytes;
+      int const k = step * tile::depth;
+      constexpr int token_chunks = tile::token_bytes / chunk_bytes;
+      for (int c = thread; c < tile::tokens * token_chunks; c += tile::threads) {
+        int const row = c / token_chunks, column = k + c % token_chunks * element_chunk;
+        int const rest = row < tokens ? hidden - column : 0;
+        int const count = rest < 0 ? 0 : rest < element_chunk ? rest : element_chunk;
+        char* const to = stage + swizzled_token<sizeof(element)>(row, c % token_chunks);
+        element const* const from = args.tokens.row(count > 0 ? first_token + row : 0) + (count > 0 ? column : 0);
+        if (args.aligned_tokens) {
+          copy_async(shared_address(to), from, count * static_cast<int>(sizeof(element)));
+        } else {
+          copy_elements(to, from, 1, count);
+        }
+      }
+      constexpr int weight_chunks = tile::depth / float_chunk;
+      for (int c = thread; c < tile::pass * weight_chunks; c += tile::threads) {
+        int const row = c / weight_chunks, column = k + c % weight_chunks * float_chunk;
+        int const rest = first_expert + row < experts ? hidden - column : 0;
+        int const count = rest < 0 ? 0 : rest < float_chunk ? rest : float_chunk;
+        char* const to = stage + tile::token_tile + swizzled_token<4>(row, c % weight_chunks);
+        float const* const from =
+            args.router.weight + (count > 0 ? std::int64_t{first_expert + row} * hidden + column : 0);
+        if (args.aligned_router) {
+          copy_async(shared_address(to), from, count * 4);
+        } else {
+          copy_elements(to, from, 1, count);
+        }
+      }
+    };
+
+    for (int step = 0; step < tile::stages - 1; ++step) {
+      if (step < steps) load_stage(step);
+      commit_copies();
+    }
+    float sums[tile::blocks][4] = {};
+    for (int step = 0; step < steps; ++step) {
+      wait_for_copies<tile::stages - 2>();
+      __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
+      if (step + tile::stages - 1 < steps) load_stage(step + tile::stages - 1);
+      commit_copies();
+
+      char const* const stage = memory + step % tile::stages * tile::stage_bytes;
+#pragma unroll
+      for (int part = 0; part < 4 / tile::depth_warps; ++part) {
+        // A product of depth 8 takes features in any order, if both factors keep to it: lane t of a row of lanes has
+        // the features 2 t and 2 t + 1, which stand side by side.
+        int const eighth = part * tile::depth_warps + depth_warp;
+        std::uint32_t a[4];
+        {
+          int const pair = lane % 4, row = lane / 4;
+          float values[4];  // (row, 2 t), (row + 8, 2 t), (row, 2 t + 1), (row + 8, 2 t + 1)
+          for (int half_tile = 0; half_tile < 2; ++half_tile) {
+            int const at = sizeof(element) == 2
+                               ? swizzled_token<2>(row + 8 * half_tile, eighth) + pair * 4
+                               : swizzled_token<4>(row + 8 * half_tile, 2 * eighth + pair / 2) + pair % 2 * 8;
+            load_pair(element{}, stage + at, values[half_tile], values[half_tile + 2]);
+          }
+          for (int i = 0; i < 4; ++i) a[i] = __float_as_uint(values[i]);
+        }
+        std::uint32_t a_high[4], a_low[4];
+        for (int i = 0; i < 4; ++i) {
+          tf32_parts const parts(a[i]);
+          a_high[i] = parts.high;
+          a_low[i] = parts.low;
+        }
+#pragma unroll
+        for (int b = 0; b < tile::blocks; ++b) {
+          int const row = (expert_warp * tile::blocks + b) * 8 + lane / 4;
+          int const at = tile::token_tile + swizzled_token<4>(row, 2 * eighth + lane % 4 / 2) + lane % 2 * 8;
+          uint2 const weight = *reinterpret_cast<uint2 const*>(stage + at);
+          tf32_parts const first(weight.x), second(weight.y);
+          multiply_tf32(sums[b], a_high, first.low, second.low);
+          if constexpr (sizeof(element) == 4) multiply_tf32(sums[b], a_low, first.high, second.high);
+          multiply_tf32(sums[b], a_high, first.high, second.high);
+        }
+      }
+    }
+
+    wait_for_copies<0>();
+    __syncthreads();                                          // stages make room for the sums
+    float* const partial = reinterpret_cast<float*>(memory);  // [depth warps, tokens, experts of this pass]
+    for (int b = 0; b < tile::blocks; ++b) {
+      int const column = (expert_warp * tile::blocks + b) * 8 + lane % 4 * 2;
+      float* const to = partial + (depth_warp * tile::tokens + lane / 4) * tile::partial_pitch + column;
+      *reinterpret_cast<float2*>(to) = make_float2(sums[b][0], sums[b][1]);
+      *reinterpret_cast<float2*>(to + 8 * tile::partial_pitch) = make_float2(sums[b][2], sums[b][3]);
+    }
+    __syncthreads();
+    int const count = experts - first_expert < tile::pass ? experts - first_expert : tile::pass;
+    for (int i = thread; i < tokens * count; i += tile::threads) {
+      int const token = i / count, e = i % count;
+      float sum = 0.0f;
+      for (int d = 0; d < tile::depth_warps; ++d) {
+        sum += partial[(d * tile::tokens + token) * tile::partial_pitch + e];
+      }
+      if constexpr (Layer::router_traits.bias) sum += args.router.bias[first_expert + e];
+      logits[token * experts + first_expert + e] = sum;
+      if (args.logits != nullptr) args.logits[(first_token + token) * experts + first_expert + e] = sum;
+    }
+    __syncthreads();
+  }
+
+  using share = per_expert<experts, warp_lanes>;
+  warp_lanes const lanes{};
+  for (int t = warp; t < tokens; t += tile::warps) {
+    std::int64_t const token = first_token + t;
+    bool const active = args.active == nullptr || args.active[token] != 0;
+    route<top_k> decided{};
+    if (active) {  // the same for all lanes
+      share values;
+#pragma unroll
+      for (int i = 0; i < share::size; ++i) {
+        int const e = share::expert(lanes, i);
+        values.value[i] = e < experts ? logits[t * experts + e] : share::closed;
+      }
+      decided = Layer::router::template select<top_k, experts>(lanes, values, args.router);
+    }
+#pragma unroll
+    for (int k = 0; k < top_k; ++k) {
+      if (lane != k % 32) continue;
+      // Logits that are no numbers leave the router without a choice: such a pair goes nowhere, and shows as NaN.
+      bool const exists = decided.expert[k] >= 0 && decided.expert[k] < experts;
+      args.experts[token * top_k + k] = active && exists ? decided.expert[k] : -1;
+      args.weights[token * top_k + k] = active ? decided.weight[k] : 0.0f;
+      if (active && exists) atomicAdd(chosen + decided.expert[k], 1);
+    }
+    if (args.priority != nullptr && lane == 0) args.priority[token] = active ? decided.priority : 0.0f;
+  }
+  __syncthreads();
+  for (int e = thread; e < experts; e += tile::threads) args.chosen[e * args.pieces + blockIdx.x] = chosen[e];
+}
+
+inline constexpr int take_routes_tokens = 128;
+
+/// Takes over the caller's routes, a thread per token. An id that does not exist goes nowhere, and shows as NaN.
+template <class Layer>
+__global__ void __launch_bounds__(take_routes_tokens)
+    take_routes(precomputed_routes const from, std::int64_t tokens, route_args<typename Layer::element> const args) {
+  constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
+  extern __shared__ __align__(128) char memory[];
+  std::int32_t* const chosen = reinterpret_cast<std::int32_t*>(memory);
+  int const thread = static_cast<int>(threadIdx.x);
+  for (int e = thread; e < experts; e += take_routes_tokens) chosen[e] = 0;
+  __syncthreads();
+  std::int64_t const token = static_cast<std::int64_t>(blockIdx.x) * take_routes_tokens + thread;
+  if (token < tokens) {
+    bool const active = args.active == nullptr || args.active[token] != 0;
+    for (int k = 0; k < top_k; ++k) {
+      std::int64_t const pair = token * top_k + k;
+      std::int32_t const expert = active ? from.experts[pair] : -1;
+      float const weight = active ? from.weights[pair] : 0.0f;
+      bool const exists = expert >= 0 && expert < experts;
+      args.experts[pair] = exists ? expert : -1;
+      args.weights[pair] = weight;
+      if (exists) atomicAdd(chosen + expert, 1);
+      if (args.priority != nullptr && k == 0) args.priority[token] = weight;
+    }
+  }
+  __syncthreads();
+  for (int e = thread; e < experts; e += take_routes_tokens) args.chosen[e * args.pieces + blockIdx.x] = chosen[e];
+}
+
+}  // namespace switchyard::backend::device

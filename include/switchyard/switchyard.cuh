@@ -1,0 +1,6 @@
+#pragma once
+
+/// Everything of Switchyard, with the GPU backends: for nvcc.
+
+#include <switchyard/backend/cuda/cuda.cuh>
+#include <switchyard/switchyard.hpp>
