@@ -94,6 +94,17 @@ struct product_args {
   std::int64_t tokens;             ///< rows of the shared expert
 };
 
+/// Shared memory of a multiprocessor that the code is compiled for.
+#if !defined(__CUDA_ARCH__)
+inline constexpr int multiprocessor_shared_bytes = 100 * 1024;
+#elif __CUDA_ARCH__ == 800 || __CUDA_ARCH__ == 870
+inline constexpr int multiprocessor_shared_bytes = 164 * 1024;
+#elif __CUDA_ARCH__ >= 900 && __CUDA_ARCH__ < 1200
+inline constexpr int multiprocessor_shared_bytes = 228 * 1024;
+#else
+inline constexpr int multiprocessor_shared_bytes = 100 * 1024;
+#endif
+
 /// A tile of one side of the product in shared memory: the ring of stages, which the result takes over at the end, and
 /// the rows' tokens.
 template <class Problem, class Tile>
@@ -108,9 +119,9 @@ struct product_layout {
   static constexpr int ring_bytes = tile.stages * stage_bytes;
   static constexpr std::size_t shared_bytes = ring_bytes + tile.rows * sizeof(std::int32_t);
   static_assert(tile.rows * result_pitch <= ring_bytes);
-  // Blocks that share a multiprocessor: said, because the compiler else saves registers for more, and spills.
-  static constexpr int blocks =
-      element_bytes == 4 && tile.rows == 128 ? 1 : 224 * 1024 / static_cast<int>(shared_bytes);
+  // Blocks that share a multiprocessor. Said, because the compiler else saves registers for more, and spills.
+  static constexpr int fitting = multiprocessor_shared_bytes / static_cast<int>(shared_bytes + 1024);
+  static constexpr int blocks = fitting < 1 || (element_bytes == 4 && threads == 256) ? 1 : fitting;
 };
 
 /// Where 16 bytes of a stage's line stand: swizzled, so that eight rows of one column lie in different banks.
@@ -125,7 +136,7 @@ __device__ void multiply_stage(float (&sums)[RowBlocks][ColumnBlocks][4], std::u
   int const lane = static_cast<int>(threadIdx.x) % 32;
   int const a_row = first_row + lane % 16, a_chunk = lane / 16;
   int const b_chunk = lane / 8 % 2;
-#pragma unroll
+#pragma unroll sizeof(Element) == 4 ? 2 : 4
   for (int part = 0; part < line_bytes / 32; ++part) {
     std::uint32_t a[RowBlocks][4], b[ColumnBlocks / 2][4];
 #pragma unroll
@@ -208,7 +219,7 @@ __device__ void load_lines(char* to, At const& at, Element const* anywhere, std:
 ///
 /// tokens, by index --copies--> stages --tensor cores--> sums in registers --bias, activation--> shared memory --> result
 template <class Problem, class Tile>
-__global__ void __launch_bounds__(product_layout<Problem, Tile>::threads)
+__global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, product_layout<Problem, Tile>::blocks)
     product(product_args<typename Problem::element> const args) {
   using element = typename Problem::element;
   using layout = product_layout<Problem, Tile>;
