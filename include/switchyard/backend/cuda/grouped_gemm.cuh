@@ -175,43 +175,49 @@ __device__ void multiply_stage(float (&sums)[RowBlocks][ColumnBlocks][4], std::u
   }
 }
 
-/// Fills one operand's part of a stage: `Lines` rows of 128 bytes. `at(row)` is a row's first element, null for a row of
-/// zeros; `anywhere` is an address that may be named without being read.
-template <class Element, int Lines, int Threads, class At>
-__device__ void load_lines(char* to, At const& at, Element const* anywhere, std::int64_t column_stride, access how,
-                           int first, int depth) {
-  constexpr int size = chunk_bytes / static_cast<int>(sizeof(Element)), chunks = line_bytes / chunk_bytes;
-  int const thread = static_cast<int>(threadIdx.x);
-  auto const rest_at = [&](Element const* row, int column) {
-    int const rest = row == nullptr ? 0 : depth - column;
-    return rest < 0 ? 0 : rest < size ? rest : size;
-  };
-  if (how == access::by_chunks) {
-#pragma unroll
-    for (int i = 0; i < divide_up(Lines * chunks, Threads); ++i) {
-      int const c = thread + i * Threads, row = c / chunks, column = first + c % chunks * size;
-      if (Lines * chunks % Threads != 0 && c >= Lines * chunks) break;
+/// One operand of a tile: `Lines` rows, of which every stage takes 128 bytes.
+template <class Element, int Lines, int Threads>
+class operand_lines {
+  static constexpr int size = chunk_bytes / static_cast<int>(sizeof(Element)), chunks = line_bytes / chunk_bytes;
+  static constexpr int copies = Lines * chunks / Threads, rows_apart = Threads / chunks;
+  static_assert(copies >= 1 && Lines * chunks % Threads == 0 && rows_apart % 8 == 0,
+                "threads have the same number of copies, and the same swizzle in all");
+
+ public:
+  /// `at(row)` is a row's first element, null for a row of zeros; `anywhere` may be named without being read.
+  template <class At>
+  __device__ operand_lines(At const& at, Element const* anywhere) {
+    for (int i = 0; i < copies; ++i) copies_.set(i, at(first_row() + i * rows_apart), column(), anywhere);
+  }
+
+  /// Fills a stage with elements from `first` on, by copies of 16 bytes.
+  __device__ void enqueue(char* to, int first, int depth) const {
+    copies_.enqueue(shared_address(to) + static_cast<std::uint32_t>(swizzled(first_row(), column() / size)),
+                    rows_apart * line_bytes, first, depth - first - column());
+  }
+
+  /// The same from rows with any strides: neighbouring threads take what is closer together.
+  template <class At>
+  __device__ static void load(char* to, At const& at, std::int64_t column_stride, access how, int first, int depth) {
+    bool const along_rows = how == access::along_rows;
+    for (int c = static_cast<int>(threadIdx.x); c < Lines * chunks; c += Threads) {
+      int const row = along_rows ? c % Lines : c / chunks, line_chunk = along_rows ? c / Lines : c % chunks;
+      int const begin = first + line_chunk * size;
       Element const* const from = at(row);
-      int const count = rest_at(from, column);
-      copy_async(shared_address(to + swizzled(row, c % chunks)), count > 0 ? from + column : anywhere,
-                 count * static_cast<int>(sizeof(Element)));
-    }
-    return;
-  }
-  bool const along_rows = how == access::along_rows;
-  for (int c = thread; c < Lines * chunks; c += Threads) {
-    int const row = along_rows ? c % Lines : c / chunks, line_chunk = along_rows ? c / Lines : c % chunks;
-    int const column = first + line_chunk * size;
-    Element const* const from = at(row);
-    int const count = rest_at(from, column);
-    alignas(16) Element values[size];
+      int const count = from == nullptr ? 0 : depth - begin;
+      alignas(16) Element values[size];
 #pragma unroll
-    for (int i = 0; i < size; ++i) {
-      values[i] = i < count ? from[(column + i) * column_stride] : Element(0.0f);
+      for (int i = 0; i < size; ++i) values[i] = i < count ? from[(begin + i) * column_stride] : Element(0.0f);
+      *reinterpret_cast<chunk*>(to + swizzled(row, line_chunk)) = *reinterpret_cast<chunk const*>(values);
     }
-    *reinterpret_cast<chunk*>(to + swizzled(row, line_chunk)) = *reinterpret_cast<chunk const*>(values);
   }
-}
+
+ private:
+  __device__ static int first_row() { return static_cast<int>(threadIdx.x) / chunks; }
+  __device__ static int column() { return static_cast<int>(threadIdx.x) % chunks * size; }
+
+  row_copies<Element, copies> copies_;
+};
 
 /// Blocks beyond the last tile find nothing to do: how many tiles there are is known on the device only. Tiles of the
 /// shared expert come first, for their number is known. Of an expert's tiles, those that read the same weights follow
@@ -277,23 +283,38 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     std::int64_t const row = Problem::gathers ? tokens[r] : first_row + r;
     return side.rows + row * side.row_stride;
   };
-  auto const load_stage = [&](int step) {
-    char* const stage = memory + step % tile.stages * layout::stage_bytes;
-    load_lines<element, tile.rows, threads>(stage, left_row, side.rows, 1, side.how, step * line, depth);
-    auto const load_weights = [&](product_weights<element> const& weights, char* to) {
-      element const* const first =
-          weights.view.data + expert * weights.view.expert_stride + first_feature * weights.view.row_stride;
-      int const count = all_features - first_feature;
-      load_lines<element, features, threads>(
-          to, [&](int f) -> element const* { return f < count ? first + f * weights.view.row_stride : nullptr; },
-          weights.view.data, weights.view.column_stride, weights.how, step* line, depth);
+  auto const row_of = [&](product_weights<element> const& weights) {
+    return [&weights, expert, first_feature, count = all_features - first_feature](int f) -> element const* {
+      weight_view<element> const& view = weights.view;
+      std::int64_t const row = std::int64_t{first_feature} + f;
+      return f < count ? view.data + expert * view.expert_stride + row * view.row_stride : nullptr;
     };
-    char* const right = stage + tile.rows * line_bytes;
-    if constexpr (Problem::gated) {
-      load_weights(side.gate, right);
-      load_weights(side.weight, right + features * line_bytes);
+  };
+  using right_lines = operand_lines<element, features, threads>;
+  operand_lines<element, tile.rows, threads> const left(left_row, side.rows);
+  right_lines const weight(row_of(side.weight), side.weight.view.data);
+  right_lines const gate = Problem::gated ? right_lines(row_of(side.gate), side.gate.view.data) : weight;
+  auto const load_stage = [&](int step) {
+    char* const to = memory + step % tile.stages * layout::stage_bytes;
+    char* const to_gate = to + tile.rows * line_bytes;
+    char* const to_weight = to_gate + (Problem::gated ? features * line_bytes : 0);
+    int const first = step * line;
+    if (side.how == access::by_chunks) {
+      left.enqueue(to, first, depth);
     } else {
-      load_weights(side.weight, right);
+      left.load(to, left_row, 1, side.how, first, depth);
+    }
+    if (side.weight.how == access::by_chunks) {
+      weight.enqueue(to_weight, first, depth);
+    } else {
+      weight.load(to_weight, row_of(side.weight), side.weight.view.column_stride, side.weight.how, first, depth);
+    }
+    if constexpr (Problem::gated) {
+      if (side.gate.how == access::by_chunks) {
+        gate.enqueue(to_gate, first, depth);
+      } else {
+        gate.load(to_gate, row_of(side.gate), side.gate.view.column_stride, side.gate.how, first, depth);
+      }
     }
   };
 

@@ -78,6 +78,31 @@ struct tf32_parts {
   __device__ static std::uint32_t nearest(std::uint32_t bits) { return (bits + 0x1000u) & 0xffffe000u; }
 };
 
+/// Sets of 16-byte copies that differ only in where they start: a thread's share of a tile of rows in every stage. All
+/// that a stage has to compute is how far along the rows it is.
+template <class Element, int Copies>
+struct row_copies {
+  static constexpr int size = 16 / static_cast<int>(sizeof(Element));
+  Element const* from[Copies];
+  unsigned present = 0;  ///< a bit per copy; where it is not set, zeros are written
+
+  /// `row` null: zeros. `anywhere` may be named without being read.
+  __device__ void set(int copy, Element const* row, int column, Element const* anywhere) {
+    from[copy] = row == nullptr ? anywhere : row + column;
+    present |= static_cast<unsigned>(row != nullptr) << copy;
+  }
+
+  /// Copies what stands `offset` elements further, as far as `rest` elements go; `to` and every `pitch` bytes.
+  __device__ void enqueue(std::uint32_t to, int pitch, int offset, int rest) const {
+    int const count = rest < 0 ? 0 : rest < size ? rest : size;
+#pragma unroll
+    for (int i = 0; i < Copies; ++i) {
+      int const bytes = (present >> i & 1u) != 0 ? count * static_cast<int>(sizeof(Element)) : 0;
+      copy_async(to + static_cast<std::uint32_t>(i * pitch), from[i] + offset, bytes);
+    }
+  }
+};
+
 /// A 16-byte value that is moved as one.
 struct alignas(16) chunk {
   std::uint32_t word[4];
