@@ -91,55 +91,49 @@ __global__ void __launch_bounds__(combine_block<Layer>::threads)
 
   for (int first = thread * width; first < hidden; first += threads * width) {
     int const count = hidden - first < width ? hidden - first : width;
-    alignas(16) element values[width];
-    float sum[width];
+    bool const whole = args.aligned && count == width;
+    float values[width], sum[width];
     auto const add = [&](float weight) {
 #pragma unroll
-      for (int i = 0; i < width; ++i) sum[i] += weight * static_cast<float>(values[i]);
+      for (int i = 0; i < width; ++i) sum[i] += weight * values[i];
     };
-    auto const read_token = [&] {
-      if (args.aligned && count == width) {
-        *reinterpret_cast<chunk*>(values) = *reinterpret_cast<chunk const*>(x + first);
-      } else {
-#pragma unroll
-        for (int i = 0; i < width; ++i) values[i] = i < count ? x[first + i] : element(0.0f);
-      }
+    auto const read_row = [&](element const* rows_of, std::int64_t row) {
+      to_floats<element>(*reinterpret_cast<chunk const*>(rows_of + row * args.outer_stride + first), values);
     };
-#pragma unroll
-    for (int i = 0; i < width; ++i) sum[i] = start;
+    float token_values[width];
     if constexpr (capacity.drops && capacity.on_drop != dropped::zero) {
-      if (active) read_token();
-    }
-    if (hand_through) {
+      if (active && whole) {
+        to_floats<element>(*reinterpret_cast<chunk const*>(x + first), token_values);
+      } else if (active) {
 #pragma unroll
-      for (int i = 0; i < width; ++i) sum[i] = static_cast<float>(values[i]);
+        for (int i = 0; i < width; ++i) token_values[i] = i < count ? static_cast<float>(x[first + i]) : 0.0f;
+      }
     }
+#pragma unroll
+    for (int i = 0; i < width; ++i) sum[i] = hand_through ? token_values[i] : start;
 #pragma unroll
     for (int k = 0; k < top_k; ++k) {
       if (rows[k] >= 0) {
-        alignas(16) element row[width];
-        *reinterpret_cast<chunk*>(row) =
-            *reinterpret_cast<chunk const*>(args.outer + rows[k] * args.outer_stride + first);
-        float const weight = Layer::router_traits.weighs_input ? scale : scale * weights[k];
-#pragma unroll
-        for (int i = 0; i < width; ++i) sum[i] += weight * static_cast<float>(row[i]);
+        read_row(args.outer, rows[k]);
+        add(Layer::router_traits.weighs_input ? scale : scale * weights[k]);
       } else if (capacity.on_drop == dropped::weighted_input && active) {
-        add(weights[k]);
+#pragma unroll
+        for (int i = 0; i < width; ++i) sum[i] += weights[k] * token_values[i];
       }
     }
     if constexpr (traits.shared_intermediate > 0) {
       if (active) {
-        *reinterpret_cast<chunk*>(values) =
-            *reinterpret_cast<chunk const*>(args.shared_outer + token * args.outer_stride + first);
+        read_row(args.shared_outer, token);
         add(shared_weight);
       }
     }
-    if (args.aligned && count == width) {
-#pragma unroll
-      for (int i = 0; i < width; ++i) values[i] = element(sum[i]);
-      *reinterpret_cast<chunk*>(y + first) = *reinterpret_cast<chunk const*>(values);
+    if (whole) {
+      *reinterpret_cast<chunk*>(y + first) = from_floats<element>(sum);
     } else {
-      for (int i = 0; i < count; ++i) y[first + i] = element(sum[i]);
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        if (i < count) y[first + i] = element(sum[i]);
+      }
     }
   }
 }

@@ -122,9 +122,12 @@ struct cuda {
     static constexpr std::int64_t outer_stride = padded(dims.hidden);
     static constexpr std::int64_t shared_inner_stride = padded(shared_intermediate);
 
+    /// Tokens of a block that routes: with more of them the router weight is read less often, with fewer there are more
+    /// blocks.
+    static constexpr int route_blocks(std::int64_t tokens) { return tokens > 2048 ? 2 : 1; }
     static constexpr std::int64_t chosen_pieces(std::int64_t tokens) {
-      return divide_up(
-          tokens, Layer::router_traits.precomputed ? device::take_routes_tokens : device::route_tile<Layer>::tokens);
+      return divide_up(tokens,
+                       Layer::router_traits.precomputed ? device::take_routes_tokens : 16 * route_blocks(tokens));
     }
 
     constexpr pieces(carver& from, std::int64_t tokens) {
@@ -220,7 +223,6 @@ struct cuda {
       device::launch(where, "take_routes", device::take_routes<Layer>, to.pieces, device::take_routes_tokens,
                      Layer::dims.experts * sizeof(std::int32_t), args.routes, tokens, to);
     } else {
-      using tile = device::route_tile<Layer>;
       if constexpr (Layer::router_traits.gate == gate_owner::model) {
         to.router = args.shared_router;
       } else {
@@ -228,9 +230,22 @@ struct cuda {
       }
       to.aligned_router = is_aligned(to.router.weight, Layer::dims.hidden);
       if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = p.logits;
-      device::launch(where, "route_tokens", device::route_tokens<Layer>, to.pieces, tile::threads, tile::shared_bytes,
-                     to);
+      if (p.route_blocks(tokens) == 1) {
+        enqueue_route_tokens<Layer, 1>(where, to);
+      } else {
+        enqueue_route_tokens<Layer, 2>(where, to);
+      }
     }
+  }
+
+  template <class Layer, int TokenBlocks>
+  static void enqueue_route_tokens(context const& where, device::route_args<typename Layer::element> const& to) {
+    using tile = device::route_tile<Layer, TokenBlocks>;
+    static_assert(tile::shared_bytes <= 227 * 1024,
+                  "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
+                  "experts. Use fewer experts, or router::precomputed.");
+    device::launch(where, "route_tokens", device::route_tokens<Layer, TokenBlocks>, to.pieces, tile::threads,
+                   tile::shared_bytes, to);
   }
 
   template <class Layer>

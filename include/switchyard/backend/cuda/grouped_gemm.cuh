@@ -129,22 +129,19 @@ __device__ inline int swizzled(int row, int chunk_index) {
   return row * line_bytes + ((chunk_index ^ (row & 7)) * chunk_bytes);
 }
 
-/// A warp's part of a stage: its rows times its columns.
-template <class Element, class Tile, int RowBlocks, int ColumnBlocks>
-__device__ void multiply_stage(float (&sums)[RowBlocks][ColumnBlocks][4], std::uint32_t stage, int first_row,
-                               int const (&column_row)[ColumnBlocks / 2]) {
-  int const lane = static_cast<int>(threadIdx.x) % 32;
-  int const a_row = first_row + lane % 16, a_chunk = lane / 16;
-  int const b_chunk = lane / 8 % 2;
+/// A warp's part of a stage: its rows times its columns. `a_line` and `b_line` are where this lane's lines of both begin.
+template <class Element, int RowBlocks, int ColumnBlocks>
+__device__ void multiply_stage(float (&sums)[RowBlocks][ColumnBlocks][4], std::uint32_t stage, int a_line,
+                               int const (&b_line)[ColumnBlocks / 2]) {
 #pragma unroll sizeof(Element) == 4 ? 2 : 4
   for (int part = 0; part < line_bytes / 32; ++part) {
+    // Lines begin at multiples of 128 bytes, so the swizzle of the next 32 bytes is an exclusive or.
+    auto const at = [&](int begin) { return (stage + static_cast<std::uint32_t>(begin)) ^ (part * 32u); };
     std::uint32_t a[RowBlocks][4], b[ColumnBlocks / 2][4];
 #pragma unroll
-    for (int i = 0; i < RowBlocks; ++i) load_matrices(a[i], stage + swizzled(a_row + 16 * i, 2 * part + a_chunk));
+    for (int i = 0; i < RowBlocks; ++i) load_matrices(a[i], at(a_line) + i * 16u * line_bytes);
 #pragma unroll
-    for (int j = 0; j < ColumnBlocks / 2; ++j) {
-      load_matrices(b[j], stage + Tile::tile.rows * line_bytes + swizzled(column_row[j], 2 * part + b_chunk));
-    }
+    for (int j = 0; j < ColumnBlocks / 2; ++j) load_matrices(b[j], at(b_line[j]));
     if constexpr (sizeof(Element) == 2) {
 #pragma unroll
       for (int i = 0; i < RowBlocks; ++i) {
@@ -320,12 +317,15 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
 
   int const first_warp_row = warp / tile.column_warps * warp_rows;
   int const first_warp_feature = warp % tile.column_warps * warp_features;
-  // The weights' row that this lane names for each two blocks of 8 columns. Gate blocks come before up blocks.
-  int column_row[column_blocks / 2];
+  // Where the lines begin that this lane names: of rows, and of each two blocks of 8 columns. Gate blocks come before up
+  // blocks.
+  int const a_line = swizzled(first_warp_row + lane % 16, lane / 16);
+  int b_line[column_blocks / 2];
 #pragma unroll
   for (int j = 0; j < column_blocks / 2; ++j) {
     int const block = 2 * j + lane / 16, gate_blocks = Problem::gated ? column_blocks / 2 : column_blocks;
-    column_row[j] = block / gate_blocks * features + first_warp_feature + block % gate_blocks * 8 + lane % 8;
+    int const row = block / gate_blocks * features + first_warp_feature + block % gate_blocks * 8 + lane % 8;
+    b_line[j] = tile.rows * line_bytes + swizzled(row, lane / 8 % 2);
   }
 
   int const steps = static_cast<int>(divide_up(depth, line));
@@ -340,7 +340,7 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
     if (step + tile.stages - 1 < steps) load_stage(step + tile.stages - 1);
     commit_copies();
-    multiply_stage<element, Tile>(sums, ring + step % tile.stages * layout::stage_bytes, first_warp_row, column_row);
+    multiply_stage<element>(sums, ring + step % tile.stages * layout::stage_bytes, a_line, b_line);
   }
   wait_for_copies<0>();
   __syncthreads();  // stages make room for the result
@@ -373,22 +373,22 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
         if constexpr (Problem::weighs) {
           if (!shared && row < rows) weight = args.weights[args.pair_of[first_row + row]];
         }
-        element values[2];
+        float values[2];
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           using activation = typename Problem::expert::activation;
           if constexpr (!Problem::gathers) {
-            values[c] = element(sums[i][j][2 * h + c] + bias[c]);
+            values[c] = sums[i][j][2 * h + c] + bias[c];
           } else if constexpr (Problem::gated) {
-            values[c] = element(activation::apply(weight * sums[i][j][2 * h + c] + gate_bias[c],
-                                                  weight * sums[i][j + result_blocks][2 * h + c] + bias[c]));
+            values[c] = activation::apply(weight * sums[i][j][2 * h + c] + gate_bias[c],
+                                          weight * sums[i][j + result_blocks][2 * h + c] + bias[c]);
           } else {
-            values[c] = element(activation::apply(weight * sums[i][j][2 * h + c] + bias[c]));
+            values[c] = activation::apply(weight * sums[i][j][2 * h + c] + bias[c]);
           }
         }
         char* const to = memory + row * pitch + feature * static_cast<int>(sizeof(element));
         if constexpr (sizeof(element) == 2) {
-          *reinterpret_cast<std::uint32_t*>(to) = values[0].bits | static_cast<std::uint32_t>(values[1].bits) << 16;
+          *reinterpret_cast<std::uint32_t*>(to) = pack(element{}, values[0], values[1]);
         } else {
           *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
         }

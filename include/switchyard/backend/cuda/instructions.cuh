@@ -78,6 +78,30 @@ struct tf32_parts {
   __device__ static std::uint32_t nearest(std::uint32_t bits) { return (bits + 0x1000u) & 0xffffe000u; }
 };
 
+/// Two neighbouring elements as one word, the first in the lower half, rounded to nearest even.
+__device__ inline std::uint32_t pack(bfloat16, float first, float second) {
+  std::uint32_t word;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+__device__ inline std::uint32_t pack(half, float first, float second) {
+  std::uint32_t word;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(second), "f"(first));
+  return word;
+}
+
+/// The two elements of a word. Both types are exact in tf32, too.
+__device__ inline float2 unpack(bfloat16, std::uint32_t word) {
+  return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
+}
+__device__ inline float2 unpack(half, std::uint32_t word) {
+  float2 both;
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+      : "=f"(both.x), "=f"(both.y)
+      : "r"(word));
+  return both;
+}
+
 /// Sets of 16-byte copies that differ only in where they start: a thread's share of a tile of rows in every stage. All
 /// that a stage has to compute is how far along the rows it is.
 template <class Element, int Copies>
@@ -104,9 +128,36 @@ struct row_copies {
 };
 
 /// A 16-byte value that is moved as one.
-struct alignas(16) chunk {
-  std::uint32_t word[4];
-};
+using chunk = uint4;
 inline constexpr int chunk_bytes = 16;
+
+/// The elements of a chunk as floats, and back.
+template <class Element>
+__device__ void to_floats(chunk from, float (&to)[16 / sizeof(Element)]) {
+  std::uint32_t const words[4] = {from.x, from.y, from.z, from.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(Element) == 2) {
+      float2 const both = unpack(Element{}, words[i]);
+      to[2 * i] = both.x;
+      to[2 * i + 1] = both.y;
+    } else {
+      to[i] = __uint_as_float(words[i]);
+    }
+  }
+}
+template <class Element>
+__device__ chunk from_floats(float const (&from)[16 / sizeof(Element)]) {
+  std::uint32_t words[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (sizeof(Element) == 2) {
+      words[i] = pack(Element{}, from[2 * i], from[2 * i + 1]);
+    } else {
+      words[i] = __float_as_uint(from[i]);
+    }
+  }
+  return make_uint4(words[0], words[1], words[2], words[3]);
+}
 
 }  // namespace switchyard::backend::device

@@ -27,14 +27,14 @@ struct route_args {
   std::int64_t pieces;
 };
 
-/// How a block of `route_tokens` is cut. Sixteen tokens meet all experts, `pass` experts at a time; warps share the
-/// experts of a pass, and the depth of the product where there are few experts.
-template <class Layer>
+/// How a block of `route_tokens` is cut. Sixteen tokens, or a multiple of them, meet all experts, `pass` experts at a time;
+/// warps share the experts of a pass, and the depth of the product where there are few experts.
+template <class Layer, int TokenBlocks>
 struct route_tile {
   using element = typename Layer::element;
   static constexpr int experts = Layer::dims.experts;
   static constexpr int threads = 256, warps = threads / 32;
-  static constexpr int tokens = 16;
+  static constexpr int tokens = 16 * TokenBlocks;
   static constexpr int depth = 32;  // features per stage: 128 bytes of the router weight
   static constexpr int most = experts <= 512 ? experts : 256;
   static constexpr int expert_warps = most <= 128 ? 2 : most <= 256 ? 4 : 8;
@@ -42,9 +42,11 @@ struct route_tile {
   static constexpr int blocks = static_cast<int>(divide_up(most, 8 * expert_warps));  // of 8 experts, per warp
   static constexpr int pass = blocks * 8 * expert_warps;
 
-  static constexpr int token_bytes = depth * static_cast<int>(sizeof(element));
-  static constexpr int token_tile = tokens * token_bytes;
-  static constexpr int stage_bytes = token_tile + pass * depth * 4;
+  static constexpr int token_chunks = depth * static_cast<int>(sizeof(element)) / chunk_bytes;  // of a line
+  static constexpr int weight_chunks = depth * 4 / chunk_bytes;
+  static constexpr int weight_copies = static_cast<int>(divide_up(pass * weight_chunks, threads));
+  static constexpr int token_tile = tokens * token_chunks * chunk_bytes;
+  static constexpr int stage_bytes = token_tile + weight_copies * threads * chunk_bytes;
   static constexpr int wanted_stages = 64 * 1024 / stage_bytes;
   static constexpr int stages = wanted_stages < 2 ? 2 : wanted_stages > 4 ? 4 : wanted_stages;
   static constexpr int partial_pitch = pass + 8;  // floats; shifts rows by 8 banks
@@ -52,55 +54,46 @@ struct route_tile {
   static constexpr int work_bytes = stages * stage_bytes > partial_bytes ? stages* stage_bytes : partial_bytes;
   static constexpr int logits_bytes = tokens * experts * 4;
   static constexpr std::size_t shared_bytes = static_cast<std::size_t>(work_bytes) + logits_bytes + experts * 4;
-  static_assert(shared_bytes <= 227 * 1024,
-                "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
-                "experts. Use at most 2400 experts, or router::precomputed.");
+  static_assert(tokens * token_chunks <= threads, "a thread has at most one copy of the tokens");
 };
 
 // Rows of a stage are 64 or 128 bytes long. The swizzles below put what one instruction reads into different banks: a
 // warp reads 4 bytes (two-byte elements) or 8 bytes (floats) of each of 4 lanes from 8 rows.
 template <int ElementBytes>
-__device__ int swizzled_token(int row, int chunk_index) {
+__device__ int swizzled_line(int row, int chunk_index) {
   return ElementBytes == 2 ? row * 64 + ((chunk_index ^ ((row >> 1) & 3)) * chunk_bytes)
                            : row * 128 + ((chunk_index ^ ((row & 3) << 1)) * chunk_bytes);
 }
 
-/// Two neighbouring elements of a token as floats: exact in tf32 where they are two-byte elements.
-__device__ inline void load_pair(bfloat16, char const* from, float& first, float& second) {
-  auto const bits = *reinterpret_cast<std::uint32_t const*>(from);
-  first = __uint_as_float(bits << 16);
-  second = __uint_as_float(bits & 0xffff0000u);
-}
-__device__ inline void load_pair(half, char const* from, float& first, float& second) {
-  auto const bits = *reinterpret_cast<std::uint32_t const*>(from);
-  asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
-      : "=f"(first), "=f"(second)
-      : "r"(bits));
-}
-__device__ inline void load_pair(float, char const* from, float& first, float& second) {
-  float2 const both = *reinterpret_cast<float2 const*>(from);
-  first = both.x;
-  second = both.y;
+/// Two neighbouring elements of a token in shared memory as floats.
+template <class Element>
+__device__ float2 load_pair(char const* from) {
+  if constexpr (sizeof(Element) == 2) {
+    return unpack(Element{}, *reinterpret_cast<std::uint32_t const*>(from));
+  } else {
+    return *reinterpret_cast<float2 const*>(from);
+  }
 }
 
-/// Writes 16 bytes of shared memory from elements that stand anywhere: `count` of them, then zeros.
+/// Writes 16 bytes of shared memory from elements at any address: at most `count` of them, then zeros.
 template <class Element>
-__device__ void copy_elements(char* to, Element const* from, std::int64_t stride, int count) {
+__device__ void copy_elements(char* to, Element const* from, int count) {
   constexpr int size = chunk_bytes / static_cast<int>(sizeof(Element));
   alignas(16) Element values[size];
-  for (int i = 0; i < size; ++i) values[i] = i < count ? from[i * stride] : Element(0.0f);
+#pragma unroll
+  for (int i = 0; i < size; ++i) values[i] = i < count ? from[i] : Element(0.0f);
   *reinterpret_cast<chunk*>(to) = *reinterpret_cast<chunk const*>(values);
 }
 
-/// Sixteen tokens to their routes.
+/// A block's tokens to their routes.
 ///
 /// tokens, router weight --copies--> stages in shared memory --tensor cores--> sums of each warp --> logits in shared
 /// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
-template <class Layer>
-__global__ void __launch_bounds__(route_tile<Layer>::threads)
+template <class Layer, int TokenBlocks>
+__global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, 2)
     route_tokens(route_args<typename Layer::element> const args) {
   using element = typename Layer::element;
-  using tile = route_tile<Layer>;
+  using tile = route_tile<Layer, TokenBlocks>;
   constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts, top_k = Layer::dims.top_k;
   constexpr int element_chunk = chunk_bytes / static_cast<int>(sizeof(element)), float_chunk = 4;
   constexpr int steps = static_cast<int>(divide_up(hidden, tile::depth));
@@ -115,35 +108,43 @@ __global__ void __launch_bounds__(route_tile<Layer>::threads)
   int const tokens = left < tile::tokens ? static_cast<int>(left) : tile::tokens;
   for (int e = thread; e < experts; e += tile::threads) chosen[e] = 0;
 
+  // This thread's copies of each stage: 16 bytes of one token, and of some experts' rows.
+  bool const copies_token = thread < tile::tokens * tile::token_chunks;
+  int const token_row = thread / tile::token_chunks, token_chunk = thread % tile::token_chunks;
+  int const token_at = swizzled_line<sizeof(element)>(token_row, token_chunk);
+  row_copies<element, 1> token_copy;
+  token_copy.set(0, token_row < tokens ? args.tokens.row(first_token + token_row) : nullptr,
+                 token_chunk * element_chunk, args.tokens.data);
+  constexpr int rows_apart = tile::threads / tile::weight_chunks;
+  int const weight_row = thread / tile::weight_chunks, weight_chunk = thread % tile::weight_chunks;
+  int const weight_at = tile::token_tile + swizzled_line<4>(weight_row, weight_chunk);
+
   for (int first_expert = 0; first_expert < experts; first_expert += tile::pass) {
+    row_copies<float, tile::weight_copies> weight_copies;
+    for (int i = 0; i < tile::weight_copies; ++i) {
+      int const row = weight_row + i * rows_apart, e = first_expert + row;
+      weight_copies.set(i, row < tile::pass && e < experts ? args.router.weight + std::int64_t{e} * hidden : nullptr,
+                        weight_chunk * float_chunk, args.router.weight);
+    }
     auto const load_stage = [&](int step) {
       char* const stage = memory + step % tile::stages * tile::stage_bytes;
       int const k = step * tile::depth;
-      constexpr int token_chunks = tile::token_bytes / chunk_bytes;
-      for (int c = thread; c < tile::tokens * token_chunks; c += tile::threads) {
-        int const row = c / token_chunks, column = k + c % token_chunks * element_chunk;
-        int const rest = row < tokens ? hidden - column : 0;
-        int const count = rest < 0 ? 0 : rest < element_chunk ? rest : element_chunk;
-        char* const to = stage + swizzled_token<sizeof(element)>(row, c % token_chunks);
-        element const* const from = args.tokens.row(count > 0 ? first_token + row : 0) + (count > 0 ? column : 0);
+      if (copies_token) {
+        int const rest = hidden - k - token_chunk * element_chunk;
         if (args.aligned_tokens) {
-          copy_async(shared_address(to), from, count * static_cast<int>(sizeof(element)));
+          token_copy.enqueue(shared_address(stage + token_at), 0, k, rest);
         } else {
-          copy_elements(to, from, 1, count);
+          copy_elements(stage + token_at, token_copy.from[0] + k, token_copy.present != 0 ? rest : 0);
         }
       }
-      constexpr int weight_chunks = tile::depth / float_chunk;
-      for (int c = thread; c < tile::pass * weight_chunks; c += tile::threads) {
-        int const row = c / weight_chunks, column = k + c % weight_chunks * float_chunk;
-        int const rest = first_expert + row < experts ? hidden - column : 0;
-        int const count = rest < 0 ? 0 : rest < float_chunk ? rest : float_chunk;
-        char* const to = stage + tile::token_tile + swizzled_token<4>(row, c % weight_chunks);
-        float const* const from =
-            args.router.weight + (count > 0 ? std::int64_t{first_expert + row} * hidden + column : 0);
-        if (args.aligned_router) {
-          copy_async(shared_address(to), from, count * 4);
-        } else {
-          copy_elements(to, from, 1, count);
+      int const rest = hidden - k - weight_chunk * float_chunk;
+      constexpr int pitch = rows_apart * tile::weight_chunks * chunk_bytes;
+      if (args.aligned_router) {
+        weight_copies.enqueue(shared_address(stage + weight_at), pitch, k, rest);
+      } else {
+        for (int i = 0; i < tile::weight_copies; ++i) {
+          copy_elements(stage + weight_at + i * pitch, weight_copies.from[i] + k,
+                        (weight_copies.present >> i & 1u) != 0 ? rest : 0);
         }
       }
     };
@@ -152,7 +153,7 @@ __global__ void __launch_bounds__(route_tile<Layer>::threads)
       if (step < steps) load_stage(step);
       commit_copies();
     }
-    float sums[tile::blocks][4] = {};
+    float sums[TokenBlocks][tile::blocks][4] = {};
     for (int step = 0; step < steps; ++step) {
       wait_for_copies<tile::stages - 2>();
       __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
@@ -164,34 +165,33 @@ __global__ void __launch_bounds__(route_tile<Layer>::threads)
       for (int part = 0; part < 4 / tile::depth_warps; ++part) {
         // A product of depth 8 takes features in any order, if both factors keep to it: lane t of a row of lanes has
         // the features 2 t and 2 t + 1, which stand side by side.
-        int const eighth = part * tile::depth_warps + depth_warp;
-        std::uint32_t a[4];
-        {
-          int const pair = lane % 4, row = lane / 4;
-          float values[4];  // (row, 2 t), (row + 8, 2 t), (row, 2 t + 1), (row + 8, 2 t + 1)
-          for (int half_tile = 0; half_tile < 2; ++half_tile) {
-            int const at = sizeof(element) == 2
-                               ? swizzled_token<2>(row + 8 * half_tile, eighth) + pair * 4
-                               : swizzled_token<4>(row + 8 * half_tile, 2 * eighth + pair / 2) + pair % 2 * 8;
-            load_pair(element{}, stage + at, values[half_tile], values[half_tile + 2]);
-          }
-          for (int i = 0; i < 4; ++i) a[i] = __float_as_uint(values[i]);
-        }
-        std::uint32_t a_high[4], a_low[4];
-        for (int i = 0; i < 4; ++i) {
-          tf32_parts const parts(a[i]);
-          a_high[i] = parts.high;
-          a_low[i] = parts.low;
+        int const eighth = part * tile::depth_warps + depth_warp, pair = lane % 4;
+        std::uint32_t high[TokenBlocks][4], low[TokenBlocks][4];
+#pragma unroll
+        for (int i = 0; i < 2 * TokenBlocks; ++i) {
+          int const row = lane / 4 + 8 * i;
+          int const at = sizeof(element) == 2 ? swizzled_line<2>(row, eighth) + pair * 4
+                                              : swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8;
+          float2 const values = load_pair<element>(stage + at);
+          tf32_parts const first(__float_as_uint(values.x)), second(__float_as_uint(values.y));
+          high[i / 2][i % 2] = first.high;
+          high[i / 2][i % 2 + 2] = second.high;
+          low[i / 2][i % 2] = first.low;
+          low[i / 2][i % 2 + 2] = second.low;
         }
 #pragma unroll
         for (int b = 0; b < tile::blocks; ++b) {
           int const row = (expert_warp * tile::blocks + b) * 8 + lane / 4;
-          int const at = tile::token_tile + swizzled_token<4>(row, 2 * eighth + lane % 4 / 2) + lane % 2 * 8;
+          int const at = tile::token_tile + swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8;
           uint2 const weight = *reinterpret_cast<uint2 const*>(stage + at);
           tf32_parts const first(weight.x), second(weight.y);
-          multiply_tf32(sums[b], a_high, first.low, second.low);
-          if constexpr (sizeof(element) == 4) multiply_tf32(sums[b], a_low, first.high, second.high);
-          multiply_tf32(sums[b], a_high, first.high, second.high);
+#pragma unroll
+          for (int i = 0; i < TokenBlocks; ++i) {
+            multiply_tf32(sums[i][b], high[i], first.low, second.low);
+            // Two-byte elements are tf32 numbers already.
+            if constexpr (sizeof(element) == 4) multiply_tf32(sums[i][b], low[i], first.high, second.high);
+            multiply_tf32(sums[i][b], high[i], first.high, second.high);
+          }
         }
       }
     }
@@ -199,11 +199,15 @@ __global__ void __launch_bounds__(route_tile<Layer>::threads)
     wait_for_copies<0>();
     __syncthreads();                                          // stages make room for the sums
     float* const partial = reinterpret_cast<float*>(memory);  // [depth warps, tokens, experts of this pass]
-    for (int b = 0; b < tile::blocks; ++b) {
-      int const column = (expert_warp * tile::blocks + b) * 8 + lane % 4 * 2;
-      float* const to = partial + (depth_warp * tile::tokens + lane / 4) * tile::partial_pitch + column;
-      *reinterpret_cast<float2*>(to) = make_float2(sums[b][0], sums[b][1]);
-      *reinterpret_cast<float2*>(to + 8 * tile::partial_pitch) = make_float2(sums[b][2], sums[b][3]);
+#pragma unroll
+    for (int i = 0; i < TokenBlocks; ++i) {
+#pragma unroll
+      for (int b = 0; b < tile::blocks; ++b) {
+        int const column = (expert_warp * tile::blocks + b) * 8 + lane % 4 * 2;
+        float* const to = partial + (depth_warp * tile::tokens + 16 * i + lane / 4) * tile::partial_pitch + column;
+        *reinterpret_cast<float2*>(to) = make_float2(sums[i][b][0], sums[i][b][1]);
+        *reinterpret_cast<float2*>(to + 8 * tile::partial_pitch) = make_float2(sums[i][b][2], sums[i][b][3]);
+      }
     }
     __syncthreads();
     int const count = experts - first_expert < tile::pass ? experts - first_expert : tile::pass;
