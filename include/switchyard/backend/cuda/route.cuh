@@ -54,6 +54,7 @@ struct route_tile {
   static constexpr int work_bytes = stages * stage_bytes > partial_bytes ? stages* stage_bytes : partial_bytes;
   static constexpr int logits_bytes = tokens * experts * 4;
   static constexpr std::size_t shared_bytes = static_cast<std::size_t>(work_bytes) + logits_bytes + experts * 4;
+  static constexpr int resident = TokenBlocks * blocks < 16 ? 2 : 1;  // blocks per multiprocessor, for their registers
   static_assert(tokens * token_chunks <= threads, "a thread has at most one copy of the tokens");
 };
 
@@ -90,7 +91,7 @@ __device__ void copy_elements(char* to, Element const* from, int count) {
 /// tokens, router weight --copies--> stages in shared memory --tensor cores--> sums of each warp --> logits in shared
 /// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
 template <class Layer, int TokenBlocks>
-__global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, 2)
+__global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route_tile<Layer, TokenBlocks>::resident)
     route_tokens(route_args<typename Layer::element> const args) {
   using element = typename Layer::element;
   using tile = route_tile<Layer, TokenBlocks>;
