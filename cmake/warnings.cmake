@@ -7,9 +7,13 @@ else()
   # Signed extents meet the unsigned sizes of the standard library everywhere: clang, too, leaves that out.
   set(switchyard_warning_options
     -Wall -Wextra -Wpedantic -Wconversion -Wno-sign-conversion -Wshadow -Wnon-virtual-dtor)
+  # What nvcc writes for the host compiler is not pedantic.
+  set(switchyard_cuda_warning_options -Xcompiler=-Wall,-Wextra,-Wshadow)
 endif()
 
 function(switchyard_warnings target)
-  target_compile_options(${target} PRIVATE ${switchyard_warning_options})
+  target_compile_options(${target} PRIVATE
+    "$<$<COMPILE_LANGUAGE:CXX>:${switchyard_warning_options}>"
+    "$<$<COMPILE_LANGUAGE:CUDA>:${switchyard_cuda_warning_options}>")
   set_target_properties(${target} PROPERTIES COMPILE_WARNING_AS_ERROR ${SWITCHYARD_WARNINGS_AS_ERRORS})
 endfunction()

@@ -118,7 +118,26 @@ using stored_as = std::tuple<
     layer<shape{1043, 270, 2, 1}, switch_top1, dropless, mlp<relu>, backend::cpu, Element>>;  // more than one piece
 // clang-format on
 
-using elements = decltype(std::tuple_cat(std::declval<stored_as<bfloat16>>(), std::declval<stored_as<half>>()));
+using bfloat16_elements = stored_as<bfloat16>;
+using half_elements = stored_as<half>;
+using elements = decltype(std::tuple_cat(std::declval<bfloat16_elements>(), std::declval<half_elements>()));
+
+template <class Layer, class Backend>
+struct moved;
+template <shape Dims, class Router, class Capacity, class Expert, class From, class Element, class Backend>
+struct moved<layer<Dims, Router, Capacity, Expert, From, Element>, Backend> {
+  using type = layer<Dims, Router, Capacity, Expert, Backend, Element>;
+};
+template <class List, class Backend>
+struct all_moved;
+template <class... Layers, class Backend>
+struct all_moved<std::tuple<Layers...>, Backend> {
+  using type = std::tuple<typename moved<Layers, Backend>::type...>;
+};
+
+/// The same layers on another backend.
+template <class List, class Backend>
+using on = typename all_moved<List, Backend>::type;
 
 }  // namespace tested
 

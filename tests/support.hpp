@@ -20,6 +20,7 @@
 #include <utility>
 #include <vector>
 
+#include "layers.hpp"
 #include "reference.hpp"
 
 /// What the tests of whole layers share: the reference's view of a layer, layers behind function pointers (so that
@@ -171,6 +172,26 @@ struct any_args {
   sy::auxiliary_values* auxiliary = nullptr;
 };
 
+/// Memory that a layer's arguments point to. Null functions: the host's.
+struct memory_space {
+  void* (*allocate)(std::size_t bytes) = nullptr;  ///< at a multiple of 256
+  void (*release)(void* memory) = nullptr;
+  void (*copy_in)(void* to, void const* from, std::size_t bytes) = nullptr;
+  void (*copy_out)(void* to, void const* from, std::size_t bytes) = nullptr;
+};
+
+/// How the tests reach a backend: `memory` and `forward<Layer>(args, context)`, which returns when the work is done.
+template <class Backend>
+struct reached;
+template <>
+struct reached<sy::backend::cpu> {
+  static memory_space memory() { return {}; }
+  template <class Layer>
+  static void forward(typename Layer::args const& args, sy::cpu_context const& context) {
+    Layer::forward(args, context);
+  }
+};
+
 struct any_layer {
   std::string name;
   sy::router_traits router;
@@ -179,6 +200,7 @@ struct any_layer {
   reference::config reference;
   std::string_view element;
   std::size_t element_bytes;
+  memory_space memory;
   std::size_t (*workspace_bytes)(std::int64_t tokens);
   void (*forward)(any_args const& args, sy::cpu_context const& context);
   void (*store)(double const* from, std::size_t count, void* to);  ///< as elements
@@ -220,7 +242,7 @@ void forward_any(any_args const& from, sy::cpu_context const& context) {
   args.active = from.active;
   args.decisions = from.decisions;
   if constexpr (!Layer::router_traits.precomputed) args.auxiliary = from.auxiliary;
-  Layer::forward(args, context);
+  reached<typename Layer::backend>::template forward<Layer>(args, context);
 }
 
 template <class Element>
@@ -243,6 +265,7 @@ any_layer erase() {
           .reference = reference_config<Layer>(),
           .element = sy::element_name<element>,
           .element_bytes = sizeof(element),
+          .memory = reached<typename Layer::backend>::memory(),
           .workspace_bytes = &Layer::workspace_bytes,
           .forward = &forward_any<Layer>,
           .store = &store_elements<element>,
@@ -255,14 +278,17 @@ inline std::vector<any_layer>& compiled_layers() {
   return all;
 }
 
-/// A static object of this type compiles a list of layers and adds it.
-template <class List>
-struct compile;
-
 template <class... Layers>
-struct compile<std::tuple<Layers...>> {
-  compile() { (compiled_layers().push_back(erase<Layers>()), ...); }
-};
+bool compile_all(std::tuple<Layers...> const*) {
+  (compiled_layers().push_back(erase<Layers>()), ...);
+  return true;
+}
+
+/// Compiles a list of layers, moved to a backend, and adds it: for the initialiser of a static object.
+template <class List, class Backend>
+bool compile() {
+  return compile_all(static_cast<tested::on<List, Backend> const*>(nullptr));
+}
 
 inline any_layer const& compiled(std::string const& name) {
   for (any_layer const& l : compiled_layers()) {
@@ -307,6 +333,7 @@ class guarded {
     return reinterpret_cast<T*>(data());
   }
   std::size_t size() const { return bytes_; }
+  std::vector<std::byte>& with_guards() { return memory_; }
   bool guards_intact() const { return untouched(0, first_) && untouched(first_ + bytes_, memory_.size()); }
   bool untouched() const { return untouched(0, memory_.size()); }
 
@@ -324,6 +351,77 @@ class guarded {
 
   std::size_t bytes_, first_;
   std::vector<std::byte> memory_;
+};
+
+/// Where the buffers of one call are: the host's own, or copies in a memory space.
+class placement {
+ public:
+  explicit placement(memory_space const& space) : space_(space) {}
+  placement(placement const&) = delete;
+  ~placement() {
+    for (void* p : allocated_) space_.release(p);
+  }
+
+  /// What the layer only reads.
+  template <class T>
+  T const* place(T const* first, std::size_t bytes) {
+    if (space_.allocate == nullptr || bytes == 0) return first;
+    void* const copy = allocate(bytes);
+    space_.copy_in(copy, first, bytes);
+    return static_cast<T const*>(copy);
+  }
+  template <class T>
+  T const* place(std::vector<T> const& values) {
+    return place(values.data(), values.size() * sizeof(T));
+  }
+
+  /// What the layer may write: with its guards, as far past a multiple of 64 as on the host. Without `contents` only the
+  /// guards are written, so that a tool can tell what the layer reads before it writes.
+  std::byte* place(guarded& buffer, bool contents = true) {
+    if (space_.allocate == nullptr) return buffer.data();
+    std::vector<std::byte>& all = buffer.with_guards();
+    std::size_t const begin = static_cast<std::size_t>(buffer.data() - all.data());
+    std::byte* const copy =
+        static_cast<std::byte*>(allocate(all.size() + 64)) + reinterpret_cast<std::uintptr_t>(all.data()) % 64;
+    if (contents) {
+      space_.copy_in(copy, all.data(), all.size());
+    } else {
+      space_.copy_in(copy, all.data(), begin);
+      space_.copy_in(copy + begin + buffer.size(), buffer.data() + buffer.size(), all.size() - begin - buffer.size());
+    }
+    written_.push_back({&buffer, copy, contents});
+    return copy + begin;
+  }
+
+  /// Brings back what the layer wrote.
+  void fetch() {
+    for (auto const& [buffer, copy, contents] : written_) {
+      std::vector<std::byte>& all = buffer->with_guards();
+      std::size_t const begin = static_cast<std::size_t>(buffer->data() - all.data()), end = begin + buffer->size();
+      if (contents) {
+        space_.copy_out(all.data(), copy, all.size());
+      } else {
+        space_.copy_out(all.data(), copy, begin);
+        space_.copy_out(all.data() + end, copy + end, all.size() - end);
+      }
+    }
+  }
+
+ private:
+  struct written_buffer {
+    guarded* buffer;
+    std::byte* copy;
+    bool contents;
+  };
+
+  void* allocate(std::size_t bytes) {
+    allocated_.push_back(space_.allocate(bytes));
+    return allocated_.back();
+  }
+
+  memory_space space_;
+  std::vector<void*> allocated_;
+  std::vector<written_buffer> written_;
 };
 
 // ---- random problems ----
@@ -630,23 +728,28 @@ inline outcome run(problem const& p, call const& how = {}) {
   std::vector<float> const router = floats(w.router), bias = floats(w.router_bias);
   std::vector<float> const correction = floats(w.correction_bias);
 
+  placement placed(layer.memory);
+  auto const matrix_of = [&](stored_input const& stored, any_matrix view) {
+    auto const offset = static_cast<std::byte const*>(view.data) - stored.memory.data();
+    return any_matrix{placed.place(stored.memory) + offset, view.expert_stride, view.row_stride, view.column_stride};
+  };
   any_args args;
   args.rows = tokens;
-  args.router = {router.data(), bias.data(), correction.data()};
-  args.gate_proj = in.gate;
-  args.up_proj = in.up;
-  args.down_proj = down.up;
-  args.gate_bias = {gate_bias.data(), c.intermediate, 1};
-  args.up_bias = {up_bias.data(), c.intermediate, 1};
-  args.down_bias = {down_bias.data(), c.hidden, 1};
+  args.router = {placed.place(router), placed.place(bias), placed.place(correction)};
+  if (!w.gate_proj.empty()) args.gate_proj = matrix_of(in, in.gate);
+  args.up_proj = matrix_of(in, in.up);
+  args.down_proj = matrix_of(down, down.up);
+  args.gate_bias = {placed.place(gate_bias), c.intermediate, 1};
+  args.up_bias = {placed.place(up_bias), c.intermediate, 1};
+  args.down_bias = {placed.place(down_bias), c.hidden, 1};
   stored_input shared_in, shared_down;
   if (c.shared_intermediate > 0) {
     shared_in = store_input(layer, w.shared_gate_proj, w.shared_up_proj, c.shared_intermediate, c.hidden, how.stored);
     shared_down = store_input(layer, {}, w.shared_down_proj, c.hidden, c.shared_intermediate, how.stored);
-    args.shared_gate_proj = shared_in.gate;
-    args.shared_up_proj = shared_in.up;
-    args.shared_down_proj = shared_down.up;
-    args.shared_gate = shared_gate.data();
+    if (!w.shared_gate_proj.empty()) args.shared_gate_proj = matrix_of(shared_in, shared_in.gate);
+    args.shared_up_proj = matrix_of(shared_in, shared_in.up);
+    args.shared_down_proj = matrix_of(shared_down, shared_down.up);
+    args.shared_gate = placed.place(shared_gate);
   }
 
   // The pattern between rows is a NaN, so that it is seen in the output if it is read.
@@ -658,34 +761,44 @@ inline outcome run(problem const& p, call const& how = {}) {
   for (std::int64_t t = 0; t < tokens; ++t) {
     layer.store(p.tokens.data() + t * c.hidden, c.hidden, x.data() + t * stride_bytes);
   }
-  args.tokens = x.data();
+  std::byte* const tokens_at = placed.place(x);
+  args.tokens = tokens_at;
   args.token_stride = args.output_stride = stride;
-  args.output = how.in_place ? x.data() : y.data();
+  args.output = how.in_place ? tokens_at : placed.place(y);
 
   // The workspace is exactly as large as asked for, at an address that is a multiple of 16 and of nothing more.
   guarded workspace(layer.workspace_bytes(tokens), sy::workspace_alignment);
-  args.workspace = {workspace.data(), workspace.size()};
+  args.workspace = {placed.place(workspace, false), workspace.size()};
 
   std::vector<std::int32_t> const ids(p.inputs.ids.begin(), p.inputs.ids.end());
   std::vector<float> const id_weights = floats(p.inputs.id_weights);
-  args.routes = {ids.data(), id_weights.data()};
+  args.routes = {placed.place(ids), placed.place(id_weights)};
   args.tokens_per_group = c.tokens_per_group;
-  if (!p.inputs.active.empty()) args.active = p.inputs.active.data();
+  if (!p.inputs.active.empty()) args.active = placed.place(p.inputs.active);
 
   std::size_t const pairs = static_cast<std::size_t>(tokens * c.top_k), experts = c.experts;
   bool const has_logits = !layer.router.precomputed;
   guarded expert_ids(pairs * sizeof(std::int32_t)), weights(pairs * sizeof(float)), dropped(pairs);
   guarded counts(experts * sizeof(std::int64_t)), load(experts * sizeof(std::int64_t));
   guarded logits(has_logits ? static_cast<std::size_t>(tokens) * experts * sizeof(float) : 0);
+  guarded auxiliary(sizeof(sy::auxiliary_values));
   outcome out;
   if (how.decisions) {
-    args.decisions = {expert_ids.as<std::int32_t>(), weights.as<float>(),
-                      dropped.as<std::uint8_t>(),    counts.as<std::int64_t>(),
-                      load.as<std::int64_t>(),       has_logits ? logits.as<float>() : nullptr};
-    args.auxiliary = &out.auxiliary;
+    auto const at = [&]<class T>(guarded& buffer, T*& pointer) {
+      pointer = reinterpret_cast<T*>(placed.place(buffer));
+    };
+    at(expert_ids, args.decisions.experts);
+    at(weights, args.decisions.weights);
+    at(dropped, args.decisions.dropped);
+    at(counts, args.decisions.counts);
+    at(load, args.decisions.load);
+    if (has_logits) at(logits, args.decisions.logits);
+    if (has_logits) at(auxiliary, args.auxiliary);
   }
 
   layer.forward(args, how.context);
+  placed.fetch();
+  if (how.decisions && has_logits) out.auxiliary = *auxiliary.as<sy::auxiliary_values>();
 
   guarded& written = how.in_place ? x : y;
   out.output.resize(p.tokens.size());
@@ -696,7 +809,7 @@ inline outcome run(problem const& p, call const& how = {}) {
       out.guards_intact = out.guards_intact && row[i] == std::byte{guarded::pattern};
     }
   }
-  for (guarded* g : {&x, &y, &workspace, &expert_ids, &weights, &dropped, &counts, &load, &logits}) {
+  for (guarded* g : {&x, &y, &workspace, &expert_ids, &weights, &dropped, &counts, &load, &logits, &auxiliary}) {
     out.guards_intact = out.guards_intact && g->guards_intact();
   }
   auto const copy = [](auto& to, guarded& from) {

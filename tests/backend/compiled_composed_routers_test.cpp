@@ -2,4 +2,4 @@
 #include "layers.hpp"
 #include "support.hpp"
 
-static support::compile<tested::composed_routers> const here;
+static bool const here = support::compile<tested::composed_routers, switchyard::backend::cpu>();

@@ -2,4 +2,4 @@
 #include "layers.hpp"
 #include "support.hpp"
 
-static support::compile<tested::elements> const here;
+static bool const here = support::compile<tested::elements, switchyard::backend::cpu>();

@@ -2,4 +2,4 @@
 #include "layers.hpp"
 #include "support.hpp"
 
-static support::compile<tested::routers> const here;
+static bool const here = support::compile<tested::routers, switchyard::backend::cpu>();

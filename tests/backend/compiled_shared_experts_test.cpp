@@ -2,4 +2,4 @@
 #include "layers.hpp"
 #include "support.hpp"
 
-static support::compile<tested::shared_experts> const here;
+static bool const here = support::compile<tested::shared_experts, switchyard::backend::cpu>();

@@ -2,6 +2,7 @@
 #include <thread>
 #include <utility>
 
+#include "backend/check.hpp"
 #include "catch.hpp"
 #include "layers.hpp"
 #include "support.hpp"
@@ -10,65 +11,6 @@ namespace sy = switchyard;
 using namespace support;
 
 namespace {
-
-/// Relative Frobenius error of the output. Float: sums of up to a thousand products. bfloat16 and half round what
-/// goes into the second product and the output, once each: 2^-9 and 2^-12 at most.
-double output_tolerance(any_layer const& layer) {
-  return layer.element == "float" ? 1e-5 : layer.element == "half" ? 2e-3 : 1e-2;
-}
-
-/// Logits, weights and auxiliary values are float whatever the elements are.
-constexpr double routing_tolerance = 1e-5;
-
-bool close(double got, double expected) {
-  return std::abs(got - expected) <= routing_tolerance * std::max(1.0, std::abs(expected));
-}
-
-template <class A, class B>
-bool all_close(std::vector<A> const& got, std::vector<B> const& expected) {
-  if (got.size() != expected.size()) return false;
-  for (std::size_t i = 0; i < got.size(); ++i) {
-    if (!close(double(got[i]), double(expected[i]))) return false;
-  }
-  return true;
-}
-
-void check_decisions(outcome const& got, reference::result const& expected) {
-  CHECK(got.experts == std::vector<std::int32_t>(expected.ids.begin(), expected.ids.end()));
-  CHECK(got.dropped == expected.dropped);
-  CHECK(got.counts == expected.counts);
-  CHECK(got.load == expected.load);
-  CHECK(all_close(got.weights, expected.weights));
-}
-
-void check_auxiliary(sy::auxiliary_values const& got, reference::auxiliary const& expected) {
-  CHECK(close(got.balance_first_choice, expected.balance_first_choice));
-  CHECK(close(got.balance_all_choices, expected.balance_all_choices));
-  CHECK(close(got.balance_kept_choice, expected.balance_kept_choice));
-  CHECK(close(got.balance_combine_weight, expected.balance_combine_weight));
-  CHECK(close(got.z_loss, expected.z_loss));
-  CHECK(close(got.load_variation, expected.load_variation));
-}
-
-void check_against_reference(problem const& p, outcome const& got) {
-  reference::result const expected = reference::forward(p.config, p.weights, p.tokens, p.inputs);
-  check_decisions(got, expected);
-  if (!p.layer->router.precomputed) {
-    CHECK(all_close(got.logits, expected.logits));
-    check_auxiliary(got.auxiliary, expected.aux);
-  }
-  CHECK(relative_error(got.output, expected.y) <= output_tolerance(*p.layer));
-  CHECK(got.guards_intact);
-}
-
-/// Calls `body(layer)` for every layer of layers.hpp.
-template <class Body>
-void for_each_layer(Body body) {
-  for (any_layer const& layer : compiled_layers()) {
-    INFO(layer.name);
-    body(layer);
-  }
-}
 
 /// A problem on which every step has work for several workers.
 problem usual_problem(any_layer const& layer) { return random_problem(layer, 133, routing::free, 7); }

@@ -16,12 +16,10 @@
 
 namespace switchyard {
 
-/// A call's routes in its workspace, on the device: between `backend::cuda::route` and `plan` an engine may write its
-/// own.
+/// A call's routes in its workspace, on the device.
 struct cuda_routes {
-  std::int32_t* experts;  ///< [tokens, top_k]; -1 for a pair that goes nowhere
-  float* weights;         ///< [tokens, top_k]
-  float* priority;        ///< [tokens]; null unless the capacity serves queue::priority
+  std::int32_t const* experts;  ///< [tokens, top_k]; -1 for a pair that goes nowhere
+  float const* weights;         ///< [tokens, top_k], before any expert dropped the token
 };
 
 namespace backend {
@@ -78,14 +76,15 @@ struct cuda {
     enqueue_experts(args, where);
   }
 
-  /// Where the routes of a call stand.
+  /// Where the routes of a call stand after `route`. An engine that makes its own hands them to a layer of
+  /// `router::precomputed`, whose `route` takes them over.
   template <class Layer>
   static cuda_routes routes_of(forward_args<Layer> const& args) {
     pieces<Layer> const p(args);
-    return {p.experts, p.routed_weights, p.priority};
+    return {p.experts, p.routed_weights};
   }
 
-  /// Where the plan of a call stands. `pair_of` has as many entries as there are rows: `offsets[experts]`.
+  /// Where the plan of a call stands after `plan`, to be read. `pair_of` has as many entries as there are rows: `offsets[experts]`.
   template <class Layer>
   static dispatch_plan plan_of(forward_args<Layer> const& args) {
     return pieces<Layer>(args).plan;

@@ -1,0 +1,63 @@
+# CUDA for the GPU backends: the target switchyard::cuda, and nvcc for our own programs.
+#
+# At top level AUTO uses an nvcc that is on the path or named by CUDACXX; inside another project, CUDA if that project has
+# enabled it.
+set(SWITCHYARD_CUDA AUTO CACHE STRING "GPU backends: AUTO (where there is nvcc), ON or OFF")
+set_property(CACHE SWITCHYARD_CUDA PROPERTY STRINGS AUTO ON OFF)
+if(NOT SWITCHYARD_CUDA MATCHES "^(AUTO|ON|OFF)$")
+  message(FATAL_ERROR "switchyard: SWITCHYARD_CUDA: expected AUTO, ON or OFF, got ${SWITCHYARD_CUDA}")
+endif()
+if(SWITCHYARD_CUDA STREQUAL "OFF")
+  return()
+endif()
+
+if(NOT CMAKE_CUDA_COMPILER)
+  if(PROJECT_IS_TOP_LEVEL OR SWITCHYARD_CUDA STREQUAL "ON")
+    include(CheckLanguage)
+    check_language(CUDA)
+  endif()
+  if(NOT CMAKE_CUDA_COMPILER)
+    if(SWITCHYARD_CUDA STREQUAL "ON")
+      message(FATAL_ERROR
+        "switchyard: SWITCHYARD_CUDA=ON: expected the CUDA compiler, found none. Put nvcc on the PATH, set CUDACXX to "
+        "it, or set SWITCHYARD_CUDA to OFF.")
+    endif()
+    message(STATUS "switchyard: no CUDA compiler, so no GPU backends")
+    return()
+  endif()
+endif()
+
+if(PROJECT_IS_TOP_LEVEL)
+  # PTX for the oldest architecture: it compiles fast and runs on every GPU that the backends support.
+  if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+    set(CMAKE_CUDA_ARCHITECTURES 80-virtual)
+  endif()
+  # Looked up at run time, so that a tool can take its place.
+  if(NOT DEFINED CMAKE_CUDA_RUNTIME_LIBRARY)
+    set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
+  endif()
+endif()
+enable_language(CUDA)
+if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12)
+  message(FATAL_ERROR
+    "switchyard: expected CUDA 12 or newer (for C++20), got ${CMAKE_CUDA_COMPILER_VERSION}. Set SWITCHYARD_CUDA to OFF "
+    "to build for the CPU.")
+endif()
+
+add_library(switchyard_cuda INTERFACE)
+add_library(switchyard::cuda ALIAS switchyard_cuda)
+target_link_libraries(switchyard_cuda INTERFACE switchyard)
+# Not as a compile feature: CMake 3.25 does not know that nvcc has C++20.
+target_compile_options(switchyard_cuda INTERFACE $<$<COMPILE_LANGUAGE:CUDA>:-std=c++20>)
+# All units of a program have to see the CPU backend with the same threads.
+if(OpenMP_CXX_FOUND)
+  target_compile_options(switchyard_cuda INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler=${OpenMP_CXX_FLAGS}>")
+endif()
+
+# switchyard_cuda_program(<target>): a program of ours that has .cu files.
+function(switchyard_cuda_program target)
+  target_link_libraries(${target} PRIVATE switchyard::cuda)
+  # Line numbers cost nothing at run time, and every tool that checks kernels shows them.
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
+  switchyard_warnings(${target})
+endfunction()

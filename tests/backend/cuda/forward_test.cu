@@ -1,0 +1,232 @@
+#include <array>
+#include <limits>
+#include <span>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "backend/check.hpp"
+#include "catch.hpp"
+#include "device.cuh"
+
+using namespace support;
+
+namespace {
+
+constexpr int tested_tokens = 70;
+
+/// Every layer once; what differs from test to test is how it is called.
+problem usual_problem(any_layer const& layer) { return random_problem(layer, tested_tokens, routing::free, 7); }
+
+}  // namespace
+
+TEST_CASE("every layer of the CPU's list is tested on the GPU", "[gpu]") {
+  if (!has_device()) return;
+  CHECK(compiled_layers().size() == std::tuple_size_v<tested_layers>);
+}
+
+TEST_CASE("on the GPU forward agrees with the reference", "[gpu][small]") {
+  if (!has_device()) return;
+  for_each_layer([](any_layer const& layer) {
+    int turn = 0;
+    for (std::int64_t tokens : {0, 1, 7, 70}) {
+      routing const where = std::array{routing::free, routing::one_expert, routing::half_of_the_experts}[turn++ % 3];
+      INFO(tokens << " tokens, routing: " << name_of(where));
+      problem const p = random_problem(layer, tokens, where, static_cast<unsigned>(tokens));
+      check_against_reference(p, run(p));
+    }
+  });
+}
+
+TEST_CASE("on the GPU many tokens, which take larger tiles, agree with the reference", "[gpu]") {
+  if (!has_device()) return;
+  for_each_layer([](any_layer const& layer) {
+    if (layer.capacity.order == sy::queue::priority || layer.reference.hidden > 64) return;
+    // Half of a small tile's rows per expert, and more than the tile in between has.
+    for (std::int64_t rows : {20, 60}) {
+      std::int64_t const tokens = rows * layer.reference.experts / layer.reference.top_k + 1;
+      INFO(tokens << " tokens");
+      problem const p = random_problem(layer, tokens, routing::half_of_the_experts, 3);
+      check_against_reference(p, run(p));
+    }
+  });
+}
+
+TEST_CASE("on the GPU the blocks that route many tokens agree with the CPU's routes", "[gpu]") {
+  if (!has_device()) return;
+  any_layer const& layer = compiled("sigmoid_top_k:4of16/dropless/gated_mlp<silu>/20x12/cuda/float");
+  problem const p = random_problem(layer, 2100, routing::free, 5);
+  check_against_reference(p, run(p));
+}
+
+TEST_CASE("on the GPU each group of tokens has queues of its own", "[gpu]") {
+  if (!has_device()) return;
+  for_each_layer([](any_layer const& layer) {
+    if (!layer.capacity.drops && !layer.router.precomputed) return;
+    problem p = usual_problem(layer);
+    for (std::int64_t tokens_per_group : {1, 10, 69, 1000}) {
+      INFO(tokens_per_group << " tokens per group");
+      p.config.tokens_per_group = tokens_per_group;
+      check_against_reference(p, run(p));
+    }
+  });
+}
+
+TEST_CASE("on the GPU the result has the same bits on every run, in place, and whatever is asked for", "[gpu][small]") {
+  if (!has_device()) return;
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    outcome const once = run(p);
+    CHECK(same_bits(run(p, {.in_place = true}), once));
+    CHECK(same_bits(run(p, {.decisions = false}).output, once.output));
+  });
+}
+
+TEST_CASE("on the GPU rows may stand apart, at addresses that are no multiple of 16", "[gpu]") {
+  if (!has_device()) return;
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    outcome const apart = run(p, {.padding = 5});
+    CHECK(apart.guards_intact);
+    CHECK(same_bits(apart, run(p)));
+  });
+}
+
+TEST_CASE("on the GPU weights may be stored in any layout", "[gpu]") {
+  if (!has_device()) return;
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    outcome const separate = run(p);
+    for (layout l : all_layouts) {
+      if (l == layout::separate || (!layer.expert.gated && l != layout::transposed)) continue;
+      INFO(name_of(l));
+      CHECK(same_bits(run(p, {.stored = l}), separate));
+    }
+  });
+}
+
+TEST_CASE("on the GPU padding rows take no slot, count nowhere and give zeros, whatever they hold", "[gpu]") {
+  if (!has_device()) return;
+  for_each_layer([](any_layer const& layer) {
+    problem p = usual_problem(layer);
+    p.config.tokens_per_group = 20;
+    random_numbers random(3);
+    for (int t = 0; t < tested_tokens; ++t) p.inputs.active.push_back(random.below(3) > 0 && (t < 30 || t > 50));
+    reference::result const expected = reference::forward(p.config, p.weights, p.tokens, p.inputs);
+    for (std::size_t i = 0; i < p.tokens.size(); ++i) {
+      if (!p.inputs.active[i / p.config.hidden]) p.tokens[i] = std::numeric_limits<double>::quiet_NaN();
+    }
+    for (std::size_t pair = 0; pair < p.inputs.ids.size(); ++pair) {
+      if (p.inputs.active[pair / p.config.top_k]) continue;
+      p.inputs.ids[pair] = 1'000'000;
+      p.inputs.id_weights[pair] = std::numeric_limits<double>::infinity();
+    }
+    outcome const got = run(p);
+    check_decisions(got, expected);
+    if (!layer.router.precomputed) check_auxiliary(got.auxiliary, expected.aux);
+    CHECK(relative_error(got.output, expected.y) <= output_tolerance(layer));
+    CHECK(got.guards_intact);
+    for (std::size_t i = 0; i < got.output.size(); ++i) {
+      if (!p.inputs.active[i / p.config.hidden] && got.output[i] != 0.0f) FAIL("row " << i / p.config.hidden);
+    }
+  });
+}
+
+TEST_CASE("on the GPU a token that the router cannot place gives NaN, and the others what they gave", "[gpu]") {
+  if (!has_device()) return;
+  for_each_layer([](any_layer const& layer) {
+    if (layer.capacity.drops) return;  // there, the others may move up in a queue
+    problem p = usual_problem(layer);
+    outcome const before = run(p);
+    std::size_t const hidden = p.config.hidden, lost = 33;
+    if (layer.router.precomputed) {
+      p.inputs.ids[lost * p.config.top_k] = layer.reference.experts;
+    } else {
+      p.tokens[lost * hidden] = std::numeric_limits<double>::quiet_NaN();
+    }
+    outcome const got = run(p);
+    CHECK(got.guards_intact);
+    for (std::size_t i = 0; i < got.output.size(); ++i) {
+      bool const nan = std::isnan(got.output[i]);
+      if (i / hidden == lost ? !nan : got.output[i] != before.output[i]) FAIL("row " << i / hidden);
+    }
+  });
+}
+
+namespace {
+
+/// From logits that are the same in every bit: the router weight is the identity.
+template <class Layer>
+void check_routes_of_equal_logits() {
+  INFO(sy::describe<Layer>());
+  constexpr sy::shape dims = Layer::dims;
+  if constexpr (dims.hidden >= dims.experts && !Layer::router_traits.precomputed) {
+    using element = typename Layer::element;
+    using cpu = typename tested::moved<Layer, sy::backend::cpu>::type;
+    constexpr int tokens = 40;
+    random_numbers random(11);
+    std::vector<element> x(tokens * dims.hidden, element(0.0f));
+    for (int t = 0; t < tokens; ++t) {
+      // Ties everywhere: a tie goes to the lower id on both.
+      for (int e = 0; e < dims.experts; ++e) x[t * dims.hidden + e] = element(static_cast<float>(random.below(6)) / 4);
+    }
+    std::vector<float> identity(dims.experts * dims.hidden);
+    for (int e = 0; e < dims.experts; ++e) identity[e * dims.hidden + e] = 1.0f;
+    std::vector<float> zeros(dims.experts);
+    std::vector<element> const matrices(std::int64_t{2} * dims.experts * dims.hidden * dims.intermediate + 4096);
+
+    std::vector<element> y(x.size());
+    std::vector<std::byte> workspace(cpu::workspace_bytes(tokens));
+    std::vector<std::int32_t> ids(tokens * dims.top_k);
+    std::vector<float> weights(tokens * dims.top_k);
+    device_array<element> const device_x(x), device_matrices(matrices), device_y(y.size());
+    device_array<float> const device_identity(identity), device_zeros(zeros), device_weights(weights.size());
+    device_array<std::int32_t> const device_ids(ids.size());
+    device_array<std::byte> const device_workspace(Layer::workspace_bytes(tokens));
+    auto const fill = [&](auto& args, auto* layer, element const* from, element* to, std::span<std::byte> scratch,
+                          element const* m, sy::router_weights router, std::int32_t* experts, float* combine) {
+      using layer_type = std::remove_pointer_t<decltype(layer)>;
+      args.tokens = layer_type::rows(from, tokens);
+      args.output = layer_type::rows(to, tokens);
+      args.workspace = scratch;
+      if constexpr (layer_type::router_traits.gate == sy::gate_owner::model) {
+        args.shared_router = router;
+      } else {
+        args.weights.router = router;
+      }
+      if constexpr (layer_type::expert_traits.gated) args.weights.gate_proj = layer_type::in_proj(m);
+      args.weights.up_proj = layer_type::in_proj(m);
+      args.weights.down_proj = layer_type::out_proj(m);
+      args.decisions = {.experts = experts, .weights = combine};
+    };
+    typename cpu::args host{};
+    fill(host, static_cast<cpu*>(nullptr), x.data(), y.data(), workspace, matrices.data(),
+         {identity.data(), zeros.data(), zeros.data()}, ids.data(), weights.data());
+    cpu::forward(host, {.threads = 1});
+    typename Layer::args device{};
+    fill(device, static_cast<Layer*>(nullptr), device_x.data(), device_y.data(),
+         {device_workspace.data(), device_workspace.size()}, device_matrices.data(),
+         {device_identity.data(), device_zeros.data(), device_zeros.data()}, device_ids.data(), device_weights.data());
+    stream own;
+    Layer::forward(device, {.stream = own});
+    own.wait();
+    CHECK(device_ids.copy_out() == ids);
+    std::vector<float> const got = device_weights.copy_out();
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      if (std::abs(got[i] - weights[i]) > 1e-6f * std::abs(weights[i])) FAIL(got[i] << " and " << weights[i]);
+    }
+  }
+}
+
+template <class... Layers>
+void check_routes_of_equal_logits(std::tuple<Layers...> const*) {
+  (check_routes_of_equal_logits<on_cuda<Layers>>(), ...);
+}
+
+}  // namespace
+
+TEST_CASE("from the same logits CPU and GPU choose the same experts, with weights within 1e-6", "[gpu]") {
+  if (!has_device()) return;
+  check_routes_of_equal_logits(static_cast<tested::routers*>(nullptr));
+  check_routes_of_equal_logits(static_cast<tested::composed_routers*>(nullptr));
+}
