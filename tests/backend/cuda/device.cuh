@@ -67,6 +67,91 @@ class device_array {
   std::size_t count_ = 0;
 };
 
+/// How `run` calls a layer on the GPU.
+enum class call_mode {
+  whole,    ///< `forward`
+  steps,    ///< `route`, `plan` and `experts`, and the plan compared with the CPU's
+  captured  ///< `forward` captured in a graph that is replayed with other tokens, then with the right ones
+};
+inline call_mode& current_call_mode() {
+  static call_mode mode = call_mode::whole;
+  return mode;
+}
+
+/// Runs a layer step by step. Throws when the plan is not the one that the CPU makes of the same routes.
+template <class Layer>
+void forward_in_steps(typename Layer::args const& args, cudaStream_t on) {
+  constexpr sy::shape dims = Layer::dims;
+  using sy::backend::cuda;
+  cuda::route<Layer>(args, {.stream = on});
+  cuda::plan<Layer>(args, {.stream = on});
+  check_cuda(cudaStreamSynchronize(on));
+
+  std::int64_t const tokens = args.tokens.rows, pairs = tokens * dims.top_k;
+  auto const copy = [](auto const* from, std::int64_t count) {
+    std::vector<std::remove_cvref_t<decltype(*from)>> to(count);
+    if (count > 0) check_cuda(cudaMemcpy(to.data(), from, count * sizeof(*from), cudaMemcpyDeviceToHost));
+    return to;
+  };
+  if constexpr (Layer::capacity_traits.order != sy::queue::priority) {
+    auto const experts = copy(cuda::routes_of<Layer>(args).experts, pairs);
+    auto weights = copy(cuda::routes_of<Layer>(args).weights, pairs);
+    std::vector<std::int32_t> used(dims.experts), offsets(dims.experts + 1), pair_of(pairs), row_of(pairs);
+    std::vector<std::int64_t> load(dims.experts);
+    std::vector<std::uint8_t> dropped(pairs);
+    sy::dispatch::make_plan<typename Layer::capacity, dims>({.tokens = tokens,
+                                                             .tokens_per_group = args.tokens_per_group,
+                                                             .experts = experts.data(),
+                                                             .weights = weights.data(),
+                                                             .dropped = dropped.data(),
+                                                             .load = load.data(),
+                                                             .used = used.data()},
+                                                            {offsets.data(), pair_of.data(), row_of.data()});
+    pair_of.resize(offsets[dims.experts]);
+    sy::dispatch_plan const plan = cuda::plan_of<Layer>(args);
+    if (copy(plan.offsets, dims.experts + 1) != offsets) throw std::runtime_error("other offsets than the CPU's");
+    if (copy(plan.pair_of, offsets[dims.experts]) != pair_of) throw std::runtime_error("other pairs than the CPU's");
+    if (copy(plan.row_of, pairs) != row_of) throw std::runtime_error("other rows than the CPU's");
+  }
+  cuda::experts<Layer>(args, {.stream = on});
+}
+
+/// Captures `forward` in a graph. Throws when it has another number of kernels than the layer says.
+template <class Layer>
+void forward_captured(typename Layer::args const& args, cudaStream_t on) {
+  cudaGraph_t graph = nullptr;
+  // Any call that allocates or waits ends a capture of this mode with an error.
+  check_cuda(cudaStreamBeginCapture(on, cudaStreamCaptureModeGlobal));
+  Layer::forward(args, {.stream = on});
+  check_cuda(cudaStreamEndCapture(on, &graph));
+  std::size_t nodes = 0;
+  check_cuda(cudaGraphGetNodes(graph, nullptr, &nodes));
+  std::size_t auxiliary = 0;
+  if constexpr (!Layer::router_traits.precomputed) auxiliary = args.auxiliary != nullptr ? 1 : 0;
+  if (args.tokens.rows > 0 && nodes != sy::backend::cuda::launches<Layer>() + auxiliary) {
+    throw std::runtime_error("a graph of " + std::to_string(nodes) + " nodes");
+  }
+  cudaGraphExec_t replay = nullptr;
+  check_cuda(cudaGraphInstantiate(&replay, graph, 0));
+
+  std::size_t const bytes = args.tokens.rows * args.tokens.row_stride * sizeof(typename Layer::element);
+  std::size_t const whole =
+      bytes == 0 ? 0 : bytes - (args.tokens.row_stride - args.tokens.columns) * sizeof(typename Layer::element);
+  std::vector<std::byte> tokens(whole);
+  void* const first = const_cast<typename Layer::element*>(args.tokens.data);
+  if (whole > 0) {
+    check_cuda(cudaMemcpy(tokens.data(), first, whole, cudaMemcpyDeviceToHost));
+    check_cuda(cudaMemset(first, 0, whole));
+    check_cuda(cudaGraphLaunch(replay, on));
+    check_cuda(cudaStreamSynchronize(on));
+    check_cuda(cudaMemcpy(first, tokens.data(), whole, cudaMemcpyHostToDevice));
+  }
+  check_cuda(cudaGraphLaunch(replay, on));
+  check_cuda(cudaStreamSynchronize(on));
+  cudaGraphExecDestroy(replay);
+  cudaGraphDestroy(graph);
+}
+
 template <>
 struct reached<sy::backend::cuda> {
   static void* allocate(std::size_t bytes) {
@@ -85,7 +170,11 @@ struct reached<sy::backend::cuda> {
   template <class Layer>
   static void forward(typename Layer::args const& args, sy::cpu_context const&) {
     stream own;
-    Layer::forward(args, {.stream = own});
+    switch (current_call_mode()) {
+      case call_mode::whole: Layer::forward(args, {.stream = own}); break;
+      case call_mode::steps: forward_in_steps<Layer>(args, own); break;
+      case call_mode::captured: forward_captured<Layer>(args, own); break;
+    }
     own.wait();
   }
 };
