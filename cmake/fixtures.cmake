@@ -1,15 +1,16 @@
 # Tests from golden files: one source per <case>.safetensors, written from the configuration in the file's header.
 #
-#   switchyard_add_fixtures(<target> <folder>...)
+#   switchyard_add_fixtures(<target> <cuda target or ""> <folder>...)
 #
-# adds to <target> a layer for every file of the folders that the library's policies can express, and the CTest tests
-# fixture.<case>.float, fixture.<case>.bfloat16 and reference.<case>. A file that needs another policy is skipped with a
+# adds to both targets a layer for every file of the folders that the library's policies can express, and the CTest tests
+# fixture.<case>.float, fixture.<case>.bfloat16, the same with .cuda behind them, and reference.<case>. A file that needs another policy is skipped with a
 # message that names it; a key or a value that is unknown stops the configuration. Where two folders have a case, the
 # later folder wins.
 
-function(switchyard_add_fixtures target)
+function(switchyard_add_fixtures target cuda_target)
   set(generated ${CMAKE_CURRENT_BINARY_DIR}/generated)
   set(cases)
+  set(unit)  # nvcc gets several cases in one unit, for it takes seconds to read the headers
   set(folders ${ARGN})
   list(REVERSE folders)
   foreach(folder IN LISTS folders)
@@ -36,8 +37,27 @@ function(switchyard_add_fixtures target)
         LABELS fixtures
         ENVIRONMENT OMP_WAIT_POLICY=passive
         TIMEOUT 300)
+      if(cuda_target)
+        string(APPEND unit "#include \"${generated}/${case}.cpp\"\n")
+        list(LENGTH cases count)
+        math(EXPR rest "${count} % 6")
+        if(rest EQUAL 0)
+          file(CONFIGURE OUTPUT ${generated}/unit_${count}.cu CONTENT "${unit}" @ONLY)
+          target_sources(${cuda_target} PRIVATE ${generated}/unit_${count}.cu)
+          set(unit)
+        endif()
+        foreach(element float bfloat16)
+          add_test(NAME fixture.${case}.${element}.cuda COMMAND ${cuda_target} ${case} ${element})
+          set_tests_properties(fixture.${case}.${element}.cuda PROPERTIES
+            LABELS "fixtures;gpu" SKIP_REGULAR_EXPRESSION "skipped: no CUDA device" TIMEOUT 300)
+        endforeach()
+      endif()
     endforeach()
   endforeach()
+  if(unit)
+    file(CONFIGURE OUTPUT ${generated}/unit_rest.cu CONTENT "${unit}" @ONLY)
+    target_sources(${cuda_target} PRIVATE ${generated}/unit_rest.cu)
+  endif()
 endfunction()
 
 # The source of one case, or why it is skipped.
@@ -90,20 +110,20 @@ namespace ${identifier} {
 
 using namespace switchyard;
 
-template <class Element>
-using tested_layer = switchyard::layer<
-    ${shape},
-    ${router},
-    ${capacity},
-    ${expert},
-    backend::cpu,
-    Element>;
+struct policies {
+  template <class Backend, class Element>
+  using layer = switchyard::layer<
+      ${shape},
+      ${router},
+      ${capacity},
+      ${expert},
+      Backend,
+      Element>;
+};
 
-fixtures::registered const entry(
+bool const added = fixtures::add_${template}<policies>(
     \"${case}\",
-    \"${path}\",
-    fixtures::${template}<tested_layer<float>>,
-    fixtures::${template}<tested_layer<bfloat16>>);
+    \"${path}\");
 
 }  // namespace ${identifier}
 " PARENT_SCOPE)

@@ -5,6 +5,8 @@
 #include <cstdio>
 #include <stdexcept>
 #include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "layers.hpp"
@@ -40,6 +42,14 @@ class stream {
   cudaStream_t stream_ = nullptr;
 };
 
+/// Calls a layer on a stream of its own and waits.
+template <class Layer>
+void forward_and_wait(typename Layer::args const& args) {
+  stream own;
+  Layer::forward(args, {.stream = own});
+  own.wait();
+}
+
 /// So many objects on the device, uninitialised or copied.
 template <class T>
 class device_array {
@@ -47,8 +57,14 @@ class device_array {
   explicit device_array(std::size_t count) : count_(count) {
     if (count > 0) check_cuda(cudaMalloc(&data_, count * sizeof(T)));
   }
-  explicit device_array(std::vector<T> const& values) : device_array(values.size()) { copy_in(values); }
-  device_array(device_array&& other) noexcept : data_(other.data_), count_(other.count_) { other.data_ = nullptr; }
+  device_array(std::vector<T> const& values) : device_array(values.size()) { copy_in(values); }
+  device_array() = default;
+  device_array(device_array&& other) noexcept { *this = std::move(other); }
+  device_array& operator=(device_array&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(count_, other.count_);
+    return *this;
+  }
   ~device_array() { cudaFree(data_); }
 
   T* data() const { return data_; }
