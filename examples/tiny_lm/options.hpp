@@ -23,7 +23,7 @@ continues a prompt.
   --seed N           of the draw                                (1)
   --picture FILE     where the expert usage is drawn, as SVG    (expert_usage.svg)
   --threads N        windows to score side by side              (all cores)
-  --backend B        cpu, or cuda: the Mixture-of-Experts layers run on a GPU, the rest on the CPU  (cpu)
+  --backend B        where the experts run: cpu or cuda         (cpu)
   --bytes N          bytes to score, from the start of the text (all)
   --weights FILE     another weight file
   --text FILE        another text to score; the recorded score is for the whole of the shipped one only
