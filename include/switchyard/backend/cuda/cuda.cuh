@@ -121,11 +121,18 @@ struct cuda {
     static constexpr std::int64_t outer_stride = padded(dims.hidden);
     static constexpr std::int64_t shared_inner_stride = padded(shared_intermediate);
 
-    /// Tokens of a block that routes: with more of them the router weight is read less often, with fewer there are more
-    /// blocks.
-    static constexpr int route_blocks(std::int64_t tokens) { return tokens > 2048 ? 2 : 1; }
+    /// Tokens of a block that routes, in sixteens: with more of them the router weight is read less often, with fewer there
+    /// are more blocks, and they fit devices with less shared memory.
+    static constexpr int route_blocks(std::int64_t tokens) {
+      bool const fits = device::route_tile<Layer, 2>::shared_bytes <= device::least_shared_bytes;
+      return tokens > 2048 && fits ? 2 : 1;
+    }
     static constexpr int piece_tokens(std::int64_t tokens) {
-      return Layer::router_traits.precomputed ? device::take_routes_tile<Layer>::tokens : 16 * route_blocks(tokens);
+      if constexpr (Layer::router_traits.precomputed) {
+        return device::take_routes_tile<Layer>::tokens;
+      } else {
+        return 16 * route_blocks(tokens);
+      }
     }
 
     constexpr pieces(carver& from, std::int64_t tokens) {
@@ -186,9 +193,6 @@ struct cuda {
     }
   }
 
-  /// Shared memory that a block can have on the largest devices.
-  static constexpr std::size_t most_shared_bytes = 227 * 1024;
-
   template <class T>
   static bool is_aligned(T const* pointer, std::int64_t stride) {
     return reinterpret_cast<std::uintptr_t>(pointer) % device::chunk_bytes == 0 &&
@@ -237,7 +241,7 @@ struct cuda {
     if constexpr (Layer::router_traits.precomputed) {
       using tile = device::take_routes_tile<Layer>;
       static_assert(
-          tile::shared_bytes <= most_shared_bytes,
+          tile::shared_bytes <= device::most_shared_bytes,
           "switchyard: backend::cuda keeps the pairs of 32 tokens in shared memory, a bit for every expert, which "
           "has no room for so many experts and choices. Use fewer of them.");
       device::launch(where, "take_routes", device::take_routes<Layer>, p.chosen.pieces, tile::threads,
@@ -261,7 +265,7 @@ struct cuda {
   template <class Layer, int TokenBlocks>
   static void enqueue_route_tokens(context const& where, device::route_args<typename Layer::element> const& to) {
     using tile = device::route_tile<Layer, TokenBlocks>;
-    static_assert(tile::shared_bytes <= most_shared_bytes,
+    static_assert(tile::shared_bytes <= device::most_shared_bytes,
                   "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
                   "experts. Use fewer experts, or router::precomputed.");
     device::launch(where, "route_tokens", device::route_tokens<Layer, TokenBlocks>, to.chosen.pieces, tile::threads,
