@@ -123,10 +123,10 @@ struct cuda {
 
     /// Tokens of a block that routes, in sixteens: with more of them the router weight is read less often, with fewer there
     /// are more blocks, and they fit devices with less shared memory.
-    static constexpr int route_blocks(std::int64_t tokens) {
-      bool const fits = device::route_tile<Layer, 2>::shared_bytes <= device::least_shared_bytes;
-      return tokens > 2048 && fits ? 2 : 1;
+    static constexpr bool takes_two_blocks() {
+      return device::route_tile<Layer, 2>::shared_bytes <= device::least_shared_bytes;
     }
+    static constexpr int route_blocks(std::int64_t tokens) { return tokens > 2048 && takes_two_blocks() ? 2 : 1; }
     static constexpr int piece_tokens(std::int64_t tokens) {
       if constexpr (Layer::router_traits.precomputed) {
         return device::take_routes_tile<Layer>::tokens;
@@ -254,11 +254,10 @@ struct cuda {
       }
       to.aligned_router = is_aligned(to.router.weight, Layer::dims.hidden);
       if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = p.logits;
-      if (p.route_blocks(tokens) == 1) {
-        enqueue_route_tokens<Layer, 1>(where, to);
-      } else {
-        enqueue_route_tokens<Layer, 2>(where, to);
+      if constexpr (pieces<Layer>::takes_two_blocks()) {
+        if (p.route_blocks(tokens) == 2) return enqueue_route_tokens<Layer, 2>(where, to);
       }
+      enqueue_route_tokens<Layer, 1>(where, to);
     }
   }
 
