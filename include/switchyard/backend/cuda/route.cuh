@@ -119,6 +119,7 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
   constexpr int rows_apart = tile::threads / tile::weight_chunks;
   int const weight_row = thread / tile::weight_chunks, weight_chunk = thread % tile::weight_chunks;
   int const weight_at = tile::token_tile + swizzled_line<4>(weight_row, weight_chunk);
+  bool const copies_weight = tile::weight_copies > 1 || weight_row < tile::pass;
 
   for (int first_expert = 0; first_expert < experts; first_expert += tile::pass) {
     row_copies<float, tile::weight_copies> weight_copies;
@@ -140,6 +141,7 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
       }
       int const rest = hidden - k - weight_chunk * float_chunk;
       constexpr int pitch = rows_apart * tile::weight_chunks * chunk_bytes;
+      if (!copies_weight) return;
       if (args.aligned_router) {
         weight_copies.enqueue(shared_address(stage + weight_at), pitch, k, rest);
       } else {
