@@ -101,7 +101,7 @@ __device__ std::int32_t number_pairs(std::int64_t tokens, Matches const& matches
 /// A group's tokens by descending priority, equal ones in their order: a radix sort by 8 bits at a time, a block per group.
 /// CUB's sort wants scratch memory whose size only the device at hand can tell; `workspace_bytes` is a constant.
 template <class Layer>
-__global__ void __launch_bounds__(plan_threads)
+__global__ void __launch_bounds__(plan_threads, 2)
     order_tokens(float const* priority, std::int64_t tokens, std::int64_t group_size, std::int32_t* order,
                  std::int32_t* scratch) {
   constexpr int digits = 256;
@@ -172,7 +172,7 @@ __global__ void __launch_bounds__(plan_threads)
 
 /// Says of the pairs of one expert and one group whether the expert takes them: the first `slots` of the queue.
 template <class Layer>
-__global__ void __launch_bounds__(plan_threads) queue_pairs(plan_args const args) {
+__global__ void __launch_bounds__(plan_threads, 2) queue_pairs(plan_args const args) {
   constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
   constexpr queue order = Layer::capacity_traits.order;
   std::int32_t const expert = static_cast<std::int32_t>(blockIdx.x % experts);
@@ -206,7 +206,7 @@ __device__ inline std::int32_t sum_of_pieces(std::int32_t const* row, std::int64
 
 /// Gives the kept pairs of one expert their rows, in the order of tokens; no rows between experts are left free.
 template <class Layer>
-__global__ void __launch_bounds__(plan_threads) assign_rows(plan_args const args) {
+__global__ void __launch_bounds__(plan_threads, 2) assign_rows(plan_args const args) {
   constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
   constexpr capacity_traits capacity = Layer::capacity_traits;
   std::int32_t const expert = static_cast<std::int32_t>(blockIdx.x);
