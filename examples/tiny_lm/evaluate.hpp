@@ -36,15 +36,15 @@ inline double bits(std::span<float const> logits, unsigned char byte) {
 /// threads and added up in order: the result does not depend on their number.
 /// `progress(done, windows)` is called now and then.
 template <class Layer, class Progress>
-evaluation<Layer> evaluate(model<Layer> const& weights, std::span<unsigned char const> text, int threads,
-                           Progress&& progress) {
+evaluation<Layer> evaluate(model<Layer> const& weights, moe_layers const& layers, std::span<unsigned char const> text,
+                           int threads, Progress&& progress) {
   std::int64_t const predicted = static_cast<std::int64_t>(text.size()) - 1;
   std::int64_t const windows = (predicted + context - 1) / context;
   std::vector<double> window_bits(windows);
   std::atomic<std::int64_t> next{0}, done{0};
 
   auto const work = [&] {
-    reader<Layer> read(weights);
+    reader<Layer> read(weights, layers);
     for (std::int64_t window; (window = next++) < windows; ++done) {
       std::int64_t const begin = window * context;
       std::int64_t const size = std::min<std::int64_t>(context, predicted - begin);

@@ -10,6 +10,8 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <memory>
+#include <span>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -22,6 +24,7 @@
 #include "file.hpp"
 #include "generate.hpp"
 #include "model.hpp"
+#include "moe.hpp"
 #include "options.hpp"
 #include "picture.hpp"
 #include "safetensors.hpp"
@@ -55,18 +58,33 @@ struct record {
   }
 };
 
-/// Prints the score beside the recorded ones. Throws when it is not that of the model that was trained.
-void compare(double score, record const& recorded) {
-  double const apart = std::abs(score - recorded.moe) / recorded.moe;
+/// Prints the score that was expected. Throws when it is not the one that came.
+void compare(double score, double expected, std::string const& whose, std::string const& cause) {
+  double const apart = std::abs(score - expected) / expected;
+  std::printf("  %.6f %s: %.4f %% apart\n", expected, whose.c_str(), 100.0 * apart);
+  if (!(apart <= 0.002)) {
+    throw std::runtime_error("expected the score " + whose + ", " + std::to_string(expected) +
+                             " bits per byte, within 0.2 %, got " + std::to_string(score) + ". " + cause);
+  }
+}
+
+void compare_with_dense(double score, record const& recorded) {
   double const saved = (recorded.dense - score) / recorded.dense;
-  std::printf("  %.6f recorded after training: %.4f %% apart\n", recorded.moe, 100.0 * apart);
   std::printf("  %.6f by the dense model with as many active weights: the experts are %.2f %% %s\n", recorded.dense,
               100.0 * std::abs(saved), saved > 0.0 ? "better" : "worse");
-  if (!(apart <= 0.002)) {
-    throw std::runtime_error("expected the recorded score, " + std::to_string(recorded.moe) +
-                             " bits per byte, within 0.2 %, got " + std::to_string(score) +
-                             ". The header of the weight file is damaged or this program has a fault.");
-  }
+}
+
+template <class Layer>
+evaluation<Layer> evaluate_with_progress(model<Layer> const& weights, moe_layers const& layers,
+                                         std::span<unsigned char const> text, int threads) {
+  bool const draws = to_terminal();
+  evaluation<Layer> const result = evaluate(weights, layers, text, threads, [&](long long done, long long windows) {
+    if (!draws) return;
+    std::printf("\r  %lld of %lld windows", done, windows);
+    std::fflush(stdout);
+  });
+  if (draws) std::printf("\r\033[K");
+  return result;
 }
 
 template <class Layer>
@@ -82,11 +100,11 @@ void report_usage(evaluation<Layer> const& score, std::string const& picture) {
 }
 
 template <class Layer>
-void write_continuation(model<Layer> const& weights, options const& wanted) {
+void write_continuation(model<Layer> const& weights, moe_layers const& layers, options const& wanted) {
   std::printf("%s", wanted.prompt.c_str());
   std::fflush(stdout);
   auto const start = std::chrono::steady_clock::now();
-  generate(weights, wanted.prompt, wanted.tokens, wanted.temperature, wanted.seed, [](unsigned char byte) {
+  generate(weights, layers, wanted.prompt, wanted.tokens, wanted.temperature, wanted.seed, [](unsigned char byte) {
     // The shipped text is ASCII; a control byte could do things to the terminal.
     std::putchar(std::isprint(byte) || byte == '\n' ? byte : '?');
     std::fflush(stdout);
@@ -99,32 +117,41 @@ template <class Layer>
 void run(options const& wanted) {
   safetensors const file = safetensors::load(wanted.weights);
   model<Layer> const weights(file);
+  cpu_layers<Layer> const on_cpu(weights.moe);
+  std::unique_ptr<moe_layers const> const on_cuda =
+      wanted.backend == backend::cuda ? layers_on_cuda(weights.moe) : nullptr;
+  moe_layers const& layers = on_cuda ? *on_cuda : on_cpu;
   std::printf("Model: %s\n", wanted.weights.c_str());
-  std::printf("  %d blocks with %s\n", blocks, sy::describe<Layer>().c_str());
+  std::printf("  %d blocks with %s\n", blocks, layers.describe().c_str());
   std::printf("  %s weights, of which one byte meets %s\n", file.metadata("parameters").c_str(),
               file.metadata("active_parameters").c_str());
 
   record const recorded(file);
   std::vector<char> const bytes = read_file(wanted.text);
-  std::vector<unsigned char> const text(bytes.begin(), bytes.end());
+  std::vector<unsigned char> const whole(bytes.begin(), bytes.end());
+  std::span<unsigned char const> text(whole);
   if (text.size() < 2) throw std::runtime_error(wanted.text + ": expected a text of at least 2 bytes.");
-  bool const recorded_text = sha256(text) == file.metadata("held_out_sha256");
+  bool recorded_text = sha256(text) == file.metadata("held_out_sha256");
   if (!recorded_text && !wanted.own_text) {
     throw std::runtime_error(wanted.text + ": this is not the text that the weights' score was recorded for.");
   }
+  std::size_t const read = static_cast<std::size_t>(wanted.bytes) + 1;  // the first byte is read, not scored
+  if (wanted.bytes > 0 && read < text.size()) {
+    text = text.first(read);
+    recorded_text = false;
+  }
   std::printf("\nScore on %s, %d windows at a time\n", wanted.text.c_str(), wanted.threads);
-  bool const draws_progress = to_terminal();
-  evaluation<Layer> const score = evaluate(weights, text, wanted.threads, [&](long long done, long long windows) {
-    if (!draws_progress) return;
-    std::printf("\r  %lld of %lld windows", done, windows);
-    std::fflush(stdout);
-  });
-  if (draws_progress) std::printf("\r\033[K");
+  evaluation<Layer> const score = evaluate_with_progress(weights, layers, text, wanted.threads);
   std::printf("  %.6f bits per byte over %lld bytes\n", score.bits_per_byte, static_cast<long long>(score.bytes));
   if (recorded_text) {
-    compare(score.bits_per_byte, recorded);
+    compare(score.bits_per_byte, recorded.moe, "recorded after training",
+            "The header of the weight file is damaged or this program has a fault.");
+    compare_with_dense(score.bits_per_byte, recorded);
+  } else if (on_cuda) {
+    compare(score.bits_per_byte, evaluate_with_progress(weights, on_cpu, text, wanted.threads).bits_per_byte,
+            "of the same bytes on the CPU", "One of the two backends has a fault.");
   } else {
-    std::printf("  not compared: the recorded score is for another text\n");
+    std::printf("  not compared: the recorded score is for the whole held-out text\n");
   }
   std::printf("  %.1f s, %.0f bytes/s\n", score.seconds, static_cast<double>(score.bytes) / score.seconds);
 
@@ -133,7 +160,7 @@ void run(options const& wanted) {
 
   std::printf("\nContinuation, temperature %g, seed %llu\n\n", wanted.temperature,
               static_cast<unsigned long long>(wanted.seed));
-  write_continuation(weights, wanted);
+  write_continuation(weights, layers, wanted);
 }
 
 }  // namespace

@@ -1,13 +1,12 @@
 #pragma once
 
-#include <switchyard/switchyard.hpp>
-
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <memory>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -16,27 +15,17 @@
 
 #include <nlohmann/json.hpp>
 
+#include "moe.hpp"
 #include "safetensors.hpp"
 
 /// A byte-level transformer: causal attention with rotary positions and a Mixture-of-Experts layer in each block,
 /// both on normalised input and added to the residual stream. model.py is the same in PyTorch.
 namespace tiny_lm {
 
-namespace sy = switchyard;
-
 inline constexpr int vocabulary = 256;
-inline constexpr int context = 256;  ///< bytes that the model sees at once
-inline constexpr int blocks = 4;
 inline constexpr int heads = 4;
 inline constexpr double rope_theta = 10000.0;
 inline constexpr double norm_epsilon = 1e-5;
-
-/// The feed-forward layer of the shipped model.
-///
-/// The file has the expert weights in bfloat16. They are widened to float on loading, for a layer of bfloat16
-/// elements would round the activations too, and the recorded score was computed with float activations.
-using moe_layer = sy::layer<sy::shape{.hidden = 128, .intermediate = 192, .experts = 8, .top_k = 2},
-                            sy::router::softmax_top_k, sy::capacity::dropless, sy::expert::gated_mlp<sy::silu>>;
 
 /// Root-mean-square normalisation.
 struct rms_norm {
@@ -95,14 +84,6 @@ class model {
     rms_norm attention_norm;
     linear q, k, v, o;
     rms_norm moe_norm;
-    std::vector<float> router, gate_proj, up_proj, down_proj;
-
-    typename Layer::weights moe() const {
-      return {.router = {.weight = router.data()},
-              .gate_proj = Layer::in_proj(gate_proj.data()),
-              .up_proj = Layer::in_proj(up_proj.data()),
-              .down_proj = Layer::out_proj(down_proj.data())};
-    }
   };
 
   /// Throws std::runtime_error with one sentence when the file is for another model.
@@ -110,7 +91,11 @@ class model {
       : embedding(checked(file).floats("embedding.weight", {vocabulary, hidden})),
         unembed(embedding, hidden, vocabulary),
         final_norm{file.floats("final_norm.weight", {hidden})} {
-    for (int i = 0; i < tiny_lm::blocks; ++i) blocks.push_back(read_block(file, "blocks." + std::to_string(i) + "."));
+    for (int i = 0; i < tiny_lm::blocks; ++i) {
+      std::string const prefix = "blocks." + std::to_string(i) + ".";
+      blocks.push_back(read_block(file, prefix));
+      moe.push_back(read_moe(file, prefix + "moe."));
+    }
     std::size_t const known = 2 + 10 * blocks.size();
     if (file.size() != known) {
       file.refuse("has " + std::to_string(file.size()) + " tensors, and the model has " + std::to_string(known));
@@ -121,10 +106,10 @@ class model {
   linear unembed;                ///< the same matrix, for the way out
   rms_norm final_norm;
   std::vector<block> blocks;
+  std::vector<moe_weights> moe;  ///< of each block
 
  private:
   static block read_block(safetensors const& file, std::string const& prefix) {
-    constexpr int inner = Layer::dims.intermediate;
     auto const norm = [&](char const* name) { return rms_norm{file.floats(prefix + name, {hidden})}; };
     auto const square = [&](char const* name) {
       return linear(file.floats(prefix + name, {hidden, hidden}), hidden, hidden);
@@ -134,11 +119,15 @@ class model {
             .k = square("attention.k.weight"),
             .v = square("attention.v.weight"),
             .o = square("attention.o.weight"),
-            .moe_norm = norm("moe_norm.weight"),
-            .router = file.floats(prefix + "moe.router.weight", {experts, hidden}),
-            .gate_proj = file.floats(prefix + "moe.experts.gate_proj", {experts, inner, hidden}),
-            .up_proj = file.floats(prefix + "moe.experts.up_proj", {experts, inner, hidden}),
-            .down_proj = file.floats(prefix + "moe.experts.down_proj", {experts, hidden, inner})};
+            .moe_norm = norm("moe_norm.weight")};
+  }
+
+  static moe_weights read_moe(safetensors const& file, std::string const& prefix) {
+    constexpr int inner = Layer::dims.intermediate;
+    return {.router = file.floats(prefix + "router.weight", {experts, hidden}),
+            .gate_proj = file.floats(prefix + "experts.gate_proj", {experts, inner, hidden}),
+            .up_proj = file.floats(prefix + "experts.up_proj", {experts, inner, hidden}),
+            .down_proj = file.floats(prefix + "experts.down_proj", {experts, hidden, inner})};
   }
 
   /// The file, if it is undamaged and was made for the model that this program was compiled for.
@@ -187,7 +176,8 @@ class reader {
   /// How often each expert of each block was chosen.
   using usage = std::array<std::array<std::int64_t, experts>, blocks>;
 
-  explicit reader(model<Layer> const& weights) : model_(weights), workspace_(Layer::workspace_bytes(context)) {
+  /// `layers` are those of `weights`, on the CPU or elsewhere; the rest of the model is plain loops on the CPU.
+  reader(model<Layer> const& weights, moe_layers const& layers) : model_(weights), moe_(layers.worker()) {
     for (int position = 0; position < context; ++position) {
       for (int i = 0; i < head / 2; ++i) {
         double const angle = position * std::pow(rope_theta, -2.0 * i / head);
@@ -213,7 +203,7 @@ class reader {
     }
     for (int i = 0; i < blocks; ++i) {
       attend(model_.blocks[i], caches_[i], rows);
-      feed_forward(model_.blocks[i], used_[i], rows);
+      feed_forward(i, rows);
     }
     position_ += rows;
     model_.final_norm(residual_.data(), rows, normed_.data());
@@ -288,17 +278,9 @@ class reader {
     }
   }
 
-  void feed_forward(typename model<Layer>::block const& block, std::array<std::int64_t, experts>& used, int rows) {
-    block.moe_norm(residual_.data(), rows, normed_.data());
-    std::array<std::int64_t, experts> load{};
-    // One thread: whoever has many texts to read gives each thread a reader, and one byte is too little to share.
-    Layer::forward({.tokens = Layer::rows(normed_.data(), rows),
-                    .weights = block.moe(),
-                    .output = Layer::rows(added_.data(), rows),
-                    .workspace = workspace_,
-                    .decisions = {.load = load.data()}},
-                   {.threads = 1});
-    for (int e = 0; e < experts; ++e) used[e] += load[e];
+  void feed_forward(int block, int rows) {
+    model_.blocks[block].moe_norm(residual_.data(), rows, normed_.data());
+    moe_->forward(block, normed_.data(), rows, added_.data(), used_[block].data());
     add(rows);
   }
 
@@ -307,6 +289,7 @@ class reader {
   }
 
   model<Layer> const& model_;
+  std::unique_ptr<moe_worker> moe_;
   std::vector<float> cos_, sin_;  // [context, head / 2]
   int position_ = 0;
   std::array<cache, blocks> caches_;
@@ -315,7 +298,6 @@ class reader {
   matrix residual_ = matrix(context * hidden), normed_ = residual_, added_ = residual_;
   matrix queries_ = residual_, keys_ = residual_, mixed_ = residual_;
   matrix logits_ = matrix(context * vocabulary);
-  std::vector<std::byte> workspace_;
 };
 
 }  // namespace tiny_lm

@@ -22,16 +22,24 @@ continues a prompt.
   --temperature T    0: always the likeliest byte; 1: as drawn  (0.7)
   --seed N           of the draw                                (1)
   --picture FILE     where the expert usage is drawn, as SVG    (expert_usage.svg)
-  --threads N        texts to score side by side                (all cores)
+  --threads N        windows to score side by side              (all cores)
+  --backend B        where the experts run: cpu or cuda         (cpu)
+  --bytes N          bytes to score, from the start of the text (all)
   --weights FILE     another weight file
-  --text FILE        another text to score; the recorded score is for the shipped one only
+  --text FILE        another text to score; the recorded score is for the whole of the shipped one only
   --help             this text
+
+The score of the shipped text is compared with the recorded one. With --backend cuda, any other score is compared with
+that of the same bytes on the CPU. The exit code is 1 when the two are more than 0.2 % apart.
 )";
 
 /// A command line that cannot be understood.
 struct usage_error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
+
+/// Where the Mixture-of-Experts layers run.
+enum class backend { cpu, cuda };
 
 struct options {
   std::string prompt = "And God said";
@@ -40,6 +48,8 @@ struct options {
   std::uint64_t seed = 1;
   std::string picture = "expert_usage.svg";
   int threads = 1;
+  tiny_lm::backend backend = tiny_lm::backend::cpu;
+  std::int64_t bytes = 0;                 ///< to score; 0: all
   std::string weights = TINY_LM_WEIGHTS;  ///< the shipped files, from the build
   std::string text = TINY_LM_TEXT;
   bool own_text = false;  ///< the user named the text
@@ -70,6 +80,12 @@ inline double number(std::string const& flag, std::string const& value, double l
   return result;
 }
 
+inline backend place(std::string const& flag, std::string const& value) {
+  if (value == "cpu") return backend::cpu;
+  if (value == "cuda") return backend::cuda;
+  throw usage_error(flag + ": expected cpu or cuda, got '" + value + "'");
+}
+
 }  // namespace detail
 
 /// Reads `--flag value` and `--flag=value`. Throws usage_error.
@@ -84,8 +100,8 @@ inline options parse(int argc, char const* const* argv) {
       result.help = true;
       continue;
     }
-    auto const known = {"--prompt",  "--tokens",  "--temperature", "--seed",
-                        "--picture", "--threads", "--weights",     "--text"};
+    auto const known = {"--prompt",  "--tokens",  "--temperature", "--seed",    "--picture",
+                        "--threads", "--backend", "--bytes",       "--weights", "--text"};
     std::size_t const equals = flag.find('=');
     bool const joined = flag.starts_with("--") && equals != std::string::npos;
     if (joined) {
@@ -106,6 +122,8 @@ inline options parse(int argc, char const* const* argv) {
     if (flag == "--seed") result.seed = detail::whole_number(flag, value, std::uint64_t{0}, ~std::uint64_t{0});
     if (flag == "--picture") result.picture = value;
     if (flag == "--threads") result.threads = detail::whole_number(flag, value, 1, 1024);
+    if (flag == "--backend") result.backend = detail::place(flag, value);
+    if (flag == "--bytes") result.bytes = detail::whole_number(flag, value, 1, 1'000'000'000);
     if (flag == "--weights") result.weights = value;
     if (flag == "--text") {
       result.text = value;

@@ -19,6 +19,7 @@
 #include "file.hpp"
 #include "generate.hpp"
 #include "model.hpp"
+#include "moe.hpp"
 #include "options.hpp"
 #include "picture.hpp"
 #include "safetensors.hpp"
@@ -207,6 +208,10 @@ void command_lines() {
       read({"--prompt", "--odd=1", "--tokens=7", "--temperature", "0", "--seed", "18446744073709551615"});
   check(good.prompt == "--odd=1" && good.tokens == 7 && good.temperature == 0.0 && good.seed == ~std::uint64_t{0},
         "a good command line");
+  check(good.backend == backend::cpu && good.bytes == 0, "the CPU and the whole text, unless told otherwise");
+  options const shortened = read({"--backend=cuda", "--bytes", "512"});
+  check(shortened.backend == backend::cuda && shortened.bytes == 512, "some bytes on the GPU");
+  check(read({"--backend", "cuda", "--backend", "cpu"}).backend == backend::cpu, "the last backend counts");
   check(read({"--prompt="}).prompt.empty(), "an empty prompt");
   check(read({"-h"}).help && read({"--tokens", "1", "--help"}).help, "help");
   check_refusal("an unknown flag", "unknown flag '--colour'", [&] { read({"--colour", "red"}); });
@@ -219,14 +224,20 @@ void command_lines() {
   check_refusal("a negative temperature", "got '-0.5'", [&] { read({"--temperature", "-0.5"}); });
   check_refusal("a temperature that is none", "got 'nan'", [&] { read({"--temperature", "nan"}); });
   check_refusal("no threads", "got '0'", [&] { read({"--threads", "0"}); });
+  check_refusal("no bytes", "got '0'", [&] { read({"--bytes", "0"}); });
+  check_refusal("an unknown backend", "--backend: expected cpu or cuda, got 'tpu'", [&] {
+    read({"--backend", "tpu"});
+  });
 }
 
 void continuations(std::vector<char> const& shipped) {
   safetensors const file("weights", shipped);
   model<moe_layer> const weights(file);
+  cpu_layers<moe_layer> const layers(weights.moe);
   auto const continued = [&](std::string_view prompt, int count, double temperature) {
     std::string text;
-    generate(weights, prompt, count, temperature, 1, [&](unsigned char byte) { text += static_cast<char>(byte); });
+    generate(weights, layers, prompt, count, temperature, 1,
+             [&](unsigned char byte) { text += static_cast<char>(byte); });
     return text;
   };
   std::string const text(300, 'a');
@@ -238,7 +249,7 @@ void continuations(std::vector<char> const& shipped) {
   check(continued("And God", context + 50, 0.7).size() == context + 50, "a text goes on past the context");
 
   // The cache: bytes read one by one give the logits of the same bytes read at once.
-  reader<moe_layer> at_once(weights), one_by_one(weights);
+  reader<moe_layer> at_once(weights, layers), one_by_one(weights, layers);
   std::string const verse = "In the beginning God created the heaven and the earth.";
   std::vector<unsigned char> const bytes(verse.begin(), verse.end());
   auto const expected = at_once.read(bytes);
@@ -255,20 +266,22 @@ void continuations(std::vector<char> const& shipped) {
 void scores(std::vector<char> const& shipped) {
   safetensors const file("weights", shipped);
   model<moe_layer> const weights(file);
+  cpu_layers<moe_layer> const layers(weights.moe);
   std::string const verse = "And it came to pass in those days, that he went out into a mountain to pray. ";
   std::string text;
   while (text.size() < 4 * context + 2) text += verse;
   text.resize(4 * context + 2);  // the last window has one byte
   std::vector<unsigned char> const bytes(text.begin(), text.end());
   auto const quiet = [](std::int64_t, std::int64_t) {};
-  evaluation<moe_layer> const one = evaluate<moe_layer>(weights, bytes, 1, quiet);
-  evaluation<moe_layer> const three = evaluate<moe_layer>(weights, bytes, 3, quiet);
+  evaluation<moe_layer> const one = evaluate<moe_layer>(weights, layers, bytes, 1, quiet);
+  evaluation<moe_layer> const three = evaluate<moe_layer>(weights, layers, bytes, 3, quiet);
   check(one.bytes == 4 * context + 1, "every byte but the first is predicted");
   check(one.bits_per_byte == three.bits_per_byte && one.used == three.used, "one thread scores as three do");
   check(one.bits_per_byte > 0.0 && one.bits_per_byte < 8.0, "a score better than chance");
   std::vector<unsigned char> const two = {'A', 'n'};
-  reader<moe_layer> read(weights);
-  check(evaluate<moe_layer>(weights, two, 2, quiet).bits_per_byte == bits(read.read(std::span(two).first(1)), 'n'),
+  reader<moe_layer> read(weights, layers);
+  check(evaluate<moe_layer>(weights, layers, two, 2, quiet).bits_per_byte ==
+            bits(read.read(std::span(two).first(1)), 'n'),
         "the shortest text");
 }
 

@@ -181,6 +181,10 @@ struct layer {
   static_assert(switchyard::element<Element>,
                 "switchyard: tokens and weights are stored as float, switchyard::bfloat16 or switchyard::half. Choose "
                 "one of them as the sixth argument of layer.");
+  static_assert(
+      requires { typename Backend::context; },
+      "switchyard: the fifth argument of layer is no backend, or its header is not included. backend::cpu comes "
+      "with switchyard/switchyard.hpp, backend::cuda with switchyard/switchyard.cuh, which nvcc compiles.");
 
   static constexpr shape dims = Dims;
   using router = Router;
@@ -244,9 +248,10 @@ struct layer {
   /// On the CPU non-finite logits are an error too. Not checked: that pointers reach as far as sizes and strides say,
   /// that weights do not overlap what is written, and that expert weights are finite (a NaN there shows in the output).
   static void forward(args const& a, context const& where = {}) {
-    static_assert(backend_policy<Backend, layer>,
-                  "switchyard: the fifth argument of layer is no backend, or its header is not included. "
-                  "backend::cpu comes with switchyard/switchyard.hpp.");
+    static_assert(
+        backend_policy<Backend, layer>,
+        "switchyard: the fifth argument of layer is no backend. A backend has a name, workspace_bytes<Layer>(tokens) "
+        "and forward<Layer>(args, context); see backend/backend_policy.hpp.");
     check(a);
     Backend::template forward<layer>(a, where);
   }

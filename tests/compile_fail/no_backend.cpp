@@ -1,4 +1,4 @@
-// expect: switchyard: the fifth argument of layer is no backend, or its header is not included.
+// expect: switchyard: the fifth argument of layer is no backend. A backend has a name,
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

@@ -8,7 +8,8 @@
 namespace switchyard {
 
 namespace backend {
-struct cpu;
+struct cpu;   // switchyard.hpp
+struct cuda;  // switchyard.cuh
 }
 
 /// Where a layer runs. `Layer` is the complete type of the layer: sizes and policies are read from it.

@@ -106,9 +106,9 @@ struct cuda {
     float* priority = nullptr;                          // [tokens]
     std::int32_t *order = nullptr, *scratch = nullptr;  // [tokens]
     std::uint8_t* dropped = nullptr;                    // [tokens, top_k]
-    std::int32_t *chosen, *kept;                        // [experts, pieces], see plan.cuh
+    device::pair_sets chosen, kept, sorted;             // see plan.cuh
+    std::int32_t *below = nullptr, *rows = nullptr;     // [experts, pieces], [experts, groups]
     dispatch_plan plan;
-    std::int32_t* first_tile;                                  // [experts + 1]
     element *inner, *outer;                                    // [rows, inner_stride], [rows, outer_stride]
     element *shared_inner = nullptr, *shared_outer = nullptr;  // [tokens, ...]
 
@@ -121,12 +121,18 @@ struct cuda {
     static constexpr std::int64_t outer_stride = padded(dims.hidden);
     static constexpr std::int64_t shared_inner_stride = padded(shared_intermediate);
 
-    /// Tokens of a block that routes: with more of them the router weight is read less often, with fewer there are more
-    /// blocks.
-    static constexpr int route_blocks(std::int64_t tokens) { return tokens > 2048 ? 2 : 1; }
-    static constexpr std::int64_t chosen_pieces(std::int64_t tokens) {
-      return divide_up(tokens,
-                       Layer::router_traits.precomputed ? device::take_routes_tokens : 16 * route_blocks(tokens));
+    /// Tokens of a block that routes, in sixteens: with more of them the router weight is read less often, with fewer there
+    /// are more blocks, and they fit devices with less shared memory.
+    static constexpr int route_blocks(std::int64_t tokens) {
+      bool const fits = device::route_tile<Layer, 2>::shared_bytes <= device::least_shared_bytes;
+      return tokens > 2048 && fits ? 2 : 1;
+    }
+    static constexpr int piece_tokens(std::int64_t tokens) {
+      if constexpr (Layer::router_traits.precomputed) {
+        return device::take_routes_tile<Layer>::tokens;
+      } else {
+        return 16 * route_blocks(tokens);
+      }
     }
 
     constexpr pieces(carver& from, std::int64_t tokens) {
@@ -140,15 +146,25 @@ struct cuda {
         order = from.take<std::int32_t>(tokens);
         scratch = from.take<std::int32_t>(tokens);
       }
-      kept = chosen = from.take<std::int32_t>(dims.experts * chosen_pieces(tokens));
+      auto const sets = [&] {
+        device::pair_sets result;
+        result.piece_pairs = piece_tokens(tokens) * dims.top_k;
+        result.pieces = divide_up(tokens, piece_tokens(tokens));
+        result.words = from.take<std::uint32_t>(dims.experts * result.words_per_expert());
+        return result;
+      };
+      kept = chosen = sets();
       if constexpr (capacity.drops) {
+        kept = sets();
+        if constexpr (sorts) sorted = sets();
         dropped = from.take<std::uint8_t>(pairs);
-        kept = from.take<std::int32_t>(dims.experts * tokens);  // as many groups as tokens at most
+        rows = from.take<std::int32_t>(dims.experts * tokens);  // as many groups as tokens at most
+      } else {
+        below = from.take<std::int32_t>(dims.experts * chosen.pieces);
       }
       plan.offsets = from.take<std::int32_t>(dims.experts + 1);
       plan.pair_of = from.take<std::int32_t>(pairs);
       plan.row_of = from.take<std::int32_t>(pairs);
-      first_tile = from.take<std::int32_t>(dims.experts + 1);
       inner = from.take<element>(pairs * inner_stride);
       outer = from.take<element>(pairs * outer_stride);
       if constexpr (shared_intermediate > 0) {
@@ -217,10 +233,19 @@ struct cuda {
                                    .priority = p.priority,
                                    .logits = args.decisions.logits,
                                    .chosen = p.chosen,
-                                   .pieces = p.chosen_pieces(tokens)};
+                                   .kept = Layer::capacity_traits.drops ? p.kept : device::pair_sets{},
+                                   .sorted = p.sorted,
+                                   .below = p.below,
+                                   .row_of = p.plan.row_of,
+                                   .dropped = p.dropped};
     if constexpr (Layer::router_traits.precomputed) {
-      device::launch(where, "take_routes", device::take_routes<Layer>, to.pieces, device::take_routes_tokens,
-                     Layer::dims.experts * sizeof(std::int32_t), args.routes, tokens, to);
+      using tile = device::take_routes_tile<Layer>;
+      static_assert(
+          tile::shared_bytes <= device::most_shared_bytes,
+          "switchyard: backend::cuda keeps the pairs of 32 tokens in shared memory, a bit for every expert, which "
+          "has no room for so many experts and choices. Use fewer of them.");
+      device::launch(where, "take_routes", device::take_routes<Layer>, p.chosen.pieces, tile::threads,
+                     tile::shared_bytes, args.routes, tokens, to);
     } else {
       if constexpr (Layer::router_traits.gate == gate_owner::model) {
         to.router = args.shared_router;
@@ -240,10 +265,10 @@ struct cuda {
   template <class Layer, int TokenBlocks>
   static void enqueue_route_tokens(context const& where, device::route_args<typename Layer::element> const& to) {
     using tile = device::route_tile<Layer, TokenBlocks>;
-    static_assert(tile::shared_bytes <= 227 * 1024,
+    static_assert(tile::shared_bytes <= device::most_shared_bytes,
                   "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
                   "experts. Use fewer experts, or router::precomputed.");
-    device::launch(where, "route_tokens", device::route_tokens<Layer, TokenBlocks>, to.pieces, tile::threads,
+    device::launch(where, "route_tokens", device::route_tokens<Layer, TokenBlocks>, to.chosen.pieces, tile::threads,
                    tile::shared_bytes, to);
   }
 
@@ -254,31 +279,31 @@ struct cuda {
     std::int64_t const tokens = args.tokens.rows;
     pieces<Layer> const p(args);
     std::int64_t const size = group_size(args), groups = tokens == 0 ? 0 : divide_up(tokens, size);
-    device::plan_args with{
+    device::plan_args const with{
         .tokens = tokens,
         .group_size = size,
+        .groups = groups,
         .slots = capacity::slots_per_expert(dims, size),
         .slots_last = capacity::slots_per_expert(dims, groups == 0 ? 0 : tokens - (groups - 1) * size),
+        .chosen = p.chosen,
+        .kept = p.kept,
+        .sorted = p.sorted,
+        .below = p.below,
+        .rows = p.rows,
         .experts = p.experts,
         .routed_weights = p.routed_weights,
+        .priority = p.priority,
         .order = p.order,
+        .scratch = p.scratch,
         .dropped = p.dropped,
-        .chosen = p.chosen,
-        .chosen_pieces = p.chosen_pieces(tokens),
-        .kept = p.kept,
-        .kept_pieces = Layer::capacity_traits.drops ? groups : p.chosen_pieces(tokens),
         .weights = p.weights,
         .plan = p.plan,
-        .first_tile = p.first_tile,
-        .tile_rows = 0,
         .counts = args.decisions.counts,
         .load = args.decisions.load};
-    with_tile<Layer>(tokens, [&]<class Tile>() { with.tile_rows = Tile::tile.rows; });
     if constexpr (Layer::capacity_traits.drops) {
       if (tokens > 0) {
         if constexpr (Layer::capacity_traits.order == queue::priority) {
-          device::launch(where, "order_tokens", device::order_tokens<Layer>, groups, device::plan_threads, 0,
-                         p.priority, tokens, size, p.order, p.scratch);
+          device::launch(where, "order_tokens", device::order_tokens<Layer>, groups, device::plan_threads, 0, with);
         }
         device::launch(where, "queue_pairs", device::queue_pairs<Layer>, groups * dims.experts, device::plan_threads, 0,
                        with);
@@ -303,7 +328,6 @@ struct cuda {
                                           .experts = dims.experts,
                                           .top_k = dims.top_k,
                                           .offsets = p.plan.offsets,
-                                          .first_tile = p.first_tile,
                                           .pair_of = p.plan.pair_of,
                                           .weights = p.weights,
                                           .tokens = tokens};

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/cuda/block_scan.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/view.hpp>
@@ -87,11 +88,10 @@ template <class Element>
 struct product_args {
   product_side<Element> routed, shared;
   int experts, top_k;
-  std::int32_t const* offsets;     ///< [experts + 1]
-  std::int32_t const* first_tile;  ///< [experts + 1]
-  std::int32_t const* pair_of;     ///< [rows]
-  float const* weights;            ///< [tokens, top_k]
-  std::int64_t tokens;             ///< rows of the shared expert
+  std::int32_t const* offsets;  ///< [experts + 1]
+  std::int32_t const* pair_of;  ///< [rows]
+  float const* weights;         ///< [tokens, top_k]
+  std::int64_t tokens;          ///< rows of the shared expert
 };
 
 /// Shared memory of a multiprocessor that the code is compiled for.
@@ -216,6 +216,33 @@ class operand_lines {
   row_copies<Element, copies> copies_;
 };
 
+/// A tile of a routed expert's rows: an expert of -1 stands for none.
+struct routed_tile {
+  int expert;
+  std::int64_t number;  ///< among the tiles of its expert
+};
+
+/// The tile at a place in the list of all tiles, expert after expert. Only the rows of the experts are known: every block
+/// counts tiles for itself, which takes less time than a list in memory would. Called by all threads.
+template <int Threads>
+__device__ routed_tile find_tile(std::int32_t const* offsets, int experts, int tile_rows, int column_tiles,
+                                 std::int64_t place) {
+  __shared__ routed_tile found;
+  if (threadIdx.x == 0) found = {-1, 0};
+  std::int64_t before = 0;
+  for (int begin = 0; begin < experts && before <= place; begin += Threads) {
+    int const e = begin + static_cast<int>(threadIdx.x);
+    std::int32_t const tiles =
+        e < experts ? static_cast<std::int32_t>(divide_up(offsets[e + 1] - offsets[e], tile_rows)) * column_tiles : 0;
+    scanned const scan = scan_block<Threads>(tiles);
+    std::int64_t const number = place - before - scan.before;
+    if (number >= 0 && number < tiles) found = {e, number};
+    before += scan.all;
+  }
+  __syncthreads();
+  return found;
+}
+
 /// Blocks beyond the last tile find nothing to do: how many tiles there are is known on the device only. Tiles of the
 /// shared expert come first, for their number is known. Of an expert's tiles, those that read the same weights follow
 /// each other.
@@ -252,16 +279,14 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     first_feature = static_cast<int>(blockIdx.x / row_tiles) * features;
   } else {
     std::int64_t const index = blockIdx.x - shared_tiles;
-    for (int e = thread; e - thread < args.experts; e += threads) {
-      bool const begun = e < args.experts && std::int64_t{args.first_tile[e + 1]} * column_tiles <= index;
-      expert += __syncthreads_count(begun);
-    }
-    if (expert == args.experts) return;
-    std::int64_t const before = args.first_tile[expert], row_tiles = args.first_tile[expert + 1] - before;
-    std::int64_t const local = index - before * column_tiles;
-    first_row = args.offsets[expert] + local % row_tiles * tile.rows;
+    routed_tile const found = find_tile<threads>(args.offsets, args.experts, tile.rows, column_tiles, index);
+    if (found.expert < 0) return;
+    expert = found.expert;
+    first_row = args.offsets[expert];
     end_row = args.offsets[expert + 1];
-    first_feature = static_cast<int>(local / row_tiles) * features;
+    std::int64_t const row_tiles = divide_up(end_row - first_row, tile.rows);
+    first_row += found.number % row_tiles * tile.rows;
+    first_feature = static_cast<int>(found.number / row_tiles) * features;
   }
   int const depth = shared ? Problem::shared_depth : Problem::depth;
   int const all_features = shared ? Problem::shared_features : Problem::features;

@@ -33,6 +33,9 @@ class cuda_error : public error {
 
 namespace backend::device {
 
+/// Shared memory that a block can have on every device (compute capability 8.6 and 8.9), and on the largest ones.
+inline constexpr std::size_t least_shared_bytes = 99 * 1024, most_shared_bytes = 227 * 1024;
+
 /// Throws `cuda_error` for a call that failed. Asks the device only now, so that a call that succeeds costs nothing.
 [[noreturn]] inline void fail_cuda(char const* what, cudaError_t code, std::size_t shared_bytes) {
   static_cast<void>(cudaGetLastError());  // the sentence tells it; later calls do not report it again

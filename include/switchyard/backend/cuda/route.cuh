@@ -1,6 +1,8 @@
 #pragma once
 
+#include <switchyard/backend/cuda/block_scan.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/backend/cuda/pair_sets.cuh>
 #include <switchyard/backend/cuda/warp_lanes.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/layer.hpp>
@@ -23,8 +25,59 @@ struct route_args {
   float* weights;                       ///< [tokens, top_k]
   float* priority;                      ///< [tokens], null: nobody asks
   float* logits;                        ///< [tokens, experts], null: nobody asks
-  std::int32_t* chosen;                 ///< [experts, pieces]: pairs of each piece of the tokens that chose the expert
-  std::int64_t pieces;
+  pair_sets chosen;                     ///< written; a block has a piece
+  pair_sets kept, sorted;               ///< the same and empty, for a plan that changes them; null: nobody asks
+  std::int32_t* below;                  ///< [experts, pieces]: pairs of the piece that chose a lower expert; or null
+  std::int32_t* row_of;                 ///< [tokens, top_k]: -1 where a pair goes nowhere
+  std::uint8_t* dropped;                ///< [tokens, top_k]: zeros, null: nobody asks
+};
+
+/// The sets of one piece while its block collects them in shared memory.
+template <int Threads>
+struct piece_sets {
+  std::uint32_t* words;  ///< [experts, piece_words]
+  int piece_words;
+
+  static constexpr int bytes(int experts, int piece_pairs) { return experts * ((piece_pairs + 31) / 32) * 4; }
+
+  __device__ void clear(int experts) const {
+    for (int i = static_cast<int>(threadIdx.x); i < experts * piece_words; i += Threads) words[i] = 0;
+  }
+
+  /// Says where a pair goes, by its number in the piece; an expert of -1 is nowhere.
+  template <class Element>
+  __device__ void add(int expert, int number, std::int64_t pair, route_args<Element> const& args) const {
+    args.experts[pair] = expert;
+    if (expert >= 0) {
+      atomicOr(words + expert * piece_words + number / 32, 1u << number % 32);
+    } else {
+      args.row_of[pair] = -1;
+    }
+    if (args.dropped != nullptr) args.dropped[pair] = 0;
+  }
+
+  /// Writes the piece of this block, when all have added theirs.
+  template <class Element>
+  __device__ void write(int experts, route_args<Element> const& args) const {
+    int const thread = static_cast<int>(threadIdx.x);
+    std::int64_t const stride = args.chosen.words_per_expert(), first = std::int64_t{blockIdx.x} * piece_words;
+    for (int i = thread; i < experts * piece_words; i += Threads) {
+      std::int64_t const to = i / piece_words * stride + first + i % piece_words;
+      args.chosen.words[to] = words[i];
+      if (args.kept.words != nullptr) args.kept.words[to] = words[i];
+      if (args.sorted.words != nullptr) args.sorted.words[to] = 0;
+    }
+    if (args.below == nullptr) return;
+    std::int32_t below = 0;
+    for (int begin = 0; begin < experts; begin += Threads) {
+      int const e = begin + thread;
+      std::int32_t count = 0;
+      for (int w = 0; e < experts && w < piece_words; ++w) count += __popc(words[e * piece_words + w]);
+      scanned const place = scan_block<Threads>(count);
+      if (e < experts) args.below[e * args.chosen.pieces + blockIdx.x] = below + place.before;
+      below += place.all;
+    }
+  }
 };
 
 /// How a block of `route_tokens` is cut. Sixteen tokens, or a multiple of them, meet all experts, `pass` experts at a time;
@@ -51,9 +104,13 @@ struct route_tile {
   static constexpr int stages = wanted_stages < 2 ? 2 : wanted_stages > 4 ? 4 : wanted_stages;
   static constexpr int partial_pitch = pass + 8;  // floats; shifts rows by 8 banks
   static constexpr int partial_bytes = depth_warps * tokens * partial_pitch * 4;
-  static constexpr int work_bytes = stages * stage_bytes > partial_bytes ? stages* stage_bytes : partial_bytes;
+  static constexpr int piece_pairs = tokens * Layer::dims.top_k;
+  static constexpr int set_bytes = piece_sets<threads>::bytes(experts, piece_pairs);
+  static constexpr int largest(int a, int b) { return a > b ? a : b; }
+  // The stages make room for the sums of the warps, and those for the sets of pairs.
+  static constexpr int work_bytes = largest(stages * stage_bytes, largest(partial_bytes, (set_bytes + 15) / 16 * 16));
   static constexpr int logits_bytes = tokens * experts * 4;
-  static constexpr std::size_t shared_bytes = static_cast<std::size_t>(work_bytes) + logits_bytes + experts * 4;
+  static constexpr std::size_t shared_bytes = static_cast<std::size_t>(work_bytes) + logits_bytes;
   static constexpr int resident = TokenBlocks * blocks < 16 ? 2 : 1;  // blocks per multiprocessor, for their registers
   static_assert(tokens * token_chunks <= threads, "a thread has at most one copy of the tokens");
 };
@@ -100,14 +157,12 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
   constexpr int steps = static_cast<int>(divide_up(hidden, tile::depth));
   extern __shared__ __align__(128) char memory[];
   float* const logits = reinterpret_cast<float*>(memory + tile::work_bytes);  // [tokens, experts]
-  std::int32_t* const chosen = reinterpret_cast<std::int32_t*>(memory + tile::work_bytes + tile::logits_bytes);
 
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   int const expert_warp = warp % tile::expert_warps, depth_warp = warp / tile::expert_warps;
   std::int64_t const first_token = static_cast<std::int64_t>(blockIdx.x) * tile::tokens;
   std::int64_t const left = args.tokens.rows - first_token;
   int const tokens = left < tile::tokens ? static_cast<int>(left) : tile::tokens;
-  for (int e = thread; e < experts; e += tile::threads) chosen[e] = 0;
 
   // This thread's copies of each stage: 16 bytes of one token, and of some experts' rows.
   bool const copies_token = thread < tile::tokens * tile::token_chunks;
@@ -227,6 +282,9 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
     __syncthreads();
   }
 
+  piece_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), args.chosen.piece_words()};
+  sets.clear(experts);
+  __syncthreads();
   using share = per_expert<experts, warp_lanes>;
   warp_lanes const lanes{};
   for (int t = warp; t < tokens; t += tile::warps) {
@@ -246,45 +304,47 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
     for (int k = 0; k < top_k; ++k) {
       if (lane != k % 32) continue;
       // Logits that are no numbers leave the router without a choice: such a pair goes nowhere, and shows as NaN.
-      bool const exists = decided.expert[k] >= 0 && decided.expert[k] < experts;
-      args.experts[token * top_k + k] = active && exists ? decided.expert[k] : -1;
+      bool const exists = active && decided.expert[k] >= 0 && decided.expert[k] < experts;
+      sets.add(exists ? decided.expert[k] : -1, t * top_k + k, token * top_k + k, args);
       args.weights[token * top_k + k] = active ? decided.weight[k] : 0.0f;
-      if (active && exists) atomicAdd(chosen + decided.expert[k], 1);
     }
     if (args.priority != nullptr && lane == 0) args.priority[token] = active ? decided.priority : 0.0f;
   }
   __syncthreads();
-  for (int e = thread; e < experts; e += tile::threads) args.chosen[e * args.pieces + blockIdx.x] = chosen[e];
+  sets.write(experts, args);
 }
 
-inline constexpr int take_routes_tokens = 128;
-
-/// Takes over the caller's routes, a thread per token. An id that does not exist goes nowhere, and shows as NaN.
+/// How `take_routes` is cut: a block takes over the routes of a piece of the tokens, a thread per pair.
 template <class Layer>
-__global__ void __launch_bounds__(take_routes_tokens)
+struct take_routes_tile {
+  static constexpr int threads = 128, tokens = 32;
+  static constexpr int piece_pairs = tokens * Layer::dims.top_k;
+  static constexpr std::size_t shared_bytes = piece_sets<threads>::bytes(Layer::dims.experts, piece_pairs);
+};
+
+/// Takes over the caller's routes. An id that does not exist goes nowhere, and shows as NaN.
+template <class Layer>
+__global__ void __launch_bounds__(take_routes_tile<Layer>::threads)
     take_routes(precomputed_routes const from, std::int64_t tokens, route_args<typename Layer::element> const args) {
+  using tile = take_routes_tile<Layer>;
   constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
   extern __shared__ __align__(128) char memory[];
-  std::int32_t* const chosen = reinterpret_cast<std::int32_t*>(memory);
-  int const thread = static_cast<int>(threadIdx.x);
-  for (int e = thread; e < experts; e += take_routes_tokens) chosen[e] = 0;
+  piece_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), args.chosen.piece_words()};
+  sets.clear(experts);
   __syncthreads();
-  std::int64_t const token = static_cast<std::int64_t>(blockIdx.x) * take_routes_tokens + thread;
-  if (token < tokens) {
+  std::int64_t const first = std::int64_t{blockIdx.x} * tile::piece_pairs;
+  for (int i = static_cast<int>(threadIdx.x); i < tile::piece_pairs; i += tile::threads) {
+    std::int64_t const pair = first + i, token = pair / top_k;
+    if (token >= tokens) break;
     bool const active = args.active == nullptr || args.active[token] != 0;
-    for (int k = 0; k < top_k; ++k) {
-      std::int64_t const pair = token * top_k + k;
-      std::int32_t const expert = active ? from.experts[pair] : -1;
-      float const weight = active ? from.weights[pair] : 0.0f;
-      bool const exists = expert >= 0 && expert < experts;
-      args.experts[pair] = exists ? expert : -1;
-      args.weights[pair] = weight;
-      if (exists) atomicAdd(chosen + expert, 1);
-      if (args.priority != nullptr && k == 0) args.priority[token] = weight;
-    }
+    std::int32_t const expert = active ? from.experts[pair] : -1;
+    float const weight = active ? from.weights[pair] : 0.0f;
+    sets.add(expert >= 0 && expert < experts ? expert : -1, i, pair, args);
+    args.weights[pair] = weight;
+    if (args.priority != nullptr && i % top_k == 0) args.priority[token] = weight;
   }
   __syncthreads();
-  for (int e = thread; e < experts; e += take_routes_tokens) args.chosen[e * args.pieces + blockIdx.x] = chosen[e];
+  sets.write(experts, args);
 }
 
 }  // namespace switchyard::backend::device
