@@ -301,12 +301,21 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
       decided = Layer::router::template select<top_k, experts>(lanes, values, args.router);
     }
 #pragma unroll
-    for (int k = 0; k < top_k; ++k) {
-      if (lane != k % 32) continue;
+    for (int first = 0; first < top_k; first += 32) {  // a lane writes a pair
+      int expert = -1;
+      float weight = 0.0f;
+#pragma unroll
+      for (int k = first; k < top_k && k < first + 32; ++k) {
+        if (lane != k - first) continue;
+        expert = decided.expert[k];
+        weight = decided.weight[k];
+      }
+      int const k = first + lane;
+      if (k >= top_k) continue;
       // Logits that are no numbers leave the router without a choice: such a pair goes nowhere, and shows as NaN.
-      bool const exists = active && decided.expert[k] >= 0 && decided.expert[k] < experts;
-      sets.add(exists ? decided.expert[k] : -1, t * top_k + k, token * top_k + k, args);
-      args.weights[token * top_k + k] = active ? decided.weight[k] : 0.0f;
+      bool const exists = active && expert >= 0 && expert < experts;
+      sets.add(exists ? expert : -1, t * top_k + k, token * top_k + k, args);
+      args.weights[token * top_k + k] = active ? weight : 0.0f;
     }
     if (args.priority != nullptr && lane == 0) args.priority[token] = active ? decided.priority : 0.0f;
   }
