@@ -49,13 +49,13 @@ ceilings measure_gpu_ceilings(gpu_setup const& gpu) {
     result.bytes = static_cast<double>(bytes) / std::min(times[0].median, times[1].median);
   }
   if (gpu.peer != nullptr) {
-    constexpr int size = 8192;
+    int const size = gpu.smoke ? 256 : 8192;
     auto const a = device_noise<bfloat16>(std::int64_t{size} * size, 3, 1.0f);
     auto const b = device_noise<bfloat16>(std::int64_t{size} * size, 4, 1.0f);
     device_memory<bfloat16> const c(std::int64_t{size} * size);
     cublas_product const product{size, size, size, a.data(), b.data(), c.data()};
     auto const times = take_turns({{"product", [&](int) { gpu.peer->multiply(product); }}}, with, gpu.stream);
-    result.flops = 2.0 * size * size * size / times[0].median;
+    result.flops = 2.0 * size * static_cast<double>(size) * size / times[0].median;
   }
   return result;
 }

@@ -5,8 +5,14 @@
 #include "setup.hpp"
 #include "support.hpp"
 
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
+#include <string>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 /// A layer of the bench against double: the decisions by the reference of the tests, the products by plain kernels, for
@@ -182,8 +188,8 @@ bool agrees_with_double() {
   std::printf("%s\n", describe<Layer>().c_str());
   device_weights<Layer> const weights(0);
   bool result = true;
-  std::vector<std::int64_t> cases{1, 40, 1000};
-  if (current_gpu().smoke) cases.pop_back();
+  std::vector<std::int64_t> cases{1, 40, 200, 1000};
+  if (current_gpu().smoke) cases.resize(2);
   std::uint32_t set = 100;
   for (std::int64_t tokens : cases) result = agrees_with_double(weights, tokens, ++set) && result;
   std::fflush(stdout);

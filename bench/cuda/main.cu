@@ -4,9 +4,12 @@
 
 #include <benchmark/benchmark.h>
 
+#include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <exception>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -19,6 +22,7 @@ char const usage[] =
     "usage: switchyard_gpu_bench [--check | --smoke] [Google Benchmark's options]\n"
     "  --check      compares every layer with float64 and times nothing\n"
     "  --smoke      a small layer, few tokens, checked and timed once: shows that everything runs\n"
+    "  --seconds=N  leaves out, as failed, cases that would begin later\n"
     "  --benchmark_filter=<regex>                              only lines like this\n"
     "  --benchmark_out=<file> --benchmark_out_format=json      writes JSON beside the table\n";
 
@@ -61,6 +65,9 @@ int run(int argc, char** argv) {
       gpu.smoke = true;
     } else if (option == "--check") {
       check = true;
+    } else if (option.starts_with("--seconds=")) {
+      gpu.deadline =
+          std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(argv[i] + std::strlen("--seconds=")));
     } else {
       if (option.starts_with("--benchmark_format") || option.starts_with("--benchmark_list")) own_table = false;
       argv[kept++] = argv[i];

@@ -3,8 +3,9 @@
 #include "cublas.hpp"
 #include "memory.cuh"
 
+#include <cstddef>
 #include <cstdint>
-#include <utility>
+#include <type_traits>
 #include <vector>
 
 /// The layer that a user of cuBLAS writes: gather, products in, activation, products out, weighted sum. On given routes.

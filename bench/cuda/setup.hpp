@@ -6,6 +6,7 @@
 
 #include <cuda_runtime.h>
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -22,6 +23,8 @@ struct gpu_setup {
   std::unique_ptr<cublas> peer;   ///< null: cuBLAS does not start here
   ceilings machine;               ///< bfloat16 products of cuBLAS (0 without it), bytes read or copied
   std::int64_t cache_bytes = 0;   ///< L2
+  /// No case begins later.
+  std::chrono::steady_clock::time_point deadline = std::chrono::steady_clock::time_point::max();
 };
 
 inline gpu_setup& current_gpu() {
