@@ -14,6 +14,7 @@
 #include <switchyard/expert/wrappers.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/presets.hpp>
+#include <switchyard/router/adaptive_clustering.hpp>
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/shared.hpp>
 #include <switchyard/router/sparsemixer.hpp>
