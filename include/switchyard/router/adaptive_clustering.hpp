@@ -139,7 +139,7 @@ SWITCHYARD_HD constexpr float deviation(float distance) {
 /// The weight of a feature before clipping, from the mean deviation.
 template <clustering_traits Form>
 SWITCHYARD_HD constexpr float raw_weight(float mean_deviation) {
-  constexpr float alpha = static_cast<float>(double{Form.alpha_numerator} / Form.alpha_denominator);
+  constexpr float alpha = static_cast<float>(1.0 * Form.alpha_numerator / Form.alpha_denominator);
   return 1.0f / (mean_deviation + alpha);
 }
 
@@ -147,7 +147,7 @@ SWITCHYARD_HD constexpr float raw_weight(float mean_deviation) {
 template <clustering_traits Form>
 SWITCHYARD_HD constexpr float clipped(float weight, float mean_weight) {
   if constexpr (Form.clip_numerator == 0) return weight;
-  constexpr float clip = static_cast<float>(double{Form.clip_numerator} / Form.clip_denominator);
+  constexpr float clip = static_cast<float>(1.0 * Form.clip_numerator / Form.clip_denominator);
   return weight > clip * mean_weight ? clip * mean_weight : weight;
 }
 
