@@ -136,10 +136,10 @@ struct cuda {
 
     /// Tokens of a block that routes, in sixteens: with more of them the router weight is read less often, with fewer there
     /// are more blocks, and they fit devices with less shared memory.
-    static constexpr int route_blocks(std::int64_t tokens) {
-      bool const fits = device::route_tile<Layer, 2>::shared_bytes <= device::least_shared_bytes;
-      return tokens > 2048 && fits ? 2 : 1;
+    static constexpr bool takes_two_blocks() {
+      return device::route_tile<Layer, 2>::shared_bytes <= device::least_shared_bytes;
     }
+    static constexpr int route_blocks(std::int64_t tokens) { return tokens > 2048 && takes_two_blocks() ? 2 : 1; }
     static constexpr int piece_tokens(std::int64_t tokens) {
       if constexpr (Layer::router_traits.precomputed) {
         return device::take_routes_tile<Layer>::tokens;
@@ -246,7 +246,7 @@ struct cuda {
   static void enqueue_route(forward_args<Layer> const& args, context const& where) {
     using element = typename Layer::element;
     std::int64_t const tokens = args.tokens.rows;
-    if (tokens == 0) return;
+    if (tokens == 0 && !Layer::router_traits.clustering.scales) return;
     pieces<Layer> const p(args);
     device::route_args<element> to{.tokens = args.tokens,
                                    .router = {},
@@ -282,12 +282,14 @@ struct cuda {
       }
       to.aligned_router = is_aligned(to.router.weight, Layer::dims.hidden);
       if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = p.logits;
-      if constexpr (Layer::router_traits.clustering.scales) enqueue_clustering(args, where, p, to);
-      if (p.route_blocks(tokens) == 1) {
-        enqueue_route_tokens<Layer, 1>(where, to);
-      } else {
-        enqueue_route_tokens<Layer, 2>(where, to);
+      if constexpr (Layer::router_traits.clustering.scales) {
+        enqueue_clustering(args, where, p, to);
+        if (tokens == 0) return;
       }
+      if constexpr (pieces<Layer>::takes_two_blocks()) {
+        if (p.route_blocks(tokens) == 2) return enqueue_route_tokens<Layer, 2>(where, to);
+      }
+      enqueue_route_tokens<Layer, 1>(where, to);
     }
   }
 
@@ -339,6 +341,7 @@ struct cuda {
     }
     to.aligned_scale = is_aligned(to.clusters.feature_scale, dims.hidden);
     if constexpr (form.experts_see_scaled) {
+      if (tokens == 0) return;
       device::launch(where, "scale_tokens", device::scale_tokens<Layer>, tokens, threads, 0, with,
                      to.clusters.feature_scale, p.scaled_tokens, p.outer_stride);
     }
