@@ -1,5 +1,7 @@
 #pragma once
 
+#include "skew.hpp"
+
 #include <switchyard/switchyard.hpp>
 
 #include <algorithm>
@@ -19,24 +21,6 @@
 
 /// What a layer runs on: weights and tokens, so many of them that they come from memory and not from a cache.
 namespace switchyard::bench {
-
-/// How tokens spread over experts.
-enum class skew {
-  uniform,  ///< every expert is equally likely
-  zipf,     ///< the i-th most popular expert is chosen with a weight of 1 / i
-  one_hot   ///< all tokens choose the same top_k experts
-};
-
-inline constexpr skew all_skews[] = {skew::uniform, skew::zipf, skew::one_hot};
-
-constexpr char const* name_of(skew s) {
-  switch (s) {
-    case skew::uniform: return "uniform";
-    case skew::zipf: return "zipf";
-    case skew::one_hot: return "one_hot";
-  }
-  return "unknown";
-}
 
 /// Memory for `count` objects on pages of 2 MiB where the system has them.
 template <class T>
@@ -62,15 +46,6 @@ class pages {
   std::unique_ptr<T[], release> data_;
   std::int64_t count_ = 0;
 };
-
-/// The same number between -1 and 1 for the same index and seed.
-inline float noise(std::int64_t index, std::uint32_t seed) {
-  std::uint32_t x = static_cast<std::uint32_t>(index) * 0x9e3779b9u + seed * 0x85ebca6bu;
-  x = (x ^ (x >> 16)) * 0x7feb352du;
-  x = (x ^ (x >> 15)) * 0x846ca68bu;
-  x ^= x >> 16;
-  return static_cast<float>(static_cast<std::int32_t>(x)) * 0x1p-31f;
-}
 
 /// `count` seeded values of variance `deviation` squared.
 template <class T>
@@ -157,17 +132,9 @@ pages<typename Layer::element> make_tokens(std::int64_t tokens, skew spread, std
   constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts, top_k = Layer::dims.top_k;
   using element = typename Layer::element;
   pages<element> result = noise_pages<element>(tokens * hidden, 1000 + set, 1.0f);
-  std::vector<float> bonus(experts);  // log of an expert's popularity
-  for (int e = 0; e < experts; ++e) {
-    int const rank = (e * 5 + static_cast<int>(set) * (experts / 8 + 1)) % experts;
-    if (spread == skew::zipf) bonus[e] = -std::log(1.0f + static_cast<float>(rank));
-    if (spread == skew::one_hot) bonus[e] = rank < top_k ? 0.0f : -30.0f;
-  }
-  // The largest of log(popularity) + Gumbel noise is expert e with a probability of e's share of the popularity.
   for (std::int64_t t = 0; t < tokens; ++t) {
     for (int e = 0; e < experts; ++e) {
-      float const uniform = 0.5f + 0.4999f * noise(t * experts + e, 2000 + set);
-      result.data()[t * hidden + e] = element(bonus[e] - std::log(-std::log(uniform)));
+      result.data()[t * hidden + e] = element(naming_feature(t, e, experts, top_k, spread, set));
     }
   }
   return result;

@@ -13,7 +13,7 @@ void register_route(std::size_t index) {
             data.route(weights, memory.where());
             benchmark::DoNotOptimize(data.experts.data());
           },
-          [](call_data<Layer> const& data) { return route_work(data); });
+          [](call_data<Layer> const& data) { return route_work<Layer>(data.tokens); });
     }
   });
 }

@@ -3,6 +3,7 @@
 #include "ceilings.hpp"
 #include "layers.hpp"
 #include "memory.hpp"
+#include "work.hpp"
 
 #include <benchmark/benchmark.h>
 
@@ -68,13 +69,6 @@ layer_memory<Layer>& memory_of() {
   mine = fresh;
   return *fresh;
 }
-
-/// The least that a step has to do.
-struct work {
-  double flops = 0.0, bytes = 0.0;
-
-  friend work operator+(work a, work b) { return {a.flops + b.flops, a.bytes + b.bytes}; }
-};
 
 /// Registers one step of one layer for every number of tokens and every skew.
 ///
@@ -149,16 +143,6 @@ work experts_work(call_data<Layer> const& data) {
   double const rows = static_cast<double>(data.rows), tokens = static_cast<double>(data.tokens);
   return {2.0 * (rows * expert + tokens * shared),
           sizeof(element) * (data.experts_used * expert + shared + tokens * hidden) + sizeof(float) * rows * hidden};
-}
-
-/// What routing does at least: the router product; router and tokens read once, routes written once.
-template <class Layer>
-work route_work(call_data<Layer> const& data) {
-  constexpr double matrix = static_cast<double>(Layer::dims.experts) * Layer::dims.hidden;
-  double const tokens = static_cast<double>(data.tokens);
-  return {2.0 * tokens * matrix, sizeof(float) * matrix +
-                                     sizeof(typename Layer::element) * tokens * Layer::dims.hidden +
-                                     8.0 * tokens * Layer::dims.top_k};
 }
 
 }  // namespace switchyard::bench

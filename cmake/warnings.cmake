@@ -7,8 +7,8 @@ else()
   # Signed extents meet the unsigned sizes of the standard library everywhere: clang, too, leaves that out.
   set(switchyard_warning_options
     -Wall -Wextra -Wpedantic -Wconversion -Wno-sign-conversion -Wshadow -Wnon-virtual-dtor)
-  # What nvcc writes for the host compiler is not pedantic.
-  set(switchyard_cuda_warning_options -Xcompiler=-Wall,-Wextra,-Wshadow)
+  # What nvcc writes for the host compiler is not pedantic. Where machine code is made, no kernel may spill registers.
+  set(switchyard_cuda_warning_options -Xcompiler=-Wall,-Wextra,-Wshadow -Xptxas=-warn-spills,-warn-lmem-usage)
 endif()
 
 function(switchyard_warnings target)

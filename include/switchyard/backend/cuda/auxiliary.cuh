@@ -11,12 +11,14 @@
 /// The auxiliary values of a pass on the GPU, for calls that ask for them.
 namespace switchyard::backend::device {
 
-inline constexpr int auxiliary_threads = 1024, auxiliary_warps = auxiliary_threads / 32;
+// With more threads there are too few registers for each. That there is one block only is said, because the compiler else
+// saves registers for more, and spills.
+inline constexpr int auxiliary_threads = 512, auxiliary_warps = auxiliary_threads / 32;
 
 /// As `switchyard::auxiliary`, in one block: each warp takes some tokens of a group, each lane an expert. Sums are taken
 /// in double and in an order that depends on nothing but the sizes. `log_sums` is scratch, [tokens].
 template <class Layer>
-__global__ void __launch_bounds__(auxiliary_threads)
+__global__ void __launch_bounds__(auxiliary_threads, 1)
     auxiliary_of_pass(routing_record const record, double* log_sums, switchyard::auxiliary_values* result) {
   constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
   constexpr int sums = 5;  // probability, first choices, kept choices, combine weights, load: of one expert

@@ -54,22 +54,33 @@ __global__ void __launch_bounds__(combine_block<Layer>::threads)
   element* const y = args.output.row(token);
   bool const active = args.active == nullptr || args.active[token] != 0;
 
+  // A lane reads what belongs to one pair, and all lanes of the warp get it.
+  int const lane = thread % 32;
   std::int32_t rows[top_k];
   float weights[top_k];
   bool all_dropped = active;
   float start = 0.0f;
 #pragma unroll
-  for (int k = 0; k < top_k; ++k) {
-    rows[k] = args.row_of[pairs + k];
-    weights[k] = args.weights[pairs + k];
-    bool const lost = capacity.drops && args.dropped[pairs + k] != 0;
-    all_dropped = all_dropped && lost;
-    if (active && rows[k] < 0 && !lost) start = __int_as_float(0x7fffffff);
-    if (thread == k % threads) {
+  for (int first = 0; first < top_k; first += 32) {
+    bool const has = first + lane < top_k;
+    std::int64_t const pair = pairs + first + (has ? lane : 0);
+    std::int32_t const row = args.row_of[pair];
+    float const weight = args.weights[pair];
+    bool const lost = capacity.drops && args.dropped[pair] != 0;
+    unsigned const lost_lanes = __ballot_sync(~0u, lost);
+#pragma unroll
+    for (int k = first; k < top_k && k < first + 32; ++k) {
+      rows[k] = __shfl_sync(~0u, row, k - first);
+      weights[k] = __shfl_sync(~0u, weight, k - first);
+      bool const is_lost = (lost_lanes >> (k - first) & 1u) != 0;
+      all_dropped = all_dropped && is_lost;
+      if (active && rows[k] < 0 && !is_lost) start = __int_as_float(0x7fffffff);
+    }
+    if (thread < 32 && has) {
       decisions const& to = args.decisions;
-      if (to.experts != nullptr) to.experts[pairs + k] = args.experts[pairs + k];
-      if (to.weights != nullptr) to.weights[pairs + k] = lost ? 0.0f : weights[k];
-      if (to.dropped != nullptr) to.dropped[pairs + k] = lost;
+      if (to.experts != nullptr) to.experts[pair] = args.experts[pair];
+      if (to.weights != nullptr) to.weights[pair] = lost ? 0.0f : weight;
+      if (to.dropped != nullptr) to.dropped[pair] = lost;
     }
   }
   bool const hand_through = capacity.on_drop == dropped::input && all_dropped;

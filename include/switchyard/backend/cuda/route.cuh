@@ -193,6 +193,7 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
   constexpr int rows_apart = tile::threads / tile::weight_chunks;
   int const weight_row = thread / tile::weight_chunks, weight_chunk = thread % tile::weight_chunks;
   int const weight_at = tile::token_tile + tile::scale_tile + swizzled_line<4>(weight_row, weight_chunk);
+  bool const copies_weight = tile::weight_copies > 1 || weight_row < tile::pass;
 
   for (int first_expert = 0; first_expert < experts; first_expert += tile::pass) {
     row_copies<float, tile::weight_copies> weight_copies;
@@ -224,6 +225,7 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
       }
       int const rest = hidden - k - weight_chunk * float_chunk;
       constexpr int pitch = rows_apart * tile::weight_chunks * chunk_bytes;
+      if (!copies_weight) return;
       if (args.aligned_router) {
         weight_copies.enqueue(shared_address(stage + weight_at), pitch, k, rest);
       } else {
@@ -342,12 +344,21 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
       decided = Layer::router::template select<top_k, experts>(lanes, values, args.router);
     }
 #pragma unroll
-    for (int k = 0; k < top_k; ++k) {
-      if (lane != k % 32) continue;
+    for (int first = 0; first < top_k; first += 32) {  // a lane writes a pair
+      int expert = -1;
+      float weight = 0.0f;
+#pragma unroll
+      for (int k = first; k < top_k && k < first + 32; ++k) {
+        if (lane != k - first) continue;
+        expert = decided.expert[k];
+        weight = decided.weight[k];
+      }
+      int const k = first + lane;
+      if (k >= top_k) continue;
       // Logits that are no numbers leave the router without a choice: such a pair goes nowhere, and shows as NaN.
-      bool const exists = placed && decided.expert[k] >= 0 && decided.expert[k] < experts;
-      sets.add(exists ? decided.expert[k] : -1, t * top_k + k, token * top_k + k, args);
-      args.weights[token * top_k + k] = placed ? decided.weight[k] : 0.0f;
+      bool const exists = placed && expert >= 0 && expert < experts;
+      sets.add(exists ? expert : -1, t * top_k + k, token * top_k + k, args);
+      args.weights[token * top_k + k] = placed ? weight : 0.0f;
     }
     if (args.priority != nullptr && lane == 0) args.priority[token] = placed ? decided.priority : 0.0f;
   }

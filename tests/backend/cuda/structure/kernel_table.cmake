@@ -1,0 +1,85 @@
+# What the compiler says of the kernels of one layer: compiles kernels.cu for two architectures, writes a table, and fails
+# where a kernel spills registers or keeps anything else in local memory.
+#
+#   cmake -DNVCC=<compiler> -DINCLUDE=<folder> -DSOURCE=<kernels.cu> -DPRESET=<name> -DELEMENT=<type> -DFOLDER=<to write to>
+#     -P kernel_table.cmake
+cmake_minimum_required(VERSION 3.25)
+
+set(architectures 80 90)
+set(name ${PRESET}_${ELEMENT})
+file(MAKE_DIRECTORY ${FOLDER})
+set(code)
+foreach(architecture IN LISTS architectures)
+  list(APPEND code -gencode arch=compute_${architecture},code=sm_${architecture})
+endforeach()
+execute_process(
+  COMMAND ${NVCC} -std=c++20 -I${INCLUDE} ${code} -Xptxas -v -DPRESET=${PRESET} -DELEMENT=${ELEMENT} ${SOURCE} -o ${FOLDER}/${name}
+  RESULT_VARIABLE result OUTPUT_VARIABLE said ERROR_VARIABLE said)
+if(NOT result EQUAL 0)
+  message(FATAL_ERROR "${name} does not compile:\n${said}")
+endif()
+execute_process(COMMAND ${FOLDER}/${name} OUTPUT_VARIABLE sizes COMMAND_ERROR_IS_FATAL ANY)
+
+# A kernel takes several lines: its mangled name and architecture, then its stack and spills, then its registers.
+set(kernels)
+set(spilling "")
+string(REPLACE "\n" ";" lines "${said}")
+foreach(line IN LISTS lines)
+  if(line MATCHES "Compiling entry function '([^']*)' for 'sm_([0-9]+)'")
+    set(architecture ${CMAKE_MATCH_2})
+    set(mangled "${CMAKE_MATCH_1}")
+    if(NOT mangled MATCHES "6device[0-9]+([a-z_]+)I")
+      message(FATAL_ERROR "no kernel of the library: ${mangled}")
+    endif()
+    set(kernel ${CMAKE_MATCH_1})
+    if(kernel STREQUAL "product")
+      string(REGEX MATCH "product_(in|out)" kernel "${mangled}")
+      string(REGEX MATCH "(few|some|many)_rows" tile "${mangled}")
+      string(APPEND kernel " ${tile}")
+    elseif(mangled MATCHES "route_tokens.*Li([0-9]+)EEEv")
+      string(APPEND kernel " ${CMAKE_MATCH_1}")
+    endif()
+    if(NOT kernel IN_LIST kernels)
+      list(APPEND kernels ${kernel})
+    endif()
+    string(REPLACE " " "_" key ${kernel})
+  elseif(line MATCHES "([0-9]+) bytes stack frame, ([0-9]+) bytes spill stores, ([0-9]+) bytes spill loads")
+    set(${key}_spills_${architecture} "${CMAKE_MATCH_2} / ${CMAKE_MATCH_3}")
+    set(${key}_stack_${architecture} ${CMAKE_MATCH_1})
+    if(NOT "${CMAKE_MATCH_1} ${CMAKE_MATCH_2} ${CMAKE_MATCH_3}" STREQUAL "0 0 0")
+      string(APPEND spilling "\n${name}, ${kernel}, sm_${architecture}: ${line}")
+    endif()
+  elseif(line MATCHES "Used ([0-9]+) registers")
+    set(${key}_registers_${architecture} ${CMAKE_MATCH_1})
+    set(${key}_static 0)
+    if(line MATCHES "([0-9]+) bytes smem")
+      set(${key}_static ${CMAKE_MATCH_1})
+    endif()
+  endif()
+endforeach()
+
+# At least routing, planning, two products and combining.
+list(LENGTH kernels count)
+if(count LESS 5)
+  message(FATAL_ERROR "${name}: the compiler tells of ${count} kernels only:\n${said}")
+endif()
+
+string(REGEX MATCH "launches: ([0-9]+)" launches "${sizes}")
+set(table "## ${PRESET}, ${ELEMENT}: ${CMAKE_MATCH_1} launches per forward\n
+| kernel | registers sm_80 | sm_90 | static shared | dynamic shared | stack sm_80 | sm_90 | spill stores / loads sm_80 | sm_90 |
+| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n")
+list(SORT kernels)
+foreach(kernel IN LISTS kernels)
+  string(REPLACE " " "_" key ${kernel})
+  set(dynamic 0)
+  if("\n${sizes}" MATCHES "\n${kernel}: ([0-9]+)")
+    set(dynamic ${CMAKE_MATCH_1})
+  endif()
+  string(APPEND table "| ${kernel} | ${${key}_registers_80} | ${${key}_registers_90} | ${${key}_static} | ${dynamic} "
+    "| ${${key}_stack_80} | ${${key}_stack_90} | ${${key}_spills_80} | ${${key}_spills_90} |\n")
+endforeach()
+message("${table}")
+if(spilling)
+  message(FATAL_ERROR "kernels that use local memory:${spilling}")
+endif()
+file(WRITE ${FOLDER}/${name}.md "${table}\n")

@@ -1,0 +1,274 @@
+#include <nlohmann/json.hpp>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <string_view>
+
+#include "../device.cuh"
+
+/// The structure of the kernels, without hardware: reads the counters of an emulator that stands in for the CUDA runtime
+/// and writes one JSON object per launch into the file that PTXEMU_STATS names. Prints a table, and fails where a kernel
+/// is beyond a limit.
+namespace {
+
+using namespace support;
+using namespace switchyard;
+
+// Two-byte elements and floats, gated and not, dropless and not, each with a shared expert or without.
+template <int Experts, int TopK, class Router, class Capacity, class Expert, class Element>
+using measured = layer<shape{.hidden = 512, .intermediate = 384, .experts = Experts, .top_k = TopK}, Router, Capacity,
+                       Expert, backend::cuda, Element>;
+using measured_layers =
+    std::tuple<measured<8, 2, router::softmax_top_k, capacity::dropless, expert::gated_mlp<silu>, bfloat16>,
+               measured<16, 8, router::softmax_top_k_raw, capacity::dropless,
+                        expert::with_shared<expert::gated_mlp<silu>, 256>, bfloat16>,
+               measured<16, 1, router::switch_top1, capacity::factor<5, 4>, expert::mlp<relu>, bfloat16>,
+               measured<8, 2, router::softmax_top_k, capacity::queued<capacity::factor<1>, queue::priority>,
+                        expert::gated_mlp<silu>, float>>;
+
+/// Tokens of a call, as rows per expert: for the tile of few rows, the one in between, and the one of many.
+constexpr int rows_per_expert[] = {8, 48, 128};
+
+/// What may be moved at most, as a multiple of the least possible, and of a hundred accesses to shared memory how many may
+/// wait for a bank. The loop of `route_tokens` has no such waits: what it has are a fixed number per block, at the end,
+/// when it adds up its sums.
+struct limits {
+  std::string_view kernel;
+  double bytes, conflicts;
+};
+constexpr limits all_limits[] = {
+    {"route_tokens", 1.1, 10.0}, {"product (in)", 1.1, 5.0}, {"product (out)", 1.1, 5.0}, {"combine_rows", 1.1, 5.0}};
+
+/// The other kernels make the plan, which sorts pairs by expert: numbers of four bytes that lie apart, each in a sector of
+/// its own. Such a kernel may move so much of a call's bytes.
+constexpr double most_of_call = 0.01;
+
+/// Bytes between global memory and a kernel.
+struct traffic {
+  std::int64_t loads = 0, stores = 0;
+  std::int64_t all() const { return loads + stores; }
+};
+
+/// What a layer's kernels cannot do without. The kernels that compute with tiles read, for every tile, its rows and its
+/// columns once (those that exist: rows past an expert's last cost nothing) and write its results once. The others
+/// read and write every array once. What the caches spare of that no emulator can tell.
+template <class Layer>
+class least {
+  static constexpr shape dims = Layer::dims;
+  static constexpr std::int64_t size = sizeof(typename Layer::element), hidden = dims.hidden;
+
+ public:
+  /// `counts`: rows of each expert.
+  least(std::int64_t tokens, std::vector<std::int64_t> counts) : tokens_(tokens), counts_(std::move(counts)) {
+    for (std::int64_t rows : counts_) rows_ += rows;
+  }
+
+  traffic of(std::string const& kernel, std::string const& mangled, std::int64_t blocks) const {
+    std::int64_t const pairs = tokens_ * dims.top_k;
+    constexpr bool drops = Layer::capacity_traits.drops,
+                   sorts = drops && Layer::capacity_traits.order == queue::priority;
+    // Sets of pairs, a bit for each, that routing leaves for the plan: in every piece of the tokens the bits fill words.
+    std::int64_t const pieces = divide_up(tokens_, tokens_ > 2048 ? 32 : 16);
+    std::int64_t const set = dims.experts * divide_up(pairs, pieces * 32) * pieces * 4,
+                       per_piece = dims.experts * pieces * 4;
+    if (kernel == "route_tokens") {
+      return {tokens_ * hidden * size + blocks * dims.experts * hidden * 4, pairs * 8 +
+                                                                                (sorts   ? 3 * set + tokens_ * 4
+                                                                                 : drops ? 2 * set
+                                                                                         : set + per_piece) +
+                                                                                (drops ? pairs : 0)};
+    }
+    if (kernel.starts_with("product")) {
+      bool const in = kernel == "product (in)";
+      if (mangled.find("few_rows") != std::string::npos) return product(in, backend::device::few_rows::tile);
+      if (mangled.find("some_rows") != std::string::npos) return product(in, backend::device::some_rows::tile);
+      return product(in, backend::device::many_rows::tile);
+    }
+    if (kernel == "combine_rows") {
+      std::int64_t const shared = Layer::expert_traits.shared_intermediate > 0 ? tokens_ : 0;
+      std::int64_t const of_pair = 8 + (Layer::capacity_traits.drops ? 1 : 0);  // row, weight, whether it is dropped
+      return {(rows_ + shared) * hidden * size + pairs * of_pair, tokens_ * hidden * size};
+    }
+    if (kernel == "order_tokens") return {tokens_ * 4 + pairs * 4, tokens_ * 4 + set};
+    if (kernel == "queue_pairs") return {set, pairs - rows_ + dims.experts * 4};
+    return {set + (drops ? dims.experts * 4 : per_piece), rows_ * 8 + dims.experts * 12 + 4};  // assign_rows
+  }
+
+ private:
+  traffic product(bool in, backend::device::product_tile tile) const {
+    traffic sum;
+    constexpr int intermediate = dims.intermediate, shared = Layer::expert_traits.shared_intermediate;
+    for (std::int64_t rows : counts_) add_tiles(sum, in, tile, rows, intermediate, true);
+    if constexpr (shared > 0) add_tiles(sum, in, tile, tokens_, shared, false);
+    return sum;
+  }
+  static void add_tiles(traffic& sum, bool in, backend::device::product_tile tile, std::int64_t rows, int inner,
+                        bool routed) {
+    std::int64_t const matrices = in && Layer::expert_traits.gated ? 2 : 1;
+    std::int64_t const depth = in ? hidden : inner, features = in ? inner : hidden;
+    std::int64_t const row_tiles = divide_up(rows, tile.rows),
+                       column_tiles = divide_up(features * matrices, tile.columns);
+    sum.loads += column_tiles * rows * (depth * size + (in && routed ? 4 : 0));  // with the row's token
+    sum.loads += row_tiles * features * matrices * depth * size;
+    sum.stores += rows * features * size;
+  }
+
+  std::int64_t tokens_, rows_ = 0;
+  std::vector<std::int64_t> counts_;
+};
+
+/// `product (in)` of `void switchyard::backend::device::product<switchyard::backend::device::product_in<...`.
+std::string short_name(std::string const& kernel) {
+  std::string const space = "device::";
+  std::size_t const begin = kernel.find(space) + space.size();
+  std::string const name = kernel.substr(begin, kernel.find('<', begin) - begin);
+  if (name != "product") return name;
+  return kernel.find("product_in<") != std::string::npos ? "product (in)" : "product (out)";
+}
+
+/// The launches that were added to the file since the last call.
+class counters {
+ public:
+  explicit counters(char const* file) : file_(file) {}
+
+  std::vector<nlohmann::json> next() {
+    std::vector<nlohmann::json> launches;
+    std::ifstream in(file_);
+    in.seekg(read_);
+    while (in >> std::ws && in.peek() != EOF) {
+      in >> launches.emplace_back();
+      read_ = in.tellg();
+    }
+    return launches;
+  }
+
+ private:
+  std::string file_;
+  std::streamoff read_ = 0;
+};
+
+/// A request moves whole sectors of 32 bytes, each once: what threads have in common is no traffic, and what lies apart is
+/// more of it.
+traffic moved_by(nlohmann::json const& launch) {
+  return {32 * launch["global_load"]["sectors"].get<std::int64_t>(),
+          32 * launch["global_store"]["sectors"].get<std::int64_t>()};
+}
+
+/// Prints a launch. Whether it keeps the limits.
+template <class Layer>
+bool check(nlohmann::json const& launch, least<Layer> const& least_of, std::int64_t bytes_of_call) {
+  auto const number = [&](char const* group, char const* name) { return launch[group][name].get<std::int64_t>(); };
+  std::string const mangled = launch["kernel"], kernel = short_name(mangled);
+  std::int64_t const blocks = launch["grid"][0], threads = launch["block"][0];
+  traffic const moved = moved_by(launch);
+  traffic const needed = least_of.of(kernel, mangled, blocks);
+  double const bytes = static_cast<double>(moved.all()) / static_cast<double>(needed.all());
+  auto const ratio = [](std::int64_t a, std::int64_t b) { return b == 0 ? 0.0 : static_cast<double>(a) / b; };
+  auto const sectors = [&](char const* group) { return ratio(number(group, "sectors"), number(group, "requests")); };
+  std::int64_t const accesses = number("shared_load", "requests") + number("shared_store", "requests");
+  std::int64_t const waits = number("shared_load", "extra_wavefronts") + number("shared_store", "extra_wavefronts");
+  double const conflicts = 100.0 * ratio(waits, accesses);
+  std::int64_t const local_bytes = launch["local_bytes"];
+
+  std::string wrong;
+  bool limited = false;
+  for (limits const& limit : all_limits) {
+    if (limit.kernel != kernel) continue;
+    limited = true;
+    if (bytes > limit.bytes) wrong += "  <- bytes";
+    if (conflicts > limit.conflicts) wrong += "  <- bank conflicts";
+  }
+  if (!limited && ratio(moved.all(), bytes_of_call) > most_of_call) wrong += "  <- bytes";
+  if (local_bytes > 0) wrong += "  <- local memory";
+  std::string const tile = mangled.find("few_rows") != std::string::npos    ? "few"
+                           : mangled.find("some_rows") != std::string::npos ? "some"
+                           : mangled.find("many_rows") != std::string::npos ? "many"
+                                                                            : "";
+  std::printf("%-14s %-4s %6lld %5lld %11lld %6.3f %11lld %6.3f %7.3f %6.2f %6.2f %9lld %6.2f %7lld%s\n",
+              kernel.c_str(), tile.c_str(), static_cast<long long>(blocks), static_cast<long long>(threads),
+              static_cast<long long>(moved.loads), ratio(moved.loads, needed.loads),
+              static_cast<long long>(moved.stores), ratio(moved.stores, needed.stores), bytes, sectors("global_load"),
+              sectors("global_store"), static_cast<long long>(accesses), conflicts, static_cast<long long>(local_bytes),
+              wrong.c_str());
+  return wrong.empty();
+}
+
+/// Runs a layer on random tokens and checks its launches.
+template <class Layer>
+bool measure(counters& from, int rows) {
+  using element = typename Layer::element;
+  constexpr shape dims = Layer::dims;
+  constexpr int shared = Layer::expert_traits.shared_intermediate;
+  std::int64_t const tokens = std::int64_t{rows} * dims.experts / dims.top_k;
+  random_numbers random(1);
+  auto const values = [&](auto kind, std::int64_t count) {
+    std::vector<decltype(kind)> made(count);
+    for (auto& value : made) value = decltype(kind)(static_cast<float>(2 * random.uniform() - 1));
+    return made;
+  };
+  std::int64_t const matrices = std::int64_t{dims.experts} * dims.hidden * dims.intermediate;
+  device_array<element> const x(values(element{}, tokens * dims.hidden)), y(tokens * dims.hidden);
+  device_array<element> const weight(values(element{}, matrices)),
+      shared_weight(values(element{}, dims.hidden * shared));
+  device_array<float> const router(values(float{}, dims.experts * dims.hidden));
+  device_array<std::int64_t> const counts(dims.experts);
+  device_array<std::byte> const workspace(Layer::workspace_bytes(tokens));
+
+  typename Layer::args args{};
+  args.tokens = Layer::rows(static_cast<element const*>(x.data()), tokens);
+  args.output = Layer::rows(y.data(), tokens);
+  args.workspace = {workspace.data(), workspace.size()};
+  args.weights.router.weight = router.data();
+  args.weights.up_proj = Layer::in_proj(weight.data());
+  args.weights.down_proj = Layer::out_proj(weight.data());
+  if constexpr (Layer::expert_traits.gated) args.weights.gate_proj = args.weights.up_proj;
+  if constexpr (shared > 0) {
+    args.weights.shared.up_proj = args.weights.shared.gate_proj = Layer::shared_in_proj(shared_weight.data());
+    args.weights.shared.down_proj = Layer::shared_out_proj(shared_weight.data());
+  }
+  args.decisions.counts = counts.data();
+  stream own;
+  Layer::forward(args, {.stream = own});
+  own.wait();
+
+  std::vector<nlohmann::json> const launches = from.next();
+  if (launches.empty()) {
+    std::printf("skipped: no counters: this CUDA runtime is no emulator that writes them\n");
+    std::exit(0);
+  }
+  std::printf("\n%s, %lld tokens\n", describe<Layer>().c_str(), static_cast<long long>(tokens));
+  std::printf("%-14s %-4s %6s %5s %11s %6s %11s %6s %7s %13s %9s %6s %7s\n", "kernel", "tile", "blocks", "thr.",
+              "loaded", "/least", "stored", "/least", "/least", "sectors/req.", "shared", "wait%", "local");
+  least<Layer> const needed(tokens, counts.copy_out());
+  std::int64_t bytes = 0;
+  for (nlohmann::json const& launch : launches) bytes += moved_by(launch).all();
+  bool right = true;
+  for (nlohmann::json const& launch : launches) right = check<Layer>(launch, needed, bytes) && right;
+  if (launches.size() != static_cast<std::size_t>(backend::cuda::launches<Layer>())) {
+    std::printf("%zu launches instead of %d\n", launches.size(), backend::cuda::launches<Layer>());
+    right = false;
+  }
+  return right;
+}
+
+template <class... Layers>
+bool measure_all(std::tuple<Layers...> const*, counters& from) {
+  bool right = true;
+  for (int rows : rows_per_expert) ((right = measure<Layers>(from, rows) && right), ...);
+  return right;
+}
+
+}  // namespace
+
+int main() {
+  char const* const file = std::getenv("PTXEMU_STATS");
+  if (file == nullptr) {
+    std::printf("skipped: no counters: PTXEMU_STATS names no file for them\n");
+    return 0;
+  }
+  if (!has_device()) return 0;
+  std::remove(file);  // of an earlier run
+  counters from(file);
+  return measure_all(static_cast<measured_layers*>(nullptr), from) ? 0 : 1;
+}
