@@ -4,6 +4,7 @@
 
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/cpu/cpu.hpp>
+#include <switchyard/calibration.hpp>
 #include <switchyard/capacity/dropless.hpp>
 #include <switchyard/capacity/factor.hpp>
 #include <switchyard/capacity/fixed.hpp>

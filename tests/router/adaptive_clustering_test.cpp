@@ -207,6 +207,28 @@ TEST_CASE("a table collected before routes one token as its batch was routed", "
   }
 }
 
+TEST_CASE("calibration on one batch gives its weights, and on two those of the deviations' mean", "[router]") {
+  using layer = layer_of<language, 4, 4>;
+  call<layer> batch(noise(30 * 4, 13), std::vector<std::int32_t>(30));
+  for (int t = 0; t < 30; ++t) batch.labels[t] = t % 3;  // cluster 3 has no token
+  outcome const first = batch.run();
+  sy::feature_scale_calibration<layer> calibration;
+  calibration.add(first.dispersion.data(), {.labels = batch.labels.data()}, 30);
+  CHECK(calibration.table() == first.scale);
+
+  std::vector<float> wider = first.dispersion;
+  for (float& s : wider) s *= 3.0f;
+  calibration.add(wider.data(), {.labels = batch.labels.data()}, 30);  // the mean is twice the first
+  sy::feature_scale_calibration<layer> doubled;
+  for (std::size_t i = 0; i < wider.size(); ++i) wider[i] = 2.0f * first.dispersion[i];
+  doubled.add(wider.data(), {.labels = batch.labels.data()}, 30);
+  std::vector<float> const expected = doubled.table();
+  check_close(calibration.table(), {expected.begin(), expected.end()});
+  batch.labels[7] = 4;
+  CHECK(message_of([&] { calibration.add(wider.data(), {.labels = batch.labels.data()}, 30); }) ==
+        "switchyard: feature_scale_calibration::add, clusters.labels: expected ids from 0 to 3, got 4 for token 7");
+}
+
 TEST_CASE("a cluster that does not exist is refused, and so are inputs that do not go together", "[router]") {
   call<layer_of<language>> wrong(four_tokens, {0, 0, 2, 1});
   CHECK(message_of([&] { wrong.run(); }) ==

@@ -4,6 +4,7 @@
 #include <switchyard/core/with.hpp>
 #include <switchyard/router/router_policy.hpp>
 
+#include <cstdint>
 #include <string_view>
 
 namespace switchyard::router {
@@ -149,6 +150,37 @@ SWITCHYARD_HD constexpr float clipped(float weight, float mean_weight) {
   if constexpr (Form.clip_numerator == 0) return weight;
   constexpr float clip = static_cast<float>(1.0 * Form.clip_numerator / Form.clip_denominator);
   return weight > clip * mean_weight ? clip * mean_weight : weight;
+}
+
+/// From deviations to weights, in place: `table` is [experts, hidden]. `counts(c)` says whether a cluster counts in the
+/// means; the weights of one that does not are 1.
+template <clustering_traits Form, class Counts>
+void make_weights(float* table, int experts, int hidden, Counts const& counts) {
+  int live = 0;
+  double total = 0.0;
+  for (int c = 0; c < experts; ++c) {
+    float* const row = table + std::int64_t{c} * hidden;
+    for (int q = 0; q < hidden; ++q) row[q] = raw_weight<Form>(row[q]);
+    if (!counts(c)) continue;
+    ++live;
+    for (int q = 0; q < hidden; ++q) total += row[q];
+  }
+  float const mean = live == 0 ? 1.0f : static_cast<float>(total / (1.0 * live * hidden));
+  for (int q = 0; q < hidden; ++q) {
+    double column = 0.0;
+    for (int c = 0; c < experts; ++c) {
+      float& weight = table[std::int64_t{c} * hidden + q];
+      weight = clipped<Form>(weight, mean);
+      if (counts(c)) column += weight;
+    }
+    float divisor = 1.0f;
+    if constexpr (Form.scaling == feature_scaling::per_feature) divisor = static_cast<float>(column / live);
+    if constexpr (Form.scaling == feature_scaling::global) divisor = mean;
+    for (int c = 0; c < experts; ++c) {
+      float& weight = table[std::int64_t{c} * hidden + q];
+      weight = counts(c) ? weight / divisor : 1.0f;
+    }
+  }
 }
 
 /// The least length that a row of the router weight is divided by.

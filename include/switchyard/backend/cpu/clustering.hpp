@@ -18,9 +18,8 @@ namespace switchyard::backend::detail {
 
 /// Temporaries of the weights.
 struct clustering_scratch {
-  float* scale;          ///< [experts, hidden]: means, then weights
+  float* scale;          ///< [experts, hidden]: means, then deviations, then weights
   double* sums;          ///< [experts, hidden]
-  double* totals;        ///< [slices]
   std::int32_t* counts;  ///< [experts]: tokens of each cluster
 };
 
@@ -61,15 +60,6 @@ void make_feature_scale(forward_args<Layer> const& args, cpu_context const& wher
     for (int k = 0; k < clusters.choices; ++k) known = std::max(known, label[k] + 1);
   }
   auto const counts = [&](int c) { return form.counts_empty ? c < std::min(known, experts) : to.counts[c] > 0; };
-  int live = 0;
-  for (int c = 0; c < experts; ++c) live += counts(c);
-
-  auto const each_slice = [&](auto const& body) {
-    parallel_for(where, feature_slices(hidden), [&](std::int64_t slice) {
-      int const first = static_cast<int>(slice) * slice_features;
-      body(slice, first, std::min(first + slice_features, hidden));
-    });
-  };
   auto const add_tokens = [&](int first, int end, auto const& value) {
     for (int c = 0; c < experts; ++c) std::fill(to.sums + c * hidden + first, to.sums + c * hidden + end, 0.0);
     for (std::int64_t token = 0; token < tokens; ++token) {
@@ -82,43 +72,20 @@ void make_feature_scale(forward_args<Layer> const& args, cpu_context const& wher
   auto const mean_of = [&](int c, int q) {
     return to.counts[c] == 0 ? 0.0f : static_cast<float>(to.sums[c * hidden + q] / to.counts[c]);
   };
-  each_slice([&](std::int64_t slice, int first, int end) {
+  parallel_for(where, feature_slices(hidden), [&](std::int64_t slice) {
+    int const first = static_cast<int>(slice) * slice_features, end = std::min(first + slice_features, hidden);
+    auto const write_means = [&] {
+      for (int c = 0; c < experts; ++c) {
+        for (int q = first; q < end; ++q) to.scale[c * hidden + q] = mean_of(c, q);
+      }
+    };
     add_tokens(first, end, [](float x, std::int64_t) { return x; });
-    for (int c = 0; c < experts; ++c) {
-      for (int q = first; q < end; ++q) to.scale[c * hidden + q] = mean_of(c, q);
-    }
+    write_means();
     add_tokens(first, end, [&](float x, std::int64_t at) { return clustering::deviation<form>(x - to.scale[at]); });
-    to.totals[slice] = 0.0;
-    for (int c = 0; c < experts; ++c) {
-      for (int q = first; q < end; ++q) {
-        float const deviation = mean_of(c, q), weight = clustering::raw_weight<form>(deviation);
-        if (dispersion != nullptr) dispersion[c * hidden + q] = deviation;
-        to.scale[c * hidden + q] = weight;
-        if (counts(c)) to.totals[slice] += weight;
-      }
-    }
+    write_means();
   });
-  if (live == 0) live = 1;
-  double total = 0.0;
-  for (std::int64_t slice = 0; slice < feature_slices(hidden); ++slice) total += to.totals[slice];
-  float const mean = static_cast<float>(total / (static_cast<double>(live) * hidden));
-  each_slice([&](std::int64_t, int first, int end) {
-    for (int q = first; q < end; ++q) {
-      double column = 0.0;
-      for (int c = 0; c < experts; ++c) {
-        float& weight = to.scale[c * hidden + q];
-        weight = clustering::clipped<form>(weight, mean);
-        if (counts(c)) column += weight;
-      }
-      float divisor = 1.0f;
-      if constexpr (form.scaling == feature_scaling::per_feature) divisor = static_cast<float>(column / live);
-      if constexpr (form.scaling == feature_scaling::global) divisor = mean;
-      for (int c = 0; c < experts; ++c) {
-        float& weight = to.scale[c * hidden + q];
-        weight = counts(c) ? weight / divisor : 1.0f;
-      }
-    }
-  });
+  if (dispersion != nullptr) std::copy(to.scale, to.scale + std::int64_t{experts} * hidden, dispersion);
+  clustering::make_weights<form>(to.scale, experts, hidden, counts);
 }
 
 /// One over the length of each row of the router weight.

@@ -112,7 +112,6 @@ struct cpu {
       if constexpr (clustering.scales) {
         clusters.scale = from.take<float>(std::int64_t{dims.experts} * dims.hidden);
         clusters.sums = from.take<double>(std::int64_t{dims.experts} * dims.hidden);
-        clusters.totals = from.take<double>(detail::feature_slices(dims.hidden));
         clusters.counts = from.take<std::int32_t>(dims.experts);
         if constexpr (clustering.unit_rows) inverse_lengths = from.take<float>(dims.experts);
         if constexpr (clustering.experts_see_scaled) {
