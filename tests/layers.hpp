@@ -52,6 +52,21 @@ using composed_routers = std::tuple<
     routed<8, 2, top_k<scores::softmax, selection::grouped<2, 1, group_score::top2_sum>, weighting::sum>>,
     routed<16, 4, router::scaled<top_k<scores::sigmoid, grouped_corrected<4, 2, group_score::top2_sum>, weighting::sum>, 5, 2>>>;
 
+inline constexpr clustering_traits by_variance{.scales = true, .measure = dispersion::variance, .alpha_denominator = 10,
+                                               .clip_numerator = 0, .scaling = feature_scaling::none};
+
+using clustered_routers = std::tuple<
+    routed<8, 2, adaptive_clustering<top_k_softmax>>,
+    routed<1, 1, adaptive_clustering<switch_top1>>,
+    routed<12, 3, adaptive_clustering<sigmoid_top_k>, 48>,
+    routed<4, 2, adaptive_clustering<softmax_top_k_raw, vision>>,
+    routed<8, 2, adaptive_clustering<top_k_softmax, counting_empty(language_model)>, 33>,
+    routed<8, 2, adaptive_clustering<router::with_bias<top_k_softmax>, by_variance>>,
+    routed<4, 1, shared<adaptive_clustering<switch_top1>>>,
+    routed<4, 2, adaptive_clustering<shared<softmax_top_k>, counting_empty(vision)>>,
+    layer<shape{20, 17, 4, 2}, on_input<adaptive_clustering<sigmoid_top_k>>, factor<1>, mlp<relu>>,
+    layer<shape{20, 17, 4, 2}, adaptive_clustering<softmax_top_k_raw, vision>, on_drop<factor<1, 2>, dropped::weighted_input>, with_shared<mlp<relu>, 9, shared_gate::sigmoid>>>;
+
 template <int Experts, int TopK, class Capacity, class Router = softmax_top_k>
 using limited = layer<shape{20, 17, Experts, TopK}, Router, Capacity, mlp<relu>>;
 
@@ -115,6 +130,8 @@ using stored_as = std::tuple<
     stored<Element, 4, 1, switch_top1, on_drop<factor<5, 4>, dropped::weighted_input>, mlp<gelu>>,
     stored<Element, 4, 2, router::with_bias<top_k_softmax>, dropless, expert::with_bias<gated_mlp<clamped_swiglu<>>>>,
     stored<Element, 3, 2, on_input<sigmoid_top_k>, factor<1>, with_shared<gated_mlp<silu>, 17, shared_gate::sigmoid>>,
+    stored<Element, 4, 2, adaptive_clustering<top_k_softmax>, dropless, gated_mlp<silu>>,
+    stored<Element, 4, 2, adaptive_clustering<softmax_top_k_raw, vision>, dropless, with_shared<mlp<gelu>, 17>>,
     layer<shape{1043, 270, 2, 1}, switch_top1, dropless, mlp<relu>, backend::cpu, Element>>;  // more than one piece
 // clang-format on
 
@@ -142,5 +159,6 @@ using on = typename all_moved<List, Backend>::type;
 }  // namespace tested
 
 using tested_layers = decltype(std::tuple_cat(
-    std::declval<tested::routers>(), std::declval<tested::composed_routers>(), std::declval<tested::capacities>(),
-    std::declval<tested::experts>(), std::declval<tested::shared_experts>(), std::declval<tested::elements>()));
+    std::declval<tested::routers>(), std::declval<tested::composed_routers>(),
+    std::declval<tested::clustered_routers>(), std::declval<tested::capacities>(), std::declval<tested::experts>(),
+    std::declval<tested::shared_experts>(), std::declval<tested::elements>()));

@@ -48,6 +48,20 @@ enum class dropped_output { zero, weighted_input, input };
 
 enum class shared_expert { none, plain, sigmoid_gated };
 
+/// What the adaptive clustering of a router is made of (Nielsen et al. 2025, Tight Clusters Make Specialized Experts).
+enum class spread { mean_absolute, variance };
+enum class feature_scaling { per_feature, global, none };
+struct clustering {
+  bool scales = false;
+  spread measure = spread::mean_absolute;
+  double alpha = 1e-4;
+  double clip = 10;  ///< 0: no limit
+  feature_scaling scaling = feature_scaling::per_feature;
+  bool unit_rows = true;  ///< router rows are divided by their length, at least 1e-4
+  bool experts_see_scaled = false;
+  bool counts_empty = false;  ///< clusters without tokens count in the means, up to the largest id in any column
+};
+
 /// Stands for "as many slots as there are pairs".
 inline constexpr std::int64_t no_limit = -1;
 
@@ -84,6 +98,7 @@ struct config {
   std::int64_t tokens_per_group = 0;  ///< 0: all tokens are one group; the last group may be smaller
   queue order = queue::choice;
   dropped_output dropped = dropped_output::zero;
+  clustering clusters = {};
 };
 
 /// All matrices row-major; an empty vector is an absent one.
@@ -108,6 +123,9 @@ struct inputs {
   std::vector<std::uint8_t> active = {};  ///< [tokens], 0 for padding
   std::vector<int> ids = {};              ///< [tokens, top_k], for score::precomputed
   numbers id_weights = {};                ///< [tokens, top_k], for score::precomputed
+  std::vector<int> labels = {};           ///< [tokens, label_choices]: the first of a token is its cluster
+  int label_choices = 1;
+  numbers feature_scale = {};  ///< [experts, hidden] by cluster; empty: from the tokens
 };
 
 /// Auxiliary values without coefficient. Balance values are means over the groups of tokens that have an active token,
@@ -130,6 +148,8 @@ struct result {
   numbers logits;                     ///< [tokens, experts]
   std::vector<std::int64_t> counts;   ///< [experts], pairs that got a slot
   std::vector<std::int64_t> load;     ///< [experts], pairs before dropping
+  numbers feature_scale;              ///< [experts, hidden] by cluster, with clustering
+  numbers dispersion;                 ///< [experts, hidden] by cluster, with clustering and no given scale
   auxiliary aux;
 };
 
@@ -465,8 +485,80 @@ inline double load_importance(numbers const& p, int experts, int top_k, double g
   return 0.5 * (squared_variation(importance) + squared_variation(load));
 }
 
+/// The spread of every cluster along every feature, and the weight that the feature gets, both [experts, hidden].
+/// Weights of clusters that do not count are 1.
+struct cluster_table {
+  numbers dispersion, scale;
+};
+inline cluster_table cluster_features(config const& c, numbers const& x, inputs const& in) {
+  clustering const& form = c.clusters;
+  std::size_t const d = c.hidden, table = c.experts * d;
+  std::int64_t const tokens = std::int64_t(x.size()) / c.hidden;
+  std::vector<double> count(c.experts, 0.0);
+  int largest_id = -1;
+  auto const each_token = [&](auto const& body) {
+    for (std::int64_t t = 0; t < tokens; ++t)
+      if (in.active.empty() || in.active[t]) body(t, in.labels[t * in.label_choices]);
+  };
+  each_token([&](std::int64_t t, int label) {
+    count[label] += 1;
+    for (int k = 0; k < in.label_choices; ++k) largest_id = std::max(largest_id, in.labels[t * in.label_choices + k]);
+  });
+  numbers mean(table, 0.0);
+  cluster_table out{numbers(table, 0.0), numbers(table, 1.0)};
+  each_token([&](std::int64_t t, int label) {
+    for (std::size_t q = 0; q < d; ++q) mean[label * d + q] += x[t * d + q] / count[label];
+  });
+  each_token([&](std::int64_t t, int label) {
+    for (std::size_t q = 0; q < d; ++q) {
+      double const apart = x[t * d + q] - mean[label * d + q];
+      out.dispersion[label * d + q] +=
+          (form.measure == spread::variance ? apart * apart : std::abs(apart)) / count[label];
+    }
+  });
+  std::vector<int> live;
+  for (int e = 0; e < c.experts; ++e)
+    if (form.counts_empty ? e <= largest_id : count[e] > 0) live.push_back(e);
+  if (live.empty()) return out;
+  double all = 0;
+  for (int e : live)
+    for (std::size_t q = 0; q < d; ++q) all += out.scale[e * d + q] = 1.0 / (out.dispersion[e * d + q] + form.alpha);
+  all /= double(live.size()) * double(d);
+  for (std::size_t q = 0; q < d; ++q) {
+    double column = 0;
+    for (int e : live) {
+      double& w = out.scale[e * d + q];
+      if (form.clip > 0) w = std::min(w, form.clip * all);
+      column += w / double(live.size());
+    }
+    double const divisor = form.scaling == feature_scaling::per_feature ? column
+                           : form.scaling == feature_scaling::global    ? all
+                                                                        : 1.0;
+    for (int e : live) out.scale[e * d + q] /= divisor;
+  }
+  return out;
+}
+
+/// Tokens times the weights of their clusters' features.
+inline numbers scaled_tokens(config const& c, numbers x, inputs const& in, numbers const& scale) {
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    std::size_t const t = i / c.hidden;
+    if (in.active.empty() || in.active[t])
+      x[i] *= scale[std::size_t(in.labels[t * in.label_choices]) * c.hidden + i % c.hidden];
+  }
+  return x;
+}
+
 /// Logits x W^T + b of all tokens, [tokens, experts].
-inline numbers router_logits(config const& c, weights const& w, numbers const& x) {
+inline numbers router_logits(config const& c, weights w, numbers const& x) {
+  if (c.clusters.scales && c.clusters.unit_rows) {
+    for (int e = 0; e < c.experts; ++e) {
+      double* const row = w.router.data() + std::size_t(e) * c.hidden;
+      double square = 0;
+      for (int q = 0; q < c.hidden; ++q) square += row[q] * row[q];
+      for (int q = 0; q < c.hidden; ++q) row[q] /= std::max(std::sqrt(square), 1e-4);
+    }
+  }
   numbers logits;
   for (std::size_t row = 0; row < x.size(); row += c.hidden) {
     numbers const token(x.begin() + row, x.begin() + row + c.hidden);
@@ -527,11 +619,23 @@ inline result decide(config const& c, numbers logits, numbers const& correction_
 ///
 /// y_t = sum over kept choices of weight * expert(x_t) + shared(x_t) (Fedus et al. 2021, Switch
 /// Transformers, equation 2; DeepSeek-AI 2024, DeepSeek-V2, equation 20, for the shared expert). A padding row gives 0.
-inline result forward(config const& c, weights const& w, numbers const& x, inputs const& in = {}) {
-  std::int64_t const tokens = std::int64_t(x.size()) / c.hidden;
+inline result forward(config const& c, weights const& w, numbers const& tokens_in, inputs const& in = {}) {
+  std::int64_t const tokens = std::int64_t(tokens_in.size()) / c.hidden;
+  numbers x = tokens_in;
   numbers logits;
-  if (c.scores != score::precomputed) logits = router_logits(c, w, x);
+  cluster_table table;
+  if (c.clusters.scales) {
+    table = cluster_features(c, x, in);
+    if (!in.feature_scale.empty()) table = {{}, in.feature_scale};
+    numbers scaled = scaled_tokens(c, x, in, table.scale);
+    logits = router_logits(c, w, scaled);
+    if (c.clusters.experts_see_scaled) x = std::move(scaled);
+  } else if (c.scores != score::precomputed) {
+    logits = router_logits(c, w, x);
+  }
   result r = decide(c, std::move(logits), w.correction_bias, tokens, in);
+  r.feature_scale = table.scale;
+  r.dispersion = table.dispersion;
 
   // The weight that a dropped pair had before it was dropped, for outputs that need it.
   config everything = c;

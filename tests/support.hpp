@@ -71,6 +71,21 @@ void describe_router(reference::config& c, sy::router::scaled<Base, Numerator, D
   c.scaling *= double(Numerator) / Denominator;
 }
 
+inline void describe_clustering(reference::clustering& to, sy::clustering_traits from) {
+  to.scales = from.scales;
+  if (from.measure == sy::dispersion::variance) to.measure = reference::spread::variance;
+  to.alpha = double(from.alpha_numerator) / from.alpha_denominator;
+  to.clip = double(from.clip_numerator) / from.clip_denominator;
+  switch (from.scaling) {
+    case sy::feature_scaling::per_feature: to.scaling = reference::feature_scaling::per_feature; break;
+    case sy::feature_scaling::global: to.scaling = reference::feature_scaling::global; break;
+    case sy::feature_scaling::none: to.scaling = reference::feature_scaling::none; break;
+  }
+  to.unit_rows = from.unit_rows;
+  to.experts_see_scaled = from.experts_see_scaled;
+  to.counts_empty = from.counts_empty;
+}
+
 inline void describe_capacity(reference::config&, sy::capacity::dropless const*) {}
 template <std::int64_t Slots>
 void describe_capacity(reference::config& c, sy::capacity::fixed<Slots> const*) {
@@ -118,6 +133,7 @@ reference::config reference_config() {
   c.top_k = Layer::dims.top_k;
   describe_router(c, static_cast<typename Layer::router const*>(nullptr));
   c.weight_on_input = Layer::router_traits.weighs_input;
+  describe_clustering(c.clusters, Layer::router_traits.clustering);
 
   describe_capacity(c, static_cast<typename Layer::capacity const*>(nullptr));
   switch (Layer::capacity_traits.order) {
@@ -166,6 +182,7 @@ struct any_args {
   std::int64_t output_stride = 0;
   std::span<std::byte> workspace;
   sy::precomputed_routes routes;
+  sy::token_clusters clusters;
   std::int64_t tokens_per_group = 0;
   std::uint8_t const* active = nullptr;
   sy::decisions decisions;
@@ -237,6 +254,7 @@ void forward_any(any_args const& from, sy::cpu_context const& context) {
     args.weights.shared = {matrix(from.shared_gate_proj), matrix(from.shared_up_proj), matrix(from.shared_down_proj),
                            data(from.shared_gate)};
   }
+  if constexpr (Layer::router_traits.clustering.scales) args.clusters = from.clusters;
   args.workspace = from.workspace;
   args.tokens_per_group = from.tokens_per_group;
   args.active = from.active;
@@ -530,6 +548,41 @@ inline bool choice_is_clear(reference::config const& c, reference::numbers const
   return order_is_clear(keys, c.top_k);
 }
 
+/// Draws tokens again until no decision of a layer with clusters hangs on rounding: the weights of the features depend on
+/// all tokens. One cluster in four has no token.
+inline void redraw_until_clear(problem& p, random_numbers& random) {
+  reference::config const& c = p.config;
+  std::size_t const hidden = c.hidden, tokens = p.tokens.size() / hidden;
+  p.inputs.label_choices = 2;
+  for (std::size_t t = 0; t < tokens; ++t) {
+    int label = 0;
+    do label = random.below(c.experts);
+    while (label % 4 == 1);
+    p.inputs.labels.insert(p.inputs.labels.end(), {label, random.below(c.experts)});
+  }
+  for (int round = 0; round < 10000; ++round) {
+    reference::cluster_table const table = reference::cluster_features(c, p.tokens, p.inputs);
+    reference::numbers const logits =
+        reference::router_logits(c, p.weights, reference::scaled_tokens(c, p.tokens, p.inputs, table.scale));
+    bool clear = true;
+    std::vector<double> queue;
+    for (std::size_t t = 0; t < tokens; ++t) {
+      reference::numbers const mine(logits.begin() + t * c.experts, logits.begin() + (t + 1) * c.experts);
+      double const priority = reference::route(c, mine, p.weights.correction_bias).priority;
+      auto const close = [&](double other) { return std::abs(other - priority) < least_queue_margin; };
+      bool const tied = c.order == reference::queue::priority && std::any_of(queue.begin(), queue.end(), close);
+      queue.push_back(priority);
+      if (!tied && choice_is_clear(c, mine, p.weights.correction_bias)) continue;
+      clear = false;
+      reference::numbers token = random_elements(*p.layer, random, hidden, 1.0);
+      token[0] = 1.0;
+      std::copy(token.begin(), token.end(), p.tokens.begin() + t * hidden);
+    }
+    if (clear) return;
+  }
+  throw std::logic_error("no tokens with a margin: " + p.layer->name);
+}
+
 /// A random problem whose decisions do not hang on rounding: tokens near a tie are drawn again.
 inline problem random_problem(any_layer const& layer, std::int64_t tokens, routing where, unsigned seed) {
   random_numbers random(seed);
@@ -607,6 +660,7 @@ inline problem random_problem(any_layer const& layer, std::int64_t tokens, routi
     p.tokens.insert(p.tokens.end(), token.begin(), token.end());
     ++t;
   }
+  if (c.clusters.scales) redraw_until_clear(p, random);
   return p;
 }
 
@@ -652,6 +706,7 @@ struct outcome {
   std::vector<std::uint8_t> dropped;
   std::vector<std::int64_t> counts, load;
   std::vector<float> logits;
+  std::vector<float> feature_scale, dispersion;
   sy::auxiliary_values auxiliary;
   bool guards_intact = true;  ///< nothing was written beside what was asked for, nor to gaps between rows
 };
@@ -771,8 +826,11 @@ inline outcome run(problem const& p, call const& how = {}) {
   args.workspace = {placed.place(workspace, false), workspace.size()};
 
   std::vector<std::int32_t> const ids(p.inputs.ids.begin(), p.inputs.ids.end());
-  std::vector<float> const id_weights = floats(p.inputs.id_weights);
+  std::vector<float> const id_weights = floats(p.inputs.id_weights), feature_scale = floats(p.inputs.feature_scale);
+  std::vector<std::int32_t> const labels(p.inputs.labels.begin(), p.inputs.labels.end());
   args.routes = {placed.place(ids), placed.place(id_weights)};
+  args.clusters = {placed.place(labels), p.inputs.label_choices,
+                   feature_scale.empty() ? nullptr : placed.place(feature_scale)};
   args.tokens_per_group = c.tokens_per_group;
   if (!p.inputs.active.empty()) args.active = placed.place(p.inputs.active);
 
@@ -782,6 +840,8 @@ inline outcome run(problem const& p, call const& how = {}) {
   guarded counts(experts * sizeof(std::int64_t)), load(experts * sizeof(std::int64_t));
   guarded logits(has_logits ? static_cast<std::size_t>(tokens) * experts * sizeof(float) : 0);
   guarded auxiliary(sizeof(sy::auxiliary_values));
+  std::size_t const table = c.clusters.scales ? experts * static_cast<std::size_t>(c.hidden) * sizeof(float) : 0;
+  guarded scale_used(table), dispersion(feature_scale.empty() ? table : 0);
   outcome out;
   if (how.decisions) {
     auto const at = [&]<class T>(guarded& buffer, T*& pointer) {
@@ -794,6 +854,8 @@ inline outcome run(problem const& p, call const& how = {}) {
     at(load, args.decisions.load);
     if (has_logits) at(logits, args.decisions.logits);
     if (has_logits) at(auxiliary, args.auxiliary);
+    if (scale_used.size() > 0) at(scale_used, args.decisions.feature_scale);
+    if (dispersion.size() > 0) at(dispersion, args.decisions.dispersion);
   }
 
   layer.forward(args, how.context);
@@ -809,7 +871,8 @@ inline outcome run(problem const& p, call const& how = {}) {
       out.guards_intact = out.guards_intact && row[i] == std::byte{guarded::pattern};
     }
   }
-  for (guarded* g : {&x, &y, &workspace, &expert_ids, &weights, &dropped, &counts, &load, &logits, &auxiliary}) {
+  for (guarded* g : {&x, &y, &workspace, &expert_ids, &weights, &dropped, &counts, &load, &logits, &auxiliary,
+                     &scale_used, &dispersion}) {
     out.guards_intact = out.guards_intact && g->guards_intact();
   }
   auto const copy = [](auto& to, guarded& from) {
@@ -822,6 +885,8 @@ inline outcome run(problem const& p, call const& how = {}) {
   copy(out.counts, counts);
   copy(out.load, load);
   copy(out.logits, logits);
+  copy(out.feature_scale, scale_used);
+  copy(out.dispersion, dispersion);
   return out;
 }
 
@@ -833,7 +898,8 @@ bool same_bits(std::vector<T> const& a, std::vector<T> const& b) {
 inline bool same_bits(outcome const& a, outcome const& b) {
   return same_bits(a.output, b.output) && same_bits(a.experts, b.experts) && same_bits(a.weights, b.weights) &&
          same_bits(a.dropped, b.dropped) && same_bits(a.counts, b.counts) && same_bits(a.load, b.load) &&
-         same_bits(a.logits, b.logits) && std::memcmp(&a.auxiliary, &b.auxiliary, sizeof a.auxiliary) == 0;
+         same_bits(a.logits, b.logits) && same_bits(a.feature_scale, b.feature_scale) &&
+         same_bits(a.dispersion, b.dispersion) && std::memcmp(&a.auxiliary, &b.auxiliary, sizeof a.auxiliary) == 0;
 }
 
 /// |a - b| / |b| in the Frobenius norm; infinite where a value is not finite.

@@ -59,6 +59,7 @@ struct routes_are_precomputed_see_routes {
   member weight = {}, bias = {}, correction_bias = {};
 };
 struct the_router_makes_the_routes {};
+struct the_router_has_no_clusters {};
 struct the_expert_has_no_gate {};
 struct the_expert_has_no_bias {};
 struct the_layer_has_no_shared_expert {};
@@ -108,6 +109,14 @@ struct precomputed_routes {
   float const* weights = nullptr;         ///< [tokens, top_k], finite
 };
 
+/// The clusters of the tokens, for `router::adaptive_clustering`: experts of this layer's number, of the layer before.
+struct token_clusters {
+  std::int32_t const* labels = nullptr;  ///< [tokens, choices]: `decisions.experts` of the previous MoE layer
+  int choices = 1;                       ///< that layer's top_k; the first choice of a token is its cluster
+  /// [experts, hidden] weights of the features, collected before; null: they are computed from these tokens.
+  float const* feature_scale = nullptr;
+};
+
 /// Where `forward` writes what it decided: every value is written anew, none is added to. Pointers may be null.
 struct decisions {
   std::int32_t* experts = nullptr;  ///< [tokens, top_k] in the order of choice; -1 for rows that are not active
@@ -116,6 +125,8 @@ struct decisions {
   std::int64_t* counts = nullptr;   ///< [experts] rows that each expert computed
   std::int64_t* load = nullptr;     ///< [experts] pairs that chose each expert, dropped ones included
   float* logits = nullptr;          ///< [tokens, experts] router output, bias included; not with `precomputed`
+  float* feature_scale = nullptr;   ///< [experts, hidden] weights by cluster; with `adaptive_clustering` alone
+  float* dispersion = nullptr;      ///< [experts, hidden] deviations by cluster; with it and computed weights
 };
 
 /// What one `forward` reads and writes. Initialise by name, in this order.
@@ -135,6 +146,9 @@ struct forward_args {
   [[no_unique_address]] std::conditional_t<Layer::router_traits.precomputed, precomputed_routes,
                                            the_router_makes_the_routes>
       routes = {};
+  [[no_unique_address]] std::conditional_t<Layer::router_traits.clustering.scales, token_clusters,
+                                           the_router_has_no_clusters>
+      clusters = {};
   std::int64_t tokens_per_group = 0;     ///< capacity and queues are per group of so many tokens; 0: one group
   std::uint8_t const* active = nullptr;  ///< [tokens]; 0 marks a padding row: not routed, output 0
   switchyard::decisions decisions = {};
@@ -276,6 +290,7 @@ struct layer {
     } else {
       check_router(a.weights.router, "weights.router.");
     }
+    check_clusters(a);
     if (a.tokens_per_group < 0) {
       fail("layer::forward, tokens_per_group", "0 (one group) or more", std::to_string(a.tokens_per_group));
     }
@@ -330,6 +345,27 @@ struct layer {
     if constexpr (router_traits.bias) check_pointer(w.bias, "bias", "[experts] float", owner);
     if constexpr (router_traits.correction_bias) {
       check_pointer(w.correction_bias, "correction_bias", "[experts] float", owner);
+    }
+  }
+
+  static void check_clusters(args const& a) {
+    if constexpr (router_traits.clustering.scales) {
+      if (a.tokens.rows > 0) {
+        check_pointer(
+            a.clusters.labels, "clusters.labels",
+            "[tokens, choices] int32, the previous MoE layer's decisions.experts (a first layer takes the base "
+            "router)");
+      }
+      if (a.clusters.choices < 1) {
+        fail("layer::forward, clusters.choices", "at least 1", std::to_string(a.clusters.choices));
+      }
+      if (a.clusters.feature_scale != nullptr && a.decisions.dispersion != nullptr) {
+        fail("layer::forward, decisions.dispersion", "a null pointer, for clusters.feature_scale is given",
+             "a pointer");
+      }
+    } else if (a.decisions.feature_scale != nullptr || a.decisions.dispersion != nullptr) {
+      fail("layer::forward, decisions.feature_scale and dispersion",
+           "null pointers, for the router is no router::adaptive_clustering", "a pointer");
     }
   }
 

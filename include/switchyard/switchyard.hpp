@@ -4,6 +4,7 @@
 
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/cpu/cpu.hpp>
+#include <switchyard/calibration.hpp>
 #include <switchyard/capacity/dropless.hpp>
 #include <switchyard/capacity/factor.hpp>
 #include <switchyard/capacity/fixed.hpp>
@@ -14,6 +15,7 @@
 #include <switchyard/expert/wrappers.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/presets.hpp>
+#include <switchyard/router/adaptive_clustering.hpp>
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/shared.hpp>
 #include <switchyard/router/sparsemixer.hpp>

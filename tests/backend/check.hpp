@@ -57,6 +57,10 @@ inline void check_against_reference(problem const& p, outcome const& got) {
     check_auxiliary(got.auxiliary, expected.aux);
   }
   CHECK(relative_error(got.output, expected.y) <= output_tolerance(*p.layer));
+  if (p.config.clusters.scales) {
+    CHECK(relative_error(got.feature_scale, expected.feature_scale) <= routing_tolerance);
+    CHECK(relative_error(got.dispersion, expected.dispersion) <= routing_tolerance);
+  }
   CHECK(got.guards_intact);
 }
 

@@ -37,7 +37,7 @@ TEST_CASE("every tested layer has a name of its own", "[forward]") {
 TEST_CASE("the special routings are what they say", "[forward]") {
   for_each_layer([](any_layer const& layer) {
     reference::config const& c = layer.reference;
-    if (layer.router.correction_bias || c.groups > 1) return;
+    if (layer.router.correction_bias || c.groups > 1 || c.clusters.scales) return;
     problem const hot = random_problem(layer, 50, routing::one_expert, 1);
     CHECK(run(hot).load[c.experts / 2] >= 45);
     problem const cold = random_problem(layer, 50, routing::half_of_the_experts, 1);
@@ -158,6 +158,10 @@ TEST_CASE("a row has the same bits whatever rows stand beside it", "[forward]") 
         alone.inputs.ids.assign(all.inputs.ids.begin() + t * top_k, all.inputs.ids.begin() + (t + 1) * top_k);
         alone.inputs.id_weights.assign(all.inputs.id_weights.begin() + t * top_k,
                                        all.inputs.id_weights.begin() + (t + 1) * top_k);
+      }
+      if (layer.router.clustering.scales) {  // the weights of the features come from all tokens
+        alone.inputs.labels.assign(all.inputs.labels.begin() + t * 2, all.inputs.labels.begin() + (t + 1) * 2);
+        alone.inputs.feature_scale.assign(together.feature_scale.begin(), together.feature_scale.end());
       }
       std::vector<float> const row(together.output.begin() + t * hidden, together.output.begin() + (t + 1) * hidden);
       CHECK(same_bits(run(alone).output, row));

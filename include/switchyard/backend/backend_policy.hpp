@@ -10,7 +10,7 @@ namespace switchyard {
 namespace backend {
 struct cpu;   // switchyard.hpp
 struct cuda;  // switchyard.cuh
-}
+}  // namespace backend
 
 /// Where a layer runs. `Layer` is the complete type of the layer: sizes and policies are read from it.
 template <class Backend, class Layer>

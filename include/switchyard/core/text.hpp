@@ -24,8 +24,8 @@ text(char const (&)[SizeWithNull]) -> text<SizeWithNull - 1>;
 template <std::size_t Left, std::size_t Right>
 constexpr text<Left + Right> operator+(text<Left> const& left, text<Right> const& right) {
   text<Left + Right> joined;
-  for (std::size_t i = 0; i < Left; ++i) joined.characters[i] = left.characters[i];
-  for (std::size_t i = 0; i < Right; ++i) joined.characters[Left + i] = right.characters[i];
+  for (std::size_t i = 0; i != Left; ++i) joined.characters[i] = left.characters[i];
+  for (std::size_t i = 0; i != Right; ++i) joined.characters[Left + i] = right.characters[i];
   return joined;
 }
 

@@ -13,6 +13,32 @@ enum class gate_owner {
   model   ///< one for all layers, handed to each `forward` (Omni-router)
 };
 
+/// How the spread of a cluster along a feature is measured.
+enum class dispersion {
+  mean_absolute,  ///< mean absolute deviation from the cluster's mean
+  variance        ///< mean squared deviation
+};
+
+/// What the weights of the features are divided by in the end.
+enum class feature_scaling {
+  per_feature,  ///< each feature by its mean over the clusters
+  global,       ///< all by the one mean that they had before they were clipped
+  none
+};
+
+/// How a router scales the features of a token, before the router product: by how tight the token's cluster is along each
+/// of them. Off unless the router says otherwise; see router/adaptive_clustering.hpp.
+struct clustering_traits {
+  bool scales = false;
+  dispersion measure = dispersion::mean_absolute;
+  int alpha_numerator = 1, alpha_denominator = 10000;  ///< added to a dispersion before it is inverted
+  int clip_numerator = 10, clip_denominator = 1;       ///< most that a weight is, in means of all weights; 0: no limit
+  feature_scaling scaling = feature_scaling::per_feature;
+  bool unit_rows = true;            ///< rows of the router weight are divided by their length
+  bool experts_see_scaled = false;  ///< the experts get the scaled tokens, too
+  bool counts_empty = false;        ///< clusters without a token count in every mean, as in the published code
+};
+
 /// What a router needs from the layer and the backend. Every flag is off unless the router says otherwise.
 struct router_traits {
   gate_owner gate = gate_owner::layer;
@@ -20,6 +46,7 @@ struct router_traits {
   bool correction_bias = false;  ///< selection sees a bias per expert that the weights do not
   bool weighs_input = false;     ///< the combine weight multiplies the token, not the expert's output
   bool precomputed = false;      ///< the caller supplies ids and weights; there are no logits
+  clustering_traits clustering = {};
 };
 
 /// A router's matrix and vectors, float. `bias` and `correction_bias` are read only where the router's traits

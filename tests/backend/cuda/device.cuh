@@ -144,7 +144,9 @@ void forward_captured(typename Layer::args const& args, cudaStream_t on) {
   check_cuda(cudaGraphGetNodes(graph, nullptr, &nodes));
   std::size_t auxiliary = 0;
   if constexpr (!Layer::router_traits.precomputed) auxiliary = args.auxiliary != nullptr ? 1 : 0;
-  if (args.tokens.rows > 0 && nodes != sy::backend::cuda::launches<Layer>() + auxiliary) {
+  bool given = false;
+  if constexpr (Layer::router_traits.clustering.scales) given = args.clusters.feature_scale != nullptr;
+  if (args.tokens.rows > 0 && nodes != sy::backend::cuda::launches<Layer>(given) + auxiliary) {
     throw std::runtime_error("a graph of " + std::to_string(nodes) + " nodes");
   }
   cudaGraphExec_t replay = nullptr;

@@ -137,6 +137,10 @@ TEST_CASE("on the GPU a token that the router cannot place gives NaN, and the ot
   for_each_layer([](any_layer const& layer) {
     if (layer.capacity.drops) return;  // there, the others may move up in a queue
     problem p = usual_problem(layer);
+    if (layer.router.clustering.scales) {  // the weights of the features come from all tokens
+      outcome const all = run(p);
+      p.inputs.feature_scale.assign(all.feature_scale.begin(), all.feature_scale.end());
+    }
     outcome const before = run(p);
     std::size_t const hidden = p.config.hidden, lost = 33;
     if (layer.router.precomputed) {

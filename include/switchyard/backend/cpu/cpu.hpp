@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/cpu/clustering.hpp>
 #include <switchyard/backend/cpu/combine.hpp>
 #include <switchyard/backend/cpu/context.hpp>
 #include <switchyard/backend/cpu/experts.hpp>
@@ -32,8 +33,9 @@ struct cpu {
   }
 
   template <class Layer>
-  static void forward(forward_args<Layer> const& args, context const& wanted) {
+  static void forward(forward_args<Layer> const& given, context const& wanted) {
     constexpr shape dims = Layer::dims;
+    forward_args<Layer> args = given;
     std::int64_t const tokens = args.tokens.rows;
     context const where = detail::resolved(wanted);
     carver split(args.workspace.data());
@@ -48,9 +50,15 @@ struct cpu {
       } else {
         router = args.weights.router;
       }
-      detail::make_logits(args, router, where, p.logits);
+      if constexpr (Layer::router_traits.clustering.scales) {
+        make_clustered_logits(args, router, where, p);
+      } else {
+        detail::make_logits(args, router, where, p.logits);
+      }
       detail::select_experts(args, router, where, p.logits, p.experts, p.weights, p.priority);
     }
+    if constexpr (Layer::router_traits.clustering.experts_see_scaled)
+      args.tokens = Layer::rows(p.scaled_tokens, tokens);
 
     dispatch_plan const plan{p.offsets, p.pair_of, p.row_of};
     dispatch::make_plan<typename Layer::capacity, dims>({.tokens = tokens,
@@ -79,23 +87,37 @@ struct cpu {
     static constexpr shape dims = Layer::dims;
     static constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
 
-    float* logits = nullptr;                          // [tokens, experts]
-    std::int32_t* experts;                            // [tokens, top_k]
-    float* weights;                                   // [tokens, top_k]
-    float* priority;                                  // [tokens]
-    std::uint8_t* dropped;                            // [tokens, top_k]
-    std::int32_t* order = nullptr;                    // [tokens]
-    std::int64_t* load;                               // [experts]
-    std::int32_t *used, *offsets, *first_block;       // [experts], [experts + 1] twice
-    std::int32_t *pair_of, *row_of;                   // [tokens * top_k]
-    typename Layer::element* inner;                   // [rows, intermediate]
-    float* outer;                                     // [rows, hidden]
-    typename Layer::element* shared_inner = nullptr;  // [tokens, shared intermediate]
-    float* shared_outer = nullptr;                    // [tokens, hidden]
+    static constexpr clustering_traits clustering = Layer::router_traits.clustering;
+
+    float* logits = nullptr;  // [tokens, experts]
+    detail::clustering_scratch clusters = {};
+    float* inverse_lengths = nullptr;                  // [experts]
+    typename Layer::element* scaled_tokens = nullptr;  // [tokens, hidden]
+    std::int32_t* experts;                             // [tokens, top_k]
+    float* weights;                                    // [tokens, top_k]
+    float* priority;                                   // [tokens]
+    std::uint8_t* dropped;                             // [tokens, top_k]
+    std::int32_t* order = nullptr;                     // [tokens]
+    std::int64_t* load;                                // [experts]
+    std::int32_t *used, *offsets, *first_block;        // [experts], [experts + 1] twice
+    std::int32_t *pair_of, *row_of;                    // [tokens * top_k]
+    typename Layer::element* inner;                    // [rows, intermediate]
+    float* outer;                                      // [rows, hidden]
+    typename Layer::element* shared_inner = nullptr;   // [tokens, shared intermediate]
+    float* shared_outer = nullptr;                     // [tokens, hidden]
 
     constexpr pieces(carver& from, std::int64_t tokens) {
       std::int64_t const pairs = tokens * dims.top_k;
       if constexpr (!Layer::router_traits.precomputed) logits = from.take<float>(tokens * dims.experts);
+      if constexpr (clustering.scales) {
+        clusters.scale = from.take<float>(std::int64_t{dims.experts} * dims.hidden);
+        clusters.sums = from.take<double>(std::int64_t{dims.experts} * dims.hidden);
+        clusters.counts = from.take<std::int32_t>(dims.experts);
+        if constexpr (clustering.unit_rows) inverse_lengths = from.take<float>(dims.experts);
+        if constexpr (clustering.experts_see_scaled) {
+          scaled_tokens = from.take<typename Layer::element>(tokens * dims.hidden);
+        }
+      }
       experts = from.take<std::int32_t>(pairs);
       weights = from.take<float>(pairs);
       priority = from.take<float>(tokens);
@@ -115,6 +137,28 @@ struct cpu {
       }
     }
   };
+
+  /// Logits of tokens that are scaled by the weights of their clusters: the caller's, or those of the tokens at hand.
+  template <class Layer>
+  static void make_clustered_logits(forward_args<Layer> const& args, router_weights const& router, context const& where,
+                                    pieces<Layer> const& p) {
+    detail::check_labels(args);
+    float const* scale = args.clusters.feature_scale;
+    if (scale == nullptr) {
+      detail::make_feature_scale(args, where, p.clusters, args.decisions.dispersion);
+      scale = p.clusters.scale;
+    }
+    if constexpr (Layer::router_traits.clustering.unit_rows) {
+      detail::make_inverse_lengths<Layer>(router, p.inverse_lengths);
+    }
+    detail::make_logits(args, router, where, p.logits, scale, p.inverse_lengths);
+    if constexpr (Layer::router_traits.clustering.experts_see_scaled) {
+      detail::scale_tokens(args, where, scale, p.scaled_tokens);
+    }
+    if (args.decisions.feature_scale != nullptr) {
+      std::copy(scale, scale + std::int64_t{Layer::dims.experts} * Layer::dims.hidden, args.decisions.feature_scale);
+    }
+  }
 
   /// Copies what the caller wants to know. Nothing can fail from here on.
   template <class Layer>

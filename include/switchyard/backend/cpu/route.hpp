@@ -29,10 +29,22 @@ inline void keep_lowest(std::atomic<std::int64_t>& lowest, std::int64_t value) {
 
 inline bool is_active(std::uint8_t const* active, std::int64_t token) { return active == nullptr || active[token]; }
 
-/// logits[t][e] = token t . router weight e (+ bias): float products whatever the tokens are stored as.
+/// The weights of a token's features in a table by cluster; null: the token is taken as it is.
 template <class Layer>
-void make_logits(forward_args<Layer> const& args, router_weights const& router, cpu_context const& where,
-                 float* logits) {
+float const* feature_scale_of(forward_args<Layer> const& args, float const* table, std::int64_t token) {
+  if constexpr (Layer::router_traits.clustering.scales) {
+    if (!is_active(args.active, token)) return nullptr;
+    return table + std::int64_t{args.clusters.labels[token * args.clusters.choices]} * Layer::dims.hidden;
+  } else {
+    return nullptr;
+  }
+}
+
+/// logits[t][e] = token t . router weight e (+ bias): float products whatever the tokens are stored as. With
+/// `adaptive_clustering`, `feature_scale` is a table by cluster, and `inverse_lengths` may have a factor for each expert.
+template <class Layer>
+void make_logits(forward_args<Layer> const& args, router_weights const& router, cpu_context const& where, float* logits,
+                 float const* feature_scale = nullptr, float const* inverse_lengths = nullptr) {
   using element = typename Layer::element;
   constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts;
   constexpr int expert_blocks = static_cast<int>(divide_up(experts, route_experts));
@@ -53,15 +65,26 @@ void make_logits(forward_args<Layer> const& args, router_weights const& router, 
       std::int64_t const depth = std::min<std::int64_t>(piece_depth, hidden - k);
       for (int r = 0; r < rows; ++r) {
         element const* const token = args.tokens.row(first_token + r) + k;
+        float const* const scale = feature_scale_of<Layer>(args, feature_scale, first_token + r);
         if constexpr (std::is_same_v<element, float>) {
-          piece[r] = token;
-        } else {
-          for (std::int64_t i = 0; i < depth; ++i) converted[r * piece_depth + i] = static_cast<float>(token[i]);
-          piece[r] = converted + r * piece_depth;
+          if (scale == nullptr) {
+            piece[r] = token;
+            continue;
+          }
         }
+        for (std::int64_t i = 0; i < depth; ++i) {
+          float const x = static_cast<float>(token[i]);
+          converted[r * piece_depth + i] = scale == nullptr ? x : x * scale[k + i];
+        }
+        piece[r] = converted + r * piece_depth;
       }
       multiply_add(where.instructions, piece, rows, router.weight + first * std::int64_t{hidden} + k, hidden, count,
                    depth, to, experts);
+    }
+    if (inverse_lengths != nullptr) {
+      for (int r = 0; r < rows; ++r) {
+        for (int e = 0; e < count; ++e) to[r * experts + e] *= inverse_lengths[first + e];
+      }
     }
     if constexpr (Layer::router_traits.bias) {
       for (int r = 0; r < rows; ++r) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/backend/cuda/auxiliary.cuh>
+#include <switchyard/backend/cuda/clustering.cuh>
 #include <switchyard/backend/cuda/combine.cuh>
 #include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
@@ -48,11 +49,15 @@ struct cuda {
     enqueue_experts(args, where);
   }
 
-  /// Kernels that one `forward` of at least one token enqueues; one more when auxiliary values are asked for.
+  /// Kernels that one `forward` of at least one token enqueues; one more when auxiliary values are asked for. With
+  /// `router::adaptive_clustering` they are fewer when the call gives the weights of the features.
   template <class Layer>
-  static constexpr int launches() {
+  static constexpr int launches(bool feature_scale_given = false) {
+    constexpr clustering_traits clustering = Layer::router_traits.clustering;
     bool const sorts = Layer::capacity_traits.drops && Layer::capacity_traits.order == queue::priority;
-    return 5 + (Layer::capacity_traits.drops ? 1 : 0) + (sorts ? 1 : 0);
+    int const weights = !clustering.scales ? 0 : !feature_scale_given ? 6 : clustering.unit_rows ? 1 : 0;
+    return 5 + (Layer::capacity_traits.drops ? 1 : 0) + (sorts ? 1 : 0) + weights +
+           (clustering.experts_see_scaled ? 1 : 0);
   }
 
   /// The first of the three steps of `forward`: tokens to experts and weights. Steps of one call share its arguments.
@@ -99,7 +104,11 @@ struct cuda {
     static constexpr capacity_traits capacity = Layer::capacity_traits;
     static constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
     static constexpr bool sorts = capacity.drops && capacity.order == queue::priority;
+    static constexpr clustering_traits clustering = Layer::router_traits.clustering;
 
+    std::int32_t *cluster_offsets = nullptr, *cluster_order = nullptr, *known_clusters = nullptr;  // see clustering.cuh
+    float *partial = nullptr, *mean = nullptr, *totals = nullptr, *scale = nullptr, *inverse_lengths = nullptr;
+    element* scaled_tokens = nullptr;                   // [tokens, outer_stride]
     float* logits = nullptr;                            // [tokens, experts], written for auxiliary values only
     std::int32_t* experts;                              // [tokens, top_k]
     float *routed_weights, *weights;                    // [tokens, top_k]
@@ -111,6 +120,10 @@ struct cuda {
     dispatch_plan plan;
     element *inner, *outer;                                    // [rows, inner_stride], [rows, outer_stride]
     element *shared_inner = nullptr, *shared_outer = nullptr;  // [tokens, ...]
+
+    static constexpr std::int64_t cluster_tiles(std::int64_t tokens) {
+      return tokens / device::cluster_tile_rows(tokens) + dims.experts;
+    }
 
     /// Rows start at multiples of 16 bytes.
     static constexpr std::int64_t padded(int width) {
@@ -138,6 +151,18 @@ struct cuda {
     constexpr pieces(carver& from, std::int64_t tokens) {
       std::int64_t const pairs = tokens * dims.top_k;
       if constexpr (!Layer::router_traits.precomputed) logits = from.take<float>(tokens * dims.experts);
+      if constexpr (clustering.scales) {
+        constexpr std::int64_t table = std::int64_t{dims.experts} * dims.hidden;
+        cluster_offsets = from.take<std::int32_t>(dims.experts + 1);
+        cluster_order = from.take<std::int32_t>(tokens);
+        known_clusters = from.take<std::int32_t>(1);
+        partial = from.take<float>(cluster_tiles(tokens) * dims.hidden);
+        mean = from.take<float>(table);
+        totals = from.take<float>(dims.experts * divide_up(dims.hidden, 32));
+        scale = from.take<float>(table);
+        if constexpr (clustering.unit_rows) inverse_lengths = from.take<float>(dims.experts);
+        if constexpr (clustering.experts_see_scaled) scaled_tokens = from.take<element>(tokens * outer_stride);
+      }
       experts = from.take<std::int32_t>(pairs);
       weights = routed_weights = from.take<float>(pairs);
       if constexpr (capacity.renormalises) weights = from.take<float>(pairs);
@@ -221,13 +246,16 @@ struct cuda {
   static void enqueue_route(forward_args<Layer> const& args, context const& where) {
     using element = typename Layer::element;
     std::int64_t const tokens = args.tokens.rows;
-    if (tokens == 0) return;
+    if (tokens == 0 && !Layer::router_traits.clustering.scales) return;
     pieces<Layer> const p(args);
     device::route_args<element> to{.tokens = args.tokens,
                                    .router = {},
                                    .active = args.active,
                                    .aligned_tokens = is_aligned(args.tokens),
                                    .aligned_router = false,
+                                   .clusters = {},
+                                   .aligned_scale = false,
+                                   .inverse_lengths = nullptr,
                                    .experts = p.experts,
                                    .weights = p.routed_weights,
                                    .priority = p.priority,
@@ -254,10 +282,68 @@ struct cuda {
       }
       to.aligned_router = is_aligned(to.router.weight, Layer::dims.hidden);
       if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = p.logits;
+      if constexpr (Layer::router_traits.clustering.scales) {
+        enqueue_clustering(args, where, p, to);
+        if (tokens == 0) return;
+      }
       if constexpr (pieces<Layer>::takes_two_blocks()) {
         if (p.route_blocks(tokens) == 2) return enqueue_route_tokens<Layer, 2>(where, to);
       }
       enqueue_route_tokens<Layer, 1>(where, to);
+    }
+  }
+
+  /// The weights of the features, unless the caller gives them, and what else routing needs of them.
+  template <class Layer>
+  static void enqueue_clustering(forward_args<Layer> const& args, context const& where, pieces<Layer> const& p,
+                                 device::route_args<typename Layer::element>& to) {
+    constexpr shape dims = Layer::dims;
+    constexpr clustering_traits form = Layer::router_traits.clustering;
+    constexpr std::int64_t slices = divide_up(dims.hidden, 32);
+    constexpr int threads = device::clustering_threads;
+    std::int64_t const tokens = args.tokens.rows;
+    device::clustering_args<typename Layer::element> const with{
+        .tokens = args.tokens,
+        .active = args.active,
+        .clusters = args.clusters,
+        .router = to.router.weight,
+        .offsets = p.cluster_offsets,
+        .order = p.cluster_order,
+        .known = p.known_clusters,
+        .partial = p.partial,
+        .mean = p.mean,
+        .totals = p.totals,
+        .scale = p.scale,
+        .scale_asked = args.decisions.feature_scale,
+        .dispersion = args.decisions.dispersion,
+        .inverse_lengths = p.inverse_lengths,
+        .tile_rows = static_cast<int>(device::cluster_tile_rows(tokens))};
+    to.clusters = args.clusters;
+    to.inverse_lengths = p.inverse_lengths;
+    if (args.clusters.feature_scale == nullptr) {
+      to.clusters.feature_scale = p.scale;
+      std::int64_t const tiles = p.cluster_tiles(tokens) * divide_up(dims.hidden, threads);
+      device::launch(where, "order_by_cluster", device::order_by_cluster<Layer>, dims.experts, threads, 0, with);
+      device::launch(where, "sum_rows", device::sum_rows<Layer, false>, tiles, threads, 0, with);
+      device::launch(where, "cluster_means", device::cluster_means<Layer>, dims.experts * slices, threads, 0, with);
+      device::launch(where, "sum_rows (deviations)", device::sum_rows<Layer, true>, tiles, threads, 0, with);
+      device::launch(where, "cluster_weights", device::cluster_weights<Layer>, dims.experts * slices, threads, 0, with);
+      device::launch(where, "scale_weights", device::scale_weights<Layer>, slices, threads, 0, with);
+    } else {
+      if constexpr (form.unit_rows) {
+        device::launch(where, "row_lengths", device::row_lengths<Layer>, dims.experts, threads, 0, with);
+      }
+      if (args.decisions.feature_scale != nullptr) {
+        device::check("cudaMemcpyAsync", cudaMemcpyAsync(args.decisions.feature_scale, args.clusters.feature_scale,
+                                                         sizeof(float) * dims.experts * dims.hidden,
+                                                         cudaMemcpyDeviceToDevice, where.stream));
+      }
+    }
+    to.aligned_scale = is_aligned(to.clusters.feature_scale, dims.hidden);
+    if constexpr (form.experts_see_scaled) {
+      if (tokens == 0) return;
+      device::launch(where, "scale_tokens", device::scale_tokens<Layer>, tokens, threads, 0, with,
+                     to.clusters.feature_scale, p.scaled_tokens, p.outer_stride);
     }
   }
 
@@ -312,13 +398,17 @@ struct cuda {
   }
 
   template <class Layer>
-  static void enqueue_experts(forward_args<Layer> const& args, context const& where) {
+  static void enqueue_experts(forward_args<Layer> const& given, context const& where) {
     using element = typename Layer::element;
     using expert = typename Layer::expert;
     constexpr shape dims = Layer::dims;
     constexpr expert_traits traits = Layer::expert_traits;
+    pieces<Layer> const p(given);
+    forward_args<Layer> args = given;
     std::int64_t const tokens = args.tokens.rows;
-    pieces<Layer> const p(args);
+    if constexpr (Layer::router_traits.clustering.experts_see_scaled) {
+      args.tokens = {p.scaled_tokens, tokens, dims.hidden, p.outer_stride};
+    }
     if (tokens > 0) {
       using in = device::product_in<expert, element, dims.hidden, dims.intermediate, Layer::router_traits.weighs_input>;
       using out = device::product_out<expert, element, dims.hidden, dims.intermediate>;

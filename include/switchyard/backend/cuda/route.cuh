@@ -21,15 +21,18 @@ struct route_args {
   router_weights router;
   std::uint8_t const* active;           ///< null: all
   bool aligned_tokens, aligned_router;  ///< 16-byte copies may be used
-  std::int32_t* experts;                ///< [tokens, top_k]
-  float* weights;                       ///< [tokens, top_k]
-  float* priority;                      ///< [tokens], null: nobody asks
-  float* logits;                        ///< [tokens, experts], null: nobody asks
-  pair_sets chosen;                     ///< written; a block has a piece
-  pair_sets kept, sorted;               ///< the same and empty, for a plan that changes them; null: nobody asks
-  std::int32_t* below;                  ///< [experts, pieces]: pairs of the piece that chose a lower expert; or null
-  std::int32_t* row_of;                 ///< [tokens, top_k]: -1 where a pair goes nowhere
-  std::uint8_t* dropped;                ///< [tokens, top_k]: zeros, null: nobody asks
+  token_clusters clusters;              ///< adaptive_clustering: labels, and a table of weights by cluster
+  bool aligned_scale;
+  float const* inverse_lengths;  ///< [experts], factors of the logits; null: none
+  std::int32_t* experts;         ///< [tokens, top_k]
+  float* weights;                ///< [tokens, top_k]
+  float* priority;               ///< [tokens], null: nobody asks
+  float* logits;                 ///< [tokens, experts], null: nobody asks
+  pair_sets chosen;              ///< written; a block has a piece
+  pair_sets kept, sorted;        ///< the same and empty, for a plan that changes them; null: nobody asks
+  std::int32_t* below;           ///< [experts, pieces]: pairs of the piece that chose a lower expert; or null
+  std::int32_t* row_of;          ///< [tokens, top_k]: -1 where a pair goes nowhere
+  std::uint8_t* dropped;         ///< [tokens, top_k]: zeros, null: nobody asks
 };
 
 /// The sets of one piece while its block collects them in shared memory.
@@ -98,8 +101,10 @@ struct route_tile {
   static constexpr int token_chunks = depth * static_cast<int>(sizeof(element)) / chunk_bytes;  // of a line
   static constexpr int weight_chunks = depth * 4 / chunk_bytes;
   static constexpr int weight_copies = static_cast<int>(divide_up(pass * weight_chunks, threads));
+  static constexpr bool scales = Layer::router_traits.clustering.scales;
   static constexpr int token_tile = tokens * token_chunks * chunk_bytes;
-  static constexpr int stage_bytes = token_tile + weight_copies * threads * chunk_bytes;
+  static constexpr int scale_tile = scales ? tokens * weight_chunks * chunk_bytes : 0;  // a line of floats per token
+  static constexpr int stage_bytes = token_tile + scale_tile + weight_copies * threads * chunk_bytes;
   static constexpr int wanted_stages = 64 * 1024 / stage_bytes;
   static constexpr int stages = wanted_stages < 2 ? 2 : wanted_stages > 4 ? 4 : wanted_stages;
   static constexpr int partial_pitch = pass + 8;  // floats; shifts rows by 8 banks
@@ -113,6 +118,7 @@ struct route_tile {
   static constexpr std::size_t shared_bytes = static_cast<std::size_t>(work_bytes) + logits_bytes;
   static constexpr int resident = TokenBlocks * blocks < 16 ? 2 : 1;  // blocks per multiprocessor, for their registers
   static_assert(tokens * token_chunks <= threads, "a thread has at most one copy of the tokens");
+  static_assert(tokens * weight_chunks <= threads, "a thread has at most one copy of the weights of features");
 };
 
 // Rows of a stage are 64 or 128 bytes long. The swizzles below put what one instruction reads into different banks: a
@@ -171,9 +177,22 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
   row_copies<element, 1> token_copy;
   token_copy.set(0, token_row < tokens ? args.tokens.row(first_token + token_row) : nullptr,
                  token_chunk * element_chunk, args.tokens.data);
+  // Of the weights of features, too: 16 bytes of the row of one token's cluster.
+  auto const label_of = [&](std::int64_t token) { return args.clusters.labels[token * args.clusters.choices]; };
+  auto const is_active = [&](std::int64_t token) { return args.active == nullptr || args.active[token] != 0; };
+  row_copies<float, 1> scale_copy;
+  int scale_at = 0;
+  if constexpr (tile::scales) {
+    int const row = thread / tile::weight_chunks, chunk_index = thread % tile::weight_chunks;
+    scale_at = tile::token_tile + swizzled_line<4>(row, chunk_index);
+    std::int32_t const label = row < tokens && is_active(first_token + row) ? label_of(first_token + row) : -1;
+    scale_copy.set(0,
+                   label >= 0 && label < experts ? args.clusters.feature_scale + std::int64_t{label} * hidden : nullptr,
+                   chunk_index * float_chunk, args.clusters.feature_scale);
+  }
   constexpr int rows_apart = tile::threads / tile::weight_chunks;
   int const weight_row = thread / tile::weight_chunks, weight_chunk = thread % tile::weight_chunks;
-  int const weight_at = tile::token_tile + swizzled_line<4>(weight_row, weight_chunk);
+  int const weight_at = tile::token_tile + tile::scale_tile + swizzled_line<4>(weight_row, weight_chunk);
   bool const copies_weight = tile::weight_copies > 1 || weight_row < tile::pass;
 
   for (int first_expert = 0; first_expert < experts; first_expert += tile::pass) {
@@ -192,6 +211,16 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
           token_copy.enqueue(shared_address(stage + token_at), 0, k, rest);
         } else {
           copy_elements(stage + token_at, token_copy.from[0] + k, token_copy.present != 0 ? rest : 0);
+        }
+      }
+      if constexpr (tile::scales) {
+        if (thread < tile::tokens * tile::weight_chunks) {
+          int const rest = hidden - k - thread % tile::weight_chunks * float_chunk;
+          if (args.aligned_scale) {
+            scale_copy.enqueue(shared_address(stage + scale_at), 0, k, rest);
+          } else {
+            copy_elements(stage + scale_at, scale_copy.from[0] + k, scale_copy.present != 0 ? rest : 0);
+          }
         }
       }
       int const rest = hidden - k - weight_chunk * float_chunk;
@@ -230,7 +259,13 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
           int const row = lane / 4 + 8 * i;
           int const at = sizeof(element) == 2 ? swizzled_line<2>(row, eighth) + pair * 4
                                               : swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8;
-          float2 const values = load_pair<element>(stage + at);
+          float2 values = load_pair<element>(stage + at);
+          if constexpr (tile::scales) {
+            float2 const scale = load_pair<float>(stage + tile::token_tile +
+                                                  swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8);
+            values.x *= scale.x;
+            values.y *= scale.y;
+          }
           tf32_parts const first(__float_as_uint(values.x)), second(__float_as_uint(values.y));
           high[i / 2][i % 2] = first.high;
           high[i / 2][i % 2 + 2] = second.high;
@@ -240,14 +275,17 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
 #pragma unroll
         for (int b = 0; b < tile::blocks; ++b) {
           int const row = (expert_warp * tile::blocks + b) * 8 + lane / 4;
-          int const at = tile::token_tile + swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8;
+          int const at =
+              tile::token_tile + tile::scale_tile + swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8;
           uint2 const weight = *reinterpret_cast<uint2 const*>(stage + at);
           tf32_parts const first(weight.x), second(weight.y);
 #pragma unroll
           for (int i = 0; i < TokenBlocks; ++i) {
             multiply_tf32(sums[i][b], high[i], first.low, second.low);
             // Two-byte elements are tf32 numbers already.
-            if constexpr (sizeof(element) == 4) multiply_tf32(sums[i][b], low[i], first.high, second.high);
+            if constexpr (sizeof(element) == 4 || tile::scales) {
+              multiply_tf32(sums[i][b], low[i], first.high, second.high);
+            }
             multiply_tf32(sums[i][b], high[i], first.high, second.high);
           }
         }
@@ -275,6 +313,9 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
       for (int d = 0; d < tile::depth_warps; ++d) {
         sum += partial[(d * tile::tokens + token) * tile::partial_pitch + e];
       }
+      if constexpr (Layer::router_traits.clustering.unit_rows && tile::scales) {
+        sum *= args.inverse_lengths[first_expert + e];
+      }
       if constexpr (Layer::router_traits.bias) sum += args.router.bias[first_expert + e];
       logits[token * experts + first_expert + e] = sum;
       if (args.logits != nullptr) args.logits[(first_token + token) * experts + first_expert + e] = sum;
@@ -289,9 +330,11 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
   warp_lanes const lanes{};
   for (int t = warp; t < tokens; t += tile::warps) {
     std::int64_t const token = first_token + t;
-    bool const active = args.active == nullptr || args.active[token] != 0;
+    bool const active = is_active(token);
+    bool placed = active;  // a cluster that does not exist leaves the router without logits
+    if constexpr (tile::scales) placed = active && label_of(token) >= 0 && label_of(token) < experts;
     route<top_k> decided{};
-    if (active) {  // the same for all lanes
+    if (placed) {  // the same for all lanes
       share values;
 #pragma unroll
       for (int i = 0; i < share::size; ++i) {
@@ -313,11 +356,11 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
       int const k = first + lane;
       if (k >= top_k) continue;
       // Logits that are no numbers leave the router without a choice: such a pair goes nowhere, and shows as NaN.
-      bool const exists = active && expert >= 0 && expert < experts;
+      bool const exists = placed && expert >= 0 && expert < experts;
       sets.add(exists ? expert : -1, t * top_k + k, token * top_k + k, args);
-      args.weights[token * top_k + k] = active ? weight : 0.0f;
+      args.weights[token * top_k + k] = placed ? weight : 0.0f;
     }
-    if (args.priority != nullptr && lane == 0) args.priority[token] = active ? decided.priority : 0.0f;
+    if (args.priority != nullptr && lane == 0) args.priority[token] = placed ? decided.priority : 0.0f;
   }
   __syncthreads();
   sets.write(experts, args);

@@ -1,0 +1,294 @@
+#pragma once
+
+#include <switchyard/backend/cuda/block_scan.cuh>
+#include <switchyard/backend/cuda/grouped_gemm.cuh>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/layer.hpp>
+#include <switchyard/router/adaptive_clustering.hpp>
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+
+/// What `router::adaptive_clustering` needs before step 1 of `backend::cuda`: a weight for every feature of every cluster.
+///
+/// labels --order_by_cluster--> tokens of each cluster --sum_rows--> sums of tiles of rows --cluster_means--> means
+/// --sum_rows--> sums of deviations --cluster_weights--> weights --scale_weights--> weights as the router reads them.
+/// Tokens are read twice, and sums are taken in an order that depends on nothing but the labels.
+namespace switchyard::backend::device {
+
+inline constexpr int clustering_threads = 256, clustering_warps = clustering_threads / 32;
+
+/// What computing the weights reads and writes, all on the device.
+template <class Element>
+struct clustering_args {
+  view<Element const> tokens;
+  std::uint8_t const* active;  ///< null: all
+  token_clusters clusters;
+  float const* router;     ///< [experts, hidden]
+  std::int32_t* offsets;   ///< [experts + 1]: tokens of clusters before each
+  std::int32_t* order;     ///< [tokens]: tokens by cluster
+  std::int32_t* known;     ///< one more than the largest id in any column
+  float* partial;          ///< [tiles, hidden]: sums over a tile of a cluster's rows
+  float* mean;             ///< [experts, hidden]
+  float* totals;           ///< [experts, slices of 32 features]: sums of weights
+  float* scale;            ///< [experts, hidden]
+  float* scale_asked;      ///< the same for the caller, or null
+  float* dispersion;       ///< [experts, hidden], or null
+  float* inverse_lengths;  ///< [experts], null: rows are taken as they are
+  int tile_rows;
+};
+
+/// Rows of a cluster that a block sums up: no more than 256 tiles have many tokens.
+constexpr std::int64_t cluster_tile_rows(std::int64_t tokens) {
+  std::int64_t const rows = divide_up(tokens, 256);
+  return rows < 32 ? 32 : rows;
+}
+
+__device__ inline float sum_of_lanes(float value) {
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+  return value;
+}
+
+/// The sum over a block, on thread 0.
+__device__ inline float sum_of_block(float value) {
+  __shared__ float sums[clustering_warps];
+  value = sum_of_lanes(value);
+  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
+  __syncthreads();
+  float all = 0.0f;
+  if (threadIdx.x == 0) {
+    for (float s : sums) all += s;
+  }
+  __syncthreads();
+  return all;
+}
+
+/// One over the length of a row of the router weight, by a block.
+template <class Layer>
+__device__ void write_inverse_length(clustering_args<typename Layer::element> const& args, int expert) {
+  constexpr int hidden = Layer::dims.hidden;
+  if (args.inverse_lengths == nullptr) return;
+  float square = 0.0f;
+  for (int q = static_cast<int>(threadIdx.x); q < hidden; q += clustering_threads) {
+    float const w = args.router[std::int64_t{expert} * hidden + q];
+    square += w * w;
+  }
+  square = sum_of_block(square);
+  if (threadIdx.x != 0) return;
+  float const length = sqrtf(square);
+  args.inverse_lengths[expert] = 1.0f / (length > clustering::least_row_length ? length : clustering::least_row_length);
+}
+
+/// The lengths alone, for a call whose weights of features are given.
+template <class Layer>
+__global__ void __launch_bounds__(clustering_threads) row_lengths(clustering_args<typename Layer::element> const args) {
+  write_inverse_length<Layer>(args, static_cast<int>(blockIdx.x));
+}
+
+/// Lists the active tokens of one cluster, in their order; clusters follow each other. Every block reads all labels.
+template <class Layer>
+__global__ void __launch_bounds__(clustering_threads)
+    order_by_cluster(clustering_args<typename Layer::element> const args) {
+  constexpr int experts = Layer::dims.experts;
+  constexpr clustering_traits form = Layer::router_traits.clustering;
+  int const cluster = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
+  std::int64_t const tokens = args.tokens.rows;
+  auto const label_of = [&](std::int64_t token) {
+    if (token >= tokens || (args.active != nullptr && args.active[token] == 0)) return -1;
+    std::int32_t const label = args.clusters.labels[token * args.clusters.choices];
+    return label < experts ? label : -1;
+  };
+  std::int32_t below = 0, largest = -1;
+  for (std::int64_t token = thread; token < tokens; token += clustering_threads) {
+    std::int32_t const label = label_of(token);
+    below += label >= 0 && label < cluster;
+    if constexpr (form.counts_empty) {
+      for (int k = 0; label >= 0 && k < args.clusters.choices; ++k) {
+        largest = max(largest, args.clusters.labels[token * args.clusters.choices + k]);
+      }
+    }
+  }
+  std::int32_t place = scan_block<clustering_threads>(below).all;
+  if (thread == 0) args.offsets[cluster] = place;
+  for (std::int64_t begin = 0; begin < tokens; begin += clustering_threads) {
+    bool const here = label_of(begin + thread) == cluster;
+    scanned const scan = scan_block<clustering_threads>(here);
+    if (here) args.order[place + scan.before] = static_cast<std::int32_t>(begin + thread);
+    place += scan.all;
+  }
+  if (thread == 0 && cluster == experts - 1) args.offsets[experts] = place;
+  if constexpr (form.counts_empty) {
+    if (cluster == 0) {
+      __shared__ std::int32_t of_warps[clustering_warps];
+      largest = __reduce_max_sync(~0u, largest);
+      if (thread % 32 == 0) of_warps[thread / 32] = largest;
+      __syncthreads();
+      if (thread == 0) {
+        for (std::int32_t other : of_warps) largest = max(largest, other);
+        *args.known = largest + 1 < experts ? largest + 1 : experts;
+      }
+    }
+  }
+  write_inverse_length<Layer>(args, cluster);
+}
+
+/// Sums the features of a tile of one cluster's tokens, or, `Deviations`, what they are away from the cluster's mean. A
+/// thread has one feature, and neighbours have neighbouring ones.
+template <class Layer, bool Deviations>
+__global__ void __launch_bounds__(clustering_threads) sum_rows(clustering_args<typename Layer::element> const args) {
+  using element = typename Layer::element;
+  constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts;
+  constexpr int columns = static_cast<int>(divide_up(hidden, clustering_threads));
+  constexpr clustering_traits form = Layer::router_traits.clustering;
+  std::int64_t const tile = blockIdx.x / columns;
+  routed_tile const found = find_tile<clustering_threads>(args.offsets, experts, args.tile_rows, 1, tile);
+  int const q = static_cast<int>(blockIdx.x % columns) * clustering_threads + static_cast<int>(threadIdx.x);
+  if (found.expert < 0 || q >= hidden) return;
+  std::int64_t const first = args.offsets[found.expert] + found.number * args.tile_rows;
+  std::int64_t const left = args.offsets[found.expert + 1] - first;
+  int const rows = left < args.tile_rows ? static_cast<int>(left) : args.tile_rows;
+  float const mean = Deviations ? args.mean[std::int64_t{found.expert} * hidden + q] : 0.0f;
+  float sum = 0.0f;
+#pragma unroll 8
+  for (int r = 0; r < rows; ++r) {
+    element const value = args.tokens.row(args.order[first + r])[q];
+    float const x = static_cast<float>(value);
+    sum += Deviations ? clustering::deviation<form>(x - mean) : x;
+  }
+  args.partial[tile * hidden + q] = sum;
+}
+
+/// The mean over one cluster of what `sum_rows` summed: on the lanes of warp 0, one of 32 features each. 0 for an empty
+/// cluster.
+template <class Layer>
+__device__ float mean_of_tiles(clustering_args<typename Layer::element> const& args, int cluster, int q) {
+  constexpr int hidden = Layer::dims.hidden;
+  __shared__ float sums[clustering_warps][32];
+  __shared__ std::int32_t tiles_before[clustering_warps];
+  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  std::int32_t before = 0;
+  for (int c = static_cast<int>(threadIdx.x); c < cluster; c += clustering_threads) {
+    before += static_cast<std::int32_t>(divide_up(args.offsets[c + 1] - args.offsets[c], args.tile_rows));
+  }
+  before = __reduce_add_sync(~0u, before);
+  if (lane == 0) tiles_before[warp] = before;
+  __syncthreads();
+  before = 0;
+  for (std::int32_t b : tiles_before) before += b;
+  std::int32_t const count = args.offsets[cluster + 1] - args.offsets[cluster];
+  std::int32_t const tiles = static_cast<std::int32_t>(divide_up(count, args.tile_rows));
+  float sum = 0.0f;
+  for (std::int32_t t = warp; t < tiles && q < hidden; t += clustering_warps) {
+    sum += args.partial[(std::int64_t{before} + t) * hidden + q];
+  }
+  sums[warp][lane] = sum;
+  __syncthreads();
+  sum = 0.0f;
+  for (auto const& of_warp : sums) sum += of_warp[lane];
+  return count == 0 ? 0.0f : sum / static_cast<float>(count);
+}
+
+/// A block per cluster and 32 features.
+template <class Layer>
+__global__ void __launch_bounds__(clustering_threads)
+    cluster_means(clustering_args<typename Layer::element> const args) {
+  constexpr int hidden = Layer::dims.hidden, slices = static_cast<int>(divide_up(hidden, 32));
+  int const cluster = static_cast<int>(blockIdx.x) / slices;
+  int const q = static_cast<int>(blockIdx.x) % slices * 32 + static_cast<int>(threadIdx.x) % 32;
+  float const mean = mean_of_tiles<Layer>(args, cluster, q);
+  if (threadIdx.x < 32 && q < hidden) args.mean[std::int64_t{cluster} * hidden + q] = mean;
+}
+
+/// Whether a cluster counts in the means over clusters.
+template <class Layer>
+__device__ bool counts(clustering_args<typename Layer::element> const& args, int cluster) {
+  if constexpr (Layer::router_traits.clustering.counts_empty) return cluster < *args.known;
+  return args.offsets[cluster + 1] > args.offsets[cluster];
+}
+
+/// Weights before they are clipped, and their sums. A block per cluster and 32 features.
+template <class Layer>
+__global__ void __launch_bounds__(clustering_threads)
+    cluster_weights(clustering_args<typename Layer::element> const args) {
+  constexpr int hidden = Layer::dims.hidden, slices = static_cast<int>(divide_up(hidden, 32));
+  constexpr clustering_traits form = Layer::router_traits.clustering;
+  int const cluster = static_cast<int>(blockIdx.x) / slices;
+  int const q = static_cast<int>(blockIdx.x) % slices * 32 + static_cast<int>(threadIdx.x) % 32;
+  float const deviation = mean_of_tiles<Layer>(args, cluster, q);
+  if (threadIdx.x >= 32) return;
+  float weight = 0.0f;
+  if (q < hidden) {
+    weight = clustering::raw_weight<form>(deviation);
+    args.scale[std::int64_t{cluster} * hidden + q] = weight;
+    if (args.dispersion != nullptr) args.dispersion[std::int64_t{cluster} * hidden + q] = deviation;
+  }
+  float const total = sum_of_lanes(weight);
+  if (threadIdx.x == 0) args.totals[blockIdx.x] = counts<Layer>(args, cluster) ? total : 0.0f;
+}
+
+/// Clips the weights and scales them. A block per 32 features: warps share the clusters.
+template <class Layer>
+__global__ void __launch_bounds__(clustering_threads)
+    scale_weights(clustering_args<typename Layer::element> const args) {
+  constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts;
+  constexpr int slices = static_cast<int>(divide_up(hidden, 32));
+  constexpr clustering_traits form = Layer::router_traits.clustering;
+  __shared__ float mean_of_all, columns[clustering_warps][32];
+  __shared__ int live_of_all;
+  int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  int const q = static_cast<int>(blockIdx.x) * 32 + lane;
+
+  float total = 0.0f, live = 0.0f;
+  for (int i = thread; i < experts * slices; i += clustering_threads) total += args.totals[i];
+  for (int c = thread; c < experts; c += clustering_threads) live += counts<Layer>(args, c) ? 1.0f : 0.0f;
+  total = sum_of_block(total);
+  live = sum_of_block(live);
+  if (thread == 0) {
+    live_of_all = live < 1.0f ? 1 : static_cast<int>(live);
+    mean_of_all = total / (static_cast<float>(live_of_all) * hidden);
+  }
+  __syncthreads();
+  float column = 0.0f;
+  for (int c = warp; c < experts && q < hidden; c += clustering_warps) {
+    if (counts<Layer>(args, c)) {
+      column += clustering::clipped<form>(args.scale[std::int64_t{c} * hidden + q], mean_of_all);
+    }
+  }
+  columns[warp][lane] = column;
+  __syncthreads();
+  column = 0.0f;
+  for (auto const& of_warp : columns) column += of_warp[lane];
+  float divisor = 1.0f;
+  if constexpr (form.scaling == feature_scaling::per_feature) divisor = column / static_cast<float>(live_of_all);
+  if constexpr (form.scaling == feature_scaling::global) divisor = mean_of_all;
+  for (int c = warp; c < experts && q < hidden; c += clustering_warps) {
+    std::int64_t const at = std::int64_t{c} * hidden + q;
+    float const weight =
+        counts<Layer>(args, c) ? clustering::clipped<form>(args.scale[at], mean_of_all) / divisor : 1.0f;
+    args.scale[at] = weight;
+    if (args.scale_asked != nullptr) args.scale_asked[at] = weight;
+  }
+}
+
+/// Tokens times the weights of their clusters, for experts that see them so. A block per token.
+template <class Layer>
+__global__ void __launch_bounds__(clustering_threads)
+    scale_tokens(clustering_args<typename Layer::element> const args, float const* scale, typename Layer::element* to,
+                 std::int64_t stride) {
+  using element = typename Layer::element;
+  constexpr int hidden = Layer::dims.hidden;
+  std::int64_t const token = blockIdx.x;
+  std::int32_t const label = args.clusters.labels[token * args.clusters.choices];
+  bool const active = args.active == nullptr || args.active[token] != 0;
+  bool const scaled = active && label >= 0 && label < Layer::dims.experts;
+  element const* const x = args.tokens.row(token);
+  for (int q = static_cast<int>(threadIdx.x); q < hidden; q += clustering_threads) {
+    element value = x[q];
+    if (scaled) value = element(static_cast<float>(value) * scale[std::int64_t{label} * hidden + q]);
+    to[token * stride + q] = value;
+  }
+}
+
+}  // namespace switchyard::backend::device

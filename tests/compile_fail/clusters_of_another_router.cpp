@@ -1,0 +1,7 @@
+// expect: the_router_has_no_clusters
+#include <switchyard/switchyard.hpp>
+
+using namespace switchyard;
+using plain = layer<shape{8, 8, 4, 2}, router::softmax_top_k, capacity::dropless, expert::mlp<relu>>;
+std::int32_t labels[1];
+plain::args args{.clusters = {.labels = labels}};
