@@ -13,12 +13,12 @@
 
 namespace tiny_lm {
 
-template <class Layer>
+template <class Kind>
 struct evaluation {
   double bits_per_byte = 0.0;
   std::int64_t bytes = 0;  ///< that were predicted
   double seconds = 0.0;
-  typename reader<Layer>::usage used{};
+  typename reader<Kind>::usage used{};
 };
 
 /// What it costs to say `byte`, in bits: -log2 of its softmax.
@@ -35,16 +35,16 @@ inline double bits(std::span<float const> logits, unsigned char byte) {
 /// each of its bytes, so every byte but the first is predicted once. Windows are read side by side by `threads`
 /// threads and added up in order: the result does not depend on their number.
 /// `progress(done, windows)` is called now and then.
-template <class Layer, class Progress>
-evaluation<Layer> evaluate(model<Layer> const& weights, moe_layers const& layers, std::span<unsigned char const> text,
-                           int threads, Progress&& progress) {
+template <class Kind, class Progress>
+evaluation<Kind> evaluate(model<Kind> const& weights, moe_layers const& layers, std::span<unsigned char const> text,
+                          int threads, Progress&& progress) {
   std::int64_t const predicted = static_cast<std::int64_t>(text.size()) - 1;
   std::int64_t const windows = (predicted + context - 1) / context;
   std::vector<double> window_bits(windows);
   std::atomic<std::int64_t> next{0}, done{0};
 
   auto const work = [&] {
-    reader<Layer> read(weights, layers);
+    reader<Kind> read(weights, layers);
     for (std::int64_t window; (window = next++) < windows; ++done) {
       std::int64_t const begin = window * context;
       std::int64_t const size = std::min<std::int64_t>(context, predicted - begin);
@@ -58,14 +58,14 @@ evaluation<Layer> evaluate(model<Layer> const& weights, moe_layers const& layers
   };
 
   auto const start = std::chrono::steady_clock::now();
-  std::vector<std::future<typename reader<Layer>::usage>> workers;
+  std::vector<std::future<typename reader<Kind>::usage>> workers;
   for (int i = 0; i < threads; ++i) workers.push_back(std::async(std::launch::async, work));
-  evaluation<Layer> result{.bytes = predicted};
+  evaluation<Kind> result{.bytes = predicted};
   for (auto& worker : workers) {
     while (worker.wait_for(std::chrono::milliseconds(100)) != std::future_status::ready) progress(done, windows);
     auto const used = worker.get();
     for (int block = 0; block < blocks; ++block) {
-      for (int e = 0; e < Layer::dims.experts; ++e) result.used[block][e] += used[block][e];
+      for (int e = 0; e < model<Kind>::experts; ++e) result.used[block][e] += used[block][e];
     }
   }
   for (double b : window_bits) result.bits_per_byte += b / static_cast<double>(predicted);

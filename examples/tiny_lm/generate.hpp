@@ -29,14 +29,14 @@ inline unsigned char draw(std::span<float const> logits, double temperature, std
 ///
 /// Only the end of a prompt that is longer than the context is read. When the context is full, the model goes on
 /// from the last half of it: keys carry their positions, so the half is read again from position 0.
-template <class Layer, class Emit>
-void generate(model<Layer> const& weights, moe_layers const& layers, std::string_view prompt, int count,
+template <class Kind, class Emit>
+void generate(model<Kind> const& weights, moe_layers const& layers, std::string_view prompt, int count,
               double temperature, std::uint64_t seed, Emit&& emit) {
   std::vector<unsigned char> text(prompt.begin(), prompt.end());
   if (text.empty()) text.push_back('\n');  // the model begins after a byte: nothing is best said by a new line
   std::span<unsigned char const> unread(text);
   if (unread.size() > context) unread = unread.last(context);
-  reader<Layer> read(weights, layers);
+  reader<Kind> read(weights, layers);
   std::mt19937_64 random(seed);
   for (int i = 0; i < count; ++i) {
     if (read.room() == 0) {

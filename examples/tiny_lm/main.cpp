@@ -42,21 +42,14 @@ bool to_terminal() {
 #endif
 }
 
-/// What training wrote down.
-struct record {
-  double moe, dense;  ///< bits per byte
-
-  explicit record(safetensors const& file)
-      : moe(number(file, "bits_per_byte")), dense(number(file, "dense_bits_per_byte")) {}
-
-  static double number(safetensors const& file, std::string const& key) {
-    std::string const& value = file.metadata(key);
-    char* end = nullptr;
-    double const result = std::strtod(value.c_str(), &end);
-    if (*end != '\0' || !(result > 0.0)) file.refuse("has no number in '" + key + "': '" + value + "'");
-    return result;
-  }
-};
+/// A score that training wrote down, in bits per byte.
+double recorded(safetensors const& file, std::string const& key) {
+  std::string const& value = file.metadata(key);
+  char* end = nullptr;
+  double const result = std::strtod(value.c_str(), &end);
+  if (*end != '\0' || !(result > 0.0)) file.refuse("has no number in '" + key + "': '" + value + "'");
+  return result;
+}
 
 /// Prints the score that was expected. Throws when it is not the one that came.
 void compare(double score, double expected, std::string const& whose, std::string const& cause) {
@@ -68,17 +61,17 @@ void compare(double score, double expected, std::string const& whose, std::strin
   }
 }
 
-void compare_with_dense(double score, record const& recorded) {
-  double const saved = (recorded.dense - score) / recorded.dense;
-  std::printf("  %.6f by the dense model with as many active weights: the experts are %.2f %% %s\n", recorded.dense,
+void compare_with_dense(double score, double dense) {
+  double const saved = (dense - score) / dense;
+  std::printf("  %.6f by the dense model with as many active weights: the experts are %.2f %% %s\n", dense,
               100.0 * std::abs(saved), saved > 0.0 ? "better" : "worse");
 }
 
-template <class Layer>
-evaluation<Layer> evaluate_with_progress(model<Layer> const& weights, moe_layers const& layers,
-                                         std::span<unsigned char const> text, int threads) {
+template <class Kind>
+evaluation<Kind> evaluate_with_progress(model<Kind> const& weights, moe_layers const& layers,
+                                        std::span<unsigned char const> text, int threads) {
   bool const draws = to_terminal();
-  evaluation<Layer> const result = evaluate(weights, layers, text, threads, [&](long long done, long long windows) {
+  evaluation<Kind> const result = evaluate(weights, layers, text, threads, [&](long long done, long long windows) {
     if (!draws) return;
     std::printf("\r  %lld of %lld windows", done, windows);
     std::fflush(stdout);
@@ -87,20 +80,20 @@ evaluation<Layer> evaluate_with_progress(model<Layer> const& weights, moe_layers
   return result;
 }
 
-template <class Layer>
-void report_usage(evaluation<Layer> const& score, std::string const& picture) {
+template <class Kind>
+void report_usage(evaluation<Kind> const& score, std::string const& picture) {
   shares const all = shares_of(score.used);
   std::printf("%s", bars(all).c_str());
-  std::string const subtitle = "Top " + std::to_string(Layer::dims.top_k) + " of " +
-                               std::to_string(Layer::dims.experts) + " experts for each of " +
+  std::string const subtitle = "Top " + std::to_string(model<Kind>::dims.top_k) + " of " +
+                               std::to_string(model<Kind>::experts) + " experts for each of " +
                                std::to_string(score.bytes) + " bytes of text";
   std::ofstream out(picture, std::ios::binary);
   if (!(out << svg(all, subtitle)).flush()) throw std::runtime_error(picture + ": the picture cannot be written.");
   std::printf("  as a picture: %s\n", std::filesystem::absolute(picture).string().c_str());
 }
 
-template <class Layer>
-void write_continuation(model<Layer> const& weights, moe_layers const& layers, options const& wanted) {
+template <class Kind>
+void write_continuation(model<Kind> const& weights, moe_layers const& layers, options const& wanted) {
   std::printf("%s", wanted.prompt.c_str());
   std::fflush(stdout);
   auto const start = std::chrono::steady_clock::now();
@@ -113,20 +106,20 @@ void write_continuation(model<Layer> const& weights, moe_layers const& layers, o
   std::printf("\n\n  %d bytes, %.0f tokens/s\n", wanted.tokens, wanted.tokens / seconds);
 }
 
-template <class Layer>
+template <class Kind>
 void run(options const& wanted) {
   safetensors const file = safetensors::load(wanted.weights);
-  model<Layer> const weights(file);
-  cpu_layers<Layer> const on_cpu(weights.moe);
+  model<Kind> const weights(file);
+  cpu_layers<Kind> const on_cpu(weights.moe, weights.router);
   std::unique_ptr<moe_layers const> const on_cuda =
-      wanted.backend == backend::cuda ? layers_on_cuda(weights.moe) : nullptr;
+      wanted.backend == backend::cuda ? layers_on_cuda(Kind::option, weights.moe, weights.router) : nullptr;
   moe_layers const& layers = on_cuda ? *on_cuda : on_cpu;
   std::printf("Model: %s\n", wanted.weights.c_str());
   std::printf("  %d blocks with %s\n", blocks, layers.describe().c_str());
   std::printf("  %s weights, of which one byte meets %s\n", file.metadata("parameters").c_str(),
               file.metadata("active_parameters").c_str());
 
-  record const recorded(file);
+  double const right_score = recorded(file, "bits_per_byte");
   std::vector<char> const bytes = read_file(wanted.text);
   std::vector<unsigned char> const whole(bytes.begin(), bytes.end());
   std::span<unsigned char const> text(whole);
@@ -141,12 +134,14 @@ void run(options const& wanted) {
     recorded_text = false;
   }
   std::printf("\nScore on %s, %d windows at a time\n", wanted.text.c_str(), wanted.threads);
-  evaluation<Layer> const score = evaluate_with_progress(weights, layers, text, wanted.threads);
+  evaluation<Kind> const score = evaluate_with_progress(weights, layers, text, wanted.threads);
   std::printf("  %.6f bits per byte over %lld bytes\n", score.bits_per_byte, static_cast<long long>(score.bytes));
   if (recorded_text) {
-    compare(score.bits_per_byte, recorded.moe, "recorded after training",
+    compare(score.bits_per_byte, right_score, "recorded after training",
             "The header of the weight file is damaged or this program has a fault.");
-    compare_with_dense(score.bits_per_byte, recorded);
+    if constexpr (Kind::option == kinds::shipped::option) {
+      compare_with_dense(score.bits_per_byte, recorded(file, "dense_bits_per_byte"));
+    }
   } else if (on_cuda) {
     compare(score.bits_per_byte, evaluate_with_progress(weights, on_cpu, text, wanted.threads).bits_per_byte,
             "of the same bytes on the CPU", "One of the two backends has a fault.");
@@ -171,7 +166,7 @@ int main(int argc, char** argv) {
     if (wanted.help) {
       std::printf("%s", usage_text.data());
     } else {
-      run<moe_layer>(wanted);
+      kinds::with(wanted.model, [&]<class Kind>() { run<Kind>(wanted); });
     }
     return 0;
   } catch (usage_error const& wrong) {

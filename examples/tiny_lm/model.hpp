@@ -74,11 +74,14 @@ class linear {
 };
 
 /// The weights, immutable once loaded: any number of readers share them.
-template <class Layer>
+template <class Kind>
 class model {
  public:
-  static constexpr int hidden = Layer::dims.hidden;
-  static constexpr int experts = Layer::dims.experts;
+  static constexpr sy::shape dims = Kind::template first<sy::backend::cpu>::dims;
+  static constexpr int hidden = dims.hidden, experts = dims.experts;
+  static constexpr bool is_dense = experts == 1;
+  static constexpr sy::router_traits router_traits = Kind::template others<sy::backend::cpu>::router_traits;
+  static constexpr bool owns_router = router_traits.gate == sy::gate_owner::model;
 
   struct block {
     rms_norm attention_norm;
@@ -91,12 +94,21 @@ class model {
       : embedding(checked(file).floats("embedding.weight", {vocabulary, hidden})),
         unembed(embedding, hidden, vocabulary),
         final_norm{file.floats("final_norm.weight", {hidden})} {
+    if constexpr (owns_router) {
+      if (file.has("blocks.0.moe.router.weight")) {
+        file.refuse("has a router for each block, where one for all is expected: none of them may take its place");
+      }
+      router = file.floats("router.weight", {experts, hidden});
+    }
     for (int i = 0; i < tiny_lm::blocks; ++i) {
       std::string const prefix = "blocks." + std::to_string(i) + ".";
       blocks.push_back(read_block(file, prefix));
-      moe.push_back(read_moe(file, prefix + "moe."));
+      moe.push_back(read_moe(file, prefix + "moe.", i));
     }
-    std::size_t const known = 2 + 10 * blocks.size();
+    std::size_t known = 2 + (owns_router ? 1 : 0);
+    for (moe_weights const& w : moe) {
+      known += 9 + (is_dense || w.router.empty() ? 0 : 1) + (w.feature_scale.empty() ? 0 : 1);
+    }
     if (file.size() != known) {
       file.refuse("has " + std::to_string(file.size()) + " tensors, and the model has " + std::to_string(known));
     }
@@ -107,6 +119,7 @@ class model {
   rms_norm final_norm;
   std::vector<block> blocks;
   std::vector<moe_weights> moe;  ///< of each block
+  std::vector<float> router;     ///< [experts, hidden], where the model owns it
 
  private:
   static block read_block(safetensors const& file, std::string const& prefix) {
@@ -122,12 +135,24 @@ class model {
             .moe_norm = norm("moe_norm.weight")};
   }
 
-  static moe_weights read_moe(safetensors const& file, std::string const& prefix) {
-    constexpr int inner = Layer::dims.intermediate;
-    return {.router = file.floats(prefix + "router.weight", {experts, hidden}),
-            .gate_proj = file.floats(prefix + "experts.gate_proj", {experts, inner, hidden}),
-            .up_proj = file.floats(prefix + "experts.up_proj", {experts, inner, hidden}),
-            .down_proj = file.floats(prefix + "experts.down_proj", {experts, hidden, inner})};
+  static moe_weights read_moe(safetensors const& file, std::string const& prefix, int block) {
+    constexpr int inner = dims.intermediate;
+    moe_weights w;
+    if constexpr (is_dense) {
+      w.router.assign(hidden, 0.0f);
+      w.gate_proj = file.floats(prefix + "gate.weight", {inner, hidden});
+      w.up_proj = file.floats(prefix + "up.weight", {inner, hidden});
+      w.down_proj = file.floats(prefix + "down.weight", {hidden, inner});
+      return w;
+    }
+    if constexpr (!owns_router) w.router = file.floats(prefix + "router.weight", {experts, hidden});
+    if (router_traits.clustering.scales && block > 0) {
+      w.feature_scale = file.floats(prefix + "router.feature_scale", {experts, hidden});
+    }
+    w.gate_proj = file.floats(prefix + "experts.gate_proj", {experts, inner, hidden});
+    w.up_proj = file.floats(prefix + "experts.up_proj", {experts, inner, hidden});
+    w.down_proj = file.floats(prefix + "experts.down_proj", {experts, hidden, inner});
+    return w;
   }
 
   /// The file, if it is undamaged and was made for the model that this program was compiled for.
@@ -136,8 +161,8 @@ class model {
     if (file.metadata("format") != format) {
       file.refuse("has the format '" + file.metadata("format") + "', expected '" + format + "'");
     }
-    if (file.metadata("model") != "moe") {
-      file.refuse("has a model of kind '" + file.metadata("model") + "', expected 'moe'");
+    if (file.metadata("model") != Kind::name) {
+      file.refuse("has a model of kind '" + file.metadata("model") + "', expected '" + std::string(Kind::name) + "'");
     }
     auto const config = nlohmann::json::parse(file.metadata("config"), nullptr, false);
     if (!config.is_object()) file.refuse("has a 'config' in its metadata that is not a JSON object");
@@ -146,9 +171,9 @@ class model {
                                                        {"hidden", hidden},
                                                        {"blocks", tiny_lm::blocks},
                                                        {"heads", heads},
-                                                       {"experts", experts},
-                                                       {"top_k", Layer::dims.top_k},
-                                                       {"intermediate", Layer::dims.intermediate},
+                                                       {"experts", Kind::sizes.experts},
+                                                       {"top_k", Kind::sizes.top_k},
+                                                       {"intermediate", Kind::sizes.intermediate},
                                                        {"rope_theta", rope_theta},
                                                        {"norm_epsilon", norm_epsilon}};
     for (auto const& [key, want] : expected) {
@@ -166,18 +191,18 @@ class model {
 };
 
 /// One reader of text: the keys and values of the bytes read so far, and the memory to read more.
-template <class Layer>
+template <class Kind>
 class reader {
  public:
-  static constexpr int hidden = model<Layer>::hidden;
-  static constexpr int experts = model<Layer>::experts;
+  static constexpr int hidden = model<Kind>::hidden;
+  static constexpr int experts = model<Kind>::experts;
   static constexpr int head = hidden / heads;
 
   /// How often each expert of each block was chosen.
   using usage = std::array<std::array<std::int64_t, experts>, blocks>;
 
   /// `layers` are those of `weights`, on the CPU or elsewhere; the rest of the model is plain loops on the CPU.
-  reader(model<Layer> const& weights, moe_layers const& layers) : model_(weights), moe_(layers.worker()) {
+  reader(model<Kind> const& weights, moe_layers const& layers) : model_(weights), moe_(layers.worker()) {
     for (int position = 0; position < context; ++position) {
       for (int i = 0; i < head / 2; ++i) {
         double const angle = position * std::pow(rope_theta, -2.0 * i / head);
@@ -222,7 +247,7 @@ class reader {
     matrix values = matrix(context * hidden);  // [context, hidden]
   };
 
-  void attend(typename model<Layer>::block const& block, cache& past, int rows) {
+  void attend(typename model<Kind>::block const& block, cache& past, int rows) {
     block.attention_norm(residual_.data(), rows, normed_.data());
     block.q(normed_.data(), rows, queries_.data());
     block.k(normed_.data(), rows, keys_.data());
@@ -288,7 +313,7 @@ class reader {
     for (int i = 0; i < rows * hidden; ++i) residual_[i] += added_[i];
   }
 
-  model<Layer> const& model_;
+  model<Kind> const& model_;
   std::unique_ptr<moe_worker> moe_;
   std::vector<float> cos_, sin_;  // [context, head / 2]
   int position_ = 0;

@@ -2,11 +2,13 @@
 
 #include <switchyard/switchyard.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 /// The model's Mixture-of-Experts layers, as its readers call them: on whichever backend they run.
@@ -17,19 +19,91 @@ namespace sy = switchyard;
 inline constexpr int context = 256;  ///< bytes that the model sees at once
 inline constexpr int blocks = 4;
 
-/// The feed-forward layer of the shipped model.
+/// The kinds of feed-forward block. A kind has the layer of the first block and that of the others, and two names: that
+/// on the command line, and that in its weight file.
 ///
-/// The file has the expert weights in bfloat16. They are widened to float on loading, for a layer of bfloat16
-/// elements would round the activations too, and the recorded score was computed with float activations.
-template <class Backend>
-using moe_layer_on =
-    sy::layer<sy::shape{.hidden = 128, .intermediate = 192, .experts = 8, .top_k = 2}, sy::router::softmax_top_k,
-              sy::capacity::dropless, sy::expert::gated_mlp<sy::silu>, Backend>;
-using moe_layer = moe_layer_on<sy::backend::cpu>;
+/// The files have the expert weights in bfloat16. They are widened to float on loading, for a layer of bfloat16
+/// elements would round the activations too, and the recorded scores were computed with float activations.
+namespace kinds {
+
+template <class Backend, class Router, int TopK, int Intermediate = 64, int Experts = 8>
+using layer_of = sy::layer<sy::shape{.hidden = 128, .intermediate = Intermediate, .experts = Experts, .top_k = TopK},
+                           Router, sy::capacity::dropless, sy::expert::gated_mlp<sy::silu>, Backend>;
+
+/// What the weight files say of the sizes of all kinds that were trained together.
+struct family {
+  int experts, top_k, intermediate;
+};
+inline constexpr family compared{.experts = 8, .top_k = 2, .intermediate = 64};
+
+/// A kind whose blocks are alike.
+template <class Router, int TopK, int Intermediate = 64, int Experts = 8>
+struct uniform {
+  static constexpr family sizes = compared;
+  template <class Backend>
+  using first = layer_of<Backend, Router, TopK, Intermediate, Experts>;
+  template <class Backend>
+  using others = first<Backend>;
+};
+
+/// The model that is shipped.
+struct shipped : uniform<sy::router::softmax_top_k, 2, 192> {
+  static constexpr std::string_view option = "shipped", name = "moe";
+  static constexpr family sizes{.experts = 8, .top_k = 2, .intermediate = 192};
+};
+
+// The models that compare the routers have smaller experts.
+struct top2 : uniform<sy::router::softmax_top_k, 2> {
+  static constexpr std::string_view option = "top2", name = "moe";
+};
+struct switch_top1 : uniform<sy::router::switch_top1, 1> {
+  static constexpr std::string_view option = "switch", name = "switch";
+};
+struct omni : uniform<sy::router::shared<sy::router::switch_top1>, 1> {
+  static constexpr std::string_view option = "omni", name = "omni";
+};
+struct sigma : uniform<sy::router::sigmoid_top_k, 2> {
+  static constexpr std::string_view option = "sigma", name = "sigma";
+};
+/// One expert for all, as wide as the two that a token of the others visits: no Mixture of Experts.
+struct dense : uniform<sy::router::softmax_top_k, 1, 128, 1> {
+  static constexpr std::string_view option = "dense", name = "dense";
+};
+/// Nothing has chosen before the first block. The others read tables that were collected on the training text.
+struct ac {
+  static constexpr std::string_view option = "ac", name = "ac";
+  static constexpr family sizes = compared;
+  template <class Backend>
+  using first = layer_of<Backend, sy::router::top_k_softmax, 2>;
+  template <class Backend>
+  using others = layer_of<Backend, sy::router::adaptive_clustering<sy::router::top_k_softmax>, 2>;
+};
+
+/// Calls `body.template operator()<Kind>()` for the kind that the command line calls so. Whether there is one.
+template <class Body>
+bool with(std::string_view option, Body const& body) {
+  bool found = false;
+  auto const offer = [&]<class Kind>() {
+    if (Kind::option != option) return;
+    found = true;
+    body.template operator()<Kind>();
+  };
+  offer.template operator()<shipped>();
+  offer.template operator()<dense>();
+  offer.template operator()<top2>();
+  offer.template operator()<switch_top1>();
+  offer.template operator()<omni>();
+  offer.template operator()<ac>();
+  offer.template operator()<sigma>();
+  return found;
+}
+
+}  // namespace kinds
 
 /// The weights of one block's layer.
 struct moe_weights {
-  std::vector<float> router;              ///< [experts, hidden]
+  std::vector<float> router;              ///< [experts, hidden]; empty where the model owns it
+  std::vector<float> feature_scale;       ///< [experts, hidden]; only where the router has clusters
   std::vector<float> gate_proj, up_proj;  ///< [experts, intermediate, hidden]
   std::vector<float> down_proj;           ///< [experts, hidden, intermediate]
 };
@@ -52,47 +126,92 @@ class moe_layers {
   virtual std::unique_ptr<moe_worker> worker() const = 0;
 };
 
-/// The layers on the CPU, where they read the weights in place.
+/// What a call of one block's layer takes beside its tokens, wherever the pointers lead.
+struct moe_pointers {
+  float const *router, *feature_scale, *gate_proj, *up_proj, *down_proj;
+};
+
+/// The arguments of one call. `before` are the choices of the block before, [rows, top_k].
 template <class Layer>
+typename Layer::args arguments(moe_pointers const& w, float const* tokens, int rows, float* output,
+                               std::span<std::byte> workspace, std::int32_t const* before) {
+  typename Layer::args args{};
+  args.tokens = Layer::rows(tokens, rows);
+  args.weights.gate_proj = Layer::in_proj(w.gate_proj);
+  args.weights.up_proj = Layer::in_proj(w.up_proj);
+  args.weights.down_proj = Layer::out_proj(w.down_proj);
+  if constexpr (Layer::router_traits.gate == sy::gate_owner::model) {
+    args.shared_router.weight = w.router;
+  } else {
+    args.weights.router.weight = w.router;
+  }
+  if constexpr (Layer::router_traits.clustering.scales) {
+    args.clusters = {.labels = before, .choices = Layer::dims.top_k, .feature_scale = w.feature_scale};
+  }
+  args.output = Layer::rows(output, rows);
+  args.workspace = workspace;
+  return args;
+}
+
+/// The layers on the CPU, where they read the weights in place.
+template <class Kind>
 class cpu_layers final : public moe_layers {
+  using first = typename Kind::template first<sy::backend::cpu>;
+  using others = typename Kind::template others<sy::backend::cpu>;
+
  public:
-  explicit cpu_layers(std::span<moe_weights const> weights) : weights_(weights) {}
-  std::string describe() const override { return sy::describe<Layer>(); }
-  std::unique_ptr<moe_worker> worker() const override { return std::make_unique<cpu_worker>(weights_); }
+  /// `shared_router` is the model's, for kinds whose model owns it.
+  cpu_layers(std::span<moe_weights const> weights, std::vector<float> const& shared_router)
+      : weights_(weights), shared_router_(shared_router.data()) {}
+  std::string describe() const override { return sy::describe<others>(); }
+  std::unique_ptr<moe_worker> worker() const override { return std::make_unique<cpu_worker>(weights_, shared_router_); }
 
  private:
   class cpu_worker final : public moe_worker {
    public:
-    explicit cpu_worker(std::span<moe_weights const> weights)
-        : weights_(weights), workspace_(Layer::workspace_bytes(context)) {}
+    cpu_worker(std::span<moe_weights const> weights, float const* shared_router)
+        : weights_(weights),
+          shared_router_(shared_router),
+          workspace_(std::max(first::workspace_bytes(context), others::workspace_bytes(context))) {}
 
     void forward(int block, float const* tokens, int rows, float* output, std::int64_t* used) override {
-      moe_weights const& w = weights_[block];
-      std::int64_t load[Layer::dims.experts];
-      // One thread: whoever has many texts to read gives each thread a reader, and one byte is too little to share.
-      Layer::forward({.tokens = Layer::rows(tokens, rows),
-                      .weights = {.router = {.weight = w.router.data()},
-                                  .gate_proj = Layer::in_proj(w.gate_proj.data()),
-                                  .up_proj = Layer::in_proj(w.up_proj.data()),
-                                  .down_proj = Layer::out_proj(w.down_proj.data())},
-                      .output = Layer::rows(output, rows),
-                      .workspace = workspace_,
-                      .decisions = {.load = load}},
-                     {.threads = 1});
-      for (int e = 0; e < Layer::dims.experts; ++e) used[e] += load[e];
+      if (block == 0) {
+        call<first>(block, tokens, rows, output, used);
+      } else {
+        call<others>(block, tokens, rows, output, used);
+      }
     }
 
    private:
+    template <class Layer>
+    void call(int block, float const* tokens, int rows, float* output, std::int64_t* used) {
+      moe_weights const& w = weights_[block];
+      std::int64_t load[Layer::dims.experts];
+      typename Layer::args args =
+          arguments<Layer>({w.router.empty() ? shared_router_ : w.router.data(), w.feature_scale.data(),
+                            w.gate_proj.data(), w.up_proj.data(), w.down_proj.data()},
+                           tokens, rows, output, workspace_, chosen_.data());
+      args.decisions.experts = chosen_.data();  // read before it is written
+      args.decisions.load = load;
+      // One thread: whoever has many texts to read gives each thread a reader, and one byte is too little to share.
+      Layer::forward(args, {.threads = 1});
+      for (int e = 0; e < Layer::dims.experts; ++e) used[e] += load[e];
+    }
+
     std::span<moe_weights const> weights_;
+    float const* shared_router_;
     std::vector<std::byte> workspace_;
+    std::vector<std::int32_t> chosen_ = std::vector<std::int32_t>(context * first::dims.top_k);
   };
 
   std::span<moe_weights const> weights_;
+  float const* shared_router_;
 };
 
 /// The same layers on the GPU, with a copy of the weights there.
 ///
 /// Throws `sy::cuda_error` where there is no device, and std::runtime_error in a program that was built without nvcc.
-std::unique_ptr<moe_layers> layers_on_cuda(std::span<moe_weights const> weights);
+std::unique_ptr<moe_layers> layers_on_cuda(std::string_view kind, std::span<moe_weights const> weights,
+                                           std::vector<float> const& shared_router);
 
 }  // namespace tiny_lm

@@ -2,11 +2,13 @@
 // its tokens to the device and the result back.
 #include <switchyard/switchyard.cuh>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "moe.hpp"
@@ -29,7 +31,9 @@ device_array<T> allocate(std::size_t count) {
   return device_array<T>(static_cast<T*>(memory));
 }
 
+/// Null for nothing.
 device_array<float> upload(std::vector<float> const& values) {
+  if (values.empty()) return nullptr;
   auto result = allocate<float>(values.size());
   check("cudaMemcpy", cudaMemcpy(result.get(), values.data(), values.size() * sizeof(float), cudaMemcpyHostToDevice));
   return result;
@@ -48,34 +52,35 @@ stream new_stream() {
 
 /// One block's weights on the device.
 struct device_weights {
-  device_array<float> router, gate_proj, up_proj, down_proj;
+  device_array<float> router, feature_scale, gate_proj, up_proj, down_proj;
 
   explicit device_weights(moe_weights const& host)
       : router(upload(host.router)),
+        feature_scale(upload(host.feature_scale)),
         gate_proj(upload(host.gate_proj)),
         up_proj(upload(host.up_proj)),
         down_proj(upload(host.down_proj)) {}
 };
 
 /// A stream, and all memory that a call of at most `context` rows needs: nothing is allocated later.
-template <class Layer>
+template <class Kind>
 class cuda_worker final : public moe_worker {
+  using first = typename Kind::template first<sy::backend::cuda>;
+  using others = typename Kind::template others<sy::backend::cuda>;
+
  public:
-  explicit cuda_worker(std::span<device_weights const> weights) : weights_(weights) {}
+  /// `shared_router` is the model's, uploaded once for all blocks; null where each block has its own.
+  cuda_worker(std::span<device_weights const> weights, float const* shared_router)
+      : weights_(weights), shared_router_(shared_router) {}
 
   void forward(int block, float const* tokens, int rows, float* output, std::int64_t* used) override {
-    device_weights const& w = weights_[block];
-    std::int64_t load[experts];
     copy(tokens_.get(), tokens, rows * hidden);
-    Layer::forward({.tokens = Layer::rows(tokens_.get(), rows),
-                    .weights = {.router = {.weight = w.router.get()},
-                                .gate_proj = Layer::in_proj(w.gate_proj.get()),
-                                .up_proj = Layer::in_proj(w.up_proj.get()),
-                                .down_proj = Layer::out_proj(w.down_proj.get())},
-                    .output = Layer::rows(output_.get(), rows),
-                    .workspace = {workspace_.get(), workspace_bytes},
-                    .decisions = {.load = load_.get()}},
-                   {.stream = stream_.get()});
+    if (block == 0) {
+      enqueue<first>(block, rows);
+    } else {
+      enqueue<others>(block, rows);
+    }
+    std::int64_t load[experts];
     copy(output, output_.get(), rows * hidden);
     copy(load, load_.get(), experts);
     check("cudaStreamSynchronize", cudaStreamSynchronize(stream_.get()));
@@ -83,8 +88,21 @@ class cuda_worker final : public moe_worker {
   }
 
  private:
-  static constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts;
-  static constexpr std::size_t workspace_bytes = Layer::workspace_bytes(context);
+  static constexpr int hidden = first::dims.hidden, experts = first::dims.experts;
+  static constexpr std::size_t workspace_bytes =
+      std::max(first::workspace_bytes(context), others::workspace_bytes(context));
+
+  template <class Layer>
+  void enqueue(int block, int rows) {
+    device_weights const& w = weights_[block];
+    typename Layer::args args =
+        arguments<Layer>({w.router ? w.router.get() : shared_router_, w.feature_scale.get(), w.gate_proj.get(),
+                          w.up_proj.get(), w.down_proj.get()},
+                         tokens_.get(), rows, output_.get(), {workspace_.get(), workspace_bytes}, chosen_.get());
+    args.decisions.experts = chosen_.get();  // read before it is written
+    args.decisions.load = load_.get();
+    Layer::forward(args, {.stream = stream_.get()});
+  }
 
   template <class T>
   void copy(T* to, T const* from, std::size_t count) {
@@ -92,30 +110,39 @@ class cuda_worker final : public moe_worker {
   }
 
   std::span<device_weights const> weights_;
+  float const* shared_router_;
   stream stream_ = new_stream();
   device_array<float> tokens_ = allocate<float>(context * hidden), output_ = allocate<float>(context * hidden);
   device_array<std::int64_t> load_ = allocate<std::int64_t>(experts);
+  device_array<std::int32_t> chosen_ = allocate<std::int32_t>(context * first::dims.top_k);
   device_array<std::byte> workspace_ = allocate<std::byte>(workspace_bytes);
 };
 
-template <class Layer>
+template <class Kind>
 class cuda_layers final : public moe_layers {
  public:
-  explicit cuda_layers(std::span<moe_weights const> weights) : weights_(weights.begin(), weights.end()) {
+  cuda_layers(std::span<moe_weights const> weights, std::vector<float> const& shared_router)
+      : weights_(weights.begin(), weights.end()), shared_router_(upload(shared_router)) {
     // The streams of the workers do not wait for the default stream, where a copy may still be under way.
     check("cudaDeviceSynchronize", cudaDeviceSynchronize());
   }
-  std::string describe() const override { return sy::describe<Layer>(); }
-  std::unique_ptr<moe_worker> worker() const override { return std::make_unique<cuda_worker<Layer>>(weights_); }
+  std::string describe() const override { return sy::describe<typename Kind::template others<sy::backend::cuda>>(); }
+  std::unique_ptr<moe_worker> worker() const override {
+    return std::make_unique<cuda_worker<Kind>>(weights_, shared_router_.get());
+  }
 
  private:
   std::vector<device_weights> weights_;
+  device_array<float> shared_router_;
 };
 
 }  // namespace
 
-std::unique_ptr<moe_layers> layers_on_cuda(std::span<moe_weights const> weights) {
-  return std::make_unique<cuda_layers<moe_layer_on<sy::backend::cuda>>>(weights);
+std::unique_ptr<moe_layers> layers_on_cuda(std::string_view kind, std::span<moe_weights const> weights,
+                                           std::vector<float> const& shared_router) {
+  std::unique_ptr<moe_layers> result;
+  kinds::with(kind, [&]<class Kind>() { result = std::make_unique<cuda_layers<Kind>>(weights, shared_router); });
+  return result;
 }
 
 }  // namespace tiny_lm

@@ -10,6 +10,8 @@
 #include <system_error>
 #include <thread>
 
+#include "moe.hpp"
+
 namespace tiny_lm {
 
 inline constexpr std::string_view usage_text = R"(usage: tiny_lm [flag value]...
@@ -25,7 +27,9 @@ continues a prompt.
   --threads N        windows to score side by side              (all cores)
   --backend B        where the experts run: cpu or cuda         (cpu)
   --bytes N          bytes to score, from the start of the text (all)
-  --weights FILE     another weight file
+  --model KIND       shipped; or one of those that compare routers: dense, top2,
+                     switch, omni, ac, sigma                    (shipped)
+  --weights FILE     another weight file of that kind
   --text FILE        another text to score; the recorded score is for the whole of the shipped one only
   --help             this text
 
@@ -50,6 +54,7 @@ struct options {
   int threads = 1;
   tiny_lm::backend backend = tiny_lm::backend::cpu;
   std::int64_t bytes = 0;                 ///< to score; 0: all
+  std::string model = "shipped";          ///< an option of `kinds`
   std::string weights = TINY_LM_WEIGHTS;  ///< the shipped files, from the build
   std::string text = TINY_LM_TEXT;
   bool own_text = false;  ///< the user named the text
@@ -93,6 +98,7 @@ inline options parse(int argc, char const* const* argv) {
   options result;
   unsigned const cores = std::thread::hardware_concurrency();
   result.threads = cores == 0 ? 1 : static_cast<int>(cores);
+  bool own_weights = false;
 
   for (int i = 1; i < argc; ++i) {
     std::string flag = argv[i], value;
@@ -100,8 +106,8 @@ inline options parse(int argc, char const* const* argv) {
       result.help = true;
       continue;
     }
-    auto const known = {"--prompt",  "--tokens",  "--temperature", "--seed",    "--picture",
-                        "--threads", "--backend", "--bytes",       "--weights", "--text"};
+    auto const known = {"--prompt",  "--tokens", "--temperature", "--seed",    "--picture", "--threads",
+                        "--backend", "--bytes",  "--model",       "--weights", "--text"};
     std::size_t const equals = flag.find('=');
     bool const joined = flag.starts_with("--") && equals != std::string::npos;
     if (joined) {
@@ -124,11 +130,22 @@ inline options parse(int argc, char const* const* argv) {
     if (flag == "--threads") result.threads = detail::whole_number(flag, value, 1, 1024);
     if (flag == "--backend") result.backend = detail::place(flag, value);
     if (flag == "--bytes") result.bytes = detail::whole_number(flag, value, 1, 1'000'000'000);
-    if (flag == "--weights") result.weights = value;
+    if (flag == "--model") result.model = value;
+    if (flag == "--weights") {
+      result.weights = value;
+      own_weights = true;
+    }
     if (flag == "--text") {
       result.text = value;
       result.own_text = true;
     }
+  }
+  if (!kinds::with(result.model, [&]<class Kind>() {
+        if (!own_weights && result.model != kinds::shipped::option) {
+          result.weights = std::string(TINY_LM_MODELS) + "/" + std::string(Kind::name) + ".safetensors";
+        }
+      })) {
+    throw usage_error("--model: expected shipped, dense, top2, switch, omni, ac or sigma, got '" + result.model + "'");
   }
   return result;
 }

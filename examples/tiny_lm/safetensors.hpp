@@ -56,6 +56,8 @@ class safetensors {
     }
   }
 
+  bool has(std::string const& tensor_name) const { return tensors_.contains(tensor_name); }
+
   /// The elements of a tensor as float. F32 and BF16 are what weights are shipped in; anything else is refused, and
   /// so are another shape and values that are not finite.
   std::vector<float> floats(std::string const& tensor_name, shape const& expected) const {

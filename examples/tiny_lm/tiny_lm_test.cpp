@@ -80,7 +80,7 @@ struct parts {
 
 void load(std::vector<char> bytes) {
   safetensors const file("weights", std::move(bytes));
-  model<moe_layer> const weights(file);
+  model<kinds::shipped> const weights(file);
 }
 
 void damaged_files(std::vector<char> const& shipped) {
@@ -232,8 +232,8 @@ void command_lines() {
 
 void continuations(std::vector<char> const& shipped) {
   safetensors const file("weights", shipped);
-  model<moe_layer> const weights(file);
-  cpu_layers<moe_layer> const layers(weights.moe);
+  model<kinds::shipped> const weights(file);
+  cpu_layers<kinds::shipped> const layers(weights.moe, weights.router);
   auto const continued = [&](std::string_view prompt, int count, double temperature) {
     std::string text;
     generate(weights, layers, prompt, count, temperature, 1,
@@ -249,7 +249,7 @@ void continuations(std::vector<char> const& shipped) {
   check(continued("And God", context + 50, 0.7).size() == context + 50, "a text goes on past the context");
 
   // The cache: bytes read one by one give the logits of the same bytes read at once.
-  reader<moe_layer> at_once(weights, layers), one_by_one(weights, layers);
+  reader<kinds::shipped> at_once(weights, layers), one_by_one(weights, layers);
   std::string const verse = "In the beginning God created the heaven and the earth.";
   std::vector<unsigned char> const bytes(verse.begin(), verse.end());
   auto const expected = at_once.read(bytes);
@@ -265,22 +265,22 @@ void continuations(std::vector<char> const& shipped) {
 
 void scores(std::vector<char> const& shipped) {
   safetensors const file("weights", shipped);
-  model<moe_layer> const weights(file);
-  cpu_layers<moe_layer> const layers(weights.moe);
+  model<kinds::shipped> const weights(file);
+  cpu_layers<kinds::shipped> const layers(weights.moe, weights.router);
   std::string const verse = "And it came to pass in those days, that he went out into a mountain to pray. ";
   std::string text;
   while (text.size() < 4 * context + 2) text += verse;
   text.resize(4 * context + 2);  // the last window has one byte
   std::vector<unsigned char> const bytes(text.begin(), text.end());
   auto const quiet = [](std::int64_t, std::int64_t) {};
-  evaluation<moe_layer> const one = evaluate<moe_layer>(weights, layers, bytes, 1, quiet);
-  evaluation<moe_layer> const three = evaluate<moe_layer>(weights, layers, bytes, 3, quiet);
+  evaluation<kinds::shipped> const one = evaluate<kinds::shipped>(weights, layers, bytes, 1, quiet);
+  evaluation<kinds::shipped> const three = evaluate<kinds::shipped>(weights, layers, bytes, 3, quiet);
   check(one.bytes == 4 * context + 1, "every byte but the first is predicted");
   check(one.bits_per_byte == three.bits_per_byte && one.used == three.used, "one thread scores as three do");
   check(one.bits_per_byte > 0.0 && one.bits_per_byte < 8.0, "a score better than chance");
   std::vector<unsigned char> const two = {'A', 'n'};
-  reader<moe_layer> read(weights, layers);
-  check(evaluate<moe_layer>(weights, layers, two, 2, quiet).bits_per_byte ==
+  reader<kinds::shipped> read(weights, layers);
+  check(evaluate<kinds::shipped>(weights, layers, two, 2, quiet).bits_per_byte ==
             bits(read.read(std::span(two).first(1)), 'n'),
         "the shortest text");
 }
