@@ -30,16 +30,15 @@ template <class Backend, class Router, int TopK, int Intermediate = 64, int Expe
 using layer_of = sy::layer<sy::shape{.hidden = 128, .intermediate = Intermediate, .experts = Experts, .top_k = TopK},
                            Router, sy::capacity::dropless, sy::expert::gated_mlp<sy::silu>, Backend>;
 
-/// What the weight files say of the sizes of all kinds that were trained together.
-struct family {
+/// The sizes that stand in a weight file.
+struct written_sizes {
   int experts, top_k, intermediate;
 };
-inline constexpr family compared{.experts = 8, .top_k = 2, .intermediate = 64};
 
 /// A kind whose blocks are alike.
 template <class Router, int TopK, int Intermediate = 64, int Experts = 8>
 struct uniform {
-  static constexpr family sizes = compared;
+  static constexpr written_sizes sizes{Experts, TopK, Intermediate};
   template <class Backend>
   using first = layer_of<Backend, Router, TopK, Intermediate, Experts>;
   template <class Backend>
@@ -49,7 +48,6 @@ struct uniform {
 /// The model that is shipped.
 struct shipped : uniform<sy::router::softmax_top_k, 2, 192> {
   static constexpr std::string_view option = "shipped", name = "moe";
-  static constexpr family sizes{.experts = 8, .top_k = 2, .intermediate = 192};
 };
 
 // The models that compare the routers have smaller experts.
@@ -68,11 +66,12 @@ struct sigma : uniform<sy::router::sigmoid_top_k, 2> {
 /// One expert for all, as wide as the two that a token of the others visits: no Mixture of Experts.
 struct dense : uniform<sy::router::softmax_top_k, 1, 128, 1> {
   static constexpr std::string_view option = "dense", name = "dense";
+  static constexpr written_sizes sizes{.experts = 8, .top_k = 2, .intermediate = 64};  // of the models beside it
 };
 /// Nothing has chosen before the first block. The others read tables that were collected on the training text.
 struct ac {
   static constexpr std::string_view option = "ac", name = "ac";
-  static constexpr family sizes = compared;
+  static constexpr written_sizes sizes{.experts = 8, .top_k = 2, .intermediate = 64};
   template <class Backend>
   using first = layer_of<Backend, sy::router::top_k_softmax, 2>;
   template <class Backend>
