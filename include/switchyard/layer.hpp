@@ -111,8 +111,9 @@ struct precomputed_routes {
 
 /// The clusters of the tokens, for `router::adaptive_clustering`: experts of this layer's number, of the layer before.
 struct token_clusters {
-  std::int32_t const* labels = nullptr;  ///< [tokens, choices]: `decisions.experts` of the previous MoE layer
-  int choices = 1;                       ///< that layer's top_k; the first choice of a token is its cluster
+  /// [tokens, choices]: `decisions.experts` of the previous MoE layer. This call may write its own to the same memory.
+  std::int32_t const* labels = nullptr;
+  int choices = 1;  ///< that layer's top_k; the first choice of a token is its cluster
   /// [experts, hidden] weights of the features, collected before; null: they are computed from these tokens.
   float const* feature_scale = nullptr;
 };

@@ -207,6 +207,44 @@ TEST_CASE("a table collected before routes one token as its batch was routed", "
   }
 }
 
+TEST_CASE("a layer may write its choices over the labels that it reads", "[router]") {
+  using layer = layer_of<language, 4, 4>;
+  call<layer> apart(noise(30 * 4, 17), std::vector<std::int32_t>(60));
+  apart.choices = 2;
+  for (int i = 0; i < 60; ++i) apart.labels[i] = i * 5 % 4;
+  outcome const expected = apart.run();
+  std::vector<std::int32_t> choices = apart.labels;
+  std::vector<float> const matrices(16, 1.0f);
+  std::vector<float> output(30 * 4);
+  std::vector<std::byte> scratch(layer::workspace_bytes(30));
+  layer::forward({.tokens = layer::rows(apart.tokens.data(), 30),
+                  .weights = {.router = {.weight = apart.router.data()},
+                              .up_proj = layer::in_proj(matrices.data()),
+                              .down_proj = layer::out_proj(matrices.data())},
+                  .output = layer::rows(output.data(), 30),
+                  .workspace = scratch,
+                  .clusters = {.labels = choices.data(), .choices = 2},
+                  .decisions = {.experts = choices.data()}});
+  CHECK(choices == expected.experts);
+  CHECK(output == expected.output);
+}
+
+TEST_CASE("the name of the router says what differs from the published forms", "[router]") {
+  using sy::router::switch_top1;
+  CHECK(adaptive_clustering<switch_top1>::name == "adaptive_clustering<switch_top1>");
+  CHECK(adaptive_clustering<switch_top1, sy::router::vision>::name == "adaptive_clustering<switch_top1,vision>");
+  CHECK(parity::name == "adaptive_clustering<top_k_softmax,counting_empty>");
+  constexpr sy::clustering_traits own{.scales = true,
+                                      .measure = sy::dispersion::variance,
+                                      .alpha_denominator = 10,
+                                      .clip_numerator = 0,
+                                      .scaling = sy::feature_scaling::none,
+                                      .unit_rows = false,
+                                      .experts_see_scaled = true};
+  CHECK(adaptive_clustering<switch_top1, own>::name ==
+        "adaptive_clustering<switch_top1,variance,alpha:1:10,clip:0,unscaled,plain_rows,scaled_experts>");
+}
+
 TEST_CASE("calibration on one batch gives its weights, and on two those of the deviations' mean", "[router]") {
   using layer = layer_of<language, 4, 4>;
   call<layer> batch(noise(30 * 4, 13), std::vector<std::int32_t>(30));
