@@ -3,9 +3,14 @@
 Weights are kept in float32.  Activations inside the blocks have the type `compute` (bfloat16 to
 train fast where the CPU has AMX, float32 to evaluate); norms, router and the residual stream are
 always float32.
+
+Every Mixture-of-Experts kind computes all experts for all tokens and multiplies by gates that are
+0 for those not chosen.  At this size that is less work than sorting the tokens by expert, and the
+result is the same.  No token is ever dropped.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +18,9 @@ from torch import nn
 
 CONFIG = {"vocabulary": 256, "context": 256, "hidden": 128, "blocks": 4, "heads": 4, "experts": 8,
           "top_k": 2, "intermediate": 192, "rope_theta": 10000, "norm_epsilon": 1e-5}
+COMPARED = CONFIG | {"intermediate": 64}   # the smaller experts of the models that compare the routers
+SIZES = {"shipped": CONFIG, "compared": COMPARED}
+STRATA = 4, 4
 
 
 def weight(*shape, scale=1.0):
@@ -63,46 +71,30 @@ class Attention(nn.Module):
         return self.o(y.transpose(1, 2).flatten(2))
 
 
-class Dispatch(torch.autograd.Function):
-    """Copies token t to the row slot[t, i] of each of its k choices; `source` is the token of
-    each row.  The gradient is a gather and a sum, much faster than index_add."""
-    @staticmethod
-    def forward(ctx, x, source, slot):
-        ctx.slot = slot
-        return x[source]
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient[ctx.slot].sum(1), None, None
+class Fed(NamedTuple):
+    """What a feed-forward block returns.  T is the number of tokens."""
+    x: torch.Tensor                  # [T, hidden] the residual stream after the block
+    regulariser: torch.Tensor        # the loss that keeps the experts in use
+    counts: torch.Tensor             # [experts] tokens of each
+    first: torch.Tensor              # [T] the first choice of each token (stratified: in its first pass)
+    passes: torch.Tensor             # [T] how often the token went through experts
 
 
-class Collect(torch.autograd.Function):
-    """rows[slot], every row being read at most once."""
-    @staticmethod
-    def forward(ctx, rows, slot):
-        ctx.slot, ctx.shape = slot, rows.shape
-        return rows[slot]
-
-    @staticmethod
-    def backward(ctx, gradient):
-        result = gradient.new_zeros(ctx.shape)
-        result[ctx.slot.flatten()] = gradient.flatten(0, 1)
-        return result, None
-
-
-# A feed-forward kind takes rows [tokens, hidden] and returns (rows, balance loss, how many
-# rows each expert got).
+# A feed-forward kind takes the normalised rows u [T, hidden] of type `compute`, the residual stream
+# x [T, hidden] that they came from, and `before`, the first choices [T] of the block before.
 
 class Dense(nn.Module):
-    """Gated SiLU, as wide as the experts that one token of the MoE model visits."""
-    def __init__(self, c, out_scale):
+    """Gated SiLU, as wide as the experts that one token of a top-2 model visits."""
+    def __init__(self, c, out_scale, *_):
         super().__init__()
         width = c["top_k"] * c["intermediate"]
         self.gate, self.up = Linear(c["hidden"], width), Linear(c["hidden"], width)
         self.down = Linear(width, c["hidden"], out_scale)
 
-    def forward(self, x):
-        return self.down(F.silu(self.gate(x)) * self.up(x)), x.new_zeros(()), torch.tensor([len(x)])
+    def forward(self, u, x, before):
+        y = self.down(F.silu(self.gate(u)) * self.up(u))
+        none = torch.zeros(len(u), dtype=torch.long)
+        return Fed(x + y, x.new_zeros(()), torch.tensor([len(u)]), none, none + 1)
 
 
 class Experts(nn.Module):
@@ -112,90 +104,230 @@ class Experts(nn.Module):
         self.gate_proj, self.up_proj = weight(*shape), weight(*shape)
         self.down_proj = weight(shape[0], shape[2], shape[1], scale=out_scale)
 
-    def forward(self, x, counts):
-        """Rows sorted by expert, counts[e] of them for expert e."""
-        weights = (w.to(x.dtype).unbind() for w in (self.gate_proj, self.up_proj, self.down_proj))
-        return torch.cat([F.linear(F.silu(F.linear(rows, gate)) * F.linear(rows, up), down)
-                          for rows, gate, up, down in zip(x.split(counts), *weights)])
+    def forward(self, x, gates):
+        """The sum over experts of gates[t, e] * expert e of x[t].  With fewer gates than experts
+        they are those of the last experts."""
+        gate, up, down = (w[-gates.shape[1]:].to(x.dtype) for w in (self.gate_proj, self.up_proj, self.down_proj))
+        h = F.silu(F.linear(x, gate.flatten(0, 1))) * F.linear(x, up.flatten(0, 1))
+        h = h.unflatten(1, gate.shape[:2]) * gates[..., None].to(x.dtype)
+        return F.linear(h.flatten(1), down.transpose(0, 1).flatten(1))
+
+
+class Router(nn.Module):
+    """Logits [T, experts] of x [T, hidden], without a bias."""
+    def __init__(self, experts, hidden):
+        super().__init__()
+        self.weight = weight(experts, hidden, scale=0.2)
+
+    def forward(self, x, before=None):
+        return F.linear(x, self.weight)
+
+
+def one_hot(chosen, experts):
+    return (chosen[..., None] == torch.arange(experts)).float()
+
+
+def take_best(scores, top_k):
+    """The ids [T, top_k] of the largest scores, best first.  Of equal ones the lower id is first."""
+    chosen = []
+    for _ in range(top_k):
+        chosen.append(scores.argmax(-1))
+        scores = scores.masked_fill(one_hot(chosen[-1], scores.shape[1]).bool(), -math.inf)
+    return torch.stack(chosen, 1)
+
+
+def balance_loss(probability, hits):
+    """Fedus et al. 2021, Switch Transformers, section 2.2: 1 when all experts are used alike."""
+    return hits.shape[-1] * (hits.mean(0) / hits.sum(1).mean() * probability.mean(0)).sum()
 
 
 class TopKMoE(nn.Module):
-    """Softmax over all experts, the top k renormalised to sum 1, no capacity limit."""
-    def __init__(self, c, out_scale):
+    """Softmax over all experts; the top k, renormalised to sum 1."""
+    top_k = None                                                             # that of the config
+    regulariser = "balance"
+
+    def __init__(self, c, out_scale, block, shared_router):
         super().__init__()
-        self.top_k = c["top_k"]
-        self.router = Linear(c["hidden"], c["experts"], scale=0.2)
+        self.top_k = type(self).top_k or c["top_k"]
+        self.router = self.make_router(c, block, shared_router)
         self.experts = Experts(c, out_scale)
 
-    def route(self, x):
-        probability = self.router(x.float()).softmax(-1)                     # [tokens, experts]
-        combine, chosen = probability.topk(self.top_k)                       # [tokens, k]
-        return combine / combine.sum(-1, keepdim=True), chosen, probability.mean(0)
+    def make_router(self, c, block, shared_router):
+        return Router(c["experts"], c["hidden"])
 
-    def combine(self, rows, weights):
-        return (rows.float() * weights[..., None]).sum(1)
+    def weigh(self, logits, chosen):
+        return logits.gather(1, chosen).softmax(-1)          # the same as the softmax over all, renormalised
 
-    def forward(self, x):
-        weights, chosen, mean = self.route(x)
-        counts = torch.bincount(chosen.flatten(), minlength=len(mean))
-        # In bfloat16 each new matrix shape costs the CPU library a compilation, so the rows of
-        # an expert are rounded up to a multiple of 256.
-        pad = 256 if x.dtype == torch.bfloat16 else 1
-        padded = (counts + pad - 1) // pad * pad
-        # Choice n (token n // k) goes to row slot[n]: sorted by expert, each expert's rows after
-        # the padded rows of those before it.  Padding rows hold token 0 and are never read.
-        order = chosen.flatten().argsort(stable=True)
-        shift = (padded.cumsum(0) - padded) - (counts.cumsum(0) - counts)
-        slot = torch.empty_like(order)
-        slot[order] = torch.arange(len(order)) + shift.repeat_interleave(counts)
-        source = torch.zeros(int(padded.sum()), dtype=torch.long)
-        source[slot] = torch.arange(len(slot)) // self.top_k
-        slot = slot.view_as(chosen)
-        rows = self.experts(Dispatch.apply(x, source, slot), padded.tolist())
-        balance = len(mean) * (counts / counts.sum() * mean).sum()
-        return self.combine(Collect.apply(rows, slot), weights), balance, counts
+    def regularise(self, logits, hits):
+        return balance_loss(logits.softmax(-1), hits)
+
+    def forward(self, u, x, before):
+        logits = self.router(u.float(), before)
+        chosen = take_best(logits, self.top_k)
+        hits = one_hot(chosen, logits.shape[1])                              # [T, k, experts]
+        gates = (hits * self.weigh(logits, chosen)[..., None]).sum(1)
+        hits = hits.sum(1)
+        return Fed(x + self.experts(u, gates), self.regularise(logits, hits), hits.sum(0), chosen[:, 0],
+                   torch.ones_like(chosen[:, 0]))
 
 
-FEED_FORWARD = {"moe": TopKMoE, "dense": Dense}
+class Switch(TopKMoE):
+    """One expert, weighted by its softmax score.  Source: Fedus et al. 2021, Switch Transformers."""
+    top_k = 1
+
+    def weigh(self, logits, chosen):
+        return logits.softmax(-1).gather(1, chosen)
+
+
+class Omni(Switch):
+    """Switch with one router weight for all blocks.  Source: Gu et al. 2025, Omni-Router."""
+    def make_router(self, c, block, shared_router):
+        return shared_router
+
+
+class Sigma(TopKMoE):
+    """Independent sigmoid scores, not normalised.  Source: Csordas et al. 2023, Approximating Two-Layer
+    Feedforward Networks.  Only the router is theirs; the experts are those of the other kinds."""
+    regulariser = "entropy"
+
+    def weigh(self, logits, chosen):
+        return logits.gather(1, chosen).sigmoid()
+
+    def regularise(self, logits, hits):
+        """Negative entropy of the mean softmax."""
+        mean = logits.softmax(-1).mean(0)
+        return (mean * mean.log()).sum()
+
+
+def dispersion(x, labels, experts):
+    """For each cluster and feature, the mean absolute deviation from the cluster's mean
+    [experts, hidden], and the number of tokens [experts] of each cluster."""
+    members = one_hot(labels, experts)                                       # [T, experts]
+    count = members.sum(0)
+    share = members / count.clamp_min(1)
+    return share.T @ (x - (share.T @ x)[labels]).abs(), count
+
+
+def feature_weights(spread, count):
+    """Large where a cluster is tight.  Empty clusters are in no mean and get the weight 1.
+    Source: Nielsen et al. 2025, Tight Clusters Make Specialized Experts, the language model's form."""
+    live = (count > 0).float()[:, None]
+    w = 1 / (spread + 1e-4)
+    w = torch.minimum(w, 10 * (w * live).sum() / (live.sum() * w.shape[1]))
+    return torch.where(live > 0, w / ((w * live).sum(0) / live.sum()), 1.0)
+
+
+class ClusterRouter(Router):
+    """Router rows of norm 1; features scaled by the cluster that the token was in one block before.
+    The statistics are those of the tokens at hand, or, with `frozen`, of the training text: batch
+    statistics see bytes that come later in the text."""
+    def __init__(self, experts, hidden):
+        super().__init__(experts, hidden)
+        self.register_buffer("feature_scale", torch.ones(experts, hidden))
+        self.frozen = False
+
+    def scale(self, x, before):
+        if self.frozen:
+            return self.feature_scale
+        return feature_weights(*dispersion(x, before, len(self.weight)))
+
+    def forward(self, x, before):
+        with torch.no_grad():
+            scale = self.scale(x, before)[before]
+        return F.linear(x * scale, F.normalize(self.weight, dim=1, eps=1e-4))
+
+
+class AdaptiveClustering(TopKMoE):
+    """Top-2 whose router knows the block before; in the first block, plain top-2."""
+    def make_router(self, c, block, shared_router):
+        return (ClusterRouter if block else Router)(c["experts"], c["hidden"])
+
+
+class Stratified(nn.Module):
+    """Experts in strata; a token moves up by its first choice until it leaves the last stratum.
+    The second choice is the plain second best.  A stratum's norm also changes the residual that the
+    next pass adds, as in the authors' code.
+    Source: Xu et al. 2023, Towards Being Parameter-Efficient."""
+    regulariser = "balance"
+
+    def __init__(self, c, out_scale, *_):
+        super().__init__()
+        self.top_k, self.below = c["top_k"], [sum(STRATA[:i]) for i in range(len(STRATA))]
+        self.router = nn.ModuleList(Router(c["experts"] - below, c["hidden"]) for below in self.below)
+        self.norm = nn.ModuleList(nn.LayerNorm(c["hidden"], eps=1e-5) for _ in STRATA)
+        self.experts = Experts(c, out_scale)
+
+    def forward(self, u, x, before):
+        h, r, state, passes = u, x, 0, torch.zeros(len(x), dtype=torch.long)
+        counts, losses, ran, first = 0.0, 0.0, 0.0, None
+        for i, (router, norm, below) in enumerate(zip(self.router, self.norm, self.below)):
+            here = torch.ones(len(x), dtype=torch.bool) if i == 0 else state == i
+            logits = router(h.float())
+            chosen = take_best(logits, self.top_k)
+            hits = one_hot(chosen, logits.shape[1]) * here[:, None, None]
+            gates = (hits * logits.gather(1, chosen).softmax(-1)[..., None]).sum(1)
+            y = r + self.experts(h.to(u.dtype), gates)
+            h = torch.where(here[:, None], y, h) if i else y
+            # Balance among the tokens of this pass, by their first choices.
+            number = here.sum().clamp_min(1)
+            probability = (logits.softmax(-1) * here[:, None]).sum(0) / number
+            losses = losses + hits.shape[-1] * (hits[:, 0].sum(0) / number * probability).sum()
+            ran = ran + here.any().float()
+            counts = counts + F.pad(hits.sum((0, 1)), (below, 0))
+            first = chosen[:, 0] if first is None else first
+            passes = passes + here
+            above = sum((chosen[:, 0] + below >= edge).long() for edge in self.below[1:]) + 1
+            state = torch.where(here, above, state) if i else above
+            h = torch.where((state == i + 1)[:, None], norm(h), h)
+            r = h
+        return Fed(h, losses / ran, counts, first, passes)
+
+
+FEED_FORWARD = {"moe": TopKMoE, "dense": Dense, "switch": Switch, "omni": Omni, "sigma": Sigma,
+                "ac": AdaptiveClustering, "stratified": Stratified}
 
 
 class Block(nn.Module):
-    def __init__(self, kind, c):
+    def __init__(self, kind, c, index, shared_router):
         super().__init__()
         out_scale = 1 / math.sqrt(2 * c["blocks"])
         self.attention_norm, self.moe_norm = RMSNorm(c["hidden"]), RMSNorm(c["hidden"])
         self.attention = Attention(c, out_scale)
-        self.moe = FEED_FORWARD[kind](c, out_scale)
+        self.moe = FEED_FORWARD[kind](c, out_scale, index, shared_router)
 
-    def attend(self, x, compute):
+    def forward(self, x, before, compute):
         x = x + self.attention(self.attention_norm(x).to(compute))
-        return x, self.moe_norm(x).to(compute).flatten(0, 1)
-
-    def forward(self, x, compute):
-        x, normed = self.attend(x, compute)
-        y, balance, counts = self.moe(normed)
-        return x + y.view_as(x), balance, counts
+        fed = self.moe(self.moe_norm(x).to(compute).flatten(0, 1), x.flatten(0, 1), before)
+        return fed._replace(x=fed.x.view_as(x))
 
 
 class TinyLM(nn.Module):
     def __init__(self, kind, c=CONFIG):
         super().__init__()
+        self.kind, self.config = kind, c
         self.embedding = nn.Embedding(c["vocabulary"], c["hidden"])
         nn.init.normal_(self.embedding.weight, std=0.05)
-        self.blocks = nn.ModuleList(Block(kind, c) for _ in range(c["blocks"]))
+        self.router = Router(c["experts"], c["hidden"]) if kind == "omni" else None
+        self.blocks = nn.ModuleList(Block(kind, c, i, self.router) for i in range(c["blocks"]))
         self.final_norm = RMSNorm(c["hidden"])
 
     def forward(self, tokens, compute=torch.float32):
-        """tokens [batch, length] -> logits, sum of balance losses, rows per expert of each block."""
-        x, balances, counts = self.embedding(tokens), [], []
+        """tokens [batch, length] -> logits, and what each block's feed-forward returned."""
+        x, before, fed = self.embedding(tokens), None, []
         for block in self.blocks:
-            x, balance, count = block(x, compute)
-            balances.append(balance)
-            counts.append(count)
-        return self.output(x, compute), sum(balances), counts
+            fed.append(block(x, before, compute))
+            x, before = fed[-1].x, fed[-1].first
+        return self.output(x, compute), fed
 
     def output(self, x, compute):
         return F.linear(self.final_norm(x).to(compute), self.embedding.weight.to(compute)).float()
+
+    def cluster_routers(self):
+        return [m for m in self.modules() if isinstance(m, ClusterRouter)]
+
+    def tensors(self):
+        """Those of the weight file, each once: parameters and the tables of AC."""
+        return dict(self.named_parameters()) | {n: b for n, b in self.named_buffers() if "feature_scale" in n}
 
 
 def shipped_dtype(name):
@@ -203,7 +335,13 @@ def shipped_dtype(name):
     return torch.float32 if "router" in name or "norm" in name else torch.bfloat16
 
 
+def experts_of_a_token(model):
+    """How many experts of a block one pass visits."""
+    return getattr(model.blocks[0].moe, "top_k", 0)
+
+
 def parameters_of(model, active=False):
-    """How many weights the model has, or how many one token passes through."""
-    return sum(p.numel() * CONFIG["top_k"] // CONFIG["experts"] if active and ".experts." in name else p.numel()
+    """How many weights the model has, or how many one token meets in one pass through each block."""
+    share = experts_of_a_token(model) / model.config["experts"]
+    return sum(round(p.numel() * share) if active and ".experts." in name else p.numel()
                for name, p in model.named_parameters())

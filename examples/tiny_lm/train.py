@@ -3,7 +3,8 @@
 
 `moe` has Mixture-of-Experts layers (8 experts, top-2) as its feed-forward blocks; `dense` is its
 twin with as many *active* parameters.  Both see the same bytes in the same order.  The MoE model
-is shipped as tiny_lm.safetensors; of the dense twin only the score is kept.
+is shipped as tiny_lm.safetensors; of the dense twin only the score is kept.  The other kinds
+(switch, omni, ac, stratified, sigma) are compared in a smaller size, see below.
 
 The text is the King James Bible, which is in the public domain, from Debian's packages bible-kjv
 and bible-kjv-text.  To make the text file (4404412 bytes, one verse per line):
@@ -21,14 +22,22 @@ they were stopped once and gone on with by --resume):
     python3 train.py sample --work /tmp/tiny_lm --prompt "In the beginning"
 
 --resume goes on from the last checkpoint, also with another --steps while the learning rate has
-not begun to decay.  Leave out --precision bfloat16 where the CPU has no AMX.
+not begun to decay.  Leave out --precision bfloat16 where the CPU has no AMX.  The script then
+computed only the chosen experts; now it computes all and masks them.
+
+The comparison of the routers, for each KIND and SEED (models/*.safetensors are of seed 1):
+
+    flags="--size compared --steps 1000 --batch 4 --warmup 100 --decay 0.3 --compile"
+    python3 train.py train --model KIND --seed SEED --text kjv.txt --work /tmp/tiny_lm $flags
+    python3 train.py export --size compared --text kjv.txt --work /tmp/tiny_lm
+    python3 train.py analyse --text kjv.txt --work /tmp/tiny_lm         # needs matplotlib
 
 Held-out text: every 48th chapter (the 25th, 73rd, ... of the 1189) is taken out of the training
 text whole and joined into held_out.txt: a draw over all the books, made by position alone.  The
 score is bits per byte on it (see `evaluate`), with the weights rounded as they are shipped and
 all arithmetic in float32.  It chooses no checkpoint: the last step's weights are shipped.
 
-Needs PyTorch 2.6 or later and the standard library.
+Needs PyTorch 2.6 or later and, to draw the comparison, matplotlib.
 """
 
 import argparse
@@ -45,7 +54,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from model import CONFIG, FEED_FORWARD, TinyLM, parameters_of, shipped_dtype
+from model import FEED_FORWARD, SIZES, STRATA, TinyLM, dispersion, experts_of_a_token, feature_weights, parameters_of, \
+    shipped_dtype
 
 HERE = pathlib.Path(__file__).resolve().parent
 FORMAT = "switchyard-tiny-lm-1"
@@ -70,31 +80,64 @@ def load_text(path):
     return training.encode("ascii"), held_out.encode("ascii")
 
 
-def batch_at(data, step, args):
+def batch_at(data, context, batch, seed, step):
     """The batch of a step depends on the seed and the step only: all models see the same bytes."""
-    generator = torch.Generator().manual_seed(args.seed * 1_000_003 + step)
-    starts = torch.randint(len(data) - CONFIG["context"], (args.batch, 1), generator=generator)
-    windows = data[starts + torch.arange(CONFIG["context"] + 1)].long()
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+    starts = torch.randint(len(data) - context, (batch, 1), generator=generator)
+    windows = data[starts + torch.arange(context + 1)].long()
     return windows[:, :-1], windows[:, 1:]
 
 
 @torch.no_grad()
-def evaluate(model, held_out):
-    """Bits per byte.  Windows start at the bytes 0, 256, 512, ...; each is a context of its own,
-    and every byte of the text but the first is predicted once.  Also returns, for each block,
-    the share of the rows that each expert got."""
-    data, context = torch.tensor(list(held_out)), CONFIG["context"]
-    count = len(data) - 1
+def read(model, held_out, seen=None):
+    """Yields (nats of each predicted byte, what the blocks' feed-forwards returned) for batches of
+    windows.  These start at the bytes 0, 256, 512, ...; each is a context of its own, and every
+    byte of the text but the first is predicted once.  The model sees the bytes of `seen`, if given, in
+    place of those of the text."""
+    targets, context = torch.tensor(list(held_out))[1:], model.config["context"]
+    inputs = torch.tensor(list(held_out if seen is None else seen))[:-1]
+    count = len(targets)
     whole = count - count % context
-    batches = [*zip(data[:whole].view(-1, context).split(16), data[1: whole + 1].view(-1, context).split(16)),
-               *([(data[None, whole:-1], data[None, whole + 1:])] if whole < count else [])]   # a short last one
-    nats, rows = 0.0, torch.zeros(())
-    for inputs, targets in batches:
-        logits, _, counts = model(inputs)
-        nats += F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").double().sum().item()
-        rows = rows + torch.stack(counts)
+    batches = [*zip(inputs[:whole].view(-1, context).split(16), targets[:whole].view(-1, context).split(16)),
+               *([(inputs[None, whole:], targets[None, whole:])] if whole < count else [])]   # a short last one
+    for x, y in batches:
+        logits, fed = model(x)
+        yield F.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none"), fed
+
+
+def evaluate(model, held_out, seen=None):
+    """Bits per byte, and for each block the share of the rows that each expert got."""
+    nats, rows = 0.0, 0
+    for losses, fed in read(model, held_out, seen):
+        nats += losses.double().sum().item()
+        rows = rows + torch.stack([f.counts for f in fed])
     share = [[round(v, 4) for v in block] for block in (rows / rows.sum(1, keepdim=True)).tolist()]
-    return nats / math.log(2) / count, share
+    return nats / math.log(2) / (len(held_out) - 1), share
+
+
+@torch.no_grad()
+def calibrate(model, data):
+    """Sets the tables of AC from 16 batches of training text, and has the model score with them.  The
+    dispersions are averaged over the batches, weighted by the tokens of each cluster."""
+    routers = model.cluster_routers()
+    sums = {router: [0.0, 0.0] for router in routers}
+
+    def add(router, inputs):
+        spread, count = dispersion(inputs[0], inputs[1], len(router.weight))
+        sums[router][0] = sums[router][0] + spread * count[:, None]
+        sums[router][1] = sums[router][1] + count
+
+    hooks = [router.register_forward_pre_hook(add) for router in routers]
+    for router in routers:
+        router.frozen = False
+    for i in range(16 if routers else 0):
+        model(batch_at(data, model.config["context"], 16, 0, i)[0])
+    for hook in hooks:
+        hook.remove()
+    for router in routers:
+        total, count = sums[router]
+        router.feature_scale.copy_(feature_weights(total / count.clamp_min(1)[:, None], count))
+        router.frozen = True
 
 
 # ------------------------------------------------------------------------------- the actions
@@ -110,32 +153,35 @@ def train(args):
     torch.set_num_threads(args.threads)
     training, held_out = load_text(args.text)
     data, compute = torch.frombuffer(bytearray(training), dtype=torch.uint8), getattr(torch, args.precision)
-    model = TinyLM(args.model)
+    model = TinyLM(args.model, SIZES[args.size])
+    factor = {"balance": args.balance, "entropy": args.entropy, None: 0.0}[
+        getattr(FEED_FORWARD[args.model], "regulariser", None)]
     groups = [{"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": args.weight_decay},
               {"params": [p for p in model.parameters() if p.dim() == 1], "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.95), fused=True)
-    args.work.mkdir(parents=True, exist_ok=True)
-    checkpoint, first, seconds, curve = args.work / f"{args.model}.pt", 0, 0.0, []
+    checkpoint, first, seconds, curve = checkpoint_of(args, args.model, args.seed), 0, 0.0, []
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if args.resume and checkpoint.is_file():
         saved = torch.load(checkpoint, weights_only=True)
         model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         first, seconds, curve = saved["step"], saved["seconds"], saved["curve"]
-    if args.compile:                                                         # all but the experts
-        for module in model.modules():
-            for name in ("attend", "route", "combine", "output"):
-                if hasattr(module, name):
-                    setattr(module, name, torch.compile(getattr(module, name)))
-    print(f"{args.model}: {parameters_of(model)} parameters, {parameters_of(model, True)} active; text "
+    if args.compile:
+        for module in (*model.blocks, model):
+            name = "output" if module is model else "forward"
+            setattr(module, name, torch.compile(getattr(module, name)))
+    print(f"{args.model} {args.seed}: {parameters_of(model)} parameters, {parameters_of(model, True)} active; text "
           f"{len(training)} + {len(held_out)} held-out bytes; steps {first} to {args.steps}", flush=True)
 
-    tokens_per_step, losses = args.batch * CONFIG["context"], []
+    context, losses = model.config["context"], []
+    tokens_per_step = args.batch * context
     started, shown, saved_at = time.time() - seconds, (time.time(), first), time.time()
     for step in range(first, args.steps):
-        inputs, targets = batch_at(data, step, args)
-        logits, balance, _ = model(inputs, compute)
+        inputs, targets = batch_at(data, context, args.batch, args.seed, step)
+        logits, fed = model(inputs, compute)
+        regulariser = sum(f.regulariser for f in fed)
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        (loss + args.balance * balance).backward()
+        (loss + factor * regulariser).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, args)
@@ -143,16 +189,16 @@ def train(args):
         optimizer.zero_grad(set_to_none=True)
         losses = losses[-99:] + [loss.item() / math.log(2)]
         mean, done, last = sum(losses) / len(losses), step + 1, step + 1 == args.steps
-        if done % max(1, args.steps // 20) == 0 or last:
+        if done % max(1, args.steps // args.scores) == 0 or last:
             with torch.compiler.set_stance("force_eager"):
                 bits, _ = evaluate(model, held_out)
             curve.append({"step": done, "tokens": done * tokens_per_step, "train_bits_per_byte": round(mean, 4),
                           "held_out_bits_per_byte": round(bits, 4)})
-            print(f"{args.model} step {done}: held-out {bits:.4f} bits per byte", flush=True)
+            print(f"{args.model} {args.seed} step {done}: held-out {bits:.4f} bits per byte", flush=True)
         if time.time() - shown[0] > args.show or last:
             rate = (done - shown[1]) * tokens_per_step / (time.time() - shown[0])
-            print(f"{args.model} step {done}/{args.steps}  loss {mean:.4f} bits per byte  balance "
-                  f"{balance.item() / CONFIG['blocks']:.3f}  {rate:.0f} tokens/s  "
+            print(f"{args.model} {args.seed} step {done}/{args.steps}  loss {mean:.4f} bits per byte  regulariser "
+                  f"{regulariser.item() / len(fed):.3f}  {rate:.0f} tokens/s  "
                   f"ETA {(args.steps - done) * tokens_per_step / rate / 60:.1f} min", flush=True)
             shown = time.time(), done
         if time.time() - saved_at > 60 or last:
@@ -163,16 +209,21 @@ def train(args):
             saved_at = time.time()
 
 
-def load_shipped(args, kind):
-    """The trained model with its weights rounded as they are shipped, and its checkpoint."""
-    path = args.work / f"{kind}.pt"
+def checkpoint_of(args, kind, seed):
+    return args.work / args.size / f"{kind}-{seed}.pt"
+
+
+def load_shipped(args, kind, seed, data):
+    """The trained model with its weights rounded as they are shipped, ready to score, and its checkpoint."""
+    path = checkpoint_of(args, kind, seed)
     if not path.is_file():
-        sys.exit(f"train.py: no {path}; run `train.py train --model {kind}` first.")
+        sys.exit(f"train.py: no {path}; run `train.py train --size {args.size} --model {kind} --seed {seed}` first.")
     saved = torch.load(path, weights_only=True)
     if saved["step"] != saved["arguments"]["steps"]:
         print(f"warning: {path} is of step {saved['step']} of {saved['arguments']['steps']}", file=sys.stderr)
-    model = TinyLM(kind)
+    model = TinyLM(kind, SIZES[args.size])
     model.load_state_dict({n: t.to(shipped_dtype(n)).float() for n, t in saved["model"].items()})
+    calibrate(model, data)
     return model, saved
 
 
@@ -194,46 +245,81 @@ def write_safetensors(path, tensors, metadata):
     path.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
 
+def metadata_of(model, run, bits, held_out):
+    config = model.config | {"top_k": experts_of_a_token(model) or model.config["top_k"]}
+    tokens = run["step"] * run["arguments"]["batch"] * config["context"]
+    return {"format": FORMAT, "model": model.kind, "config": json.dumps(config), "bits_per_byte": f"{bits:.6f}",
+            "held_out_sha256": hashlib.sha256(held_out).hexdigest(), "seed": run["arguments"]["seed"],
+            "steps": run["step"], "tokens": tokens, "torch": torch.__version__, "parameters": parameters_of(model),
+            "active_parameters": parameters_of(model, True),
+            "text": "King James Bible (public domain), Debian package bible-kjv-text",
+            **({"strata": json.dumps(STRATA)} if model.kind == "stratified" else {})}
+
+
+def write_model(path, model, metadata):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_safetensors(path, {n: t.to(shipped_dtype(n)) for n, t in model.tensors().items()},
+                      {name: str(value) for name, value in metadata.items()})
+
+
+def record_of(model, run, bits):
+    """What training.json and comparison.json keep of a run."""
+    return {"parameters": parameters_of(model), "active_parameters": parameters_of(model, True),
+            "bits_per_byte": round(bits, 6),
+            "tokens": run["step"] * run["arguments"]["batch"] * model.config["context"],
+            "seconds": round(run["seconds"], 1),
+            "arguments": {k: v for k, v in run["arguments"].items() if k not in ("action", "show", "resume")},
+            "curve": run["curve"]}
+
+
+def write_json(path, record):
+    path.write_text(re.sub(r"\[[^][{}]*\]|\{[^{}\[\]]*\}", lambda m: " ".join(m[0].split()),
+                           json.dumps(record, indent=1)) + "\n")
+
+
 def export(args):
+    torch.set_num_threads(1)
     training, held_out = load_text(args.text)
-    (moe, moe_run), (dense, dense_run) = (load_shipped(args, kind) for kind in ("moe", "dense"))
+    data = torch.frombuffer(bytearray(training), dtype=torch.uint8)
+    if args.size == "compared":
+        for kind in args.models:
+            model, run = load_shipped(args, kind, args.seed, data)
+            bits, _ = evaluate(model, held_out)
+            write_model(args.out / "models" / f"{kind}.safetensors", model, metadata_of(model, run, bits, held_out))
+            print(f"{kind} {bits:.6f} bits per byte")
+        return
+    (moe, moe_run), (dense, dense_run) = (load_shipped(args, kind, args.seed, data) for kind in ("moe", "dense"))
     if moe_run["step"] != dense_run["step"]:
         print(f"warning: {moe_run['step']} steps of moe but {dense_run['step']} of dense", file=sys.stderr)
     (bits, usage), (dense_bits, _) = (evaluate(model, held_out) for model in (moe, dense))
-    tokens = moe_run["step"] * moe_run["arguments"]["batch"] * CONFIG["context"]
-    metadata = {"format": FORMAT, "model": "moe", "config": json.dumps(CONFIG), "bits_per_byte": f"{bits:.6f}",
-                "dense_bits_per_byte": f"{dense_bits:.6f}", "held_out_sha256": hashlib.sha256(held_out).hexdigest(),
-                "seed": moe_run["arguments"]["seed"], "steps": moe_run["step"], "tokens": tokens,
-                "torch": torch.__version__, "parameters": parameters_of(moe),
-                "active_parameters": parameters_of(moe, True), "dense_parameters": parameters_of(dense),
-                "text": "King James Bible (public domain), Debian package bible-kjv-text"}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "held_out.txt").write_bytes(held_out)
-    write_safetensors(args.out / "tiny_lm.safetensors",
-                      {n: p.to(shipped_dtype(n)) for n, p in moe.named_parameters()},
-                      {name: str(value) for name, value in metadata.items()})
-    runs = {kind: {"parameters": parameters_of(model), "active_parameters": parameters_of(model, True),
-                   "bits_per_byte": round(score, 6), "tokens": tokens, "seconds": round(run["seconds"], 1),
-                   "arguments": {k: v for k, v in run["arguments"].items() if k not in ("action", "show", "resume")},
-                   "curve": run["curve"]}
-            for kind, model, run, score in (("moe", moe, moe_run, bits), ("dense", dense, dense_run, dense_bits))}
+    write_model(args.out / "tiny_lm.safetensors", moe,
+                metadata_of(moe, moe_run, bits, held_out)
+                | {"dense_bits_per_byte": f"{dense_bits:.6f}", "dense_parameters": parameters_of(dense)})
+    runs = {"moe": record_of(moe, moe_run, bits), "dense": record_of(dense, dense_run, dense_bits)}
     runs["moe"]["held_out_expert_share"] = usage
-    record = {"config": CONFIG, "torch": torch.__version__, "training_bytes": len(training),
-              "held_out_bytes": len(held_out), **runs}
-    text = re.sub(r"\[[^][{}]*\]|\{[^{}\[\]]*\}", lambda m: " ".join(m[0].split()), json.dumps(record, indent=1))
-    (args.out / "training.json").write_text(text + "\n")
+    write_json(args.out / "training.json",
+               {"config": moe.config, "torch": torch.__version__, "training_bytes": len(training),
+                "held_out_bytes": len(held_out), **runs})
     print(f"moe {bits:.6f}, dense {dense_bits:.6f} bits per byte")
     for i, row in enumerate(usage):
         print(f"block {i}: share of each expert", *row)
 
 
+def analyse(args):
+    from compare import compare                                              # needs matplotlib
+    compare(args)
+
+
 @torch.no_grad()
 def sample(args):
-    model, _ = load_shipped(args, args.model)
+    data = torch.frombuffer(bytearray(load_text(args.text)[0]), dtype=torch.uint8) if args.model == "ac" else None
+    model, _ = load_shipped(args, args.model, args.seed, data)
     generator = torch.Generator().manual_seed(args.seed)
     text = list(args.prompt.encode())
     for _ in range(args.length):
-        logits = model(torch.tensor([text[-CONFIG["context"]:]]))[0][0, -1]
+        logits = model(torch.tensor([text[-model.config["context"]:]]))[0][0, -1]
         if args.temperature == 0:
             text.append(logits.argmax().item())
         else:
@@ -249,12 +335,15 @@ def main():
         for p in parsers:
             p.add_argument("--" + name, **more)
 
-    t, e, s = (actions.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-               for name in ("train", "export", "sample"))
-    option((t, e, s), "work", type=pathlib.Path, default=pathlib.Path("/tmp/tiny_lm"), help="where checkpoints are")
-    option((t, e), "text", type=pathlib.Path, required=True, help="the text (see train.py --help)")
+    t, e, a, s = (actions.add_parser(name, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                  for name in ("train", "export", "analyse", "sample"))
+    option((t, e, a, s), "work", type=pathlib.Path, default=pathlib.Path("/tmp/tiny_lm"), help="where checkpoints are")
+    option((t, e, a, s), "text", type=pathlib.Path, default=pathlib.Path("kjv.txt"), help="the text (see --help)")
+    option((t, e, s), "size", choices=sorted(SIZES), default="shipped", help="experts of width 192, or of 64")
+    a.set_defaults(size="compared")
+    option((e, a), "models", nargs="+", choices=sorted(FEED_FORWARD), default=sorted(FEED_FORWARD))
     option((t, s), "model", choices=sorted(FEED_FORWARD), default="moe", help="feed-forward kind")
-    option((t, s), "seed", type=int, default=1)
+    option((t, e, s), "seed", type=int, default=1)
     option((t,), "steps", type=int, default=1800)
     option((t,), "batch", type=int, default=32, help="windows of 256 bytes per step")
     option((t,), "lr", type=float, default=4e-3)
@@ -262,17 +351,19 @@ def main():
     option((t,), "decay", type=float, default=0.15, help="part of the steps, the last, in which the rate decays to 0")
     option((t,), "weight-decay", type=float, default=0.1)
     option((t,), "balance", type=float, default=0.01, help="factor of the load-balancing loss")
+    option((t,), "entropy", type=float, default=0.001, help="factor of sigma's regulariser")
+    option((t,), "scores", type=int, default=20, help="how often to score the held-out text")
     option((t,), "precision", choices=("float32", "bfloat16"), default="float32", help="of the activations")
     option((t,), "compile", action="store_true", help="use torch.compile (needs a C++ compiler)")
     option((t,), "threads", type=int, default=1)
     option((t,), "show", type=float, default=15, help="seconds between progress lines")
     option((t,), "resume", action="store_true", help="go on from the checkpoint in --work")
-    option((e,), "out", type=pathlib.Path, default=HERE)
+    option((e, a), "out", type=pathlib.Path, default=HERE)
     option((s,), "prompt", default="In the beginning")
     option((s,), "length", type=int, default=400)
     option((s,), "temperature", type=float, default=0.7, help="0: the likeliest byte")
     args = parser.parse_args()
-    {"train": train, "export": export, "sample": sample}[args.action](args)
+    {"train": train, "export": export, "analyse": analyse, "sample": sample}[args.action](args)
 
 
 if __name__ == "__main__":
