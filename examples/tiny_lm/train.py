@@ -27,7 +27,7 @@ computed only the chosen experts; now it computes all and masks them.
 
 The comparison of the routers, for each KIND and SEED (models/*.safetensors are of seed 1):
 
-    flags="--size compared --steps 1000 --batch 4 --warmup 100 --decay 0.3 --compile"
+    flags="--size compared --steps 1000 --batch 4 --lr 3e-3 --warmup 100 --decay 0.3 --scores 4 --compile"
     python3 train.py train --model KIND --seed SEED --text kjv.txt --work /tmp/tiny_lm $flags
     python3 train.py export --size compared --text kjv.txt --work /tmp/tiny_lm
     python3 train.py analyse --text kjv.txt --work /tmp/tiny_lm         # needs matplotlib
