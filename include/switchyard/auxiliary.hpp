@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/core/error.hpp>
+#include <switchyard/core/host_device.hpp>
 #include <switchyard/core/view.hpp>
 
 #include <cmath>
@@ -29,6 +30,31 @@ struct auxiliary_values {
   float z_loss = 0.0f;
   /// Coefficient of variation of the load: standard deviation over mean of the pairs that chose each expert.
   float load_variation = 0.0f;
+};
+
+/// The mean of the auxiliary values of several passes, each counting once, as in a stratified layer.
+struct mean_auxiliary {
+  auxiliary_values sum;
+  int passes = 0;
+
+  SWITCHYARD_HD constexpr void add(auxiliary_values const& pass) {
+    sum.balance_first_choice += pass.balance_first_choice;
+    sum.balance_all_choices += pass.balance_all_choices;
+    sum.balance_kept_choice += pass.balance_kept_choice;
+    sum.balance_combine_weight += pass.balance_combine_weight;
+    sum.z_loss += pass.z_loss;
+    sum.load_variation += pass.load_variation;
+    ++passes;
+  }
+  SWITCHYARD_HD constexpr auxiliary_values mean() const {
+    float const count = passes > 0 ? static_cast<float>(passes) : 1.0f;
+    return {.balance_first_choice = sum.balance_first_choice / count,
+            .balance_all_choices = sum.balance_all_choices / count,
+            .balance_kept_choice = sum.balance_kept_choice / count,
+            .balance_combine_weight = sum.balance_combine_weight / count,
+            .z_loss = sum.z_loss / count,
+            .load_variation = sum.load_variation / count};
+  }
 };
 
 /// What `auxiliary` reads; all arrays by token, none null but `active`.

@@ -20,7 +20,8 @@ std::string describe() {
          part(element_name<typename Layer::element>);
 }
 
-/// What one `forward` has to do at least.
+/// What one `forward` has to do at least. With `router::stratified`: one pass, all experts open; flops and the experts' part
+/// of the bytes grow with the passes.
 struct layer_costs {
   std::int64_t parameters = 0;         ///< of the layer; the router's too where the layer owns it
   std::int64_t active_parameters = 0;  ///< of them, those that one token meets
@@ -54,13 +55,18 @@ layer_costs costs(std::int64_t tokens, double experts_used = -1.0) {
       (router.bias ? dims.experts : 0) + (router.correction_bias ? dims.experts : 0);
   constexpr std::int64_t owned_router =
       router.gate == gate_owner::layer ? router_matrix + router_vectors : std::int64_t{0};
+  std::int64_t router_rows = dims.experts, norms = 0;  // of all gates and norms of router::stratified
+  if constexpr (router.stratification.strata > 0) {
+    for (int i = 1; i < router.stratification.strata; ++i) router_rows += dims.experts - Layer::router::first_expert(i);
+    if (router.stratification.norms) norms = std::int64_t{2} * router.stratification.strata * dims.hidden;
+  }
 
   if (experts_used < 0.0) experts_used = expected_experts<Layer>(tokens);
   double const count = static_cast<double>(tokens);
   double const element_bytes = sizeof(typename Layer::element);
   layer_costs result;
-  result.parameters =
-      owned_router + dims.experts * (expert_weights + expert_bias) + shared_weights + shared_gate_weights;
+  result.parameters = owned_router / dims.experts * router_rows + norms +
+                      dims.experts * (expert_weights + expert_bias) + shared_weights + shared_gate_weights;
   result.active_parameters =
       owned_router + dims.top_k * (expert_weights + expert_bias) + shared_weights + shared_gate_weights;
   result.flops =

@@ -6,16 +6,19 @@
 #include <switchyard/core/element.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/shape.hpp>
+#include <switchyard/core/text.hpp>
 #include <switchyard/core/view.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/expert/expert_policy.hpp>
 #include <switchyard/router/router_policy.hpp>
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string>
 #include <type_traits>
+#include <utility>
 
 namespace switchyard {
 
@@ -58,12 +61,39 @@ struct routes_are_precomputed_see_routes {
   };
   member weight = {}, bias = {}, correction_bias = {};
 };
+struct each_stratum_has_a_gate_see_gate {
+  each_stratum_has_a_gate_see_gate() = default;
+  template <class T>
+  each_stratum_has_a_gate_see_gate(T const&) {
+    static_assert(sizeof(T) == 0,
+                  "switchyard: router::stratified has a router weight for each stratum. Set .gate[0], .gate[1], ... "
+                  "instead of .weight.");
+  }
+};
 struct the_router_makes_the_routes {};
 struct the_router_has_no_clusters {};
+struct the_router_has_no_strata {};
+struct the_router_has_no_norms {};
 struct the_expert_has_no_gate {};
 struct the_expert_has_no_bias {};
 struct the_layer_has_no_shared_expert {};
 struct auxiliary_values_need_logits {};
+
+/// The gates of `router::stratified`. The matrix of gate i is [experts, hidden] without the experts of lower strata, and so
+/// are its biases.
+template <int Strata>
+struct stratum_gates {
+  router_weights gate[Strata] = {};
+  [[no_unique_address]] each_stratum_has_a_gate_see_gate weight = {};
+};
+
+/// The norm of one stratum, which a token gets when it has left it:
+/// (h - mean) / sqrt(variance + epsilon) * weight + bias.
+struct layer_norm {
+  float const* weight = nullptr;  ///< [hidden]
+  float const* bias = nullptr;    ///< [hidden]
+  float epsilon = 1e-5f;
+};
 
 template <class Element>
 struct expert_biases {
@@ -81,16 +111,21 @@ struct shared_expert_weights {
   Element const* gate = nullptr;        ///< [hidden]; read by shared_gate::sigmoid
 };
 
+/// What a layer takes as its router's weights.
+template <class Layer>
+using router_weights_of = std::conditional_t<(Layer::router_traits.stratification.strata > 0),
+                                             stratum_gates<Layer::strata_or_one>, router_weights>;
+
 /// The weights of one layer, owned by the caller.
 template <class Layer>
 struct layer_weights {
   using element = typename Layer::element;
 
-  /// [experts, hidden] float, and the biases that the router's traits ask for.
+  /// [experts, hidden] float, and the biases that the router's traits ask for; with `router::stratified` for each stratum.
   [[no_unique_address]] std::conditional_t<
       Layer::router_traits.precomputed, routes_are_precomputed_see_routes,
       std::conditional_t<Layer::router_traits.gate == gate_owner::model, the_model_owns_the_router_see_shared_router,
-                         router_weights>>
+                         router_weights_of<Layer>>>
       router = {};
   [[no_unique_address]] std::conditional_t<Layer::expert_traits.gated, weight_view<element>, the_expert_has_no_gate>
       gate_proj = {};                   ///< [experts, intermediate, hidden]
@@ -101,6 +136,11 @@ struct layer_weights {
   [[no_unique_address]] std::conditional_t<(Layer::expert_traits.shared_intermediate > 0),
                                            shared_expert_weights<element>, the_layer_has_no_shared_expert>
       shared = {};
+  /// [strata] The norm that a token gets when it has left a stratum.
+  [[no_unique_address]] std::conditional_t<(Layer::router_traits.stratification.strata > 0 &&
+                                            Layer::router_traits.stratification.norms),
+                                           std::array<layer_norm, Layer::strata_or_one>, the_router_has_no_norms>
+      norm = {};
 };
 
 /// Routes that the caller made, for `router::precomputed`.
@@ -119,15 +159,19 @@ struct token_clusters {
 };
 
 /// Where `forward` writes what it decided: every value is written anew, none is added to. Pointers may be null.
+///
+/// With `router::stratified` the arrays by token are [strata, tokens, top_k], a row of them for each pass; the expert is -1
+/// where a token makes no such pass, and for choices beyond the experts of the last strata. Counts are sums of the passes.
 struct decisions {
   std::int32_t* experts = nullptr;  ///< [tokens, top_k] in the order of choice; -1 for rows that are not active
   float* weights = nullptr;         ///< [tokens, top_k] combine weights of the experts' outputs; 0 where dropped
   std::uint8_t* dropped = nullptr;  ///< [tokens, top_k] 1 where the expert had no slot left
   std::int64_t* counts = nullptr;   ///< [experts] rows that each expert computed
   std::int64_t* load = nullptr;     ///< [experts] pairs that chose each expert, dropped ones included
-  float* logits = nullptr;          ///< [tokens, experts] router output, bias included; not with `precomputed`
-  float* feature_scale = nullptr;   ///< [experts, hidden] weights by cluster; with `adaptive_clustering` alone
-  float* dispersion = nullptr;      ///< [experts, hidden] deviations by cluster; with it and computed weights
+  float* logits = nullptr;  ///< [tokens, experts] router output, bias included; not with `precomputed`, `stratified`
+  float* feature_scale = nullptr;  ///< [experts, hidden] weights by cluster; with `adaptive_clustering` alone
+  float* dispersion = nullptr;     ///< [experts, hidden] deviations by cluster; with it and computed weights
+  std::uint8_t* passes = nullptr;  ///< [tokens] passes that each token made, 0 for padding; with `stratified` alone
 };
 
 /// What one `forward` reads and writes. Initialise by name, in this order.
@@ -136,13 +180,19 @@ struct forward_args {
   using element = typename Layer::element;
 
   view<element const> tokens = {};  ///< [tokens, hidden]
+  /// [tokens, hidden], for `router::stratified`: what the block adds to its first pass, the tokens before the block's norm.
+  [[no_unique_address]] std::conditional_t<(Layer::router_traits.stratification.strata > 0), view<element const>,
+                                           the_router_has_no_strata>
+      residual = {};
   layer_weights<Layer> weights = {};
-  view<element> output = {};            ///< [tokens, hidden]; may be `tokens` itself, must not overlap it otherwise
+  /// [tokens, hidden]; may be `tokens` or `residual` itself, must not overlap them otherwise
+  view<element> output = {};
   std::span<std::byte> workspace = {};  ///< at least `workspace_bytes(tokens)`, 16-byte aligned
   /// The model's router weight, for `router::shared`.
-  [[no_unique_address]] std::conditional_t<Layer::router_traits.precomputed, routes_are_precomputed_see_routes,
-                                           std::conditional_t<Layer::router_traits.gate == gate_owner::model,
-                                                              router_weights, the_layer_owns_the_router_see_weights>>
+  [[no_unique_address]] std::conditional_t<
+      Layer::router_traits.precomputed, routes_are_precomputed_see_routes,
+      std::conditional_t<Layer::router_traits.gate == gate_owner::model, router_weights_of<Layer>,
+                         the_layer_owns_the_router_see_weights>>
       shared_router = {};
   [[no_unique_address]] std::conditional_t<Layer::router_traits.precomputed, precomputed_routes,
                                            the_router_makes_the_routes>
@@ -150,12 +200,13 @@ struct forward_args {
   [[no_unique_address]] std::conditional_t<Layer::router_traits.clustering.scales, token_clusters,
                                            the_router_has_no_clusters>
       clusters = {};
-  std::int64_t tokens_per_group = 0;     ///< capacity and queues are per group of so many tokens; 0: one group
+  /// Capacity and queues are per group of so many tokens; 0: one group, and with `router::stratified` always.
+  std::int64_t tokens_per_group = 0;
   std::uint8_t const* active = nullptr;  ///< [tokens]; 0 marks a padding row: not routed, output 0
   switchyard::decisions decisions = {};
   [[no_unique_address]] std::conditional_t<Layer::router_traits.precomputed, auxiliary_values_need_logits,
                                            auxiliary_values*>
-      auxiliary = {};
+      auxiliary = {};  ///< with `router::stratified` the mean over the passes that were made
 };
 
 namespace detail {
@@ -163,6 +214,16 @@ namespace detail {
 /// Naming a function here makes the compiler look at its body, where policies state what they refuse.
 template <auto Function>
 inline constexpr bool is_compiled = true;
+
+/// The experts in a router's strata, or those of the layer where there are none.
+template <class Router, int Experts>
+constexpr int experts_in_strata() {
+  if constexpr (Router::traits.stratification.strata > 0) {
+    return Router::first_expert(Router::traits.stratification.strata);
+  } else {
+    return Experts;
+  }
+}
 
 }  // namespace detail
 
@@ -193,6 +254,13 @@ struct layer {
                 "activation type that fits traits.gated; see expert/expert_policy.hpp.");
   static_assert(detail::is_compiled<&Router::template select<Dims.top_k, Dims.experts, serial_lanes>>,
                 "switchyard: the router refuses this shape.");
+  static_assert(
+      detail::experts_in_strata<Router, Dims.experts>() == Dims.experts,
+      "switchyard: the strata of router::stratified have together not as many experts as the layer. Make their "
+      "sizes add up to shape.experts.");
+  static_assert(Router::traits.stratification.strata == 0 || Expert::traits.shared_intermediate == 0,
+                "switchyard: router::stratified makes several passes, and no publication says which of them a shared "
+                "expert sees. Take expert::with_shared away, and compute it beside the layer.");
   static_assert(switchyard::element<Element>,
                 "switchyard: tokens and weights are stored as float, switchyard::bfloat16 or switchyard::half. Choose "
                 "one of them as the sixth argument of layer.");
@@ -210,6 +278,8 @@ struct layer {
   static constexpr switchyard::router_traits router_traits = Router::traits;
   static constexpr switchyard::capacity_traits capacity_traits = Capacity::traits;
   static constexpr switchyard::expert_traits expert_traits = Expert::traits;
+  static constexpr int strata_or_one =
+      router_traits.stratification.strata > 0 ? router_traits.stratification.strata : 1;
 
   using weights = layer_weights<layer>;
   using args = forward_args<layer>;
@@ -286,11 +356,14 @@ struct layer {
       if (a.decisions.logits != nullptr) {
         fail("layer::forward, decisions.logits", "a null pointer, for precomputed routes have no logits", "a pointer");
       }
-    } else if constexpr (router_traits.gate == gate_owner::model) {
-      check_router(a.shared_router, "shared_router.");
-    } else {
-      check_router(a.weights.router, "weights.router.");
+    } else if constexpr (router_traits.stratification.strata == 0) {
+      if constexpr (router_traits.gate == gate_owner::model) {
+        check_router(a.shared_router, "shared_router.");
+      } else {
+        check_router(a.weights.router, "weights.router.");
+      }
     }
+    check_strata(a);
     check_clusters(a);
     if (a.tokens_per_group < 0) {
       fail("layer::forward, tokens_per_group", "0 (one group) or more", std::to_string(a.tokens_per_group));
@@ -346,6 +419,47 @@ struct layer {
     if constexpr (router_traits.bias) check_pointer(w.bias, "bias", "[experts] float", owner);
     if constexpr (router_traits.correction_bias) {
       check_pointer(w.correction_bias, "correction_bias", "[experts] float", owner);
+    }
+  }
+
+  static void check_strata(args const& a) {
+    if constexpr (router_traits.stratification.strata > 0) {
+      check_matrix(a.residual, "residual", a.tokens.rows);
+      check_each_stratum(a, std::make_integer_sequence<int, strata_or_one>{});
+      if (a.tokens_per_group != 0) {
+        fail("layer::forward, tokens_per_group", "0, for each pass of router::stratified is one group",
+             std::to_string(a.tokens_per_group));
+      }
+      if (a.decisions.logits != nullptr) {
+        fail("layer::forward, decisions.logits", "a null pointer, for each stratum has logits of its own", "a pointer");
+      }
+    } else if (a.decisions.passes != nullptr) {
+      fail("layer::forward, decisions.passes", "a null pointer, for the router is no router::stratified", "a pointer");
+    }
+  }
+
+  template <int... Stratum>
+  static void check_each_stratum(args const& a, std::integer_sequence<int, Stratum...>) {
+    (check_stratum<Stratum>(a), ...);
+  }
+  template <int Stratum>
+  static void check_stratum(args const& a) {
+    static constexpr auto number = "[" + decimal<Stratum>() + "].";
+    if constexpr (router_traits.gate == gate_owner::model) {
+      static constexpr auto gate = "shared_router.gate" + number;
+      check_router(a.shared_router.gate[Stratum], gate.characters);
+    } else {
+      static constexpr auto gate = "weights.router.gate" + number;
+      check_router(a.weights.router.gate[Stratum], gate.characters);
+    }
+    if constexpr (router_traits.stratification.norms) {
+      static constexpr auto name = "weights.norm" + number;
+      layer_norm const& norm = a.weights.norm[Stratum];
+      check_pointer(norm.weight, "weight", "[hidden] float", name.characters);
+      check_pointer(norm.bias, "bias", "[hidden] float", name.characters);
+      if (!(norm.epsilon >= 0.0f)) {
+        fail(std::string("layer::forward, ") + name.characters + "epsilon", "0 or more", std::to_string(norm.epsilon));
+      }
     }
   }
 
@@ -434,22 +548,33 @@ struct layer {
 
   static void check_overlap(args const& a, std::size_t workspace_bytes) {
     if (a.tokens.rows == 0) return;
-    range const tokens = bytes_of(a.tokens), output = bytes_of(a.output);
-    bool const alike = a.tokens.rows == 1 || a.tokens.row_stride == a.output.row_stride;
-    // Rows of the same stride may take turns in memory without sharing an element.
-    std::uintptr_t const stride = static_cast<std::uintptr_t>(a.tokens.row_stride) * sizeof(Element);
-    std::uintptr_t const row = Dims.hidden * sizeof(Element);
-    std::uintptr_t const apart =
-        (tokens.begin > output.begin ? tokens.begin - output.begin : output.begin - tokens.begin);
-    bool const take_turns = alike && a.tokens.rows > 1 && apart % stride >= row && stride - apart % stride >= row;
-    if (tokens.meets(output) && !take_turns && !(alike && apart == 0)) {
-      fail("layer::forward, output", "memory apart from tokens, or the same view", "a matrix that overlaps tokens");
-    }
+    check_output(a.output, a.tokens, "tokens");
     auto const scratch = reinterpret_cast<std::uintptr_t>(a.workspace.data());
     range const workspace{scratch, scratch + workspace_bytes};
-    if (workspace.meets(tokens) || workspace.meets(output)) {
+    auto const check_workspace = [&](range other, char const* name) {
+      if (!workspace.meets(other)) return;
       fail("layer::forward, workspace", "memory apart from tokens and output",
-           workspace.meets(tokens) ? "memory that overlaps tokens" : "memory that overlaps output");
+           std::string("memory that overlaps ") + name);
+    };
+    check_workspace(bytes_of(a.tokens), "tokens");
+    check_workspace(bytes_of(a.output), "output");
+    if constexpr (router_traits.stratification.strata > 0) {
+      check_output(a.output, a.residual, "residual");
+      check_workspace(bytes_of(a.residual), "residual");
+    }
+  }
+
+  static void check_output(view<Element> const& output, view<Element const> const& input, char const* name) {
+    range const in = bytes_of(input), out = bytes_of(output);
+    bool const alike = input.rows == 1 || input.row_stride == output.row_stride;
+    // Rows of the same stride may take turns in memory without sharing an element.
+    std::uintptr_t const stride = static_cast<std::uintptr_t>(input.row_stride) * sizeof(Element);
+    std::uintptr_t const row = Dims.hidden * sizeof(Element);
+    std::uintptr_t const apart = in.begin > out.begin ? in.begin - out.begin : out.begin - in.begin;
+    bool const take_turns = alike && input.rows > 1 && apart % stride >= row && stride - apart % stride >= row;
+    if (in.meets(out) && !take_turns && !(alike && apart == 0)) {
+      fail("layer::forward, output", std::string("memory apart from ") + name + ", or the same view",
+           std::string("a matrix that overlaps ") + name);
     }
   }
 };

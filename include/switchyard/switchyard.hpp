@@ -19,6 +19,7 @@
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/shared.hpp>
 #include <switchyard/router/sparsemixer.hpp>
+#include <switchyard/router/stratified.hpp>
 #include <switchyard/router/switch_top1.hpp>
 #include <switchyard/router/top_k.hpp>
 #include <switchyard/router/wrappers.hpp>

@@ -108,6 +108,9 @@ struct adaptive_clustering : Base {
       "scale. Wrap a router that makes logits.");
   static_assert(!Base::traits.clustering.scales,
                 "switchyard: router::adaptive_clustering inside another one. Wrap the base router once.");
+  static_assert(Base::traits.stratification.strata == 0,
+                "switchyard: router::adaptive_clustering around router::stratified: the clusters of a token are those "
+                "of one router, and a stratified layer has several. Take one of the two.");
   static_assert(Form.scales,
                 "switchyard: this form of router::adaptive_clustering scales nothing. Set .scales, or begin "
                 "with router::language_model or router::vision.");

@@ -39,6 +39,14 @@ struct clustering_traits {
   bool counts_empty = false;        ///< clusters without a token count in every mean, as in the published code
 };
 
+/// How a router leads a token through strata of experts, a pass for each that it visits. Off unless the router says
+/// otherwise; see router/stratified.hpp.
+struct stratification_traits {
+  int strata = 0;
+  bool norms = true;                ///< a layer norm between passes and after the last
+  bool normalised_residual = true;  ///< a pass adds the token after that norm; false: before it
+};
+
 /// What a router needs from the layer and the backend. Every flag is off unless the router says otherwise.
 struct router_traits {
   gate_owner gate = gate_owner::layer;
@@ -47,6 +55,7 @@ struct router_traits {
   bool weighs_input = false;     ///< the combine weight multiplies the token, not the expert's output
   bool precomputed = false;      ///< the caller supplies ids and weights; there are no logits
   clustering_traits clustering = {};
+  stratification_traits stratification = {};
 };
 
 /// A router's matrix and vectors, float. `bias` and `correction_bias` are read only where the router's traits

@@ -5,13 +5,16 @@
 #include <switchyard/backend/cpu/context.hpp>
 #include <switchyard/backend/cpu/experts.hpp>
 #include <switchyard/backend/cpu/route.hpp>
+#include <switchyard/backend/cpu/strata.hpp>
 #include <switchyard/core/workspace.hpp>
+#include <switchyard/dispatch/pass.hpp>
 #include <switchyard/layer.hpp>
 
 #include <algorithm>
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 
 namespace switchyard {
 
@@ -28,16 +31,29 @@ struct cpu {
   template <class Layer>
   static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
     carver measure;
-    pieces<Layer>(measure, tokens);
+    if constexpr (Layer::router_traits.stratification.strata > 0) {
+      strata_pieces<Layer>(measure, tokens);
+    } else {
+      pieces<Layer>(measure, tokens);
+    }
     return measure.bytes();
   }
 
   template <class Layer>
-  static void forward(forward_args<Layer> const& given, context const& wanted) {
+  static void forward(forward_args<Layer> const& args, context const& wanted) {
+    if constexpr (Layer::router_traits.stratification.strata > 0) {
+      forward_by_strata(args, detail::resolved(wanted));
+    } else {
+      forward_once(args, detail::resolved(wanted));
+    }
+  }
+
+ private:
+  template <class Layer>
+  static void forward_once(forward_args<Layer> const& given, context const& where, detail::names const& called = {}) {
     constexpr shape dims = Layer::dims;
     forward_args<Layer> args = given;
     std::int64_t const tokens = args.tokens.rows;
-    context const where = detail::resolved(wanted);
     carver split(args.workspace.data());
     pieces<Layer> const p(split, tokens);
 
@@ -55,7 +71,7 @@ struct cpu {
       } else {
         detail::make_logits(args, router, where, p.logits);
       }
-      detail::select_experts(args, router, where, p.logits, p.experts, p.weights, p.priority);
+      detail::select_experts(args, router, where, p.logits, p.experts, p.weights, p.priority, called);
     }
     if constexpr (Layer::router_traits.clustering.experts_see_scaled)
       args.tokens = Layer::rows(p.scaled_tokens, tokens);
@@ -80,7 +96,6 @@ struct cpu {
     detail::combine(args, where, plan, p.weights, p.dropped, p.outer, p.shared_outer);
   }
 
- private:
   /// Every temporary of a call.
   template <class Layer>
   struct pieces {
@@ -137,6 +152,83 @@ struct cpu {
       }
     }
   };
+
+  /// Every temporary of a call of a stratified layer.
+  template <class Layer>
+  struct strata_pieces : detail::strata_record<typename Layer::element> {
+    typename Layer::element* rows;  // [tokens, hidden]: of one pass, its result in place of its tokens
+    std::int32_t* experts;          // [tokens, top_k], and so on: what a pass decided
+    float* weights;
+    std::uint8_t* dropped;
+    std::int64_t *counts, *load;  // [experts]
+    std::span<std::byte> scratch;
+
+    constexpr strata_pieces(carver& from, std::int64_t tokens) {
+      constexpr shape dims = Layer::dims;
+      constexpr stratification_traits form = Layer::router_traits.stratification;
+      std::int64_t const pairs = tokens * dims.top_k, matrix = tokens * dims.hidden;
+      this->token_of = from.take<std::int32_t>(tokens);
+      this->stratum = from.take<std::uint8_t>(tokens);
+      this->passes = from.take<std::uint8_t>(tokens);
+      this->current = this->residual = from.take<typename Layer::element>(matrix);
+      if constexpr (form.norms && !form.normalised_residual) {
+        this->residual = from.take<typename Layer::element>(matrix);
+      }
+      this->experts_of = from.take<std::int32_t>(form.strata * pairs);
+      this->weights_of = from.take<float>(form.strata * pairs);
+      this->dropped_of = from.take<std::uint8_t>(form.strata * pairs);
+      this->count_of = from.take<std::int64_t>(dims.experts);
+      this->load_of = from.take<std::int64_t>(dims.experts);
+      rows = from.take<typename Layer::element>(matrix);
+      experts = from.take<std::int32_t>(pairs);
+      weights = from.take<float>(pairs);
+      dropped = from.take<std::uint8_t>(pairs);
+      counts = from.take<std::int64_t>(dims.experts);
+      load = from.take<std::int64_t>(dims.experts);
+      std::size_t const bytes = scratch_bytes<Layer>(tokens, std::make_integer_sequence<int, form.strata>{});
+      scratch = {from.take<std::byte>(static_cast<std::int64_t>(bytes)), bytes};
+    }
+  };
+
+  /// What the largest pass needs.
+  template <class Layer, int... Stratum>
+  static constexpr std::size_t scratch_bytes(std::int64_t tokens, std::integer_sequence<int, Stratum...>) {
+    return std::max({workspace_bytes<dispatch::pass_layer<Layer, Stratum>>(tokens)...});
+  }
+
+  /// A stratified layer, pass by pass. The output is written when all passes have succeeded.
+  template <class Layer>
+  static void forward_by_strata(forward_args<Layer> const& args, context const& where) {
+    carver split(args.workspace.data());
+    strata_pieces<Layer> p(split, args.tokens.rows);
+    detail::begin_strata(args, p);
+    run_passes(args, where, p, std::make_integer_sequence<int, Layer::strata_or_one>{});
+    detail::end_strata(args, where, p);
+  }
+
+  template <class Layer, int... Stratum>
+  static void run_passes(forward_args<Layer> const& args, context const& where, strata_pieces<Layer>& p,
+                         std::integer_sequence<int, Stratum...>) {
+    (run_pass<Stratum>(args, where, p), ...);
+  }
+
+  template <int Stratum, class Layer>
+  static void run_pass(forward_args<Layer> const& args, context const& where, strata_pieces<Layer>& p) {
+    using pass = dispatch::pass_layer<Layer, Stratum>;
+    std::int64_t const tokens = detail::gather_stratum<Stratum>(args, where, p, p.rows);
+    if (tokens == 0) return;
+    forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
+    auxiliary_values auxiliary;
+    of_pass.tokens = pass::rows(static_cast<typename Layer::element const*>(p.rows), tokens);
+    of_pass.output = pass::rows(p.rows, tokens);
+    of_pass.workspace = p.scratch;
+    of_pass.decisions = {
+        .experts = p.experts, .weights = p.weights, .dropped = p.dropped, .counts = p.counts, .load = p.load};
+    if (args.auxiliary != nullptr) of_pass.auxiliary = &auxiliary;
+    forward_once(of_pass, where, {p.token_of, Layer::router::first_expert(Stratum)});
+    detail::finish_pass<Stratum>(args, where, of_pass, p);
+    if (args.auxiliary != nullptr) p.auxiliary.add(auxiliary);
+  }
 
   /// Logits of tokens that are scaled by the weights of their clusters: the caller's, or those of the tokens at hand.
   template <class Layer>

@@ -94,18 +94,28 @@ void make_logits(forward_args<Layer> const& args, router_weights const& router, 
   });
 }
 
+/// What the tokens and experts of a call are called in an error, where it is a part of another one.
+struct names {
+  std::int32_t const* token_of = nullptr;  ///< null: their own numbers
+  int first_expert = 0;
+
+  std::string token(std::int64_t t) const { return std::to_string(token_of == nullptr ? t : token_of[t]); }
+  std::string expert(std::int64_t e) const { return std::to_string(first_expert + e); }
+};
+
 /// Asks the router about every active token. Throws when a logit or a correction bias is not finite, or when a
 /// router that is not the library's answers with an expert that does not exist or a weight that is not finite.
 template <class Layer>
 void select_experts(forward_args<Layer> const& args, router_weights const& router, cpu_context const& where,
-                    float const* logits, std::int32_t* experts_out, float* weights, float* priority) {
+                    float const* logits, std::int32_t* experts_out, float* weights, float* priority,
+                    names const& called = {}) {
   constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
   std::int64_t const tokens = args.tokens.rows;
   if constexpr (Layer::router_traits.correction_bias) {
     for (int e = 0; e < experts; ++e) {
       if (!is_finite(router.correction_bias[e])) {
         fail("layer::forward, router correction_bias", "finite numbers",
-             std::to_string(router.correction_bias[e]) + " for expert " + std::to_string(e));
+             std::to_string(router.correction_bias[e]) + " for expert " + called.expert(e));
       }
     }
   }
@@ -144,14 +154,14 @@ void select_experts(forward_args<Layer> const& args, router_weights const& route
   });
   if (std::int64_t const at = bad.load(); at != none) {
     fail("layer::forward, router logits", "finite numbers (are tokens and router weights free of NaN and infinity?)",
-         std::to_string(logits[at]) + " for token " + std::to_string(at / experts) + ", expert " +
-             std::to_string(at % experts));
+         std::to_string(logits[at]) + " for token " + called.token(at / experts) + ", expert " +
+             called.expert(at % experts));
   }
   if (std::int64_t const at = bad_pair.load(); at != none) {
     fail("layer::forward, answer of router " + std::string(Layer::router::name),
          "ids from 0 to " + std::to_string(experts - 1) + ", finite weights and priority",
          "id " + std::to_string(experts_out[at]) + ", weight " + std::to_string(weights[at]) + ", priority " +
-             std::to_string(priority[at / top_k]) + " for token " + std::to_string(at / top_k) + ", choice " +
+             std::to_string(priority[at / top_k]) + " for token " + called.token(at / top_k) + ", choice " +
              std::to_string(at % top_k));
   }
 }
