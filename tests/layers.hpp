@@ -67,6 +67,23 @@ using clustered_routers = std::tuple<
     layer<shape{20, 17, 4, 2}, on_input<adaptive_clustering<sigmoid_top_k>>, factor<1>, mlp<relu>>,
     layer<shape{20, 17, 4, 2}, adaptive_clustering<softmax_top_k_raw, vision>, on_drop<factor<1, 2>, dropped::weighted_input>, with_shared<mlp<relu>, 9, shared_gate::sigmoid>>>;
 
+using stratified_routers = std::tuple<
+    routed<8, 2, stratified<softmax_top_k, 4, 4>>,
+    routed<8, 2, stratified<softmax_top_k_raw, 2, 2, 4>, 48>,
+    routed<4, 1, stratified<switch_top1, 1, 1, 1, 1>>,
+    routed<3, 2, stratified<softmax_top_k, 2, 1>, 33>,  // one expert left for two choices
+    routed<4, 2, stratified<softmax_top_k, 4>>,         // one stratum
+    routed<6, 2, with_separate_residual<stratified<softmax_top_k, 2, 4>>>,
+    routed<6, 2, without_stratum_norms<stratified<sigmoid_top_k, 3, 3>>>,
+    routed<8, 2, stratified<shared<router::with_bias<softmax_top_k>>, 4, 4>>,
+    routed<8, 2, router::scaled<shared<stratified<top_k<scores::sigmoid, selection::corrected, weighting::sum>, 4, 4>>, 5, 2>>,
+    layer<shape{20, 17, 8, 2}, on_input<stratified<sigmoid_top_k, 5, 3>>, dropless, expert::with_bias<mlp<relu>>>,
+    layer<shape{20, 17, 8, 1}, stratified<switch_top1, 4, 4>, share_of_tokens<17, 100>, expert::with_bias<mlp<relu>>>,
+    layer<shape{20, 17, 8, 2}, stratified<softmax_top_k_raw, 2, 4, 2>, renormalised<share_of_tokens<1, 4>>, expert::with_bias<gated_mlp<silu>>>,
+    layer<shape{20, 17, 8, 2}, stratified<softmax_top_k_raw, 4, 4>, renormalised<factor<2, 1, rounding::fairseq>>, mlp<relu>>,
+    layer<shape{20, 17, 4, 2}, stratified<softmax_top_k, 2, 2>, on_drop<queued<factor<1, 2>, queue::priority>, dropped::weighted_input>, mlp<relu>>,
+    layer<shape{20, 17, 4, 2}, with_separate_residual<stratified<softmax_top_k, 2, 2>>, on_drop<queued<fixed<9>, queue::token_order>, dropped::input>, mlp<relu>>>;
+
 template <int Experts, int TopK, class Capacity, class Router = softmax_top_k>
 using limited = layer<shape{20, 17, Experts, TopK}, Router, Capacity, mlp<relu>>;
 
@@ -132,6 +149,7 @@ using stored_as = std::tuple<
     stored<Element, 3, 2, on_input<sigmoid_top_k>, factor<1>, with_shared<gated_mlp<silu>, 17, shared_gate::sigmoid>>,
     stored<Element, 4, 2, adaptive_clustering<top_k_softmax>, dropless, gated_mlp<silu>>,
     stored<Element, 4, 2, adaptive_clustering<softmax_top_k_raw, vision>, dropless, with_shared<mlp<gelu>, 17>>,
+    stored<Element, 6, 2, stratified<softmax_top_k, 3, 3>, dropless, gated_mlp<silu>>,
     layer<shape{1043, 270, 2, 1}, switch_top1, dropless, mlp<relu>, backend::cpu, Element>>;  // more than one piece
 // clang-format on
 
@@ -158,7 +176,8 @@ using on = typename all_moved<List, Backend>::type;
 
 }  // namespace tested
 
-using tested_layers = decltype(std::tuple_cat(
-    std::declval<tested::routers>(), std::declval<tested::composed_routers>(),
-    std::declval<tested::clustered_routers>(), std::declval<tested::capacities>(), std::declval<tested::experts>(),
-    std::declval<tested::shared_experts>(), std::declval<tested::elements>()));
+using tested_layers =
+    decltype(std::tuple_cat(std::declval<tested::routers>(), std::declval<tested::composed_routers>(),
+                            std::declval<tested::clustered_routers>(), std::declval<tested::stratified_routers>(),
+                            std::declval<tested::capacities>(), std::declval<tested::experts>(),
+                            std::declval<tested::shared_experts>(), std::declval<tested::elements>()));

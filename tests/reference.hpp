@@ -93,17 +93,34 @@ struct config {
   shared_expert shared = shared_expert::none;
   int shared_intermediate = 0;
 
-  std::int64_t slots = no_limit;                             ///< rows that an expert takes from one group of tokens
-  std::function<std::int64_t(std::int64_t)> slot_rule = {};  ///< where set, slots for a group of so many tokens
+  std::int64_t slots = no_limit;  ///< rows that an expert takes from one group of tokens
+  /// Where set, slots for a group of so many tokens of such a layer.
+  std::function<std::int64_t(config const&, std::int64_t)> slot_rule = {};
   std::int64_t tokens_per_group = 0;  ///< 0: all tokens are one group; the last group may be smaller
   queue order = queue::choice;
   dropped_output dropped = dropped_output::zero;
   clustering clusters = {};
+
+  std::vector<int> strata = {};  ///< experts of each; empty: the layer is not stratified
+  bool stratum_norms = true;
+  bool normalised_residual = true;  ///< the residual of a later pass is the token after the norm, not before it
+  double norm_epsilon = 1e-5;
 };
+
+/// Rows of a router weight: the gate of stratum i has experts of that stratum and all above it.
+inline int router_rows(config const& c) {
+  if (c.strata.empty()) return c.experts;
+  int rows = 0, closed = 0;
+  for (int size : c.strata) {
+    rows += c.experts - closed;
+    closed += size;
+  }
+  return rows;
+}
 
 /// All matrices row-major; an empty vector is an absent one.
 struct weights {
-  numbers router = {};            ///< [experts, hidden]
+  numbers router = {};            ///< [experts, hidden]; with strata all gates one after the other
   numbers router_bias = {};       ///< [experts]
   numbers correction_bias = {};   ///< [experts], added to the scores for choosing only
   numbers gate_proj = {};         ///< [experts, intermediate, hidden]
@@ -116,6 +133,8 @@ struct weights {
   numbers shared_up_proj = {};    ///< [shared_intermediate, hidden]
   numbers shared_down_proj = {};  ///< [hidden, shared_intermediate]
   numbers shared_gate = {};       ///< [hidden], for shared_expert::sigmoid_gated
+  numbers norm_weight = {};       ///< [strata, hidden]
+  numbers norm_bias = {};         ///< [strata, hidden]
 };
 
 /// What may come with the tokens; empty vectors are absent.
@@ -126,6 +145,7 @@ struct inputs {
   std::vector<int> labels = {};           ///< [tokens, label_choices]: the first of a token is its cluster
   int label_choices = 1;
   numbers feature_scale = {};  ///< [experts, hidden] by cluster; empty: from the tokens
+  numbers residual = {};       ///< [tokens, hidden], with strata
 };
 
 /// Auxiliary values without coefficient. Balance values are means over the groups of tokens that have an active token,
@@ -151,6 +171,15 @@ struct result {
   numbers feature_scale;              ///< [experts, hidden] by cluster, with clustering
   numbers dispersion;                 ///< [experts, hidden] by cluster, with clustering and no given scale
   auxiliary aux;
+
+  /// With strata: ids, weights and dropped are [strata, tokens, top_k], counts are sums, and there are no `logits`.
+  std::vector<std::uint8_t> passes;  ///< [tokens] that each made
+  struct pass {
+    int stratum;
+    std::vector<std::int64_t> tokens;
+    numbers logits;  ///< [tokens of the pass, experts of its gate]
+  };
+  std::vector<pass> made;  ///< one for each stratum that had tokens
 };
 
 inline double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
@@ -367,7 +396,7 @@ inline std::vector<std::uint8_t> drop(config const& c, std::vector<int> const& i
   std::int64_t const tokens = std::int64_t(priority.size());
   std::vector<std::uint8_t> dropped(ids.size(), 0);
   for (auto [begin, end] : token_groups(c, tokens)) {
-    std::int64_t const slots = c.slot_rule ? c.slot_rule(end - begin) : c.slots;
+    std::int64_t const slots = c.slot_rule ? c.slot_rule(c, end - begin) : c.slots;
     if (slots == no_limit) continue;
     std::vector<std::int64_t> order(end - begin);
     std::iota(order.begin(), order.end(), begin);
@@ -615,11 +644,14 @@ inline result decide(config const& c, numbers logits, numbers const& correction_
   return r;
 }
 
-/// One layer on x [tokens, hidden]. The residual connection is outside.
+inline result forward_by_strata(config const& c, weights const& w, numbers const& tokens_in, inputs const& in);
+
+/// One layer on x [tokens, hidden]. The residual connection is outside, but with strata.
 ///
 /// y_t = sum over kept choices of weight * expert(x_t) + shared(x_t) (Fedus et al. 2021, Switch
 /// Transformers, equation 2; DeepSeek-AI 2024, DeepSeek-V2, equation 20, for the shared expert). A padding row gives 0.
 inline result forward(config const& c, weights const& w, numbers const& tokens_in, inputs const& in = {}) {
+  if (!c.strata.empty()) return forward_by_strata(c, w, tokens_in, in);
   std::int64_t const tokens = std::int64_t(tokens_in.size()) / c.hidden;
   numbers x = tokens_in;
   numbers logits;
@@ -684,6 +716,115 @@ inline result forward(config const& c, weights const& w, numbers const& tokens_i
       for (int i = 0; i < c.hidden; ++i) y[i] += gate * out[i];
     }
   }
+  return r;
+}
+
+/// (x - mean) / sqrt(variance + epsilon) * weight + bias (Ba et al. 2016, Layer Normalization, section 3).
+inline numbers layer_norm(numbers const& x, double const* weight, double const* bias, double epsilon) {
+  double mean = 0, variance = 0;
+  for (double v : x) mean += v / double(x.size());
+  for (double v : x) variance += (v - mean) * (v - mean) / double(x.size());
+  numbers out(x.size());
+  for (std::size_t i = 0; i < x.size(); ++i)
+    out[i] = (x[i] - mean) / std::sqrt(variance + epsilon) * weight[i] + bias[i];
+  return out;
+}
+
+/// A block whose experts stand in strata, tokens_in being its tokens after its norm and in.residual before it
+/// (Xu et al. 2023, Towards Being Parameter-Efficient, section 3, and its published code): the tokens in the lowest stratum
+/// that has any make a pass of a layer of its and all higher experts, and go to the stratum above their first choice's.
+inline result forward_by_strata(config const& c, weights const& w, numbers const& tokens_in, inputs const& in) {
+  std::int64_t const tokens = std::int64_t(tokens_in.size()) / c.hidden;
+  int const strata = int(c.strata.size());
+  std::size_t const d = c.hidden, matrix = d * c.intermediate, pairs = tokens * c.top_k;
+  result r;
+  r.ids.assign(strata * pairs, -1);
+  r.weights.assign(strata * pairs, 0.0);
+  r.dropped.assign(strata * pairs, 0);
+  r.counts.assign(c.experts, 0);
+  r.load.assign(c.experts, 0);
+  r.passes.assign(tokens, 0);
+  numbers h = tokens_in, residual = in.residual;
+  std::vector<int> state(tokens, 0);
+  for (std::int64_t t = 0; t < tokens; ++t)
+    if (!in.active.empty() && !in.active[t]) {
+      state[t] = strata;
+      std::fill(h.begin() + t * d, h.begin() + (t + 1) * d, 0.0);
+    }
+  auto const lowest = [&] { return tokens == 0 ? strata : *std::min_element(state.begin(), state.end()); };
+  for (int current = lowest(); current < strata; current = lowest()) {
+    int closed = 0, router_row = 0;
+    for (int i = 0; i < current; ++i) {
+      router_row += c.experts - closed;
+      closed += c.strata[i];
+    }
+    config pass = c;
+    pass.strata.clear();
+    pass.experts = c.experts - closed;
+    pass.top_k = std::min(c.top_k, pass.experts);
+    auto const part = [](numbers const& from, std::size_t begin, std::size_t count) {
+      return from.empty() ? numbers{} : numbers(from.begin() + begin, from.begin() + begin + count);
+    };
+    auto const of_experts = [&](numbers const& from, std::size_t size) {
+      return part(from, closed * size, pass.experts * size);
+    };
+    weights open;
+    open.router = part(w.router, router_row * d, pass.experts * d);
+    open.router_bias = part(w.router_bias, router_row, pass.experts);
+    open.correction_bias = part(w.correction_bias, router_row, pass.experts);
+    open.gate_proj = of_experts(w.gate_proj, matrix);
+    open.up_proj = of_experts(w.up_proj, matrix);
+    open.down_proj = of_experts(w.down_proj, matrix);
+    open.gate_bias = of_experts(w.gate_bias, c.intermediate);
+    open.up_bias = of_experts(w.up_bias, c.intermediate);
+    open.down_bias = of_experts(w.down_bias, d);
+
+    result::pass made{.stratum = current, .tokens = {}, .logits = {}};
+    numbers x;
+    for (std::int64_t t = 0; t < tokens; ++t) {
+      if (state[t] != current) continue;
+      made.tokens.push_back(t);
+      x.insert(x.end(), h.begin() + t * d, h.begin() + (t + 1) * d);
+    }
+    result const y = forward(pass, open, x);
+    made.logits = y.logits;
+    for (std::size_t row = 0; row < made.tokens.size(); ++row) {
+      std::int64_t const t = made.tokens[row];
+      for (int k = 0; k < pass.top_k; ++k) {
+        std::size_t const to = current * pairs + t * c.top_k + k, from = row * pass.top_k + k;
+        r.ids[to] = closed + y.ids[from];
+        r.weights[to] = y.weights[from];
+        r.dropped[to] = y.dropped[from];
+      }
+      int const first = closed + y.ids[row * pass.top_k];
+      for (int end = state[t] = 0; end <= first; ++state[t]) end += c.strata[state[t]];
+      r.passes[t] += 1;
+      numbers sum(d);
+      for (std::size_t i = 0; i < d; ++i) sum[i] = y.y[row * d + i] + residual[t * d + i];
+      numbers normal = sum;
+      if (c.stratum_norms) {
+        std::size_t const norm = (state[t] - 1) * d;
+        normal = layer_norm(sum, w.norm_weight.data() + norm, w.norm_bias.data() + norm, c.norm_epsilon);
+      }
+      std::copy(normal.begin(), normal.end(), h.begin() + t * d);
+      numbers const& next = c.normalised_residual ? normal : sum;
+      std::copy(next.begin(), next.end(), residual.begin() + t * d);
+    }
+    for (int e = 0; e < pass.experts; ++e) {
+      r.counts[closed + e] += y.counts[e];
+      r.load[closed + e] += y.load[e];
+    }
+    for (double auxiliary::*value :
+         {&auxiliary::balance_first_choice, &auxiliary::balance_all_choices, &auxiliary::balance_kept_choice,
+          &auxiliary::balance_combine_weight, &auxiliary::z_loss, &auxiliary::load_variation})
+      r.aux.*value += y.aux.*value;
+    r.made.push_back(std::move(made));
+  }
+  for (double auxiliary::*value :
+       {&auxiliary::balance_first_choice, &auxiliary::balance_all_choices, &auxiliary::balance_kept_choice,
+        &auxiliary::balance_combine_weight, &auxiliary::z_loss, &auxiliary::load_variation})
+    if (!r.made.empty()) r.aux.*value /= double(r.made.size());
+  r.y = std::move(h);
   return r;
 }
 

@@ -93,12 +93,15 @@ void describe_capacity(reference::config& c, sy::capacity::fixed<Slots> const*) 
 }
 template <int Numerator, int Denominator>
 void describe_capacity(reference::config& c, sy::capacity::share_of_tokens<Numerator, Denominator> const*) {
-  c.slot_rule = [](std::int64_t tokens) { return reference::slots_share(tokens, Numerator, Denominator); };
+  c.slot_rule = [](reference::config const&, std::int64_t tokens) {
+    return reference::slots_share(tokens, Numerator, Denominator);
+  };
 }
 template <int Numerator, int Denominator, sy::capacity::rounding Rounding, int Minimum, int Alignment>
 void describe_capacity(reference::config& c,
                        sy::capacity::factor<Numerator, Denominator, Rounding, Minimum, Alignment> const*) {
-  c.slot_rule = [experts = c.experts, top_k = c.top_k](std::int64_t tokens) {
+  c.slot_rule = [](reference::config const& of, std::int64_t tokens) {
+    int const experts = of.experts, top_k = of.top_k;
     using sy::capacity::rounding;
     std::int64_t slots = 0;
     switch (Rounding) {
@@ -134,6 +137,14 @@ reference::config reference_config() {
   describe_router(c, static_cast<typename Layer::router const*>(nullptr));
   c.weight_on_input = Layer::router_traits.weighs_input;
   describe_clustering(c.clusters, Layer::router_traits.clustering);
+  constexpr sy::stratification_traits strata = Layer::router_traits.stratification;
+  if constexpr (strata.strata > 0) {
+    for (int i = 0; i < strata.strata; ++i) {
+      c.strata.push_back(Layer::router::first_expert(i + 1) - Layer::router::first_expert(i));
+    }
+    c.stratum_norms = strata.norms;
+    c.normalised_residual = strata.normalised_residual || !strata.norms;
+  }
 
   describe_capacity(c, static_cast<typename Layer::capacity const*>(nullptr));
   switch (Layer::capacity_traits.order) {
@@ -165,6 +176,9 @@ reference::config reference_config() {
 
 // ---- a layer behind function pointers ----
 
+/// Of the layers that the tests know.
+inline constexpr int most_strata = 4;
+
 using any_matrix = sy::weight_view<void>;
 using any_vector = sy::bias_view<void>;
 
@@ -173,7 +187,10 @@ struct any_args {
   void const* tokens = nullptr;
   std::int64_t rows = 0;
   std::int64_t token_stride = 0;
-  sy::router_weights router = {};
+  void const* residual = nullptr;
+  std::int64_t residual_stride = 0;
+  sy::router_weights router[most_strata] = {};  ///< a layer without strata has the first
+  sy::layer_norm norm[most_strata] = {};
   any_matrix gate_proj, up_proj, down_proj;
   any_vector gate_bias, up_bias, down_bias;
   any_matrix shared_gate_proj, shared_up_proj, shared_down_proj;
@@ -237,12 +254,25 @@ void forward_any(any_args const& from, sy::cpu_context const& context) {
   typename Layer::args args{};
   args.tokens = {data(from.tokens), from.rows, Layer::dims.hidden, from.token_stride};
   args.output = {static_cast<element*>(from.output), from.rows, Layer::dims.hidden, from.output_stride};
+  [[maybe_unused]] auto const set_router = [&](auto& router) {
+    if constexpr (Layer::router_traits.stratification.strata > 0) {
+      std::copy(from.router, from.router + Layer::strata_or_one, router.gate);
+    } else {
+      router = from.router[0];
+    }
+  };
   if constexpr (Layer::router_traits.precomputed) {
     args.routes = from.routes;
   } else if constexpr (Layer::router_traits.gate == sy::gate_owner::model) {
-    args.shared_router = from.router;
+    set_router(args.shared_router);
   } else {
-    args.weights.router = from.router;
+    set_router(args.weights.router);
+  }
+  if constexpr (Layer::router_traits.stratification.strata > 0) {
+    args.residual = {data(from.residual), from.rows, Layer::dims.hidden, from.residual_stride};
+    if constexpr (Layer::router_traits.stratification.norms) {
+      std::copy(from.norm, from.norm + Layer::strata_or_one, args.weights.norm.after);
+    }
   }
   if constexpr (Layer::expert_traits.gated) args.weights.gate_proj = matrix(from.gate_proj);
   args.weights.up_proj = matrix(from.up_proj);
@@ -500,30 +530,30 @@ inline constexpr double least_margin = 1e-3;
 /// The same for the places of two tokens in a queue: over a hundred of them have to differ.
 inline constexpr double least_queue_margin = 1e-5;
 
-inline bool apart(double a, double b) {
+inline bool apart(double a, double b, double margin = least_margin) {
   if (a == b) return std::isinf(a);
-  return std::abs(a - b) > least_margin * std::max(std::abs(a), std::abs(b));
+  return std::abs(a - b) > margin * std::max(std::abs(a), std::abs(b));
 }
 
 /// The largest `count` values and the next one are in an order that rounding does not change.
-inline bool order_is_clear(reference::numbers values, int count) {
+inline bool order_is_clear(reference::numbers values, int count, double margin = least_margin) {
   std::sort(values.begin(), values.end(), std::greater<>());
   for (int i = 0; i < count && i + 1 < static_cast<int>(values.size()); ++i) {
-    if (!apart(values[i], values[i + 1])) return false;
+    if (!apart(values[i], values[i + 1], margin)) return false;
   }
   return true;
 }
 
 /// Whether rounding cannot change what a token with these logits is sent to.
 inline bool choice_is_clear(reference::config const& c, reference::numbers const& logits,
-                            reference::numbers const& correction) {
+                            reference::numbers const& correction, double margin = least_margin) {
   using namespace reference;
   if (c.scores == score::sparsemixer) {
-    if (!order_is_clear(logits, c.top_k)) return false;
+    if (!order_is_clear(logits, c.top_k, margin)) return false;
     for (int chosen : largest(logits, c.top_k)) {
       for (double l : logits) {
         double const s = logits[chosen];
-        if (s != l && !apart((s - l) / std::max(std::abs(l), s), 2.0 * c.jitter)) return false;
+        if (s != l && !apart((s - l) / std::max(std::abs(l), s), 2.0 * c.jitter, margin)) return false;
       }
     }
     return true;
@@ -542,10 +572,10 @@ inline bool choice_is_clear(reference::config const& c, reference::numbers const
       std::sort(members.begin(), members.end(), std::greater<>());
       judged.push_back(c.group_by == group_score::max ? members[0] : members[0] + members[1]);
     }
-    if (!order_is_clear(judged, c.kept_groups)) return false;
+    if (!order_is_clear(judged, c.kept_groups, margin)) return false;
     close_groups(c, keys);
   }
-  return order_is_clear(keys, c.top_k);
+  return order_is_clear(keys, c.top_k, margin);
 }
 
 /// Draws tokens again until no decision of a layer with clusters hangs on rounding: the weights of the features depend on
@@ -579,6 +609,49 @@ inline void redraw_until_clear(problem& p, random_numbers& random) {
       std::copy(token.begin(), token.end(), p.tokens.begin() + t * hidden);
     }
     if (clear) return;
+  }
+  throw std::logic_error("no tokens with a margin: " + p.layer->name);
+}
+
+/// The same for a layer with strata, whose later passes see what earlier ones made, stored as elements.
+inline void redraw_until_each_pass_is_clear(problem& p, random_numbers& random) {
+  reference::config const& c = p.config;
+  std::size_t const hidden = c.hidden;
+  for (int round = 0; round < 10000; ++round) {
+    std::vector<std::int64_t> unclear;
+    for (reference::result::pass const& pass : reference::forward(c, p.weights, p.tokens, p.inputs).made) {
+      reference::config of_pass = c;
+      int closed = 0;
+      std::size_t router_row = 0;
+      for (int i = 0; i < pass.stratum; ++i) {
+        router_row += c.experts - closed;
+        closed += c.strata[i];
+      }
+      of_pass.experts = c.experts - closed;
+      of_pass.top_k = std::min(c.top_k, of_pass.experts);
+      reference::numbers correction = p.weights.correction_bias;
+      if (!correction.empty()) {
+        correction.assign(p.weights.correction_bias.begin() + router_row,
+                          p.weights.correction_bias.begin() + router_row + of_pass.experts);
+      }
+      double const margin = pass.stratum > 0 && p.layer->element_bytes < 4 ? 2e-2 : least_margin;
+      std::vector<double> queue;
+      for (std::size_t row = 0; row < pass.tokens.size(); ++row) {
+        auto const first = pass.logits.begin() + row * of_pass.experts;
+        reference::numbers const mine(first, first + of_pass.experts);
+        double const priority = reference::route(of_pass, mine, correction).priority;
+        auto const close = [&](double other) { return std::abs(other - priority) < least_queue_margin; };
+        bool const tied = c.order == reference::queue::priority && std::any_of(queue.begin(), queue.end(), close);
+        queue.push_back(priority);
+        if (tied || !choice_is_clear(of_pass, mine, correction, margin)) unclear.push_back(pass.tokens[row]);
+      }
+    }
+    if (unclear.empty()) return;
+    for (std::int64_t t : unclear) {
+      reference::numbers token = random_elements(*p.layer, random, hidden, 1.0);
+      token[0] = 1.0;
+      std::copy(token.begin(), token.end(), p.tokens.begin() + t * hidden);
+    }
   }
   throw std::logic_error("no tokens with a margin: " + p.layer->name);
 }
@@ -618,14 +691,21 @@ inline problem random_problem(any_layer const& layer, std::int64_t tokens, routi
     return where == routing::half_of_the_experts && e >= std::max(c.top_k, c.experts / 2);
   };
   if (c.scores != reference::score::precomputed) {
-    w.router = random_floats(random, std::size_t(c.experts) * c.hidden, in);
-    for (int e = 0; e < c.experts; ++e) {
+    std::size_t const rows = reference::router_rows(c);
+    w.router = random_floats(random, rows * c.hidden, in);
+    for (int e = 0; e < c.experts; ++e) {  // with strata: of the first gate
       double& constant = w.router[std::size_t(e) * c.hidden];
       if (closed(e)) constant = -8.0;
       if (where == routing::one_expert && e == hot) constant = 5.0;
     }
-    if (layer.router.bias) w.router_bias = random_floats(random, c.experts, 0.5);
-    if (layer.router.correction_bias) w.correction_bias = random_floats(random, c.experts, 0.1);
+    if (layer.router.bias) w.router_bias = random_floats(random, rows, 0.5);
+    if (layer.router.correction_bias) w.correction_bias = random_floats(random, rows, 0.1);
+  }
+  if (!c.strata.empty()) {
+    w.norm_weight = random_floats(random, c.strata.size() * c.hidden, 0.2);
+    for (double& v : w.norm_weight) v = static_cast<float>(v + 1.0);
+    w.norm_bias = random_floats(random, c.strata.size() * c.hidden, 0.2);
+    p.inputs.residual = elements(std::size_t(tokens) * c.hidden, 1.0);
   }
 
   std::vector<double> queue;
@@ -635,6 +715,11 @@ inline problem random_problem(any_layer const& layer, std::int64_t tokens, routi
     reference::numbers token = elements(c.hidden, 1.0);
     token[0] = 1.0;
     reference::choice chosen;
+    if (!c.strata.empty()) {
+      p.tokens.insert(p.tokens.end(), token.begin(), token.end());
+      ++t;
+      continue;
+    }
     if (c.scores == reference::score::precomputed) {
       int const open = where == routing::half_of_the_experts ? std::max(c.top_k, c.experts / 2) : c.experts;
       while (static_cast<int>(chosen.ids.size()) < c.top_k) {
@@ -661,6 +746,7 @@ inline problem random_problem(any_layer const& layer, std::int64_t tokens, routi
     ++t;
   }
   if (c.clusters.scales) redraw_until_clear(p, random);
+  if (!c.strata.empty()) redraw_until_each_pass_is_clear(p, random);
   return p;
 }
 
@@ -694,7 +780,8 @@ struct call {
   sy::cpu_context context{.threads = 1};
   layout stored = layout::separate;
   bool in_place = false;
-  std::int64_t padding = 0;  ///< elements between the rows of tokens and output
+  bool onto_residual = false;  ///< the output is the residual of a stratified layer
+  std::int64_t padding = 0;    ///< elements between the rows of tokens and output
   bool decisions = true;
 };
 
@@ -707,6 +794,7 @@ struct outcome {
   std::vector<std::int64_t> counts, load;
   std::vector<float> logits;
   std::vector<float> feature_scale, dispersion;
+  std::vector<std::uint8_t> passes;
   sy::auxiliary_values auxiliary;
   bool guards_intact = true;  ///< nothing was written beside what was asked for, nor to gaps between rows
 };
@@ -790,7 +878,21 @@ inline outcome run(problem const& p, call const& how = {}) {
   };
   any_args args;
   args.rows = tokens;
-  args.router = {placed.place(router), placed.place(bias), placed.place(correction)};
+  std::vector<float> const norm_weight = floats(w.norm_weight), norm_bias = floats(w.norm_bias);
+  {
+    float const *const weight = placed.place(router), *const b = placed.place(bias),
+                       *const cb = placed.place(correction);
+    float const *const norms = placed.place(norm_weight), *const norm_biases = placed.place(norm_bias);
+    int row = 0, closed = 0;
+    for (std::size_t i = 0; i < std::max<std::size_t>(c.strata.size(), 1); ++i) {
+      args.router[i] = {weight + std::int64_t{row} * c.hidden, b == nullptr ? nullptr : b + row,
+                        cb == nullptr ? nullptr : cb + row};
+      if (c.strata.empty()) break;
+      args.norm[i] = {norms + i * c.hidden, norm_biases + i * c.hidden};
+      row += c.experts - closed;
+      closed += c.strata[i];
+    }
+  }
   if (!w.gate_proj.empty()) args.gate_proj = matrix_of(in, in.gate);
   args.up_proj = matrix_of(in, in.up);
   args.down_proj = matrix_of(down, down.up);
@@ -812,14 +914,19 @@ inline outcome run(problem const& p, call const& how = {}) {
   std::size_t const row_bytes = static_cast<std::size_t>(c.hidden) * layer.element_bytes;
   std::size_t const stride_bytes = static_cast<std::size_t>(stride) * layer.element_bytes;
   std::size_t const all_bytes = tokens == 0 ? 0 : static_cast<std::size_t>(tokens - 1) * stride_bytes + row_bytes;
-  guarded x(all_bytes), y(all_bytes);
+  guarded x(all_bytes), y(all_bytes), residual(c.strata.empty() ? 0 : all_bytes);
   for (std::int64_t t = 0; t < tokens; ++t) {
     layer.store(p.tokens.data() + t * c.hidden, c.hidden, x.data() + t * stride_bytes);
+    if (c.strata.empty()) continue;
+    layer.store(p.inputs.residual.data() + t * c.hidden, c.hidden, residual.data() + t * stride_bytes);
   }
   std::byte* const tokens_at = placed.place(x);
   args.tokens = tokens_at;
   args.token_stride = args.output_stride = stride;
-  args.output = how.in_place ? tokens_at : placed.place(y);
+  std::byte* const residual_at = placed.place(residual);
+  args.residual = residual_at;
+  args.residual_stride = stride;
+  args.output = how.in_place ? tokens_at : how.onto_residual ? residual_at : placed.place(y);
 
   // The workspace is exactly as large as asked for, at an address that is a multiple of 16 and of nothing more.
   guarded workspace(layer.workspace_bytes(tokens), sy::workspace_alignment);
@@ -834,12 +941,13 @@ inline outcome run(problem const& p, call const& how = {}) {
   args.tokens_per_group = c.tokens_per_group;
   if (!p.inputs.active.empty()) args.active = placed.place(p.inputs.active);
 
-  std::size_t const pairs = static_cast<std::size_t>(tokens * c.top_k), experts = c.experts;
-  bool const has_logits = !layer.router.precomputed;
+  std::size_t const passes = std::max<std::size_t>(c.strata.size(), 1);
+  std::size_t const pairs = passes * static_cast<std::size_t>(tokens * c.top_k), experts = c.experts;
+  bool const has_logits = !layer.router.precomputed && c.strata.empty();
   guarded expert_ids(pairs * sizeof(std::int32_t)), weights(pairs * sizeof(float)), dropped(pairs);
   guarded counts(experts * sizeof(std::int64_t)), load(experts * sizeof(std::int64_t));
   guarded logits(has_logits ? static_cast<std::size_t>(tokens) * experts * sizeof(float) : 0);
-  guarded auxiliary(sizeof(sy::auxiliary_values));
+  guarded auxiliary(sizeof(sy::auxiliary_values)), made(c.strata.empty() ? 0 : static_cast<std::size_t>(tokens));
   std::size_t const table = c.clusters.scales ? experts * static_cast<std::size_t>(c.hidden) * sizeof(float) : 0;
   guarded scale_used(table), dispersion(feature_scale.empty() ? table : 0);
   outcome out;
@@ -853,16 +961,17 @@ inline outcome run(problem const& p, call const& how = {}) {
     at(counts, args.decisions.counts);
     at(load, args.decisions.load);
     if (has_logits) at(logits, args.decisions.logits);
-    if (has_logits) at(auxiliary, args.auxiliary);
+    if (!layer.router.precomputed) at(auxiliary, args.auxiliary);
+    if (!c.strata.empty()) at(made, args.decisions.passes);
     if (scale_used.size() > 0) at(scale_used, args.decisions.feature_scale);
     if (dispersion.size() > 0) at(dispersion, args.decisions.dispersion);
   }
 
   layer.forward(args, how.context);
   placed.fetch();
-  if (how.decisions && has_logits) out.auxiliary = *auxiliary.as<sy::auxiliary_values>();
+  if (how.decisions && !layer.router.precomputed) out.auxiliary = *auxiliary.as<sy::auxiliary_values>();
 
-  guarded& written = how.in_place ? x : y;
+  guarded& written = how.in_place ? x : how.onto_residual ? residual : y;
   out.output.resize(p.tokens.size());
   for (std::int64_t t = 0; t < tokens; ++t) {
     std::byte const* const row = written.data() + t * stride_bytes;
@@ -871,8 +980,8 @@ inline outcome run(problem const& p, call const& how = {}) {
       out.guards_intact = out.guards_intact && row[i] == std::byte{guarded::pattern};
     }
   }
-  for (guarded* g : {&x, &y, &workspace, &expert_ids, &weights, &dropped, &counts, &load, &logits, &auxiliary,
-                     &scale_used, &dispersion}) {
+  for (guarded* g : {&x, &y, &residual, &workspace, &expert_ids, &weights, &dropped, &counts, &load, &logits,
+                     &auxiliary, &scale_used, &dispersion, &made}) {
     out.guards_intact = out.guards_intact && g->guards_intact();
   }
   auto const copy = [](auto& to, guarded& from) {
@@ -887,6 +996,7 @@ inline outcome run(problem const& p, call const& how = {}) {
   copy(out.logits, logits);
   copy(out.feature_scale, scale_used);
   copy(out.dispersion, dispersion);
+  copy(out.passes, made);
   return out;
 }
 
@@ -899,7 +1009,8 @@ inline bool same_bits(outcome const& a, outcome const& b) {
   return same_bits(a.output, b.output) && same_bits(a.experts, b.experts) && same_bits(a.weights, b.weights) &&
          same_bits(a.dropped, b.dropped) && same_bits(a.counts, b.counts) && same_bits(a.load, b.load) &&
          same_bits(a.logits, b.logits) && same_bits(a.feature_scale, b.feature_scale) &&
-         same_bits(a.dispersion, b.dispersion) && std::memcmp(&a.auxiliary, &b.auxiliary, sizeof a.auxiliary) == 0;
+         same_bits(a.dispersion, b.dispersion) && same_bits(a.passes, b.passes) &&
+         std::memcmp(&a.auxiliary, &b.auxiliary, sizeof a.auxiliary) == 0;
 }
 
 /// |a - b| / |b| in the Frobenius norm; infinite where a value is not finite.

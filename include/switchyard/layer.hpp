@@ -12,7 +12,6 @@
 #include <switchyard/expert/expert_policy.hpp>
 #include <switchyard/router/router_policy.hpp>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -87,12 +86,17 @@ struct stratum_gates {
   [[no_unique_address]] each_stratum_has_a_gate_see_gate weight = {};
 };
 
-/// The norm of one stratum, which a token gets when it has left it:
 /// (h - mean) / sqrt(variance + epsilon) * weight + bias.
 struct layer_norm {
   float const* weight = nullptr;  ///< [hidden]
   float const* bias = nullptr;    ///< [hidden]
   float epsilon = 1e-5f;
+};
+
+/// The norms of `router::stratified`: a token that has left stratum i gets norm i, whatever stratum it was in before.
+template <int Strata>
+struct stratum_norms {
+  layer_norm after[Strata] = {};
 };
 
 template <class Element>
@@ -136,10 +140,9 @@ struct layer_weights {
   [[no_unique_address]] std::conditional_t<(Layer::expert_traits.shared_intermediate > 0),
                                            shared_expert_weights<element>, the_layer_has_no_shared_expert>
       shared = {};
-  /// [strata] The norm that a token gets when it has left a stratum.
   [[no_unique_address]] std::conditional_t<(Layer::router_traits.stratification.strata > 0 &&
                                             Layer::router_traits.stratification.norms),
-                                           std::array<layer_norm, Layer::strata_or_one>, the_router_has_no_norms>
+                                           stratum_norms<Layer::strata_or_one>, the_router_has_no_norms>
       norm = {};
 };
 
@@ -453,8 +456,8 @@ struct layer {
       check_router(a.weights.router.gate[Stratum], gate.characters);
     }
     if constexpr (router_traits.stratification.norms) {
-      static constexpr auto name = "weights.norm" + number;
-      layer_norm const& norm = a.weights.norm[Stratum];
+      static constexpr auto name = "weights.norm.after" + number;
+      layer_norm const& norm = a.weights.norm.after[Stratum];
       check_pointer(norm.weight, "weight", "[hidden] float", name.characters);
       check_pointer(norm.bias, "bias", "[hidden] float", name.characters);
       if (!(norm.epsilon >= 0.0f)) {

@@ -37,7 +37,7 @@ TEST_CASE("every tested layer has a name of its own", "[forward]") {
 TEST_CASE("the special routings are what they say", "[forward]") {
   for_each_layer([](any_layer const& layer) {
     reference::config const& c = layer.reference;
-    if (layer.router.correction_bias || c.groups > 1 || c.clusters.scales) return;
+    if (layer.router.correction_bias || c.groups > 1 || c.clusters.scales || !c.strata.empty()) return;
     problem const hot = random_problem(layer, 50, routing::one_expert, 1);
     CHECK(run(hot).load[c.experts / 2] >= 45);
     problem const cold = random_problem(layer, 50, routing::half_of_the_experts, 1);
@@ -48,6 +48,7 @@ TEST_CASE("the special routings are what they say", "[forward]") {
 
 TEST_CASE("each group of tokens has queues of its own", "[forward]") {
   for_each_layer([](any_layer const& layer) {
+    if (layer.router.stratification.strata > 0) return;  // refused: its passes are groups
     problem p = usual_problem(layer);
     for (std::int64_t tokens_per_group : {1, 10, 132, 133, 1000}) {
       INFO(tokens_per_group << " tokens per group");
@@ -163,6 +164,10 @@ TEST_CASE("a row has the same bits whatever rows stand beside it", "[forward]") 
         alone.inputs.labels.assign(all.inputs.labels.begin() + t * 2, all.inputs.labels.begin() + (t + 1) * 2);
         alone.inputs.feature_scale.assign(together.feature_scale.begin(), together.feature_scale.end());
       }
+      if (!alone.config.strata.empty()) {
+        alone.inputs.residual.assign(all.inputs.residual.begin() + t * hidden,
+                                     all.inputs.residual.begin() + (t + 1) * hidden);
+      }
       std::vector<float> const row(together.output.begin() + t * hidden, together.output.begin() + (t + 1) * hidden);
       CHECK(same_bits(run(alone).output, row));
     }
@@ -180,12 +185,16 @@ TEST_CASE("every instruction set of this machine agrees with the reference", "[f
   });
 }
 
-TEST_CASE("the output may be the tokens", "[forward]") {
+TEST_CASE("the output may be the tokens, or the residual", "[forward]") {
   for_each_layer([](any_layer const& layer) {
     problem const p = usual_problem(layer);
     outcome const in_place = run(p, {.in_place = true});
     CHECK(in_place.guards_intact);
     CHECK(same_bits(in_place, run(p)));
+    if (p.config.strata.empty()) return;
+    outcome const onto_residual = run(p, {.onto_residual = true});
+    CHECK(onto_residual.guards_intact);
+    CHECK(same_bits(onto_residual, run(p)));
   });
 }
 
@@ -226,14 +235,16 @@ TEST_CASE("the output does not depend on asking for decisions", "[forward]") {
 TEST_CASE("padding rows take no slot, count nowhere and give zeros, whatever they hold", "[forward]") {
   for_each_layer([](any_layer const& layer) {
     problem p = usual_problem(layer);
-    p.config.tokens_per_group = 20;
+    if (p.config.strata.empty()) p.config.tokens_per_group = 20;
     random_numbers random(3);
     for (int t = 0; t < 133; ++t) p.inputs.active.push_back(random.below(3) > 0 && (t < 40 || t > 60));
     reference::result const expected = reference::forward(p.config, p.weights, p.tokens, p.inputs);
 
     problem worse = p;
     for (std::size_t i = 0; i < p.tokens.size(); ++i) {
-      if (!p.inputs.active[i / p.config.hidden]) worse.tokens[i] = std::numeric_limits<double>::quiet_NaN();
+      if (p.inputs.active[i / p.config.hidden]) continue;
+      worse.tokens[i] = std::numeric_limits<double>::quiet_NaN();
+      if (!p.config.strata.empty()) worse.inputs.residual[i] = worse.tokens[i];
     }
     for (std::size_t pair = 0; pair < p.inputs.ids.size(); ++pair) {
       if (p.inputs.active[pair / p.config.top_k]) continue;
@@ -242,8 +253,8 @@ TEST_CASE("padding rows take no slot, count nowhere and give zeros, whatever the
     }
     for (problem const* q : {&p, &worse}) {
       outcome const got = run(*q);
-      check_decisions(got, expected);
-      if (!layer.router.precomputed) check_auxiliary(got.auxiliary, expected.aux);
+      check_decisions(got, expected, decision_tolerance(layer));
+      if (!layer.router.precomputed) check_auxiliary(got.auxiliary, expected.aux, decision_tolerance(layer));
       CHECK(relative_error(got.output, expected.y) <= output_tolerance(layer));
       CHECK(got.guards_intact);
       for (std::size_t i = 0; i < got.output.size(); ++i) {
@@ -259,7 +270,8 @@ TEST_CASE("a batch of padding rows only gives zeros and no statistics", "[forwar
     p.inputs.active.assign(7, 0);
     outcome const got = run(p);
     CHECK(got.output == std::vector<float>(p.tokens.size()));
-    CHECK(got.experts == std::vector<std::int32_t>(p.config.top_k * 7, -1));
+    CHECK(got.experts ==
+          std::vector<std::int32_t>(std::max<std::size_t>(p.config.strata.size(), 1) * p.config.top_k * 7, -1));
     CHECK(got.load == std::vector<std::int64_t>(p.config.experts));
     sy::auxiliary_values const nothing{};
     CHECK(std::memcmp(&got.auxiliary, &nothing, sizeof nothing) == 0);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/capacity/capacity_policy.hpp>
+#include <switchyard/core/host_device.hpp>
 
 namespace switchyard::capacity {
 
@@ -8,7 +9,7 @@ namespace switchyard::capacity {
 struct dropless {
   static constexpr std::string_view name = "dropless";
   static constexpr capacity_traits traits{.drops = false};
-  static constexpr std::int64_t slots_per_expert(shape, std::int64_t tokens) { return tokens; }
+  SWITCHYARD_HD static constexpr std::int64_t slots_per_expert(shape, std::int64_t tokens) { return tokens; }
 };
 
 static_assert(capacity_policy<dropless>);

@@ -2,6 +2,7 @@
 
 #include <switchyard/capacity/capacity_policy.hpp>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/host_device.hpp>
 #include <switchyard/core/text.hpp>
 
 namespace switchyard::capacity {
@@ -63,7 +64,7 @@ struct factor {
   static constexpr std::string_view name = label;
   static constexpr capacity_traits traits{};
 
-  static constexpr std::int64_t slots_per_expert(shape dims, std::int64_t tokens) {
+  SWITCHYARD_HD static constexpr std::int64_t slots_per_expert(shape dims, std::int64_t tokens) {
     std::int64_t slots = 0;
     if constexpr (Rounding == rounding::ceil) {
       slots = divide_up(Numerator * tokens * dims.top_k, static_cast<std::int64_t>(Denominator) * dims.experts);

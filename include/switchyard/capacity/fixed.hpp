@@ -2,6 +2,7 @@
 
 #include <switchyard/capacity/capacity_policy.hpp>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/host_device.hpp>
 #include <switchyard/core/text.hpp>
 
 namespace switchyard::capacity {
@@ -13,7 +14,7 @@ struct fixed {
   static constexpr auto label = "fixed<" + decimal<Slots>() + ">";
   static constexpr std::string_view name = label;
   static constexpr capacity_traits traits{};
-  static constexpr std::int64_t slots_per_expert(shape, std::int64_t) { return Slots; }
+  SWITCHYARD_HD static constexpr std::int64_t slots_per_expert(shape, std::int64_t) { return Slots; }
 };
 
 /// A share of the group's tokens, whatever the number of experts: ceil(Numerator * tokens / Denominator).
@@ -26,7 +27,7 @@ struct share_of_tokens {
   static constexpr auto label = "share_of_tokens<" + ratio_text<Numerator, Denominator>() + ">";
   static constexpr std::string_view name = label;
   static constexpr capacity_traits traits{};
-  static constexpr std::int64_t slots_per_expert(shape, std::int64_t tokens) {
+  SWITCHYARD_HD static constexpr std::int64_t slots_per_expert(shape, std::int64_t tokens) {
     return divide_up(Numerator * tokens, Denominator);
   }
 };

@@ -1,13 +1,16 @@
 #pragma once
 
+#include <switchyard/core/host_device.hpp>
+#include <switchyard/core/shape.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/router/stratified.hpp>
 
 /// The passes of a stratified layer: each is an ordinary layer on the tokens of one stratum.
 namespace switchyard::dispatch {
 
+/// The shape of a pass.
 template <class Layer>
-constexpr shape pass_shape(int stratum) {
+SWITCHYARD_HD constexpr shape pass_shape(int stratum) {
   int const experts = Layer::dims.experts - Layer::router::first_expert(stratum);
   return {.hidden = Layer::dims.hidden,
           .intermediate = Layer::dims.intermediate,

@@ -97,39 +97,44 @@ inline call_mode& current_call_mode() {
 /// Runs a layer step by step. Throws when the plan is not the one that the CPU makes of the same routes.
 template <class Layer>
 void forward_in_steps(typename Layer::args const& args, cudaStream_t on) {
-  constexpr sy::shape dims = Layer::dims;
-  using sy::backend::cuda;
-  cuda::route<Layer>(args, {.stream = on});
-  cuda::plan<Layer>(args, {.stream = on});
-  check_cuda(cudaStreamSynchronize(on));
+  if constexpr (Layer::router_traits.stratification.strata > 0) {  // its passes are no steps
+    Layer::forward(args, {.stream = on});
+    return;
+  } else {
+    constexpr sy::shape dims = Layer::dims;
+    using sy::backend::cuda;
+    cuda::route<Layer>(args, {.stream = on});
+    cuda::plan<Layer>(args, {.stream = on});
+    check_cuda(cudaStreamSynchronize(on));
 
-  std::int64_t const tokens = args.tokens.rows, pairs = tokens * dims.top_k;
-  auto const copy = [](auto const* from, std::int64_t count) {
-    std::vector<std::remove_cvref_t<decltype(*from)>> to(count);
-    if (count > 0) check_cuda(cudaMemcpy(to.data(), from, count * sizeof(*from), cudaMemcpyDeviceToHost));
-    return to;
-  };
-  if constexpr (Layer::capacity_traits.order != sy::queue::priority) {
-    auto const experts = copy(cuda::routes_of<Layer>(args).experts, pairs);
-    auto weights = copy(cuda::routes_of<Layer>(args).weights, pairs);
-    std::vector<std::int32_t> used(dims.experts), offsets(dims.experts + 1), pair_of(pairs), row_of(pairs);
-    std::vector<std::int64_t> load(dims.experts);
-    std::vector<std::uint8_t> dropped(pairs);
-    sy::dispatch::make_plan<typename Layer::capacity, dims>({.tokens = tokens,
-                                                             .tokens_per_group = args.tokens_per_group,
-                                                             .experts = experts.data(),
-                                                             .weights = weights.data(),
-                                                             .dropped = dropped.data(),
-                                                             .load = load.data(),
-                                                             .used = used.data()},
-                                                            {offsets.data(), pair_of.data(), row_of.data()});
-    pair_of.resize(offsets[dims.experts]);
-    sy::dispatch_plan const plan = cuda::plan_of<Layer>(args);
-    if (copy(plan.offsets, dims.experts + 1) != offsets) throw std::runtime_error("other offsets than the CPU's");
-    if (copy(plan.pair_of, offsets[dims.experts]) != pair_of) throw std::runtime_error("other pairs than the CPU's");
-    if (copy(plan.row_of, pairs) != row_of) throw std::runtime_error("other rows than the CPU's");
+    std::int64_t const tokens = args.tokens.rows, pairs = tokens * dims.top_k;
+    auto const copy = [](auto const* from, std::int64_t count) {
+      std::vector<std::remove_cvref_t<decltype(*from)>> to(count);
+      if (count > 0) check_cuda(cudaMemcpy(to.data(), from, count * sizeof(*from), cudaMemcpyDeviceToHost));
+      return to;
+    };
+    if constexpr (Layer::capacity_traits.order != sy::queue::priority) {
+      auto const experts = copy(cuda::routes_of<Layer>(args).experts, pairs);
+      auto weights = copy(cuda::routes_of<Layer>(args).weights, pairs);
+      std::vector<std::int32_t> used(dims.experts), offsets(dims.experts + 1), pair_of(pairs), row_of(pairs);
+      std::vector<std::int64_t> load(dims.experts);
+      std::vector<std::uint8_t> dropped(pairs);
+      sy::dispatch::make_plan<typename Layer::capacity, dims>({.tokens = tokens,
+                                                               .tokens_per_group = args.tokens_per_group,
+                                                               .experts = experts.data(),
+                                                               .weights = weights.data(),
+                                                               .dropped = dropped.data(),
+                                                               .load = load.data(),
+                                                               .used = used.data()},
+                                                              {offsets.data(), pair_of.data(), row_of.data()});
+      pair_of.resize(offsets[dims.experts]);
+      sy::dispatch_plan const plan = cuda::plan_of<Layer>(args);
+      if (copy(plan.offsets, dims.experts + 1) != offsets) throw std::runtime_error("other offsets than the CPU's");
+      if (copy(plan.pair_of, offsets[dims.experts]) != pair_of) throw std::runtime_error("other pairs than the CPU's");
+      if (copy(plan.row_of, pairs) != row_of) throw std::runtime_error("other rows than the CPU's");
+    }
+    cuda::experts<Layer>(args, {.stream = on});
   }
-  cuda::experts<Layer>(args, {.stream = on});
 }
 
 /// Captures `forward` in a graph. Throws when it has another number of kernels than the layer says.
@@ -143,7 +148,7 @@ void forward_captured(typename Layer::args const& args, cudaStream_t on) {
   std::size_t nodes = 0;
   check_cuda(cudaGraphGetNodes(graph, nullptr, &nodes));
   std::size_t auxiliary = 0;
-  if constexpr (!Layer::router_traits.precomputed) auxiliary = args.auxiliary != nullptr ? 1 : 0;
+  if constexpr (!Layer::router_traits.precomputed) auxiliary = args.auxiliary != nullptr ? Layer::strata_or_one : 0;
   bool given = false;
   if constexpr (Layer::router_traits.clustering.scales) given = args.clusters.feature_scale != nullptr;
   if (args.tokens.rows > 0 && nodes != sy::backend::cuda::launches<Layer>(given) + auxiliary) {

@@ -111,7 +111,7 @@ void finish_pass(forward_args<Layer> const& args, cpu_context const& where, forw
       to.stratum[t] = static_cast<std::uint8_t>(next);
       ++to.passes[t];
       layer_norm const* norm = nullptr;
-      if constexpr (form.norms) norm = &args.weights.norm[next - 1];
+      if constexpr (form.norms) norm = &args.weights.norm.after[next - 1];
       auto* const residual = to.residual + t * hidden;
       add_and_normalise(of_pass.output.row(row), Stratum == 0 ? args.residual.row(t) : residual, norm, hidden,
                         to.current + t * hidden, to.residual == to.current ? nullptr : residual);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/auxiliary.hpp>
+#include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/layer.hpp>
 
 #include <cuda_runtime.h>
@@ -19,14 +20,16 @@ inline constexpr int auxiliary_threads = 512, auxiliary_warps = auxiliary_thread
 /// in double and in an order that depends on nothing but the sizes. `log_sums` is scratch, [tokens].
 template <class Layer>
 __global__ void __launch_bounds__(auxiliary_threads, 1)
-    auxiliary_of_pass(routing_record const record, double* log_sums, switchyard::auxiliary_values* result) {
+    auxiliary_of_pass(routing_record const record, pass_size const* pass, double* log_sums,
+                      switchyard::auxiliary_values* result) {
   constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
   constexpr int sums = 5;  // probability, first choices, kept choices, combine weights, load: of one expert
   __shared__ double partial[sums][auxiliary_warps][32];
   extern __shared__ __align__(16) double batch[];  // [experts] probability, [experts] load
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   auto const active = [&](std::int64_t token) { return record.active == nullptr || record.active[token] != 0; };
-  std::int64_t const group_size = record.tokens_per_group > 0 ? record.tokens_per_group : record.tokens;
+  std::int64_t const tokens_of_pass = tokens_at_hand(record.tokens, pass);
+  std::int64_t const group_size = record.tokens_per_group > 0 ? record.tokens_per_group : tokens_of_pass;
   for (int i = thread; i < 2 * experts; i += auxiliary_threads) batch[i] = 0.0;
 
   // Of warp 0, the same on all lanes.
@@ -36,8 +39,8 @@ __global__ void __launch_bounds__(auxiliary_threads, 1)
     return value;
   };
 
-  for (std::int64_t begin = 0; begin < record.tokens; begin += group_size) {
-    std::int64_t const end = begin + group_size < record.tokens ? begin + group_size : record.tokens;
+  for (std::int64_t begin = 0; begin < tokens_of_pass; begin += group_size) {
+    std::int64_t const end = begin + group_size < tokens_of_pass ? begin + group_size : tokens_of_pass;
     double counted = 0.0, squares = 0.0;
     for (std::int64_t token = begin + warp; token < end; token += auxiliary_warps) {
       if (!active(token)) continue;

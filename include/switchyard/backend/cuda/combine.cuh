@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/layer.hpp>
 
@@ -14,6 +15,7 @@ namespace switchyard::backend::device {
 template <class Element>
 struct combine_args {
   view<Element const> tokens;
+  pass_size const* pass;  ///< null: all tokens
   view<Element> output;
   bool aligned;                 ///< tokens and output may be moved by 16 bytes
   std::uint8_t const* active;   ///< null: all
@@ -49,6 +51,7 @@ __global__ void __launch_bounds__(combine_block<Layer>::threads)
   constexpr capacity_traits capacity = Layer::capacity_traits;
   constexpr float scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator);
   std::int64_t const token = blockIdx.x, pairs = token * top_k;
+  if (token >= tokens_at_hand(args.tokens.rows, args.pass)) return;
   int const thread = static_cast<int>(threadIdx.x);
   element const* const x = args.tokens.row(token);
   element* const y = args.output.row(token);

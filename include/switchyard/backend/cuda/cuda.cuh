@@ -5,15 +5,21 @@
 #include <switchyard/backend/cuda/combine.cuh>
 #include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/backend/cuda/plan.cuh>
 #include <switchyard/backend/cuda/route.cuh>
+#include <switchyard/backend/cuda/strata.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/workspace.hpp>
+#include <switchyard/dispatch/pass.hpp>
 #include <switchyard/layer.hpp>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
+#include <utility>
 
 namespace switchyard {
 
@@ -38,22 +44,31 @@ struct cuda {
   template <class Layer>
   static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
     carver measure;
-    pieces<Layer>(measure, tokens);
+    if constexpr (is_stratified<Layer>) {
+      strata_pieces<Layer>(measure, tokens);
+    } else {
+      pieces<Layer>(measure, tokens);
+    }
     return measure.bytes();
   }
 
   template <class Layer>
   static void forward(forward_args<Layer> const& args, context const& where) {
-    enqueue_route(args, where);
-    enqueue_plan(args, where);
-    enqueue_experts(args, where);
+    if constexpr (is_stratified<Layer>) {
+      carver split(args.workspace.data());
+      enqueue_passes(args, where, strata_pieces<Layer>(split, args.tokens.rows), strata_of<Layer>{});
+    } else {
+      enqueue_once(args, where);
+    }
   }
 
-  /// Kernels that one `forward` of at least one token enqueues; one more when auxiliary values are asked for. With
-  /// `router::adaptive_clustering` they are fewer when the call gives the weights of the features.
+  /// Kernels that one `forward` of at least one token enqueues; one more, or one more for each stratum, when auxiliary
+  /// values are asked for. With `router::adaptive_clustering` they are fewer when the call gives the weights of the features.
   template <class Layer>
   static constexpr int launches(bool feature_scale_given = false) {
     constexpr clustering_traits clustering = Layer::router_traits.clustering;
+    constexpr int strata = Layer::router_traits.stratification.strata;
+    if constexpr (strata > 0) return strata * (2 + launches<dispatch::pass_layer<Layer, 0>>());
     bool const sorts = Layer::capacity_traits.drops && Layer::capacity_traits.order == queue::priority;
     int const weights = !clustering.scales ? 0 : !feature_scale_given ? 6 : clustering.unit_rows ? 1 : 0;
     return 5 + (Layer::capacity_traits.drops ? 1 : 0) + (sorts ? 1 : 0) + weights +
@@ -63,21 +78,21 @@ struct cuda {
   /// The first of the three steps of `forward`: tokens to experts and weights. Steps of one call share its arguments.
   template <class Layer>
   static void route(forward_args<Layer> const& args, context const& where = {}) {
-    Layer::check(args);
+    check_step(args);
     enqueue_route(args, where);
   }
 
   /// The second step: from the routes in the workspace to the rows of each expert.
   template <class Layer>
   static void plan(forward_args<Layer> const& args, context const& where = {}) {
-    Layer::check(args);
+    check_step(args);
     enqueue_plan(args, where);
   }
 
   /// The third step: both products, and the sum over each token's experts.
   template <class Layer>
   static void experts(forward_args<Layer> const& args, context const& where = {}) {
-    Layer::check(args);
+    check_step(args);
     enqueue_experts(args, where);
   }
 
@@ -96,6 +111,20 @@ struct cuda {
   }
 
  private:
+  template <class Layer>
+  static constexpr bool is_stratified = Layer::router_traits.stratification.strata > 0;
+  template <class Layer>
+  using strata_of = std::make_integer_sequence<int, Layer::router_traits.stratification.strata>;
+
+  template <class Layer>
+  static void check_step(forward_args<Layer> const& args) {
+    static_assert(
+        !is_stratified<Layer>,
+        "switchyard: a layer of router::stratified routes, plans and computes once for every stratum, so its steps "
+        "cannot be called one by one. Call forward.");
+    Layer::check(args);
+  }
+
   /// Every temporary of a call.
   template <class Layer>
   struct pieces {
@@ -242,13 +271,24 @@ struct cuda {
     return args.tokens_per_group > 0 && args.tokens_per_group < tokens ? args.tokens_per_group : tokens;
   }
 
+  /// The steps of a layer without strata, or of a pass.
   template <class Layer>
-  static void enqueue_route(forward_args<Layer> const& args, context const& where) {
+  static void enqueue_once(forward_args<Layer> const& args, context const& where,
+                           device::pass_size const* pass = nullptr) {
+    enqueue_route(args, where, pass);
+    enqueue_plan(args, where, pass);
+    enqueue_experts(args, where, pass);
+  }
+
+  template <class Layer>
+  static void enqueue_route(forward_args<Layer> const& args, context const& where,
+                            device::pass_size const* pass = nullptr) {
     using element = typename Layer::element;
     std::int64_t const tokens = args.tokens.rows;
     if (tokens == 0 && !Layer::router_traits.clustering.scales) return;
     pieces<Layer> const p(args);
     device::route_args<element> to{.tokens = args.tokens,
+                                   .pass = pass,
                                    .router = {},
                                    .active = args.active,
                                    .aligned_tokens = is_aligned(args.tokens),
@@ -358,7 +398,8 @@ struct cuda {
   }
 
   template <class Layer>
-  static void enqueue_plan(forward_args<Layer> const& args, context const& where) {
+  static void enqueue_plan(forward_args<Layer> const& args, context const& where,
+                           device::pass_size const* pass = nullptr) {
     using capacity = typename Layer::capacity;
     constexpr shape dims = Layer::dims;
     std::int64_t const tokens = args.tokens.rows;
@@ -366,6 +407,7 @@ struct cuda {
     std::int64_t const size = group_size(args), groups = tokens == 0 ? 0 : divide_up(tokens, size);
     device::plan_args const with{
         .tokens = tokens,
+        .pass = pass,
         .group_size = size,
         .groups = groups,
         .slots = capacity::slots_per_expert(dims, size),
@@ -398,7 +440,8 @@ struct cuda {
   }
 
   template <class Layer>
-  static void enqueue_experts(forward_args<Layer> const& given, context const& where) {
+  static void enqueue_experts(forward_args<Layer> const& given, context const& where,
+                              device::pass_size const* pass = nullptr) {
     using element = typename Layer::element;
     using expert = typename Layer::expert;
     constexpr shape dims = Layer::dims;
@@ -467,6 +510,7 @@ struct cuda {
       });
 
       device::combine_args<element> sum{.tokens = args.tokens,
+                                        .pass = pass,
                                         .output = args.output,
                                         .aligned = is_aligned(args.tokens) && is_aligned(args.output),
                                         .active = args.active,
@@ -495,7 +539,7 @@ struct cuda {
                                       .weights = p.weights,
                                       .dropped = p.dropped,
                                       .active = args.active},
-                       reinterpret_cast<double*>(p.inner), args.auxiliary);
+                       pass, reinterpret_cast<double*>(p.inner), args.auxiliary);
       }
     }
   }
@@ -515,6 +559,83 @@ struct cuda {
     device::launch(where, what, device::product<Problem, Tile>,
                    tiles * divide_up(Problem::features, features) + shared_tiles, layout::threads, layout::shared_bytes,
                    with);
+  }
+
+  /// Every temporary of a call of a stratified layer.
+  template <class Layer>
+  struct strata_pieces : device::strata_record<typename Layer::element> {
+    static constexpr shape dims = Layer::dims;
+    static constexpr stratification_traits form = Layer::router_traits.stratification;
+
+    std::span<std::byte> scratch;
+
+    constexpr strata_pieces(carver& from, std::int64_t tokens) {
+      using element = typename Layer::element;
+      std::int64_t const pairs = tokens * dims.top_k;
+      this->stride = pieces<dispatch::pass_layer<Layer, 0>>::outer_stride;
+      this->sizes = from.take<device::pass_size>(form.strata);
+      this->token_of = from.take<std::int32_t>(tokens);
+      this->stratum = from.take<std::uint8_t>(tokens);
+      this->rows = from.take<element>(tokens * this->stride);
+      this->sums = nullptr;
+      if constexpr (form.norms && !form.normalised_residual) this->sums = from.take<element>(tokens * this->stride);
+      this->experts = from.take<std::int32_t>(pairs);
+      this->weights = from.take<float>(pairs);
+      this->dropped = from.take<std::uint8_t>(pairs);
+      this->counts = from.take<std::int64_t>(dims.experts);
+      this->load = from.take<std::int64_t>(dims.experts);
+      this->auxiliary = from.take<auxiliary_values>(form.strata);
+      std::size_t const bytes = scratch_bytes<Layer>(tokens, strata_of<Layer>{});
+      scratch = {from.take<std::byte>(static_cast<std::int64_t>(bytes)), bytes};
+    }
+  };
+
+  /// What the largest pass needs.
+  template <class Layer, int... Stratum>
+  static constexpr std::size_t scratch_bytes(std::int64_t tokens, std::integer_sequence<int, Stratum...>) {
+    return std::max({workspace_bytes<dispatch::pass_layer<Layer, Stratum>>(tokens)...});
+  }
+
+  template <class Layer, int... Stratum>
+  static void enqueue_passes(forward_args<Layer> const& args, context const& where, strata_pieces<Layer> const& p,
+                             std::integer_sequence<int, Stratum...>) {
+    (enqueue_pass<Stratum>(args, where, p), ...);
+  }
+
+  /// Gathers the tokens of a stratum, runs the layer of its experts and those above, and brings the tokens back.
+  template <int Stratum, class Layer>
+  static void enqueue_pass(forward_args<Layer> const& args, context const& where, strata_pieces<Layer> const& p) {
+    using pass = dispatch::pass_layer<Layer, Stratum>;
+    using element = typename Layer::element;
+    std::int64_t const tokens = args.tokens.rows;
+    device::strata_args<Layer> with{.tokens = args.tokens,
+                                    .residual = args.residual,
+                                    .output = args.output,
+                                    .aligned_tokens = is_aligned(args.tokens),
+                                    .aligned_residual = is_aligned(args.residual),
+                                    .aligned_output = is_aligned(args.output),
+                                    .active = args.active,
+                                    .norm = {},
+                                    .decisions = args.decisions,
+                                    .auxiliary = args.auxiliary,
+                                    .record = p};
+    if constexpr (Layer::router_traits.stratification.norms) with.norm = args.weights.norm;
+    std::int64_t const blocks = tokens == 0 ? 1 : tokens;  // the counts of no token are written, too
+    device::launch(where, "gather_stratum", device::gather_stratum<Layer, Stratum>,
+                   divide_up(blocks, device::gathered_tokens), device::gather_threads, 0, with);
+    forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
+    of_pass.tokens = {p.rows, tokens, Layer::dims.hidden, p.stride};
+    of_pass.output = {p.rows, tokens, Layer::dims.hidden, p.stride};
+    of_pass.workspace = p.scratch;
+    of_pass.decisions.experts = p.experts;
+    of_pass.decisions.weights = p.weights;
+    of_pass.decisions.dropped = p.dropped;
+    of_pass.decisions.counts = p.counts;
+    of_pass.decisions.load = p.load;
+    if (args.auxiliary != nullptr) of_pass.auxiliary = p.auxiliary + Stratum;
+    enqueue_once(of_pass, where, p.sizes + Stratum);
+    device::launch(where, "finish_pass", device::finish_pass<Layer, Stratum>, blocks,
+                   device::finish_block<Layer>::threads, 0, with);
   }
 };
 

@@ -2,6 +2,7 @@
 
 #include <switchyard/backend/cuda/block_scan.cuh>
 #include <switchyard/backend/cuda/pair_sets.cuh>
+#include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/dispatch/plan.hpp>
 #include <switchyard/layer.hpp>
@@ -22,6 +23,7 @@ inline constexpr int plan_threads = 512, plan_warps = plan_threads / 32;
 /// What planning reads and writes, all on the device.
 struct plan_args {
   std::int64_t tokens;
+  pass_size const* pass;    ///< null: all tokens; else there is one group
   std::int64_t group_size;  ///< tokens per group, at least 1
   std::int64_t groups;
   std::int64_t slots, slots_last;  ///< of each group, and of the last one, which may be smaller
@@ -64,8 +66,8 @@ __global__ void __launch_bounds__(plan_threads, 2) order_tokens(plan_args const 
   __shared__ std::int32_t next[plan_warps][digits];  // how many, then the place of the next one
   __shared__ std::int32_t digit_begin[digits];
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  std::int64_t const begin = blockIdx.x * args.group_size;
-  std::int64_t const size = args.tokens - begin < args.group_size ? args.tokens - begin : args.group_size;
+  std::int64_t const begin = blockIdx.x * args.group_size, tokens = tokens_at_hand(args.tokens, args.pass);
+  std::int64_t const size = tokens - begin < args.group_size ? tokens - begin : args.group_size;
   std::int64_t const share = divide_up(divide_up(size, 32), plan_warps) * 32;
   std::int64_t const first = warp * share, end = first + share < size ? first + share : size;
 
@@ -144,8 +146,9 @@ __global__ void __launch_bounds__(plan_threads) queue_pairs(plan_args const args
   std::int32_t const expert = static_cast<std::int32_t>(blockIdx.x % experts);
   std::int64_t const group = blockIdx.x / experts, first = group * args.group_size * top_k;
   bool const last = group + 1 == args.groups;
-  std::int64_t const pairs = (last ? args.tokens - group * args.group_size : args.group_size) * top_k;
-  std::int64_t const slots = last ? args.slots_last : args.slots;
+  std::int64_t const tokens = tokens_at_hand(args.tokens, args.pass);
+  std::int64_t const pairs = (last ? tokens - group * args.group_size : args.group_size) * top_k;
+  std::int64_t const slots = args.pass != nullptr ? args.pass->slots : last ? args.slots_last : args.slots;
   pair_sets const& queued = order == queue::priority ? args.sorted : args.chosen;
 
   std::int64_t number = 0;
@@ -188,11 +191,13 @@ __global__ void __launch_bounds__(plan_threads) assign_rows(plan_args const args
   constexpr capacity_traits capacity = Layer::capacity_traits;
   std::int32_t const expert = static_cast<std::int32_t>(blockIdx.x);
   int const thread = static_cast<int>(threadIdx.x);
-  std::int64_t const words = args.kept.words_per_expert(), pieces = args.kept.pieces;
+  std::int64_t const tokens = tokens_at_hand(args.tokens, args.pass);
+  std::int64_t const pieces = divide_up(tokens * top_k, args.kept.piece_pairs);  // of the pass
+  std::int64_t const words = pieces * args.kept.piece_words();
   std::uint32_t const* const kept = args.kept.of(expert);
 
   std::int32_t const first_row =
-      capacity.drops ? sum_of(args.rows, expert * args.groups) : sum_of(args.below + expert * pieces, pieces);
+      capacity.drops ? sum_of(args.rows, expert * args.groups) : sum_of(args.below + expert * args.kept.pieces, pieces);
   std::int32_t row = first_row;
   for (std::int64_t begin = 0; begin < words; begin += plan_threads) {
     std::int64_t const word = begin + thread;
@@ -218,7 +223,7 @@ __global__ void __launch_bounds__(plan_threads) assign_rows(plan_args const args
   }
 
   if constexpr (capacity.renormalises) {  // one token here, the next in the block of the next expert
-    for (std::int64_t token = std::int64_t{thread} * experts + expert; token < args.tokens;
+    for (std::int64_t token = std::int64_t{thread} * experts + expert; token < tokens;
          token += std::int64_t{experts} * plan_threads) {
       std::int64_t const pair = token * top_k;
       float total = 0.0f;

@@ -3,6 +3,7 @@
 #include <switchyard/backend/cuda/block_scan.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/pair_sets.cuh>
+#include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/backend/cuda/warp_lanes.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/layer.hpp>
@@ -18,6 +19,7 @@ namespace switchyard::backend::device {
 template <class Element>
 struct route_args {
   view<Element const> tokens;
+  pass_size const* pass;  ///< null: all tokens
   router_weights router;
   std::uint8_t const* active;           ///< null: all
   bool aligned_tokens, aligned_router;  ///< 16-byte copies may be used
@@ -167,7 +169,8 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   int const expert_warp = warp % tile::expert_warps, depth_warp = warp / tile::expert_warps;
   std::int64_t const first_token = static_cast<std::int64_t>(blockIdx.x) * tile::tokens;
-  std::int64_t const left = args.tokens.rows - first_token;
+  std::int64_t const left = tokens_at_hand(args.tokens.rows, args.pass) - first_token;
+  if (left <= 0) return;
   int const tokens = left < tile::tokens ? static_cast<int>(left) : tile::tokens;
 
   // This thread's copies of each stage: 16 bytes of one token, and of some experts' rows.

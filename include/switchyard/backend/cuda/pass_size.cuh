@@ -1,0 +1,21 @@
+#pragma once
+
+#include <switchyard/core/divide_up.hpp>
+
+#include <cstdint>
+
+namespace switchyard::backend::device {
+
+/// How many of a call's tokens a pass of a stratified layer has, which only the device knows. Launches are for all tokens
+/// of the call; blocks past those of the pass have nothing to do.
+struct pass_size {
+  std::int64_t tokens;
+  std::int64_t slots;  ///< rows that an expert takes of so many tokens
+};
+
+/// The tokens of a call, or of one of its passes.
+__device__ inline std::int64_t tokens_at_hand(std::int64_t tokens, pass_size const* pass) {
+  return pass == nullptr ? tokens : pass->tokens;
+}
+
+}  // namespace switchyard::backend::device

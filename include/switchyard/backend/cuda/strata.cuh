@@ -1,0 +1,259 @@
+#pragma once
+
+#include <switchyard/backend/cuda/combine.cuh>
+#include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/backend/cuda/pass_size.cuh>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/dispatch/pass.hpp>
+#include <switchyard/layer.hpp>
+
+#include <cuda_runtime.h>
+
+#include <cmath>
+#include <cstdint>
+
+/// What `backend::cuda` does between the passes of a stratified layer. A token's place between passes is its row of the
+/// output.
+namespace switchyard::backend::device {
+
+/// The pass at hand, and where each token is, all on the device.
+template <class Element>
+struct strata_record {
+  std::int64_t stride;     ///< of `rows` and `sums`, a multiple of 16 bytes
+  pass_size* sizes;        ///< [strata]
+  std::int32_t* token_of;  ///< [tokens] which token each row of the pass is
+  std::uint8_t* stratum;   ///< [tokens] where each token is; the number of strata: done
+  Element* rows;           ///< [tokens, stride]: of the pass, its result in place of its tokens
+  Element* sums;           ///< [tokens, stride]: tokens before the norm, null where the residual is the one after it
+  std::int32_t* experts;   ///< [tokens of the pass, top_k], and so on: what the pass decided
+  float* weights;
+  std::uint8_t* dropped;
+  std::int64_t *counts, *load;  ///< [experts]
+  auxiliary_values* auxiliary;  ///< [strata]
+};
+
+/// What the kernels need of a call. Not the arguments of `forward` as they are: nvcc 13.0 lays out a kernel's parameter
+/// as if its members of no size had one.
+template <class Layer>
+struct strata_args {
+  using element = typename Layer::element;
+  view<element const> tokens, residual;
+  view<element> output;
+  bool aligned_tokens, aligned_residual, aligned_output;  ///< rows may be moved by 16 bytes
+  std::uint8_t const* active;                             ///< null: all
+  stratum_norms<Layer::strata_or_one> norm;
+  switchyard::decisions decisions;
+  switchyard::auxiliary_values* auxiliary;  ///< null: nobody asks
+  strata_record<element> record;
+};
+
+inline constexpr int gathered_tokens = 32, gather_threads = 256;
+
+/// Copies the tokens of a stratum to rows that follow each other, in the order of tokens; a block has some tokens, and
+/// counts those before them for itself. In the lowest stratum all tokens begin, but padding, whose output is made zero.
+template <class Layer, int Stratum>
+__global__ void __launch_bounds__(gather_threads, 4) gather_stratum(strata_args<Layer> const args) {
+  using element = typename Layer::element;
+  constexpr int hidden = Layer::dims.hidden, top_k = Layer::dims.top_k, strata = Layer::strata_or_one;
+  constexpr int width = chunk_bytes / static_cast<int>(sizeof(element));
+  strata_record<element> const& record = args.record;
+  std::int64_t const tokens = args.tokens.rows, first = std::int64_t{blockIdx.x} * gathered_tokens;
+  int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
+  auto const is_here = [&](std::int64_t token) {
+    if constexpr (Stratum == 0) return args.active == nullptr || args.active[token] != 0;
+    return record.stratum[token] == Stratum;
+  };
+
+  std::int32_t mine = 0;
+  if (Stratum == 0 && args.active == nullptr) {
+    mine = thread == 0 ? static_cast<std::int32_t>(first) : 0;
+  } else {
+#pragma unroll 4
+    for (std::int64_t token = thread; token < first; token += gather_threads) mine += is_here(token) ? 1 : 0;
+  }
+  std::int32_t const before = scan_block<gather_threads>(mine).all;
+
+  std::int64_t const token = first + lane;
+  bool const exists = token < tokens, here = exists && is_here(token);
+  unsigned const all_here = __ballot_sync(~0u, here);
+  std::int64_t const row = before + __popc(all_here & ((1u << lane) - 1));
+  if (warp == 0) {
+    if (here) record.token_of[row] = static_cast<std::int32_t>(token);
+    if (exists && Stratum == 0) {
+      record.stratum[token] = here ? 0 : strata;
+      if (args.decisions.passes != nullptr) args.decisions.passes[token] = 0;
+    }
+    if (lane == 0 && first + gathered_tokens >= tokens) {
+      std::int64_t const count = before + __popc(all_here);
+      record.sizes[Stratum] = {count, Layer::capacity::slots_per_expert(dispatch::pass_shape<Layer>(Stratum), count)};
+    }
+  }
+  for (int i = warp; i < gathered_tokens && first + i < tokens; i += gather_threads / 32) {
+    std::int64_t const t = first + i;
+    bool const copied = (all_here >> i & 1u) != 0;
+    if (copied) {
+      element const* const from = Stratum == 0 ? args.tokens.row(t) : args.output.row(t);
+      bool const aligned = Stratum == 0 ? args.aligned_tokens : args.aligned_output;
+      element* const to = record.rows + (before + __popc(all_here & ((1u << i) - 1))) * record.stride;
+      for (int q = lane * width; q < hidden; q += 32 * width) {
+        if (aligned && q + width <= hidden) {
+          *reinterpret_cast<chunk*>(to + q) = *reinterpret_cast<chunk const*>(from + q);
+        } else {
+          for (int j = q; j < hidden && j < q + width; ++j) to[j] = from[j];
+        }
+      }
+    } else {
+      if (Stratum == 0) {
+        for (int q = lane; q < hidden; q += 32) args.output.row(t)[q] = element(0.0f);
+      }
+      for (int k = lane; k < top_k; k += 32) {
+        std::int64_t const pair = (Stratum * tokens + t) * top_k + k;
+        if (args.decisions.experts != nullptr) args.decisions.experts[pair] = -1;
+        if (args.decisions.weights != nullptr) args.decisions.weights[pair] = 0.0f;
+        if (args.decisions.dropped != nullptr) args.decisions.dropped[pair] = 0;
+      }
+    }
+  }
+}
+
+/// Threads of a block that finishes a token, and how often they go over its features.
+template <class Layer>
+struct finish_block : combine_block<Layer> {
+  static constexpr int width = chunk_bytes / static_cast<int>(sizeof(typename Layer::element));
+  static constexpr int turns = static_cast<int>(divide_up(Layer::dims.hidden, finish_block::threads* width));
+};
+
+/// The sum over the threads of a block, on each of them.
+template <int Threads>
+__device__ float sum_over_block(float value) {
+  __shared__ float partial[Threads / 32];
+  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+  __syncthreads();  // the last sum was read by all
+  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
+  __syncthreads();
+  float sum = 0.0f;
+  for (float p : partial) sum += p;
+  return sum;
+}
+
+/// Adds the residual to a row of the pass, normalises it, and brings it back to its token, which goes to its next stratum.
+/// A block per row; the first one also adds up what the passes counted.
+template <class Layer, int Stratum>
+__global__ void __launch_bounds__(finish_block<Layer>::threads) finish_pass(strata_args<Layer> const args) {
+  using element = typename Layer::element;
+  using block = finish_block<Layer>;
+  constexpr int hidden = Layer::dims.hidden, strata = Layer::strata_or_one, threads = block::threads,
+                width = block::width;
+  constexpr int top_k = Layer::dims.top_k, first_expert = Layer::router::first_expert(Stratum);
+  constexpr shape pass = dispatch::pass_shape<Layer>(Stratum);
+  constexpr stratification_traits form = Layer::router_traits.stratification;
+  strata_record<element> const& record = args.record;
+  std::int64_t const row = blockIdx.x, tokens = args.tokens.rows;
+  int const thread = static_cast<int>(threadIdx.x);
+
+  if (row == 0) {
+    auto const add = [&](std::int64_t* to, std::int64_t const* from) {
+      for (int e = thread; to != nullptr && e < pass.experts; e += threads) {
+        to[first_expert + e] = from[e] + (Stratum == 0 ? 0 : to[first_expert + e]);
+      }
+    };
+    add(args.decisions.counts, record.counts);
+    add(args.decisions.load, record.load);
+    if (Stratum == strata - 1 && args.auxiliary != nullptr && thread == 0) {
+      mean_auxiliary of_passes;
+      for (int i = 0; i < strata; ++i) {
+        if (record.sizes[i].tokens > 0) of_passes.add(record.auxiliary[i]);
+      }
+      *args.auxiliary = of_passes.mean();
+    }
+  }
+  if (row >= record.sizes[Stratum].tokens) return;
+
+  std::int64_t const token = record.token_of[row];
+  std::int32_t const first_choice = record.experts[row * pass.top_k];
+  // A token that the router cannot place is a NaN by now, and done.
+  int const next = first_choice < 0 ? strata : dispatch::next_stratum<Layer>(first_expert + first_choice);
+  element const* const result = record.rows + row * record.stride;
+  element* const output = args.output.row(token);
+  element* const before_norm = record.sums == nullptr ? nullptr : record.sums + token * record.stride;
+  element const* const residual = Stratum == 0             ? args.residual.row(token)
+                                  : before_norm == nullptr ? output
+                                                           : before_norm;
+  bool const residual_by_chunks = Stratum == 0 ? args.aligned_residual : before_norm != nullptr || args.aligned_output;
+
+  auto const read = [&](element const* from, bool by_chunks, int q, float(&to)[width]) {
+    if (by_chunks && q + width <= hidden) {
+      to_floats<element>(*reinterpret_cast<chunk const*>(from + q), to);
+    } else {
+#pragma unroll
+      for (int i = 0; i < width; ++i) to[i] = q + i < hidden ? static_cast<float>(from[q + i]) : 0.0f;
+    }
+  };
+  float values[block::turns][width];
+#pragma unroll
+  for (int turn = 0; turn < block::turns; ++turn) {
+    int const q = (turn * threads + thread) * width;
+    if (q >= hidden) continue;
+    float added[width];
+    read(result, true, q, values[turn]);
+    read(residual, residual_by_chunks, q, added);
+#pragma unroll
+    for (int i = 0; i < width; ++i) values[turn][i] += added[i];
+  }
+  auto const write = [&](element* to, bool by_chunks, int q, float(&from)[width]) {
+    if (by_chunks && q + width <= hidden) {
+      *reinterpret_cast<chunk*>(to + q) = from_floats<element>(from);
+    } else {
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        if (q + i < hidden) to[q + i] = element(from[i]);
+      }
+    }
+  };
+  if constexpr (form.norms) {
+    auto const mean_of = [&](auto const& term) {
+      float sum = 0.0f;
+#pragma unroll
+      for (int turn = 0; turn < block::turns; ++turn) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          if ((turn * threads + thread) * width + i < hidden) sum += term(values[turn][i]);
+        }
+      }
+      return sum_over_block<threads>(sum) / static_cast<float>(hidden);
+    };
+    float const mean = mean_of([](float value) { return value; });
+    float const variance = mean_of([mean](float value) { return (value - mean) * (value - mean); });
+    layer_norm const norm = args.norm.after[next - 1];
+    float const scale = 1.0f / std::sqrt(variance + norm.epsilon);
+#pragma unroll
+    for (int turn = 0; turn < block::turns; ++turn) {
+      int const q = (turn * threads + thread) * width;
+      if (before_norm != nullptr && q < hidden) write(before_norm, true, q, values[turn]);
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        if (q + i < hidden) values[turn][i] = (values[turn][i] - mean) * scale * norm.weight[q + i] + norm.bias[q + i];
+      }
+    }
+  }
+#pragma unroll
+  for (int turn = 0; turn < block::turns; ++turn) {
+    int const q = (turn * threads + thread) * width;
+    if (q < hidden) write(output, args.aligned_output, q, values[turn]);
+  }
+
+  if (thread == 0) {
+    record.stratum[token] = static_cast<std::uint8_t>(next);
+    if (args.decisions.passes != nullptr) args.decisions.passes[token] += 1;
+  }
+  for (int k = thread; k < top_k; k += threads) {
+    std::int64_t const from = row * pass.top_k + k, to = (Stratum * tokens + token) * top_k + k;
+    bool const chosen = k < pass.top_k && record.experts[from] >= 0;
+    if (args.decisions.experts != nullptr)
+      args.decisions.experts[to] = chosen ? first_expert + record.experts[from] : -1;
+    if (args.decisions.weights != nullptr) args.decisions.weights[to] = k < pass.top_k ? record.weights[from] : 0.0f;
+    if (args.decisions.dropped != nullptr) args.decisions.dropped[to] = k < pass.top_k ? record.dropped[from] : 0;
+  }
+}
+
+}  // namespace switchyard::backend::device

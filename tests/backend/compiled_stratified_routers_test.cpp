@@ -1,0 +1,5 @@
+// Compiles a list of layers, for forward_test.cpp.
+#include "layers.hpp"
+#include "support.hpp"
+
+static bool const here = support::compile<tested::stratified_routers, switchyard::backend::cpu>();
