@@ -1,4 +1,4 @@
-// expect: switchyard: router::sparsemixer sends a token to two experts. Set shape.top_k to 2.
+// expect: switchyard: router::sparsemixer sends a token to two experts. Set shape.top_k to 2
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;
