@@ -88,6 +88,14 @@ void report_usage(evaluation<Kind> const& score, std::string const& picture) {
                                std::to_string(model<Kind>::experts) + " experts for each of " +
                                std::to_string(score.bytes) + " bytes of text";
   std::ofstream out(picture, std::ios::binary);
+  if constexpr (model<Kind>::strata > 0) {
+    std::int64_t visits = 0;
+    for (auto const& block : score.used) {
+      for (std::int64_t count : block) visits += count;
+    }
+    std::printf("  %.2f passes through the strata for each byte and block\n",
+                static_cast<double>(visits) / model<Kind>::dims.top_k / blocks / static_cast<double>(score.bytes));
+  }
   if (!(out << svg(all, subtitle)).flush()) throw std::runtime_error(picture + ": the picture cannot be written.");
   std::printf("  as a picture: %s\n", std::filesystem::absolute(picture).string().c_str());
 }

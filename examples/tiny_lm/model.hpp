@@ -82,6 +82,7 @@ class model {
   static constexpr bool is_dense = experts == 1;
   static constexpr sy::router_traits router_traits = Kind::template others<sy::backend::cpu>::router_traits;
   static constexpr bool owns_router = router_traits.gate == sy::gate_owner::model;
+  static constexpr int strata = router_traits.stratification.strata;
 
   struct block {
     rms_norm attention_norm;
@@ -107,7 +108,7 @@ class model {
     }
     std::size_t known = 2 + (owns_router ? 1 : 0);
     for (moe_weights const& w : moe) {
-      known += 9 + (is_dense || w.router.empty() ? 0 : 1) + (w.feature_scale.empty() ? 0 : 1);
+      known += 9 + (strata > 0 ? 3 * strata : is_dense || w.router.empty() ? 0 : 1) + (w.feature_scale.empty() ? 0 : 1);
     }
     if (file.size() != known) {
       file.refuse("has " + std::to_string(file.size()) + " tensors, and the model has " + std::to_string(known));
@@ -145,7 +146,21 @@ class model {
       w.down_proj = file.floats(prefix + "down.weight", {hidden, inner});
       return w;
     }
-    if constexpr (!owns_router) w.router = file.floats(prefix + "router.weight", {experts, hidden});
+    if constexpr (strata > 0) {
+      auto const append = [&](std::vector<float>& to, std::string const& name, auto... sizes) {
+        std::vector<float> const values = file.floats(prefix + name, {sizes...});
+        to.insert(to.end(), values.begin(), values.end());
+      };
+      for (int i = 0; i < strata; ++i) {
+        std::string const number = std::to_string(i);
+        int const open = experts - Kind::template first<sy::backend::cpu>::router::first_expert(i);
+        append(w.router, "router." + number + ".weight", open, hidden);
+        append(w.norm, "norm." + number + ".weight", hidden);
+        append(w.norm, "norm." + number + ".bias", hidden);
+      }
+    } else if constexpr (!owns_router) {
+      w.router = file.floats(prefix + "router.weight", {experts, hidden});
+    }
     if (router_traits.clustering.scales && block > 0) {
       w.feature_scale = file.floats(prefix + "router.feature_scale", {experts, hidden});
     }
@@ -305,8 +320,12 @@ class reader {
 
   void feed_forward(int block, int rows) {
     model_.blocks[block].moe_norm(residual_.data(), rows, normed_.data());
-    moe_->forward(block, normed_.data(), rows, added_.data(), used_[block].data());
-    add(rows);
+    moe_->forward(block, normed_.data(), residual_.data(), rows, added_.data(), used_[block].data());
+    if constexpr (model<Kind>::strata > 0) {
+      std::copy_n(added_.data(), rows * hidden, residual_.data());  // the layer has added the residual
+    } else {
+      add(rows);
+    }
   }
 
   void add(int rows) {

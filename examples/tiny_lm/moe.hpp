@@ -78,6 +78,11 @@ struct ac {
   using others = layer_of<Backend, sy::router::adaptive_clustering<sy::router::top_k_softmax>, 2>;
 };
 
+/// A byte goes up through two strata of experts. The layer adds the residual itself, and normalises.
+struct stratified : uniform<sy::router::stratified<sy::router::softmax_top_k, 4, 4>, 2> {
+  static constexpr std::string_view option = "stratified", name = "stratified";
+};
+
 /// Calls `body.template operator()<Kind>()` for the kind that the command line calls so. Whether there is one.
 template <class Body>
 bool with(std::string_view option, Body const& body) {
@@ -93,6 +98,7 @@ bool with(std::string_view option, Body const& body) {
   offer.template operator()<switch_top1>();
   offer.template operator()<omni>();
   offer.template operator()<ac>();
+  offer.template operator()<stratified>();
   offer.template operator()<sigma>();
   return found;
 }
@@ -101,7 +107,8 @@ bool with(std::string_view option, Body const& body) {
 
 /// The weights of one block's layer.
 struct moe_weights {
-  std::vector<float> router;              ///< [experts, hidden]; empty where the model owns it
+  std::vector<float> router;              ///< [experts, hidden]; empty where the model owns it; all gates of all strata
+  std::vector<float> norm;                ///< [strata, 2, hidden] weight and bias; only where the router has strata
   std::vector<float> feature_scale;       ///< [experts, hidden]; only where the router has clusters
   std::vector<float> gate_proj, up_proj;  ///< [experts, intermediate, hidden]
   std::vector<float> down_proj;           ///< [experts, hidden, intermediate]
@@ -112,9 +119,11 @@ class moe_worker {
  public:
   virtual ~moe_worker() = default;
 
-  /// Runs the layer of `block` on at most `context` rows. `tokens` and `output` are [rows, hidden] in host memory.
-  /// Adds to `used`, [experts], how many tokens chose each expert.
-  virtual void forward(int block, float const* tokens, int rows, float* output, std::int64_t* used) = 0;
+  /// Runs the layer of `block` on at most `context` rows. `tokens`, `residual` and `output` are [rows, hidden] in host
+  /// memory; `residual` is read by layers with strata, whose output is the block's. Adds to `used`, [experts], how many
+  /// tokens chose each expert.
+  virtual void forward(int block, float const* tokens, float const* residual, int rows, float* output,
+                       std::int64_t* used) = 0;
 };
 
 /// The layers of all blocks on one backend. Any number of readers share them; they outlive their workers.
@@ -127,19 +136,28 @@ class moe_layers {
 
 /// What a call of one block's layer takes beside its tokens, wherever the pointers lead.
 struct moe_pointers {
-  float const *router, *feature_scale, *gate_proj, *up_proj, *down_proj;
+  float const *router, *feature_scale, *norm, *gate_proj, *up_proj, *down_proj;
 };
 
 /// The arguments of one call. `before` are the choices of the block before, [rows, top_k].
 template <class Layer>
-typename Layer::args arguments(moe_pointers const& w, float const* tokens, int rows, float* output,
-                               std::span<std::byte> workspace, std::int32_t const* before) {
+typename Layer::args arguments(moe_pointers const& w, float const* tokens, float const* residual, int rows,
+                               float* output, std::span<std::byte> workspace, std::int32_t const* before) {
   typename Layer::args args{};
   args.tokens = Layer::rows(tokens, rows);
   args.weights.gate_proj = Layer::in_proj(w.gate_proj);
   args.weights.up_proj = Layer::in_proj(w.up_proj);
   args.weights.down_proj = Layer::out_proj(w.down_proj);
-  if constexpr (Layer::router_traits.gate == sy::gate_owner::model) {
+  if constexpr (Layer::router_traits.stratification.strata > 0) {
+    std::int64_t row = 0;
+    for (int i = 0; i < Layer::strata_or_one; ++i) {
+      args.weights.router.gate[i].weight = w.router + row * Layer::dims.hidden;
+      row += Layer::dims.experts - Layer::router::first_expert(i);
+      float const* const norm = w.norm + std::int64_t{2} * i * Layer::dims.hidden;
+      args.weights.norm.after[i] = {norm, norm + Layer::dims.hidden};
+    }
+    args.residual = Layer::rows(residual, rows);
+  } else if constexpr (Layer::router_traits.gate == sy::gate_owner::model) {
     args.shared_router.weight = w.router;
   } else {
     args.weights.router.weight = w.router;
@@ -173,23 +191,24 @@ class cpu_layers final : public moe_layers {
           shared_router_(shared_router),
           workspace_(std::max(first::workspace_bytes(context), others::workspace_bytes(context))) {}
 
-    void forward(int block, float const* tokens, int rows, float* output, std::int64_t* used) override {
+    void forward(int block, float const* tokens, float const* residual, int rows, float* output,
+                 std::int64_t* used) override {
       if (block == 0) {
-        call<first>(block, tokens, rows, output, used);
+        call<first>(block, tokens, residual, rows, output, used);
       } else {
-        call<others>(block, tokens, rows, output, used);
+        call<others>(block, tokens, residual, rows, output, used);
       }
     }
 
    private:
     template <class Layer>
-    void call(int block, float const* tokens, int rows, float* output, std::int64_t* used) {
+    void call(int block, float const* tokens, float const* residual, int rows, float* output, std::int64_t* used) {
       moe_weights const& w = weights_[block];
       std::int64_t load[Layer::dims.experts];
       typename Layer::args args =
-          arguments<Layer>({w.router.empty() ? shared_router_ : w.router.data(), w.feature_scale.data(),
+          arguments<Layer>({w.router.empty() ? shared_router_ : w.router.data(), w.feature_scale.data(), w.norm.data(),
                             w.gate_proj.data(), w.up_proj.data(), w.down_proj.data()},
-                           tokens, rows, output, workspace_, chosen_.data());
+                           tokens, residual, rows, output, workspace_, chosen_.data());
       args.decisions.experts = chosen_.data();  // read before it is written
       args.decisions.load = load;
       // One thread: whoever has many texts to read gives each thread a reader, and one byte is too little to share.
@@ -200,7 +219,7 @@ class cpu_layers final : public moe_layers {
     std::span<moe_weights const> weights_;
     float const* shared_router_;
     std::vector<std::byte> workspace_;
-    std::vector<std::int32_t> chosen_ = std::vector<std::int32_t>(context * first::dims.top_k);
+    std::vector<std::int32_t> chosen_ = std::vector<std::int32_t>(context * first::dims.top_k * first::strata_or_one);
   };
 
   std::span<moe_weights const> weights_;

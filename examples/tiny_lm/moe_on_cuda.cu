@@ -52,11 +52,12 @@ stream new_stream() {
 
 /// One block's weights on the device.
 struct device_weights {
-  device_array<float> router, feature_scale, gate_proj, up_proj, down_proj;
+  device_array<float> router, feature_scale, norm, gate_proj, up_proj, down_proj;
 
   explicit device_weights(moe_weights const& host)
       : router(upload(host.router)),
         feature_scale(upload(host.feature_scale)),
+        norm(upload(host.norm)),
         gate_proj(upload(host.gate_proj)),
         up_proj(upload(host.up_proj)),
         down_proj(upload(host.down_proj)) {}
@@ -73,8 +74,10 @@ class cuda_worker final : public moe_worker {
   cuda_worker(std::span<device_weights const> weights, float const* shared_router)
       : weights_(weights), shared_router_(shared_router) {}
 
-  void forward(int block, float const* tokens, int rows, float* output, std::int64_t* used) override {
+  void forward(int block, float const* tokens, float const* residual, int rows, float* output,
+               std::int64_t* used) override {
     copy(tokens_.get(), tokens, rows * hidden);
+    if constexpr (others::router_traits.stratification.strata > 0) copy(residual_.get(), residual, rows * hidden);
     if (block == 0) {
       enqueue<first>(block, rows);
     } else {
@@ -95,10 +98,10 @@ class cuda_worker final : public moe_worker {
   template <class Layer>
   void enqueue(int block, int rows) {
     device_weights const& w = weights_[block];
-    typename Layer::args args =
-        arguments<Layer>({w.router ? w.router.get() : shared_router_, w.feature_scale.get(), w.gate_proj.get(),
-                          w.up_proj.get(), w.down_proj.get()},
-                         tokens_.get(), rows, output_.get(), {workspace_.get(), workspace_bytes}, chosen_.get());
+    typename Layer::args args = arguments<Layer>({w.router ? w.router.get() : shared_router_, w.feature_scale.get(),
+                                                  w.norm.get(), w.gate_proj.get(), w.up_proj.get(), w.down_proj.get()},
+                                                 tokens_.get(), residual_.get(), rows, output_.get(),
+                                                 {workspace_.get(), workspace_bytes}, chosen_.get());
     args.decisions.experts = chosen_.get();  // read before it is written
     args.decisions.load = load_.get();
     Layer::forward(args, {.stream = stream_.get()});
@@ -113,8 +116,9 @@ class cuda_worker final : public moe_worker {
   float const* shared_router_;
   stream stream_ = new_stream();
   device_array<float> tokens_ = allocate<float>(context * hidden), output_ = allocate<float>(context * hidden);
+  device_array<float> residual_ = allocate<float>(context * hidden);
   device_array<std::int64_t> load_ = allocate<std::int64_t>(experts);
-  device_array<std::int32_t> chosen_ = allocate<std::int32_t>(context * first::dims.top_k);
+  device_array<std::int32_t> chosen_ = allocate<std::int32_t>(context * first::dims.top_k * first::strata_or_one);
   device_array<std::byte> workspace_ = allocate<std::byte>(workspace_bytes);
 };
 

@@ -28,7 +28,7 @@ continues a prompt.
   --backend B        where the experts run: cpu or cuda         (cpu)
   --bytes N          bytes to score, from the start of the text (all)
   --model KIND       shipped; or one of those that compare routers: dense, top2,
-                     switch, omni, ac, sigma                    (shipped)
+                     switch, omni, ac, stratified, sigma        (shipped)
   --weights FILE     another weight file of that kind
   --text FILE        another text to score; the recorded score is for the whole of the shipped one only
   --help             this text
@@ -145,7 +145,8 @@ inline options parse(int argc, char const* const* argv) {
           result.weights = std::string(TINY_LM_MODELS) + "/" + std::string(Kind::name) + ".safetensors";
         }
       })) {
-    throw usage_error("--model: expected shipped, dense, top2, switch, omni, ac or sigma, got '" + result.model + "'");
+    throw usage_error("--model: expected shipped, dense, top2, switch, omni, ac, stratified or sigma, got '" +
+                      result.model + "'");
   }
   return result;
 }
