@@ -22,17 +22,26 @@ using base_router = sy::router::top_k_softmax;
 using base = olmoe<base_router>;
 using shared = olmoe<sy::router::shared<base_router>>;
 using clustered = olmoe<sy::router::adaptive_clustering<base_router>>;
+using stratified = olmoe<sy::router::stratified<base_router, 32, 32>>;
+constexpr int strata = stratified::strata_or_one;
 
 /// One call of a layer with the base layer's data.
 template <class Layer>
 void call(bench::call_data<base> const& data, bench::weight_copy<base> const& from, std::span<std::byte> workspace,
-          sy::view<sy::bfloat16> output, float const* feature_scale, sy::cpu_context const& where) {
+          sy::view<sy::bfloat16> output, float const* table, std::uint8_t* passes, sy::cpu_context const& where) {
   typename Layer::args args{};
   args.tokens = {data.input.data(), data.tokens, base::dims.hidden};
   args.weights.gate_proj = from.weights().gate_proj;
   args.weights.up_proj = from.weights().up_proj;
   args.weights.down_proj = from.weights().down_proj;
-  if constexpr (Layer::router_traits.gate == sy::gate_owner::model) {
+  if constexpr (Layer::router_traits.stratification.strata > 0) {
+    args.residual = args.tokens;
+    for (int i = 0; i < strata; ++i) {  // a gate that has the base router's rows of its experts
+      args.weights.router.gate[i].weight = from.router().weight + Layer::router::first_expert(i) * Layer::dims.hidden;
+      args.weights.norm.after[i] = {table, table};
+    }
+    args.decisions.passes = passes;
+  } else if constexpr (Layer::router_traits.gate == sy::gate_owner::model) {
     args.shared_router = from.router();
   } else {
     args.weights.router = from.router();
@@ -40,7 +49,7 @@ void call(bench::call_data<base> const& data, bench::weight_copy<base> const& fr
   args.output = output;
   args.workspace = workspace;
   if constexpr (Layer::router_traits.clustering.scales) {
-    args.clusters = {data.experts.data(), base::dims.top_k, feature_scale};  // as if the layer before had chosen alike
+    args.clusters = {data.experts.data(), base::dims.top_k, table};  // as if the layer before had chosen alike
   }
   Layer::forward(args, where);
 }
@@ -58,9 +67,9 @@ int main(int argc, char** argv) {
     std::fputs("usage: methods_bench [threads, default 2]\n", stderr);
     return 1;
   }
-  constexpr int contenders = 4;
+  constexpr int contenders = 5;
   char const* const names[contenders] = {"base", "shared", "adaptive_clustering, computed weights",
-                                         "adaptive_clustering, given weights"};
+                                         "adaptive_clustering, given weights", "stratified<32,32>"};
   std::printf("%s, %d threads\n%6s  %-40s %10s %8s\n", sy::describe<base>().c_str(), threads, "tokens", "router", "ms",
               "x base");
   bench::layer_memory<base> memory(2, threads);
@@ -71,14 +80,19 @@ int main(int argc, char** argv) {
   } const cases[] = {{1, 41}, {64, 21}, {512, 15}, {2048, 9}};
   for (auto const& [tokens, rounds] : cases) {
     memory.prepare(tokens, bench::skew::uniform);
-    auto const workspace = bench::zero_pages<std::byte>(static_cast<std::int64_t>(std::max(
-        {base::workspace_bytes(tokens), shared::workspace_bytes(tokens), clustered::workspace_bytes(tokens)})));
+    auto const workspace = bench::zero_pages<std::byte>(
+        static_cast<std::int64_t>(std::max({base::workspace_bytes(tokens), shared::workspace_bytes(tokens),
+                                            clustered::workspace_bytes(tokens), stratified::workspace_bytes(tokens)})));
+    std::vector<std::uint8_t> passes(static_cast<std::size_t>(tokens));
     auto const run = [&](int contender) {
       auto&& [data, weights] = memory.next();
       std::span<std::byte> const scratch(workspace.data(), static_cast<std::size_t>(workspace.size()));
-      float const* const given = contender == 3 ? table.data() : nullptr;
-      auto* const forward = contender == 0 ? &call<base> : contender == 1 ? &call<shared> : &call<clustered>;
-      forward(data, weights, scratch, memory.output(), given, memory.where());
+      float const* const ones = contender >= 3 ? table.data() : nullptr;
+      auto* const forward = contender == 0   ? &call<base>
+                            : contender == 1 ? &call<shared>
+                            : contender < 4  ? &call<clustered>
+                                             : &call<stratified>;
+      forward(data, weights, scratch, memory.output(), ones, passes.data(), memory.where());
     };
     std::vector<double> seconds[contenders];
     for (int round = -1; round < rounds; ++round) {  // the first touches all memory and is not counted
@@ -95,6 +109,12 @@ int main(int argc, char** argv) {
       std::printf("%6lld  %-40s %10.2f %8.3f\n", static_cast<long long>(tokens), names[c], median(seconds[c]) * 1e3,
                   median(seconds[c]) / median(seconds[0]));
     }
+    double made = 0.0;
+    for (std::uint8_t p : passes) made += p;
+    made /= static_cast<double>(tokens);
+    std::printf("%6lld  %-40s %10.2f %8.3f\n", static_cast<long long>(tokens),
+                "  passes of a token, and x base for each", made,
+                median(seconds[contenders - 1]) / median(seconds[0]) / made);
     std::fflush(stdout);
   }
   return 0;
