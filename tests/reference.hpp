@@ -730,6 +730,17 @@ inline numbers layer_norm(numbers const& x, double const* weight, double const* 
   return out;
 }
 
+/// Calls `body(a's value, b's value)` for each auxiliary value.
+template <class Body>
+void each_value(auxiliary& a, auxiliary const& b, Body body) {
+  body(a.balance_first_choice, b.balance_first_choice);
+  body(a.balance_all_choices, b.balance_all_choices);
+  body(a.balance_kept_choice, b.balance_kept_choice);
+  body(a.balance_combine_weight, b.balance_combine_weight);
+  body(a.z_loss, b.z_loss);
+  body(a.load_variation, b.load_variation);
+}
+
 /// A block whose experts stand in strata, tokens_in being its tokens after its norm and in.residual before it
 /// (Xu et al. 2023, Towards Being Parameter-Efficient, section 3, and its published code): the tokens in the lowest stratum
 /// that has any make a pass of a layer of its and all higher experts, and go to the stratum above their first choice's.
@@ -814,16 +825,11 @@ inline result forward_by_strata(config const& c, weights const& w, numbers const
       r.counts[closed + e] += y.counts[e];
       r.load[closed + e] += y.load[e];
     }
-    for (double auxiliary::*value :
-         {&auxiliary::balance_first_choice, &auxiliary::balance_all_choices, &auxiliary::balance_kept_choice,
-          &auxiliary::balance_combine_weight, &auxiliary::z_loss, &auxiliary::load_variation})
-      r.aux.*value += y.aux.*value;
+    each_value(r.aux, y.aux, [](double& sum, double value) { sum += value; });
     r.made.push_back(std::move(made));
   }
-  for (double auxiliary::*value :
-       {&auxiliary::balance_first_choice, &auxiliary::balance_all_choices, &auxiliary::balance_kept_choice,
-        &auxiliary::balance_combine_weight, &auxiliary::z_loss, &auxiliary::load_variation})
-    if (!r.made.empty()) r.aux.*value /= double(r.made.size());
+  double const passes = std::max<double>(double(r.made.size()), 1.0);
+  each_value(r.aux, r.aux, [passes](double& mean, double sum) { mean = sum / passes; });
   r.y = std::move(h);
   return r;
 }

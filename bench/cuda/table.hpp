@@ -56,6 +56,8 @@ class gpu_table : public benchmark::BenchmarkReporter {
         of.experts += std::log(counter("experts_over_peer"));
         ++of.cases;
       }
+      if (run.counters.contains("x_base")) std::printf(" %12.3fx base", counter("x_base"));
+      if (run.counters.contains("passes")) std::printf(", %.2f passes of a token", counter("passes"));
       std::printf("%s%s\n", run.report_label.empty() ? "" : "  ", run.report_label.c_str());
     }
     std::fflush(stdout);

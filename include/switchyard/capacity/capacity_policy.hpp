@@ -29,7 +29,8 @@ struct capacity_traits {
   bool renormalises = false;  ///< weights of a token are divided by the sum of those kept
 };
 
-/// How many rows an expert takes, and what happens to the others.
+/// How many rows an expert takes, and what happens to the others. `slots_per_expert` is SWITCHYARD_HD, for the passes of
+/// `router::stratified` on a GPU: only the device knows their tokens.
 template <class Capacity>
 concept capacity_policy = requires(shape dims, std::int64_t tokens) {
   { Capacity::name } -> std::convertible_to<std::string_view>;

@@ -26,7 +26,8 @@ struct sparsemixer {
   SWITCHYARD_HD static route<TopK> select(Lanes lanes, per_expert<Experts, Lanes> const& logits,
                                           router_weights const&) {
     // The concept asks with top_k 1 without a body; a layer has to have 2.
-    static_assert(TopK == 2, "switchyard: router::sparsemixer sends a token to two experts. Set shape.top_k to 2, and in "
+    static_assert(TopK == 2,
+                  "switchyard: router::sparsemixer sends a token to two experts. Set shape.top_k to 2, and in "
                   "router::stratified give the last stratum two experts or more.");
     using share = per_expert<Experts, Lanes>;
     chosen<TopK> const taken = take_top_k<TopK>(lanes, logits);

@@ -21,9 +21,9 @@ namespace switchyard::router {
 /// Capacity, section 3, with what its published code does about residuals and norms.
 template <class Base, int... Experts>
 struct stratified : Base {
-  static_assert(sizeof...(Experts) >= 1 && ((Experts >= 1) && ...),
-                "switchyard: router::stratified takes the sizes of its strata, each of at least 1 expert: "
-                "stratified<softmax_top_k, 4, 4>.");
+  static_assert(sizeof...(Experts) >= 1 && sizeof...(Experts) <= 255 && ((Experts >= 1) && ...),
+                "switchyard: router::stratified takes the sizes of its strata, each of at least 1 expert, for 1 to 255 "
+                "strata: stratified<softmax_top_k, 4, 4>.");
   static_assert(!Base::traits.precomputed,
                 "switchyard: router::precomputed has the routes of one pass, and router::stratified decides after each "
                 "pass which tokens make another. Wrap a router that makes logits.");

@@ -100,7 +100,6 @@ void finish_pass(forward_args<Layer> const& args, cpu_context const& where, forw
                  strata_record<typename Layer::element> const& to) {
   constexpr int hidden = Layer::dims.hidden, top_k = Layer::dims.top_k, pass_top_k = Pass::dims.top_k;
   constexpr int first_expert = Layer::router::first_expert(Stratum);
-  constexpr stratification_traits form = Layer::router_traits.stratification;
   decisions const& decided = of_pass.decisions;
   std::int64_t const rows = of_pass.tokens.rows;
   parallel_for(where, divide_up(rows, strata_tokens), [&](std::int64_t item) {
@@ -111,7 +110,7 @@ void finish_pass(forward_args<Layer> const& args, cpu_context const& where, forw
       to.stratum[t] = static_cast<std::uint8_t>(next);
       ++to.passes[t];
       layer_norm const* norm = nullptr;
-      if constexpr (form.norms) norm = &args.weights.norm.after[next - 1];
+      if constexpr (Layer::router_traits.stratification.norms) norm = &args.weights.norm.after[next - 1];
       auto* const residual = to.residual + t * hidden;
       add_and_normalise(of_pass.output.row(row), Stratum == 0 ? args.residual.row(t) : residual, norm, hidden,
                         to.current + t * hidden, to.residual == to.current ? nullptr : residual);

@@ -145,19 +145,26 @@ __global__ void __launch_bounds__(clustering_threads) sum_rows(clustering_args<t
   std::int64_t const tile = blockIdx.x / columns;
   routed_tile const found = find_tile<clustering_threads>(args.offsets, experts, args.tile_rows, 1, tile);
   int const q = static_cast<int>(blockIdx.x % columns) * clustering_threads + static_cast<int>(threadIdx.x);
-  if (found.expert < 0 || q >= hidden) return;
+  if (found.expert < 0) return;
+  bool const has = q < hidden;
+  int const lane = static_cast<int>(threadIdx.x) % 32;
   std::int64_t const first = args.offsets[found.expert] + found.number * args.tile_rows;
   std::int64_t const left = args.offsets[found.expert + 1] - first;
   int const rows = left < args.tile_rows ? static_cast<int>(left) : args.tile_rows;
-  float const mean = Deviations ? args.mean[std::int64_t{found.expert} * hidden + q] : 0.0f;
+  float const mean = Deviations && has ? args.mean[std::int64_t{found.expert} * hidden + q] : 0.0f;
   float sum = 0.0f;
+  for (int begin = 0; begin < rows; begin += 32) {
+    // A lane reads which token a row is, and all lanes of the warp get it.
+    std::int32_t const mine = begin + lane < rows ? args.order[first + begin + lane] : 0;
+    int const count = rows - begin < 32 ? rows - begin : 32;
 #pragma unroll 8
-  for (int r = 0; r < rows; ++r) {
-    element const value = args.tokens.row(args.order[first + r])[q];
-    float const x = static_cast<float>(value);
-    sum += Deviations ? clustering::deviation<form>(x - mean) : x;
+    for (int r = 0; r < count; ++r) {
+      std::int32_t const token = __shfl_sync(~0u, mine, r);
+      float const x = has ? static_cast<float>(args.tokens.row(token)[q]) : 0.0f;
+      sum += Deviations ? clustering::deviation<form>(x - mean) : x;
+    }
   }
-  args.partial[tile * hidden + q] = sum;
+  if (has) args.partial[tile * hidden + q] = sum;
 }
 
 /// The mean over one cluster of what `sum_rows` summed: on the lanes of warp 0, one of 32 features each. 0 for an empty

@@ -614,12 +614,18 @@ struct cuda {
                                     .aligned_tokens = is_aligned(args.tokens),
                                     .aligned_residual = is_aligned(args.residual),
                                     .aligned_output = is_aligned(args.output),
+                                    .aligned_norms = true,
                                     .active = args.active,
                                     .norm = {},
                                     .decisions = args.decisions,
                                     .auxiliary = args.auxiliary,
                                     .record = p};
-    if constexpr (Layer::router_traits.stratification.norms) with.norm = args.weights.norm;
+    if constexpr (Layer::router_traits.stratification.norms) {
+      with.norm = args.weights.norm;
+      for (layer_norm const& norm : with.norm.after) {
+        with.aligned_norms = with.aligned_norms && is_aligned(norm.weight, 0) && is_aligned(norm.bias, 0);
+      }
+    }
     std::int64_t const blocks = tokens == 0 ? 1 : tokens;  // the counts of no token are written, too
     device::launch(where, "gather_stratum", device::gather_stratum<Layer, Stratum>,
                    divide_up(blocks, device::gathered_tokens), device::gather_threads, 0, with);

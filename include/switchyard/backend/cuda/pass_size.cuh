@@ -1,6 +1,6 @@
 #pragma once
 
-#include <switchyard/core/divide_up.hpp>
+#include <cuda_runtime.h>
 
 #include <cstdint>
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/cuda/block_scan.cuh>
 #include <switchyard/backend/cuda/combine.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
@@ -39,8 +40,8 @@ struct strata_args {
   using element = typename Layer::element;
   view<element const> tokens, residual;
   view<element> output;
-  bool aligned_tokens, aligned_residual, aligned_output;  ///< rows may be moved by 16 bytes
-  std::uint8_t const* active;                             ///< null: all
+  bool aligned_tokens, aligned_residual, aligned_output, aligned_norms;  ///< may be moved by 16 bytes
+  std::uint8_t const* active;                                            ///< null: all
   stratum_norms<Layer::strata_or_one> norm;
   switchyard::decisions decisions;
   switchyard::auxiliary_values* auxiliary;  ///< null: nobody asks
@@ -229,11 +230,24 @@ __global__ void __launch_bounds__(finish_block<Layer>::threads) finish_pass(stra
 #pragma unroll
     for (int turn = 0; turn < block::turns; ++turn) {
       int const q = (turn * threads + thread) * width;
-      if (before_norm != nullptr && q < hidden) write(before_norm, true, q, values[turn]);
+      if (q >= hidden) continue;
+      if (before_norm != nullptr) write(before_norm, true, q, values[turn]);
+      alignas(16) float weight[width], bias[width];
+      if (args.aligned_norms && q + width <= hidden) {
 #pragma unroll
-      for (int i = 0; i < width; ++i) {
-        if (q + i < hidden) values[turn][i] = (values[turn][i] - mean) * scale * norm.weight[q + i] + norm.bias[q + i];
+        for (int i = 0; i < width; i += 4) {
+          *reinterpret_cast<float4*>(weight + i) = *reinterpret_cast<float4 const*>(norm.weight + q + i);
+          *reinterpret_cast<float4*>(bias + i) = *reinterpret_cast<float4 const*>(norm.bias + q + i);
+        }
+      } else {
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          weight[i] = q + i < hidden ? norm.weight[q + i] : 0.0f;
+          bias[i] = q + i < hidden ? norm.bias[q + i] : 0.0f;
+        }
       }
+#pragma unroll
+      for (int i = 0; i < width; ++i) values[turn][i] = (values[turn][i] - mean) * scale * weight[i] + bias[i];
     }
   }
 #pragma unroll
