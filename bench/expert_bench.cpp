@@ -10,23 +10,23 @@ void register_experts(std::size_t index) {
     register_step<Layer>(
         "experts",
         [](layer_memory<Layer>& memory) {
-          using element = typename Layer::element;
           constexpr shape dims = Layer::dims;
           constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
           auto&& [data, weights] = memory.next();
-          std::int64_t const pairs = data.tokens * dims.top_k;
           carver split(memory.workspace().data());
-          auto* const inner = split.take<element>(pairs * dims.intermediate);
-          auto* const outer = split.take<float>(pairs * dims.hidden);
+          auto const scratch = [&](std::int64_t rows, int experts, int intermediate) {
+            std::int64_t const places = backend::detail::most_places(rows, experts);
+            return backend::detail::products_scratch{data.first_place.data(), data.first_item.data(),
+                                                     split.take<float>(places * intermediate),
+                                                     split.take<float>(places * dims.hidden)};
+          };
           forward_args<Layer> const args = data.args(weights);
-          backend::detail::run_experts(args, memory.where(), data.the_plan(), data.first_block.data(),
-                                       data.weight.data(), inner, outer);
+          auto const routed = scratch(data.tokens * dims.top_k, dims.experts, dims.intermediate);
+          backend::detail::run_experts(args, memory.where(), data.the_plan(), data.weight.data(), routed);
           if constexpr (shared_intermediate > 0) {
-            auto* const shared_inner = split.take<element>(data.tokens * shared_intermediate);
-            auto* const shared_outer = split.take<float>(data.tokens * dims.hidden);
-            backend::detail::run_shared_expert(args, memory.where(), shared_inner, shared_outer);
+            backend::detail::run_shared_expert(args, memory.where(), scratch(data.tokens, 1, shared_intermediate));
           }
-          benchmark::DoNotOptimize(outer);
+          benchmark::DoNotOptimize(routed.outer);
         },
         [](call_data<Layer> const& data) { return experts_work(data); });
   });

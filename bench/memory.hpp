@@ -161,7 +161,8 @@ class call_data {
         load(dims.experts),
         used(dims.experts),
         offsets(dims.experts + 1),
-        first_block(dims.experts + 1),
+        first_place(dims.experts + 1),
+        first_item(dims.experts + 1),
         pair_of(tokens * dims.top_k),
         row_of(tokens * dims.top_k) {
     if constexpr (Layer::router_traits.precomputed) {  // spread evenly, whatever the skew
@@ -219,7 +220,9 @@ class call_data {
   std::vector<std::uint8_t> dropped;
   std::vector<std::int32_t> order;
   std::vector<std::int64_t> load;
-  std::vector<std::int32_t> used, offsets, first_block, pair_of, row_of;
+  std::vector<std::int32_t> used, offsets;
+  std::vector<std::int64_t> first_place, first_item;
+  std::vector<std::int32_t> pair_of, row_of;
   std::int64_t rows = 0;  // pairs that were not dropped
   int experts_used = 0;   // experts with at least one row
 };

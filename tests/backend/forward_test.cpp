@@ -146,11 +146,12 @@ TEST_CASE("two threads may call forward of one layer at the same time", "[forwar
   });
 }
 
-TEST_CASE("a row has the same bits whatever rows stand beside it", "[forward]") {
+TEST_CASE("a row has the same bits whatever rows stand beside it, where no expert is computed by panels", "[forward]") {
   for_each_layer([](any_layer const& layer) {
     if (layer.capacity.drops) return;
     problem const all = usual_problem(layer);
-    outcome const together = run(all);
+    call const by_rows{.context = {.threads = 1, .least_panel_rows = 1'000'000}};
+    outcome const together = run(all, by_rows);
     std::size_t const hidden = all.config.hidden, top_k = all.config.top_k;
     for (std::size_t t : {0, 77, 132}) {
       problem alone = all;
@@ -169,7 +170,20 @@ TEST_CASE("a row has the same bits whatever rows stand beside it", "[forward]") 
                                      all.inputs.residual.begin() + (t + 1) * hidden);
       }
       std::vector<float> const row(together.output.begin() + t * hidden, together.output.begin() + (t + 1) * hidden);
-      CHECK(same_bits(run(alone).output, row));
+      CHECK(same_bits(run(alone, by_rows).output, row));
+    }
+  });
+}
+
+TEST_CASE("experts may be computed by panels or row by row", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = random_problem(layer, 150, routing::one_expert, 4);
+    for (int least : {16, 40, 1'000'000}) {
+      INFO("panels from " << least << " rows on");
+      for (auto set : {sy::instruction_set::portable, sy::instruction_set::avx2, sy::instruction_set::avx512}) {
+        if (set > sy::backend::best_instruction_set()) continue;
+        check_against_reference(p, run(p, {.context = {.threads = 1, .instructions = set, .least_panel_rows = least}}));
+      }
     }
   });
 }

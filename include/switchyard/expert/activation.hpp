@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/core/exponential.hpp>
 #include <switchyard/core/host_device.hpp>
 #include <switchyard/core/text.hpp>
 
@@ -50,7 +51,8 @@ struct gelu {
 struct gelu_tanh {
   static constexpr std::string_view name = "gelu_tanh";
   SWITCHYARD_HD static float apply(float x) {
-    return 0.5f * x * (1.0f + std::tanh(0.79788456080286536f * (x + 0.044715f * x * x * x)));
+    // (1 + tanh u) / 2 = 1 / (1 + exp(-2 u))
+    return x / (1.0f + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
   }
   SWITCHYARD_HD static float apply(float gate, float up) { return apply(gate) * up; }
 };
@@ -58,7 +60,7 @@ struct gelu_tanh {
 /// x * sigmoid(x), also called swish.
 struct silu {
   static constexpr std::string_view name = "silu";
-  SWITCHYARD_HD static float apply(float x) { return x / (1.0f + std::exp(-x)); }
+  SWITCHYARD_HD static float apply(float x) { return x / (1.0f + exponential(-x)); }
   SWITCHYARD_HD static float apply(float gate, float up) { return apply(gate) * up; }
 };
 
@@ -77,7 +79,7 @@ struct clamped_swiglu {
     constexpr float alpha = static_cast<float>(AlphaNumerator) / static_cast<float>(AlphaDenominator);
     float const g = gate > limit ? limit : gate;
     float const u = up < -limit ? -limit : up > limit ? limit : up;
-    return g / (1.0f + std::exp(-alpha * g)) * (u + 1.0f);
+    return g / (1.0f + exponential(-alpha * g)) * (u + 1.0f);
   }
 };
 

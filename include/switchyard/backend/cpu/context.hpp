@@ -15,7 +15,7 @@ namespace switchyard {
 
 /// A caller's own threads. `run` calls `body(argument, worker)` once for each worker from 0 to `workers - 1`, at
 /// the same time or one after the other, and returns when all have returned. It is never asked for more workers than
-/// the pool has. `body` does not throw; it needs about 35 KB of stack.
+/// the pool has. `body` does not throw; it needs about 150 KB of stack.
 struct thread_pool {
   void* state = nullptr;  ///< handed to `run` as it is
   int workers = 1;        ///< how many the pool has
@@ -29,6 +29,10 @@ struct cpu_context {
   int threads = 0;
   thread_pool const* pool = nullptr;  ///< the caller's own threads, instead of OpenMP's
   instruction_set instructions = instruction_set::automatic;
+  /// Experts with so many rows or more are computed by panels of rows, those with fewer row by row; at least 16, 0: what is
+  /// usually fastest. The two add in another order: a row has the same bits whatever rows stand beside it only where all
+  /// calls take the same way, such as with a number that no expert reaches.
+  int least_panel_rows = 0;
 };
 
 namespace backend::detail {
@@ -36,6 +40,9 @@ namespace backend::detail {
 /// The context with its choices made: a number of threads and an instruction set that this machine has.
 inline cpu_context resolved(cpu_context where) {
   if (where.threads < 0) fail("layer::forward, context.threads", "0 (all) or more", std::to_string(where.threads));
+  if (where.least_panel_rows < 0) {
+    fail("layer::forward, context.least_panel_rows", "0 (usual) or more", std::to_string(where.least_panel_rows));
+  }
   if (where.pool != nullptr && (where.pool->run == nullptr || where.pool->workers < 1)) {
     fail("layer::forward, context.pool", "a run function and at least 1 worker",
          where.pool->run == nullptr ? "a null function" : std::to_string(where.pool->workers) + " workers");

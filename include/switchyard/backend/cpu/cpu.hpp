@@ -90,9 +90,9 @@ struct cpu {
                                                          .order = p.order},
                                                         plan);
 
-    detail::run_experts(args, where, plan, p.first_block, p.weights, p.inner, p.outer);
+    detail::run_experts(args, where, plan, p.weights, {p.first_place, p.first_item, p.inner, p.outer});
     if constexpr (Layer::expert_traits.shared_intermediate > 0) {
-      detail::run_shared_expert(args, where, p.shared_inner, p.shared_outer);
+      detail::run_shared_expert(args, where, {p.first_place, p.first_item, p.shared_inner, p.shared_outer});
     }
     report(args, p);
     detail::combine(args, where, plan, p.weights, p.dropped, p.outer, p.shared_outer);
@@ -116,12 +116,11 @@ struct cpu {
     std::uint8_t* dropped;                             // [tokens, top_k]
     std::int32_t* order = nullptr;                     // [tokens]
     std::int64_t* load;                                // [experts]
-    std::int32_t *used, *offsets, *first_block;        // [experts], [experts + 1] twice
+    std::int32_t *used, *offsets;                      // [experts], [experts + 1]
+    std::int64_t *first_place, *first_item;            // [experts + 1]
     std::int32_t *pair_of, *row_of;                    // [tokens * top_k]
-    typename Layer::element* inner;                    // [rows, intermediate]
-    float* outer;                                      // [rows, hidden]
-    typename Layer::element* shared_inner = nullptr;   // [tokens, shared intermediate]
-    float* shared_outer = nullptr;                     // [tokens, hidden]
+    float *inner, *outer;                              // [places, intermediate], [places, hidden]; see experts.hpp
+    float *shared_inner = nullptr, *shared_outer = nullptr;
 
     constexpr pieces(carver& from, std::int64_t tokens) {
       std::int64_t const pairs = tokens * dims.top_k;
@@ -143,14 +142,17 @@ struct cpu {
       load = from.take<std::int64_t>(dims.experts);
       used = from.take<std::int32_t>(dims.experts);
       offsets = from.take<std::int32_t>(dims.experts + 1);
-      first_block = from.take<std::int32_t>(dims.experts + 1);
+      first_place = from.take<std::int64_t>(dims.experts + 1);
+      first_item = from.take<std::int64_t>(dims.experts + 1);
       pair_of = from.take<std::int32_t>(pairs);
       row_of = from.take<std::int32_t>(pairs);
-      inner = from.take<typename Layer::element>(pairs * dims.intermediate);
-      outer = from.take<float>(pairs * dims.hidden);
+      std::int64_t const places = detail::most_places(pairs, dims.experts);
+      inner = from.take<float>(places * dims.intermediate);
+      outer = from.take<float>(places * dims.hidden);
       if constexpr (shared_intermediate > 0) {
-        shared_inner = from.take<typename Layer::element>(tokens * shared_intermediate);
-        shared_outer = from.take<float>(tokens * dims.hidden);
+        std::int64_t const shared_places = detail::most_places(tokens, 1);
+        shared_inner = from.take<float>(shared_places * shared_intermediate);
+        shared_outer = from.take<float>(shared_places * dims.hidden);
       }
     }
   };

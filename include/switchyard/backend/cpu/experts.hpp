@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/backend/cpu/context.hpp>
+#include <switchyard/backend/cpu/panels.hpp>
 #include <switchyard/backend/cpu/product.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/dispatch/plan.hpp>
@@ -14,42 +15,66 @@
 /// follow each other.
 namespace switchyard::backend::detail {
 
-/// The rows of some experts, cut into items.
-struct row_blocks {
+/// The rows of some experts, and how they are cut into items. An expert with at least `least_panel_rows` rows is computed by
+/// panels (panels.hpp); its rows then have places up to a multiple of `lanes`.
+struct expert_rows {
   std::int32_t const* offsets;  ///< [experts + 1]
-  std::int32_t* first_block;    ///< [experts + 1], written by `count`: row blocks before each expert
+  std::int64_t* first_place;    ///< [experts + 1], written by `set_places`
+  std::int64_t* first_item;     ///< [experts + 1], written by `count`
   int experts;
+  int least_panel_rows, lanes;
 
-  /// Number of row blocks over all experts.
-  std::int64_t count() const {
-    first_block[0] = 0;
+  std::int64_t rows(int e) const { return offsets[e + 1] - offsets[e]; }
+  bool by_panels(int e) const { return rows(e) >= least_panel_rows; }
+
+  /// Whether any expert is computed by panels.
+  bool set_places() const {
+    bool any = false;
+    first_place[0] = 0;
     for (int e = 0; e < experts; ++e) {
-      first_block[e + 1] =
-          first_block[e] + static_cast<std::int32_t>(divide_up(offsets[e + 1] - offsets[e], block_rows));
+      any = any || by_panels(e);
+      first_place[e + 1] = first_place[e] + (by_panels(e) ? divide_up(rows(e), lanes) * lanes : rows(e));
     }
-    return first_block[experts];
+    return any;
   }
 
+  /// Number of items over all experts, expert e having `items(e)`.
+  template <class Items>
+  std::int64_t count(Items const& items) const {
+    first_item[0] = 0;
+    for (int e = 0; e < experts; ++e) first_item[e + 1] = first_item[e] + items(e);
+    return first_item[experts];
+  }
+
+  /// Rows of one expert, and the number of the block of features that they meet.
   struct item {
     int expert;
-    std::int64_t first_row;
+    std::int64_t first_row;  ///< among those of the expert
     int rows;
-    int column_block;
+    int feature_block;
   };
-
-  item at(std::int64_t index, int column_blocks) const {
-    int low = 0, high = experts;  // the last expert whose blocks begin at or before the index
+  /// The item at an index below the last count, if items of an expert have so many rows at most. Items that read the same
+  /// weights follow each other.
+  item at(std::int64_t index, int rows_one_by_one, int rows_in_panels) const {
+    int low = 0, high = experts;  // the last expert whose items begin at or before the index
     while (high - low > 1) {
       int const middle = (low + high) / 2;
-      (static_cast<std::int64_t>(first_block[middle]) * column_blocks <= index ? low : high) = middle;
+      (first_item[middle] <= index ? low : high) = middle;
     }
-    std::int64_t const blocks = first_block[low + 1] - first_block[low];
-    std::int64_t const local = index - static_cast<std::int64_t>(first_block[low]) * column_blocks;
-    std::int64_t const first_row = offsets[low] + local % blocks * block_rows;
-    return {low, first_row, static_cast<int>(std::min<std::int64_t>(block_rows, offsets[low + 1] - first_row)),
-            static_cast<int>(local / blocks)};
+    int const most = by_panels(low) ? rows_in_panels : rows_one_by_one;
+    std::int64_t const number = index - first_item[low], blocks = divide_up(rows(low), most);
+    std::int64_t const first = number % blocks * most;
+    return {low, first, static_cast<int>(std::min<std::int64_t>(most, rows(low) - first)),
+            static_cast<int>(number / blocks)};
   }
 };
+
+/// So many rows at most that all experts together have places for, when there are `rows` rows.
+constexpr std::int64_t most_places(std::int64_t rows, int experts) {
+  constexpr std::int64_t lanes = 16;  // of the widest instructions; an expert computed by panels has so many rows
+  std::int64_t const with_panels = rows / lanes < experts ? rows / lanes : experts;
+  return rows + with_panels * (lanes - 1);
+}
 
 /// What the first product reads: the weights of one kind of expert.
 template <class Element>
@@ -115,38 +140,188 @@ void project_out(instruction_set set, Element const* inner, std::int64_t inner_s
   add_product(set, rows, row_count, down, expert, first, width, intermediate, outer + first, outer_stride);
 }
 
-/// Both products over all rows of `blocks`. `rows_of(first, count, rows, weight)` says where rows come from.
+/// Features of one item that is computed by panels: of an output feature, or of a gate and an up feature each.
+template <class Element>
+int panel_block_features(panel_functions<Element> const& with, int projections) {
+  return block_tiles / projections * with.features;
+}
+
+/// Gate and up products of some features and their activations, in the places of a panel's depth: what `project_panels_out`
+/// takes in. `row_weight` is null or has a factor for every row.
+template <class Expert, class Element>
+void project_panels_in(panel_functions<Element> const& with, panel_rows const& tokens, float const* row_weight,
+                       input_projection<Element> const& weights, std::int64_t expert, int first, int hidden,
+                       int intermediate, float* inner) {
+  constexpr bool gated = Expert::traits.gated;
+  constexpr int half = gated ? block_tiles / 2 : block_tiles;
+  using activation = typename Expert::activation;
+  alignas(64) float sums[block_tiles * block_panels * most_tile_floats];
+  feature_tile<Element> tiles[block_tiles];
+  auto const set_tile = [&](int t, weight_view<Element> const& matrix, int feature) {
+    int const count = std::max(0, std::min(with.features, intermediate - feature));
+    tiles[t] = {matrix.data + expert * matrix.expert_stride + feature * matrix.row_stride, matrix.row_stride,
+                matrix.column_stride, count};
+  };
+  // Gate and up tiles take turns, so that those without features come last.
+  constexpr int step = gated ? 2 : 1;
+  for (int t = 0; t < half; ++t) {
+    if constexpr (gated) set_tile(2 * t, weights.gate, first + t * with.features);
+    set_tile(step * t + step - 1, weights.up, first + t * with.features);
+  }
+  multiply_panels(with, tiles, block_tiles, tokens, hidden, sums);
+
+  auto const bias_at = [&](bias_view<Element> const& bias, int feature) {
+    return bias.data == nullptr ? 0.0f
+                                : static_cast<float>(bias.data[expert * bias.expert_stride + feature * bias.stride]);
+  };
+  for (int t = 0; t < half; ++t) {
+    for (int f = 0; f < tiles[step * t].features; ++f) {
+      int const feature = first + t * with.features + f;
+      float const up_bias = bias_at(weights.up_bias, feature), gate_bias = bias_at(weights.gate_bias, feature);
+      std::int64_t const place = with.place(feature, intermediate);
+      for (int p = 0; p < tokens.count(); ++p) {
+        int const width = tokens.width_of(p);
+        float* const up = sums + ((step * t + step - 1) * block_panels + p) * most_tile_floats + f * width;
+        float* const gate = sums + (step * t * block_panels + p) * most_tile_floats + f * width;
+        float* const to = inner + std::int64_t{p} * tokens.width * intermediate + place * width;
+        if (row_weight != nullptr) {
+          for (int i = 0; i < tokens.rows_of(p); ++i) {
+            float const weight = row_weight[p * tokens.width + i];
+            up[i] *= weight;
+            if constexpr (gated) gate[i] *= weight;
+          }
+        }
+        for (int i = 0; i < width; ++i) {
+          if constexpr (gated) {
+            to[i] = activation::apply(gate[i] + gate_bias, up[i] + up_bias);
+          } else {
+            to[i] = activation::apply(up[i] + up_bias);
+          }
+        }
+      }
+    }
+  }
+}
+
+/// outer[row][h] = down product of some features h (+ bias), in float.
+template <class Element>
+void project_panels_out(panel_functions<Element> const& with, panel_rows const& inner, weight_view<Element> down,
+                        bias_view<Element> bias, std::int64_t expert, int first, int hidden, int intermediate,
+                        float* outer) {
+  alignas(64) float sums[block_tiles * block_panels * most_tile_floats];
+  feature_tile<Element> tiles[block_tiles];
+  for (int t = 0; t < block_tiles; ++t) {
+    int const feature = first + t * with.features;
+    tiles[t] = {down.data + expert * down.expert_stride + feature * down.row_stride, down.row_stride,
+                down.column_stride, std::max(0, std::min(with.features, hidden - feature))};
+  }
+  multiply_panels(with, tiles, block_tiles, inner, intermediate, sums);
+  for (int t = 0; t < block_tiles; ++t) {
+    int const feature = first + t * with.features;
+    for (int p = 0; p < inner.count(); ++p) {
+      int const width = inner.width_of(p);
+      float const* const from = sums + (t * block_panels + p) * most_tile_floats;
+      for (int i = 0; i < inner.rows_of(p); ++i) {
+        float* const to = outer + (std::int64_t{p} * inner.width + i) * hidden + feature;
+        for (int f = 0; f < tiles[t].features; ++f) to[f] = from[f * width + i];
+      }
+    }
+    for (int f = 0; f < tiles[t].features && bias.data != nullptr; ++f) {
+      float const b = static_cast<float>(bias.data[expert * bias.expert_stride + (feature + f) * bias.stride]);
+      for (int i = 0; i < inner.rows; ++i) outer[std::int64_t{i} * hidden + feature + f] += b;
+    }
+  }
+}
+
+/// Both products over all rows. `rows_of(first, count, rows, weight)` says where rows come from. `inner` has room for
+/// `most_places` rows of `intermediate` floats, `outer` for as many of `hidden`: until the first product is done, it has the
+/// panels of the tokens.
 template <class Expert, bool WeighsInput, class Element, class RowsOf>
-void run_products(cpu_context const& where, row_blocks const& blocks, RowsOf const& rows_of,
+void run_products(cpu_context const& where, expert_rows const& all, RowsOf const& rows_of,
                   input_projection<Element> const& in, weight_view<Element> down, bias_view<Element> down_bias,
-                  int hidden, int intermediate, Element* inner, float* outer) {
-  constexpr int in_width = block_columns / Expert::traits.input_projections();
-  int const in_blocks = static_cast<int>(divide_up(intermediate, in_width));
-  int const out_blocks = static_cast<int>(divide_up(hidden, block_columns));
-  std::int64_t const count = blocks.count();
-  parallel_for(where, count * in_blocks, [&](std::int64_t index) {
-    row_blocks::item const item = blocks.at(index, in_blocks);
-    Element const* rows[block_rows];
-    float weight[block_rows];
-    rows_of(item.first_row, item.rows, rows, weight);
-    int const first = item.column_block * in_width;
-    project_in<Expert>(where.instructions, rows, WeighsInput ? weight : nullptr, item.rows, in, item.expert, first,
-                       std::min(in_width, intermediate - first), hidden, inner + item.first_row * intermediate,
-                       intermediate);
+                  int hidden, int intermediate, float* inner, float* outer) {
+  constexpr int projections = Expert::traits.input_projections();
+  constexpr int in_width = block_columns / projections;
+  panel_functions<Element> const with = panel_functions_of<Element>(where.instructions);
+  int const rows_in_panels = block_panels * with.width;
+  auto const inner_of = [&](int e, std::int64_t row) { return inner + (all.first_place[e] + row) * intermediate; };
+  auto const panels_of = [&](int e, std::int64_t row) { return outer + (all.first_place[e] + row) * hidden; };
+  // For a product of so many features, cut into blocks of so many.
+  auto const count_items = [&](int features, int by_rows, int by_panels) {
+    return all.count([&](int e) {
+      return all.by_panels(e) ? divide_up(all.rows(e), rows_in_panels) * divide_up(features, by_panels)
+                              : divide_up(all.rows(e), block_rows) * divide_up(features, by_rows);
+    });
+  };
+
+  if (all.set_places()) {
+    auto const panels = all.count([&](int e) { return all.by_panels(e) ? divide_up(all.rows(e), with.width) : 0; });
+    parallel_for(where, panels, [&](std::int64_t index) {
+      expert_rows::item const item = all.at(index, 1, with.width);
+      Element const* rows[most_panel_width];
+      float weight[most_panel_width];
+      rows_of(all.offsets[item.expert] + item.first_row, item.rows, rows, weight);
+      with.pack(rows, item.rows, item.rows > with.lanes ? with.width : with.lanes, hidden,
+                panels_of(item.expert, item.first_row));
+    });
+  }
+
+  int const in_by_panels = panel_block_features(with, projections);
+  parallel_for(where, count_items(intermediate, in_width, in_by_panels), [&](std::int64_t index) {
+    expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
+    int const e = item.expert;
+    Element const* rows[block_panels * most_panel_width];
+    float weight[block_panels * most_panel_width];
+    if (WeighsInput || !all.by_panels(e)) rows_of(all.offsets[e] + item.first_row, item.rows, rows, weight);
+    if (all.by_panels(e)) {
+      panel_rows const tokens{panels_of(e, item.first_row), item.rows, with.lanes, with.width};
+      project_panels_in<Expert>(with, tokens, WeighsInput ? weight : nullptr, in, e, item.feature_block * in_by_panels,
+                                hidden, intermediate, inner_of(e, item.first_row));
+    } else {
+      int const first = item.feature_block * in_width;
+      project_in<Expert>(where.instructions, rows, WeighsInput ? weight : nullptr, item.rows, in, e, first,
+                         std::min(in_width, intermediate - first), hidden,
+                         reinterpret_cast<Element*>(inner_of(e, 0)) + item.first_row * intermediate, intermediate);
+    }
   });
-  parallel_for(where, count * out_blocks, [&](std::int64_t index) {
-    row_blocks::item const item = blocks.at(index, out_blocks);
-    int const first = item.column_block * block_columns;
-    project_out(where.instructions, inner + item.first_row * intermediate, intermediate, item.rows, down, down_bias,
-                item.expert, first, std::min(block_columns, hidden - first), intermediate,
-                outer + item.first_row * hidden, hidden);
+
+  int const out_by_panels = panel_block_features(with, 1);
+  parallel_for(where, count_items(hidden, block_columns, out_by_panels), [&](std::int64_t index) {
+    expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
+    int const e = item.expert;
+    float* const to = outer + (all.offsets[e] + item.first_row) * hidden;
+    if (all.by_panels(e)) {
+      panel_rows const rows{inner_of(e, item.first_row), item.rows, with.lanes, with.width};
+      project_panels_out(with, rows, down, down_bias, e, item.feature_block * out_by_panels, hidden, intermediate, to);
+    } else {
+      int const first = item.feature_block * block_columns;
+      project_out(where.instructions, reinterpret_cast<Element const*>(inner_of(e, 0)) + item.first_row * intermediate,
+                  intermediate, item.rows, down, down_bias, e, first, std::min(block_columns, hidden - first),
+                  intermediate, to, hidden);
+    }
   });
 }
 
-/// Runs the routed experts over the plan's rows. `block_scratch` is [experts + 1].
+/// Memory of the products of some experts with `rows` rows, and how those are found.
+struct products_scratch {
+  std::int64_t *first_place, *first_item;  ///< [experts + 1]
+  float* inner;                            ///< [most_places(rows), intermediate]
+  float* outer;                            ///< [most_places(rows), hidden]: the result is [rows, hidden]
+};
+
+/// From so many rows of an expert on, panels are faster than rows that meet the weights one by one.
+inline constexpr int usual_panel_rows = 16;
+
+inline expert_rows rows_in(cpu_context const& where, std::int32_t const* offsets, int experts,
+                           products_scratch const& scratch) {
+  int const least = where.least_panel_rows > 0 ? where.least_panel_rows : usual_panel_rows;
+  return {offsets, scratch.first_place, scratch.first_item, experts, std::max(least, 16), lanes_of(where.instructions)};
+}
+
+/// Runs the routed experts over the plan's rows.
 template <class Layer>
 void run_experts(forward_args<Layer> const& args, cpu_context const& where, dispatch_plan const& plan,
-                 std::int32_t* block_scratch, float const* weights, typename Layer::element* inner, float* outer) {
+                 float const* weights, products_scratch const& scratch) {
   using element = typename Layer::element;
   input_projection<element> in{};
   bias_view<element> down_bias{};
@@ -165,26 +340,24 @@ void run_experts(forward_args<Layer> const& args, cpu_context const& where, disp
     }
   };
   run_products<typename Layer::expert, Layer::router_traits.weighs_input>(
-      where, row_blocks{plan.offsets, block_scratch, Layer::dims.experts}, rows_of, in, args.weights.down_proj,
-      down_bias, Layer::dims.hidden, Layer::dims.intermediate, inner, outer);
+      where, rows_in(where, plan.offsets, Layer::dims.experts, scratch), rows_of, in, args.weights.down_proj, down_bias,
+      Layer::dims.hidden, Layer::dims.intermediate, scratch.inner, scratch.outer);
 }
 
 /// Runs the shared expert: one more expert that every token visits.
 template <class Layer>
-void run_shared_expert(forward_args<Layer> const& args, cpu_context const& where, typename Layer::element* inner,
-                       float* outer) {
+void run_shared_expert(forward_args<Layer> const& args, cpu_context const& where, products_scratch const& scratch) {
   using element = typename Layer::element;
   input_projection<element> in{};
   in.up = args.weights.shared.up_proj;
   if constexpr (Layer::expert_traits.gated) in.gate = args.weights.shared.gate_proj;
   std::int32_t const offsets[2] = {0, static_cast<std::int32_t>(args.tokens.rows)};
-  std::int32_t block_scratch[2];
   auto const rows_of = [&](std::int64_t first, int count, element const** rows, float*) {
     for (int r = 0; r < count; ++r) rows[r] = args.tokens.row(first + r);
   };
-  run_products<typename Layer::expert, false>(where, row_blocks{offsets, block_scratch, 1}, rows_of, in,
+  run_products<typename Layer::expert, false>(where, rows_in(where, offsets, 1, scratch), rows_of, in,
                                               args.weights.shared.down_proj, bias_view<element>{}, Layer::dims.hidden,
-                                              Layer::expert_traits.shared_intermediate, inner, outer);
+                                              Layer::expert_traits.shared_intermediate, scratch.inner, scratch.outer);
 }
 
 }  // namespace switchyard::backend::detail

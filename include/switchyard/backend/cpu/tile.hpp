@@ -21,21 +21,27 @@ enum class instruction_set {
 /// program needs no architecture flag and one binary runs on every machine.
 namespace switchyard::backend::detail {
 
+/// Floats of depth that panels are multiplied by at a time, and from one feature's widened weights to the next: not a power
+/// of two, for those would take the same places of the cache.
+inline constexpr int panel_depth = 512, panel_pitch = panel_depth + 16;
+
 // Accumulators stay in registers only if the loops over them are gone. nvcc's front end does not know the pragma.
 #if defined(__CUDACC__)
 #define SWITCHYARD_TILE_UNROLL
 #else
-#define SWITCHYARD_TILE_UNROLL _Pragma("GCC unroll 8")
+#define SWITCHYARD_TILE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
 namespace portable {
 #define SWITCHYARD_TILE_TARGET
 #define SWITCHYARD_TILE_BYTES 16
 #define SWITCHYARD_TILE_ROWS 3
+#define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_ROWS
+#undef SWITCHYARD_PANEL_FEATURES
 }  // namespace portable
 
 #if defined(__x86_64__)
@@ -43,20 +49,24 @@ namespace avx2 {
 #define SWITCHYARD_TILE_TARGET __attribute__((target("avx2,fma")))
 #define SWITCHYARD_TILE_BYTES 32
 #define SWITCHYARD_TILE_ROWS 3
+#define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_ROWS
+#undef SWITCHYARD_PANEL_FEATURES
 }  // namespace avx2
 
 namespace avx512 {
 #define SWITCHYARD_TILE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define SWITCHYARD_TILE_BYTES 64
 #define SWITCHYARD_TILE_ROWS 6
+#define SWITCHYARD_PANEL_FEATURES 12
 #include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_ROWS
+#undef SWITCHYARD_PANEL_FEATURES
 }  // namespace avx512
 #endif
 

@@ -145,3 +145,90 @@ SWITCHYARD_TILE_TARGET void multiply_add(Element const* const* a, int rows, Elem
     }
   }
 }
+
+/// A panel is the tokens of a product side by side: `panel_width` of them or, for the last few, `lanes`.
+inline constexpr int panel_width = 2 * lanes;
+inline constexpr int panel_features = SWITCHYARD_PANEL_FEATURES;
+
+/// Where element k of a row stands in a panel, and a weight among those that `widen_rows` makes. Loads of two-byte
+/// elements come as even and odd ones, so panels have them in that order, too; `depth` is that of the whole product.
+template <class Element>
+inline std::int64_t place_in_depth(std::int64_t k, std::int64_t depth) {
+  constexpr int parts = stored<Element>::parts, step = lanes * parts;
+  if (parts == 1 || k >= depth / step * step) return k;
+  return k / step * step + k % parts * lanes + k % step / parts;
+}
+
+/// panel[place_in_depth(k) * width + i] = element k of row i, as a float; rows past the last are zero.
+template <class Element>
+SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth,
+                                       float* panel) {
+  constexpr int piece = 64;  // a multiple of two vectors
+  for (std::int64_t k = 0; k < depth; k += piece) {
+    int const length = depth - k < piece ? static_cast<int>(depth - k) : piece;
+    float* to[piece];
+    for (int j = 0; j < length; ++j) to[j] = panel + place_in_depth<Element>(k + j, depth) * width;
+    for (int i = 0; i < row_count; ++i) {
+      Element const* const from = rows[i] + k;
+      for (int j = 0; j < length; ++j) to[j][i] = static_cast<float>(from[j]);
+    }
+    for (int j = 0; j < length; ++j) {
+      for (int i = row_count; i < width; ++i) to[j][i] = 0.0f;
+    }
+  }
+}
+
+/// A piece of the weights of some features as floats, in the order of panels, `panel_pitch` apart; features past the last
+/// are zero. Pieces before the last of a row are `panel_depth` long, which is a multiple of any step.
+template <class Element>
+SWITCHYARD_TILE_TARGET void widen_rows(Element const* from, std::int64_t row_stride, std::int64_t column_stride,
+                                       int features, int depth, float* to) {
+  using source = stored<Element>;
+  constexpr int step = lanes * source::parts;
+  int const by_steps = depth / step * step;
+  for (int f = 0; f < panel_features; ++f, to += panel_pitch) {
+    Element const* const row = from + f * row_stride;
+    if (f >= features) {
+      for (int k = 0; k < depth; ++k) to[k] = 0.0f;
+    } else if (column_stride != 1) {
+      for (int k = 0; k < depth; ++k) {
+        to[place_in_depth<Element>(k, depth)] = static_cast<float>(row[k * column_stride]);
+      }
+    } else {
+      for (int k = 0; k < by_steps; k += step) {
+        floats part[source::parts];
+        source::load(row + k, part);
+        for (int p = 0; p < source::parts; ++p) __builtin_memcpy(to + k + p * lanes, &part[p], sizeof(floats));
+      }
+      for (int k = by_steps; k < depth; ++k) to[k] = static_cast<float>(row[k]);
+    }
+  }
+}
+
+/// sums[f][i] (+)= sum over depth of weights[f][k] * panel[k][i], for all features and `Vectors` vectors of tokens.
+template <int Vectors>
+SWITCHYARD_TILE_TARGET void multiply_panel(float const* weights, float const* panel, int depth, bool first, float* sums) {
+  constexpr int width = Vectors * lanes;
+  floats sum[panel_features][Vectors] = {};
+  for (int k = 0; k < depth; ++k) {
+    floats right[Vectors];
+    SWITCHYARD_TILE_UNROLL
+    for (int v = 0; v < Vectors; ++v) __builtin_memcpy(&right[v], panel + k * width + v * lanes, sizeof(floats));
+    SWITCHYARD_TILE_UNROLL
+    for (int f = 0; f < panel_features; ++f) {
+      SWITCHYARD_TILE_UNROLL
+      for (int v = 0; v < Vectors; ++v) sum[f][v] += right[v] * weights[f * panel_pitch + k];
+    }
+  }
+  SWITCHYARD_TILE_UNROLL
+  for (int f = 0; f < panel_features; ++f) {
+    SWITCHYARD_TILE_UNROLL
+    for (int v = 0; v < Vectors; ++v) {
+      float* const to = sums + f * width + v * lanes;
+      floats old = {};
+      if (!first) __builtin_memcpy(&old, to, sizeof old);
+      old += sum[f][v];
+      __builtin_memcpy(to, &old, sizeof old);
+    }
+  }
+}

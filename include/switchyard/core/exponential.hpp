@@ -1,0 +1,35 @@
+#pragma once
+
+#include <switchyard/core/host_device.hpp>
+
+#include <cmath>
+#include <cstdint>
+
+namespace switchyard {
+
+/// exp(x) within two units of the last place, between 1e-38 and 1e38; a NaN goes through. On the host it has no branch and
+/// calls nothing, so that a compiler makes a vector of it.
+/// Source: Moshier 1989, Cephes, the polynomial of expf.
+SWITCHYARD_HD inline float exponential(float x) {
+#if defined(__CUDA_ARCH__)
+  return std::exp(x);
+#else
+  x = x > 88.0f ? 88.0f : x;
+  x = x < -87.0f ? -87.0f : x;
+  constexpr float round = 12582912.0f;  // 1.5 * 2^23: what is added to it loses its fraction
+  float const shifted = x * 1.44269504f + round;
+  float const n = shifted - round;
+  float const r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  float p = 1.9875691500e-4f;
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  float const y = p * r * r + r + 1.0f;
+  std::uint32_t const power = (__builtin_bit_cast(std::uint32_t, shifted) << 23) + 0x3f800000u;
+  return y * __builtin_bit_cast(float, power);
+#endif
+}
+
+}  // namespace switchyard
