@@ -147,14 +147,13 @@ int panel_block_features(panel_functions<Element> const& with, int projections) 
 }
 
 /// Gate and up products of some features and their activations, in the places of a panel's depth: what `project_panels_out`
-/// takes in. `row_weight` is null or has a factor for every row.
+/// takes in. `row_weight` is null or has a factor for every place of a row.
 template <class Expert, class Element>
-void project_panels_in(panel_functions<Element> const& with, panel_rows const& tokens, float const* row_weight,
-                       input_projection<Element> const& weights, std::int64_t expert, int first, int hidden,
-                       int intermediate, float* inner) {
+void project_panels_in(instruction_set set, panel_functions<Element> const& with, panel_rows const& tokens,
+                       float const* row_weight, input_projection<Element> const& weights, std::int64_t expert,
+                       int first, int hidden, int intermediate, float* inner) {
   constexpr bool gated = Expert::traits.gated;
   constexpr int half = gated ? block_tiles / 2 : block_tiles;
-  using activation = typename Expert::activation;
   alignas(64) float sums[block_tiles * block_panels * most_tile_floats];
   feature_tile<Element> tiles[block_tiles];
   auto const set_tile = [&](int t, weight_view<Element> const& matrix, int feature) {
@@ -181,23 +180,10 @@ void project_panels_in(panel_functions<Element> const& with, panel_rows const& t
       std::int64_t const place = with.place(feature, intermediate);
       for (int p = 0; p < tokens.count(); ++p) {
         int const width = tokens.width_of(p);
-        float* const up = sums + ((step * t + step - 1) * block_panels + p) * most_tile_floats + f * width;
-        float* const gate = sums + (step * t * block_panels + p) * most_tile_floats + f * width;
-        float* const to = inner + std::int64_t{p} * tokens.width * intermediate + place * width;
-        if (row_weight != nullptr) {
-          for (int i = 0; i < tokens.rows_of(p); ++i) {
-            float const weight = row_weight[p * tokens.width + i];
-            up[i] *= weight;
-            if constexpr (gated) gate[i] *= weight;
-          }
-        }
-        for (int i = 0; i < width; ++i) {
-          if constexpr (gated) {
-            to[i] = activation::apply(gate[i] + gate_bias, up[i] + up_bias);
-          } else {
-            to[i] = activation::apply(up[i] + up_bias);
-          }
-        }
+        float const* const up = sums + ((step * t + step - 1) * block_panels + p) * most_tile_floats + f * width;
+        float const* const gate = sums + (step * t * block_panels + p) * most_tile_floats + f * width;
+        activate<Expert>(set, gate, up, row_weight == nullptr ? nullptr : row_weight + p * tokens.width, gate_bias,
+                         up_bias, width, inner + std::int64_t{p} * tokens.width * intermediate + place * width);
       }
     }
   }
@@ -216,19 +202,20 @@ void project_panels_out(panel_functions<Element> const& with, panel_rows const& 
                 down.column_stride, std::max(0, std::min(with.features, hidden - feature))};
   }
   multiply_panels(with, tiles, block_tiles, inner, intermediate, sums);
-  for (int t = 0; t < block_tiles; ++t) {
-    int const feature = first + t * with.features;
-    for (int p = 0; p < inner.count(); ++p) {
-      int const width = inner.width_of(p);
-      float const* const from = sums + (t * block_panels + p) * most_tile_floats;
-      for (int i = 0; i < inner.rows_of(p); ++i) {
-        float* const to = outer + (std::int64_t{p} * inner.width + i) * hidden + feature;
-        for (int f = 0; f < tiles[t].features; ++f) to[f] = from[f * width + i];
+  int const features = std::min(block_tiles * with.features, hidden - first);
+  float biases[block_tiles * most_panel_features] = {};
+  for (int f = 0; f < features && bias.data != nullptr; ++f) {
+    biases[f] = static_cast<float>(bias.data[expert * bias.expert_stride + (first + f) * bias.stride]);
+  }
+  for (int p = 0; p < inner.count(); ++p) {
+    int const width = inner.width_of(p);
+    for (int i = 0; i < inner.rows_of(p); ++i) {
+      float* const to = outer + (std::int64_t{p} * inner.width + i) * hidden + first;
+      for (int t = 0; t < block_tiles; ++t) {
+        float const* const from = sums + (t * block_panels + p) * most_tile_floats + i;
+        int const begin = t * with.features;
+        for (int f = 0; f < tiles[t].features; ++f) to[begin + f] = from[f * width] + biases[begin + f];
       }
-    }
-    for (int f = 0; f < tiles[t].features && bias.data != nullptr; ++f) {
-      float const b = static_cast<float>(bias.data[expert * bias.expert_stride + (feature + f) * bias.stride]);
-      for (int i = 0; i < inner.rows; ++i) outer[std::int64_t{i} * hidden + feature + f] += b;
     }
   }
 }
@@ -270,13 +257,14 @@ void run_products(cpu_context const& where, expert_rows const& all, RowsOf const
   parallel_for(where, count_items(intermediate, in_width, in_by_panels), [&](std::int64_t index) {
     expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
     int const e = item.expert;
-    Element const* rows[block_panels * most_panel_width];
+    Element const* rows[block_panels * most_panel_width] = {};
     float weight[block_panels * most_panel_width];
     if (WeighsInput || !all.by_panels(e)) rows_of(all.offsets[e] + item.first_row, item.rows, rows, weight);
     if (all.by_panels(e)) {
       panel_rows const tokens{panels_of(e, item.first_row), item.rows, with.lanes, with.width};
-      project_panels_in<Expert>(with, tokens, WeighsInput ? weight : nullptr, in, e, item.feature_block * in_by_panels,
-                                hidden, intermediate, inner_of(e, item.first_row));
+      for (int i = item.rows; WeighsInput && i < divide_up(item.rows, with.width) * with.width; ++i) weight[i] = 0.0f;
+      project_panels_in<Expert>(where.instructions, with, tokens, WeighsInput ? weight : nullptr, in, e,
+                                item.feature_block * in_by_panels, hidden, intermediate, inner_of(e, item.first_row));
     } else {
       int const first = item.feature_block * in_width;
       project_in<Expert>(where.instructions, rows, WeighsInput ? weight : nullptr, item.rows, in, e, first,
@@ -309,12 +297,15 @@ struct products_scratch {
   float* outer;                            ///< [most_places(rows), hidden]: the result is [rows, hidden]
 };
 
-/// From so many rows of an expert on, panels are faster than rows that meet the weights one by one.
-inline constexpr int usual_panel_rows = 16;
+/// From so many rows of an expert on, panels are faster than rows that meet the weights one by one. Measured at OLMoE's
+/// shape with AVX-512: see bench/README.md.
+template <class Element>
+inline constexpr int usual_panel_rows = sizeof(Element) == 4 ? 48 : 32;
 
-inline expert_rows rows_in(cpu_context const& where, std::int32_t const* offsets, int experts,
-                           products_scratch const& scratch) {
-  int const least = where.least_panel_rows > 0 ? where.least_panel_rows : usual_panel_rows;
+template <class Element>
+expert_rows rows_in(cpu_context const& where, std::int32_t const* offsets, int experts,
+                    products_scratch const& scratch) {
+  int const least = where.least_panel_rows > 0 ? where.least_panel_rows : usual_panel_rows<Element>;
   return {offsets, scratch.first_place, scratch.first_item, experts, std::max(least, 16), lanes_of(where.instructions)};
 }
 
@@ -340,8 +331,8 @@ void run_experts(forward_args<Layer> const& args, cpu_context const& where, disp
     }
   };
   run_products<typename Layer::expert, Layer::router_traits.weighs_input>(
-      where, rows_in(where, plan.offsets, Layer::dims.experts, scratch), rows_of, in, args.weights.down_proj, down_bias,
-      Layer::dims.hidden, Layer::dims.intermediate, scratch.inner, scratch.outer);
+      where, rows_in<element>(where, plan.offsets, Layer::dims.experts, scratch), rows_of, in, args.weights.down_proj,
+      down_bias, Layer::dims.hidden, Layer::dims.intermediate, scratch.inner, scratch.outer);
 }
 
 /// Runs the shared expert: one more expert that every token visits.
@@ -355,7 +346,7 @@ void run_shared_expert(forward_args<Layer> const& args, cpu_context const& where
   auto const rows_of = [&](std::int64_t first, int count, element const** rows, float*) {
     for (int r = 0; r < count; ++r) rows[r] = args.tokens.row(first + r);
   };
-  run_products<typename Layer::expert, false>(where, rows_in(where, offsets, 1, scratch), rows_of, in,
+  run_products<typename Layer::expert, false>(where, rows_in<element>(where, offsets, 1, scratch), rows_of, in,
                                               args.weights.shared.down_proj, bias_view<element>{}, Layer::dims.hidden,
                                               Layer::expert_traits.shared_intermediate, scratch.inner, scratch.outer);
 }

@@ -10,8 +10,8 @@
 /// checkpoint, meets a vector of them; products come out the other way round, which is what the second product takes in.
 namespace switchyard::backend::detail {
 
-/// Panels and groups of features of one item: sums of an item take at most 96 KiB of stack.
-inline constexpr int block_panels = 8, block_tiles = 8;
+/// Panels and groups of features of one item: sums of an item take at most 108 KiB of stack.
+inline constexpr int block_panels = 12, block_tiles = 6;
 inline constexpr int most_panel_width = 32, most_panel_features = 12;
 inline constexpr int most_tile_floats = most_panel_features * most_panel_width;
 
@@ -45,6 +45,21 @@ panel_functions<Element> panel_functions_of(instruction_set set) {
 #undef SWITCHYARD_PANEL_FUNCTIONS
 
 inline int lanes_of(instruction_set set) { return panel_functions_of<float>(set).lanes; }
+
+/// `activate` of tile.inl.
+template <class Expert>
+void activate(instruction_set set, float const* gate, float const* up, float const* weights, float gate_bias,
+              float up_bias, int width, float* to) {
+#if defined(__x86_64__)
+  if (set == instruction_set::avx512) {
+    return avx512::activate<Expert>(gate, up, weights, gate_bias, up_bias, width, to);
+  }
+  if (set == instruction_set::avx2) return avx2::activate<Expert>(gate, up, weights, gate_bias, up_bias, width, to);
+#else
+  (void)set;
+#endif
+  portable::activate<Expert>(gate, up, weights, gate_bias, up_bias, width, to);
+}
 
 /// The panels of some rows: full ones, and a last one that may be of half the width.
 struct panel_rows {

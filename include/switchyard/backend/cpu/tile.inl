@@ -74,10 +74,11 @@ SWITCHYARD_TILE_TARGET inline quad sums_of(floats const (&v)[4]) {
   return shuffle_quads<0, 1, 4, 5>(even, odd) + shuffle_quads<2, 3, 6, 7>(even, odd);
 }
 
-/// c[r][j] += sum over depth of a[r][k] * b[j][k], for `Rows` x 4 dot products at once.
+/// c[r][j] += sum over depth of a[r][k] * b[j][k], for `Rows` x 4 dot products at once. What comes after `b` is fetched from
+/// memory meanwhile: `next`, of the same strides, or null.
 template <class Element, int Rows>
-SWITCHYARD_TILE_TARGET void tile(Element const* const* a, Element const* b, std::int64_t b_stride, std::int64_t depth,
-                                 float* c, std::int64_t c_stride) {
+SWITCHYARD_TILE_TARGET void tile(Element const* const* a, Element const* b, Element const* next, std::int64_t b_stride,
+                                 std::int64_t depth, float* c, std::int64_t c_stride) {
   using source = stored<Element>;
   constexpr int parts = source::parts;
   constexpr int step = lanes * parts;
@@ -86,7 +87,10 @@ SWITCHYARD_TILE_TARGET void tile(Element const* const* a, Element const* b, std:
   for (; k + step <= depth; k += step) {
     floats right[4][parts];
     SWITCHYARD_TILE_UNROLL
-    for (int j = 0; j < 4; ++j) source::load(b + j * b_stride + k, right[j]);
+    for (int j = 0; j < 4; ++j) {
+      source::load(b + j * b_stride + k, right[j]);
+      __builtin_prefetch(next + j * b_stride + k);
+    }
     SWITCHYARD_TILE_UNROLL
     for (int r = 0; r < Rows; ++r) {
       floats left[parts];
@@ -109,12 +113,12 @@ SWITCHYARD_TILE_TARGET void tile(Element const* const* a, Element const* b, std:
 
 /// `tile` with the number of rows known when it runs: 1 to `Rows`.
 template <class Element, int Rows>
-SWITCHYARD_TILE_TARGET void tile_of_height(int height, Element const* const* a, Element const* b, std::int64_t b_stride,
-                                           std::int64_t depth, float* c, std::int64_t c_stride) {
+SWITCHYARD_TILE_TARGET void tile_of_height(int height, Element const* const* a, Element const* b, Element const* next,
+                                           std::int64_t b_stride, std::int64_t depth, float* c, std::int64_t c_stride) {
   if constexpr (Rows > 1) {
-    if (height < Rows) return tile_of_height<Element, Rows - 1>(height, a, b, b_stride, depth, c, c_stride);
+    if (height < Rows) return tile_of_height<Element, Rows - 1>(height, a, b, next, b_stride, depth, c, c_stride);
   }
-  tile<Element, Rows>(a, b, b_stride, depth, c, c_stride);
+  tile<Element, Rows>(a, b, next, b_stride, depth, c, c_stride);
 }
 
 /// c[r][j] += a[r] . b[j] for any number of rows and columns; `c` holds `c_stride` floats a row.
@@ -130,7 +134,8 @@ SWITCHYARD_TILE_TARGET void multiply_add(Element const* const* a, int rows, Elem
     for (int j = 0; j < whole_columns; j += 4) {
       Element const* const right = b + j * b_stride;
       float* const to = c + r * c_stride + j;
-      tile_of_height<Element, SWITCHYARD_TILE_ROWS>(height, a + r, right, b_stride, depth, to, c_stride);
+      Element const* const next = right + (j + 4 < whole_columns ? 4 * b_stride : depth - j * b_stride);
+      tile_of_height<Element, SWITCHYARD_TILE_ROWS>(height, a + r, right, next, b_stride, depth, to, c_stride);
     }
   }
   // What no tile covers: up to three last columns, and the depth that does not fill a vector.
@@ -207,13 +212,17 @@ SWITCHYARD_TILE_TARGET void widen_rows(Element const* from, std::int64_t row_str
 
 /// sums[f][i] (+)= sum over depth of weights[f][k] * panel[k][i], for all features and `Vectors` vectors of tokens.
 template <int Vectors>
-SWITCHYARD_TILE_TARGET void multiply_panel(float const* weights, float const* panel, int depth, bool first, float* sums) {
+SWITCHYARD_TILE_TARGET void multiply_panel(float const* weights, float const* panel, int depth, bool first,
+                                           float* sums) {
   constexpr int width = Vectors * lanes;
   floats sum[panel_features][Vectors] = {};
   for (int k = 0; k < depth; ++k) {
     floats right[Vectors];
     SWITCHYARD_TILE_UNROLL
-    for (int v = 0; v < Vectors; ++v) __builtin_memcpy(&right[v], panel + k * width + v * lanes, sizeof(floats));
+    for (int v = 0; v < Vectors; ++v) {
+      __builtin_memcpy(&right[v], panel + k * width + v * lanes, sizeof(floats));
+      __builtin_prefetch(panel + (k + 16) * width + v * lanes);  // panels come from the second-level cache
+    }
     SWITCHYARD_TILE_UNROLL
     for (int f = 0; f < panel_features; ++f) {
       SWITCHYARD_TILE_UNROLL
@@ -229,6 +238,22 @@ SWITCHYARD_TILE_TARGET void multiply_panel(float const* weights, float const* pa
       if (!first) __builtin_memcpy(&old, to, sizeof old);
       old += sum[f][v];
       __builtin_memcpy(to, &old, sizeof old);
+    }
+  }
+}
+
+/// to[i] = activation of a gate and an up feature of `width` rows, biases added first; `weights`, where it is not null,
+/// multiplies the products of each row.
+template <class Expert>
+SWITCHYARD_TILE_TARGET void activate(float const* gate, float const* up, float const* weights, float gate_bias,
+                                     float up_bias, int width, float* to) {
+  using activation = typename Expert::activation;
+  for (int i = 0; i < width; ++i) {
+    float const weight = weights == nullptr ? 1.0f : weights[i];
+    if constexpr (Expert::traits.gated) {
+      to[i] = activation::apply(weight * gate[i] + gate_bias, weight * up[i] + up_bias);
+    } else {
+      to[i] = activation::apply(weight * up[i] + up_bias);
     }
   }
 }
