@@ -298,14 +298,12 @@ struct products_scratch {
 };
 
 /// From so many rows of an expert on, panels are faster than rows that meet the weights one by one. Measured at OLMoE's
-/// shape with AVX-512: see bench/README.md.
-template <class Element>
-inline constexpr int usual_panel_rows = sizeof(Element) == 4 ? 48 : 32;
+/// shape with AVX-512, float and bfloat16: see bench/README.md.
+inline constexpr int usual_panel_rows = 20;
 
-template <class Element>
-expert_rows rows_in(cpu_context const& where, std::int32_t const* offsets, int experts,
-                    products_scratch const& scratch) {
-  int const least = where.least_panel_rows > 0 ? where.least_panel_rows : usual_panel_rows<Element>;
+inline expert_rows rows_in(cpu_context const& where, std::int32_t const* offsets, int experts,
+                           products_scratch const& scratch) {
+  int const least = where.least_panel_rows > 0 ? where.least_panel_rows : usual_panel_rows;
   return {offsets, scratch.first_place, scratch.first_item, experts, std::max(least, 16), lanes_of(where.instructions)};
 }
 
@@ -331,8 +329,8 @@ void run_experts(forward_args<Layer> const& args, cpu_context const& where, disp
     }
   };
   run_products<typename Layer::expert, Layer::router_traits.weighs_input>(
-      where, rows_in<element>(where, plan.offsets, Layer::dims.experts, scratch), rows_of, in, args.weights.down_proj,
-      down_bias, Layer::dims.hidden, Layer::dims.intermediate, scratch.inner, scratch.outer);
+      where, rows_in(where, plan.offsets, Layer::dims.experts, scratch), rows_of, in, args.weights.down_proj, down_bias,
+      Layer::dims.hidden, Layer::dims.intermediate, scratch.inner, scratch.outer);
 }
 
 /// Runs the shared expert: one more expert that every token visits.
@@ -346,7 +344,7 @@ void run_shared_expert(forward_args<Layer> const& args, cpu_context const& where
   auto const rows_of = [&](std::int64_t first, int count, element const** rows, float*) {
     for (int r = 0; r < count; ++r) rows[r] = args.tokens.row(first + r);
   };
-  run_products<typename Layer::expert, false>(where, rows_in<element>(where, offsets, 1, scratch), rows_of, in,
+  run_products<typename Layer::expert, false>(where, rows_in(where, offsets, 1, scratch), rows_of, in,
                                               args.weights.shared.down_proj, bias_view<element>{}, Layer::dims.hidden,
                                               Layer::expert_traits.shared_intermediate, scratch.inner, scratch.outer);
 }

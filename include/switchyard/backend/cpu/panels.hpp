@@ -23,8 +23,9 @@ struct panel_functions {
   void (*pack)(Element const* const* rows, int row_count, int width, std::int64_t depth, float* panel);
   void (*widen)(Element const* from, std::int64_t row_stride, std::int64_t column_stride, int features, int depth,
                 float* to);
-  void (*multiply)(float const* weights, float const* panel, int depth, bool first, float* sums);       // full panels
-  void (*multiply_half)(float const* weights, float const* panel, int depth, bool first, float* sums);  // of `lanes`
+  using product = void (*)(float const* weights, float const* panel, int depth, bool first, float* sums,
+                           fetched_rows const& fetched);
+  product multiply, multiply_half;  // full panels, and those of `lanes`
 };
 
 #define SWITCHYARD_PANEL_FUNCTIONS(space)                                                                              \
@@ -99,18 +100,16 @@ void multiply_panels(panel_functions<Element> const& with, feature_tile<Element>
       feature_tile<Element> const& next = last_tile ? tiles[0] : tiles[t + 1];
       std::int64_t const next_k = last_tile ? k + panel_depth : k;
       bool const fetches = next_k < depth && next.column_stride == 1;
-      std::int64_t const bytes =
-          std::min<std::int64_t>(panel_depth, depth - next_k) * static_cast<std::int64_t>(sizeof(Element));
       for (int p = 0; p < panel_count; ++p) {
-        if (fetches) {  // this panel's share of the rows
-          for (int f = next.features * p / panel_count; f < next.features * (p + 1) / panel_count; ++f) {
-            auto const* const row = reinterpret_cast<char const*>(next.rows + f * next.row_stride + next_k);
-            for (std::int64_t byte = 0; byte < bytes; byte += 64) __builtin_prefetch(row + byte, 0, 2);
-          }
+        fetched_rows fetched;
+        if (fetches) {  // this panel's share
+          int const from = next.features * p / panel_count, to = next.features * (p + 1) / panel_count;
+          fetched = {reinterpret_cast<char const*>(next.rows + from * next.row_stride + next_k),
+                     next.row_stride * static_cast<std::int64_t>(sizeof(Element)), to - from, sizeof(Element)};
         }
         auto* const multiply = panels.width_of(p) == panels.width ? with.multiply : with.multiply_half;
         float const* const panel = panels.at(p, depth) + k * panels.width_of(p);
-        multiply(weights, panel, length, k == 0, sums + (t * block_panels + p) * most_tile_floats);
+        multiply(weights, panel, length, k == 0, sums + (t * block_panels + p) * most_tile_floats, fetched);
       }
     }
   }

@@ -25,6 +25,14 @@ namespace switchyard::backend::detail {
 /// of two, for those would take the same places of the cache.
 inline constexpr int panel_depth = 512, panel_pitch = panel_depth + 16;
 
+/// Rows of weights that are fetched from memory while others are multiplied: none, or each as long as the product is deep.
+struct fetched_rows {
+  char const* first = nullptr;
+  std::int64_t stride = 0;  ///< bytes
+  int rows = 0;
+  int element_bytes = 0;
+};
+
 // Accumulators stay in registers only if the loops over them are gone. nvcc's front end does not know the pragma.
 #if defined(__CUDACC__)
 #define SWITCHYARD_TILE_UNROLL

@@ -75,7 +75,7 @@ SWITCHYARD_TILE_TARGET inline quad sums_of(floats const (&v)[4]) {
 }
 
 /// c[r][j] += sum over depth of a[r][k] * b[j][k], for `Rows` x 4 dot products at once. What comes after `b` is fetched from
-/// memory meanwhile: `next`, of the same strides, or null.
+/// memory meanwhile: `next`, of the same strides.
 template <class Element, int Rows>
 SWITCHYARD_TILE_TARGET void tile(Element const* const* a, Element const* b, Element const* next, std::int64_t b_stride,
                                  std::int64_t depth, float* c, std::int64_t c_stride) {
@@ -210,23 +210,30 @@ SWITCHYARD_TILE_TARGET void widen_rows(Element const* from, std::int64_t row_str
   }
 }
 
-/// sums[f][i] (+)= sum over depth of weights[f][k] * panel[k][i], for all features and `Vectors` vectors of tokens.
+/// sums[f][i] (+)= sum over depth of weights[f][k] * panel[k][i], for all features and `Vectors` vectors of tokens. The
+/// rows `fetched` are brought to the second-level cache meanwhile.
 template <int Vectors>
-SWITCHYARD_TILE_TARGET void multiply_panel(float const* weights, float const* panel, int depth, bool first,
-                                           float* sums) {
-  constexpr int width = Vectors * lanes;
+SWITCHYARD_TILE_TARGET void multiply_panel(float const* weights, float const* panel, int depth, bool first, float* sums,
+                                           fetched_rows const& fetched) {
+  constexpr int width = Vectors * lanes, piece = 16;
   floats sum[panel_features][Vectors] = {};
-  for (int k = 0; k < depth; ++k) {
-    floats right[Vectors];
-    SWITCHYARD_TILE_UNROLL
-    for (int v = 0; v < Vectors; ++v) {
-      __builtin_memcpy(&right[v], panel + k * width + v * lanes, sizeof(floats));
-      __builtin_prefetch(panel + (k + 16) * width + v * lanes);  // panels come from the second-level cache
+  for (int begin = 0; begin < depth; begin += piece) {
+    int const end = depth - begin < piece ? depth : begin + piece;
+    for (int row = 0; row < fetched.rows; ++row) {
+      __builtin_prefetch(fetched.first + row * fetched.stride + begin * fetched.element_bytes, 0, 2);
     }
-    SWITCHYARD_TILE_UNROLL
-    for (int f = 0; f < panel_features; ++f) {
+    for (int k = begin; k < end; ++k) {
+      floats right[Vectors];
       SWITCHYARD_TILE_UNROLL
-      for (int v = 0; v < Vectors; ++v) sum[f][v] += right[v] * weights[f * panel_pitch + k];
+      for (int v = 0; v < Vectors; ++v) {
+        __builtin_memcpy(&right[v], panel + k * width + v * lanes, sizeof(floats));
+        __builtin_prefetch(panel + (k + 16) * width + v * lanes);  // panels come from the second-level cache
+      }
+      SWITCHYARD_TILE_UNROLL
+      for (int f = 0; f < panel_features; ++f) {
+        SWITCHYARD_TILE_UNROLL
+        for (int v = 0; v < Vectors; ++v) sum[f][v] += right[v] * weights[f * panel_pitch + k];
+      }
     }
   }
   SWITCHYARD_TILE_UNROLL
