@@ -180,7 +180,8 @@ TEST_CASE("experts may be computed by panels or row by row", "[forward]") {
     problem const p = random_problem(layer, 150, routing::one_expert, 4);
     for (int least : {16, 40, 1'000'000}) {
       INFO("panels from " << least << " rows on");
-      for (auto set : {sy::instruction_set::portable, sy::instruction_set::avx2, sy::instruction_set::avx512}) {
+      for (auto set : {sy::instruction_set::portable, sy::instruction_set::avx2, sy::instruction_set::avx512,
+                       sy::instruction_set::amx}) {
         if (set > sy::backend::best_instruction_set()) continue;
         check_against_reference(p, run(p, {.context = {.threads = 1, .instructions = set, .least_panel_rows = least}}));
       }
@@ -191,7 +192,8 @@ TEST_CASE("experts may be computed by panels or row by row", "[forward]") {
 TEST_CASE("every instruction set of this machine agrees with the reference", "[forward]") {
   for_each_layer([](any_layer const& layer) {
     problem const p = usual_problem(layer);
-    for (auto set : {sy::instruction_set::portable, sy::instruction_set::avx2, sy::instruction_set::avx512}) {
+    for (auto set : {sy::instruction_set::portable, sy::instruction_set::avx2, sy::instruction_set::avx512,
+                     sy::instruction_set::amx}) {
       if (set > sy::backend::best_instruction_set()) continue;
       INFO(sy::backend::name_of(set));
       check_against_reference(p, run(p, {.context = {.threads = 1, .instructions = set}}));

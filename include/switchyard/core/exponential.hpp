@@ -7,14 +7,14 @@
 
 namespace switchyard {
 
-/// exp(x) within two units of the last place, between 1e-38 and 1e38; a NaN goes through. On the host it has no branch and
+/// exp(x) within two units of the last place, from 1e-38 to 2e38; infinite above, and a NaN goes through. On the host it has no branch and
 /// calls nothing, so that a compiler makes a vector of it.
 /// Source: Moshier 1989, Cephes, the polynomial of expf.
 SWITCHYARD_HD inline float exponential(float x) {
 #if defined(__CUDA_ARCH__)
   return std::exp(x);
 #else
-  x = x > 88.0f ? 88.0f : x;
+  x = x > 89.0f ? 89.0f : x;
   x = x < -87.0f ? -87.0f : x;
   constexpr float round = 12582912.0f;  // 1.5 * 2^23: what is added to it loses its fraction
   float const shifted = x * 1.44269504f + round;

@@ -119,7 +119,7 @@ struct cpu {
     std::int32_t *used, *offsets;                      // [experts], [experts + 1]
     std::int64_t *first_place, *first_item;            // [experts + 1]
     std::int32_t *pair_of, *row_of;                    // [tokens * top_k]
-    float *inner, *outer;                              // [places, intermediate], [places, hidden]; see experts.hpp
+    float *inner, *outer;                              // see `products_scratch`
     float *shared_inner = nullptr, *shared_outer = nullptr;
 
     constexpr pieces(carver& from, std::int64_t tokens) {
@@ -147,12 +147,12 @@ struct cpu {
       pair_of = from.take<std::int32_t>(pairs);
       row_of = from.take<std::int32_t>(pairs);
       std::int64_t const places = detail::most_places(pairs, dims.experts);
-      inner = from.take<float>(places * dims.intermediate);
-      outer = from.take<float>(places * dims.hidden);
+      inner = from.take<float>(places * detail::panel_floats(dims.intermediate));
+      outer = from.take<float>(places * detail::panel_floats(dims.hidden));
       if constexpr (shared_intermediate > 0) {
         std::int64_t const shared_places = detail::most_places(tokens, 1);
-        shared_inner = from.take<float>(shared_places * shared_intermediate);
-        shared_outer = from.take<float>(shared_places * dims.hidden);
+        shared_inner = from.take<float>(shared_places * detail::panel_floats(shared_intermediate));
+        shared_outer = from.take<float>(shared_places * detail::panel_floats(dims.hidden));
       }
     }
   };

@@ -143,7 +143,7 @@ void project_out(instruction_set set, Element const* inner, std::int64_t inner_s
 /// Features of one item that is computed by panels: of an output feature, or of a gate and an up feature each.
 template <class Element>
 int panel_block_features(panel_functions<Element> const& with, int projections) {
-  return block_tiles / projections * with.features;
+  return with.block_tiles / projections * with.features;
 }
 
 /// Gate and up products of some features and their activations, in the places of a panel's depth: what `project_panels_out`
@@ -153,9 +153,9 @@ void project_panels_in(instruction_set set, panel_functions<Element> const& with
                        float const* row_weight, input_projection<Element> const& weights, std::int64_t expert,
                        int first, int hidden, int intermediate, float* inner) {
   constexpr bool gated = Expert::traits.gated;
-  constexpr int half = gated ? block_tiles / 2 : block_tiles;
-  alignas(64) float sums[block_tiles * block_panels * most_tile_floats];
-  feature_tile<Element> tiles[block_tiles];
+  int const half = gated ? with.block_tiles / 2 : with.block_tiles;
+  alignas(64) float sums[most_sums];
+  feature_tile<Element> tiles[most_tiles] = {};
   auto const set_tile = [&](int t, weight_view<Element> const& matrix, int feature) {
     int const count = std::max(0, std::min(with.features, intermediate - feature));
     tiles[t] = {matrix.data + expert * matrix.expert_stride + feature * matrix.row_stride, matrix.row_stride,
@@ -167,7 +167,7 @@ void project_panels_in(instruction_set set, panel_functions<Element> const& with
     if constexpr (gated) set_tile(2 * t, weights.gate, first + t * with.features);
     set_tile(step * t + step - 1, weights.up, first + t * with.features);
   }
-  multiply_panels(with, tiles, block_tiles, tokens, hidden, sums);
+  multiply_panels(with, tiles, tokens, hidden, sums);
 
   auto const bias_at = [&](bias_view<Element> const& bias, int feature) {
     return bias.data == nullptr ? 0.0f
@@ -177,13 +177,15 @@ void project_panels_in(instruction_set set, panel_functions<Element> const& with
     for (int f = 0; f < tiles[step * t].features; ++f) {
       int const feature = first + t * with.features + f;
       float const up_bias = bias_at(weights.up_bias, feature), gate_bias = bias_at(weights.gate_bias, feature);
-      std::int64_t const place = with.place(feature, intermediate);
       for (int p = 0; p < tokens.count(); ++p) {
         int const width = tokens.width_of(p);
-        float const* const up = sums + ((step * t + step - 1) * block_panels + p) * most_tile_floats + f * width;
-        float const* const gate = sums + (step * t * block_panels + p) * most_tile_floats + f * width;
+        float const* const up = sums_at(with, sums, step * t + step - 1, p) + f * width;
+        float const* const gate = sums_at(with, sums, step * t, p) + f * width;
+        float values[most_panel_width];
         activate<Expert>(set, gate, up, row_weight == nullptr ? nullptr : row_weight + p * tokens.width, gate_bias,
-                         up_bias, width, inner + std::int64_t{p} * tokens.width * intermediate + place * width);
+                         up_bias, width, values);
+        with.put(values, width, feature, intermediate,
+                 inner + std::int64_t{p} * tokens.width * panel_floats(intermediate));
       }
     }
   }
@@ -194,16 +196,16 @@ template <class Element>
 void project_panels_out(panel_functions<Element> const& with, panel_rows const& inner, weight_view<Element> down,
                         bias_view<Element> bias, std::int64_t expert, int first, int hidden, int intermediate,
                         float* outer) {
-  alignas(64) float sums[block_tiles * block_panels * most_tile_floats];
-  feature_tile<Element> tiles[block_tiles];
-  for (int t = 0; t < block_tiles; ++t) {
+  alignas(64) float sums[most_sums];
+  feature_tile<Element> tiles[most_tiles] = {};
+  for (int t = 0; t < with.block_tiles; ++t) {
     int const feature = first + t * with.features;
     tiles[t] = {down.data + expert * down.expert_stride + feature * down.row_stride, down.row_stride,
                 down.column_stride, std::max(0, std::min(with.features, hidden - feature))};
   }
-  multiply_panels(with, tiles, block_tiles, inner, intermediate, sums);
-  int const features = std::min(block_tiles * with.features, hidden - first);
-  float biases[block_tiles * most_panel_features] = {};
+  multiply_panels(with, tiles, inner, intermediate, sums);
+  int const features = std::min(with.block_tiles * with.features, hidden - first);
+  float biases[most_block_features] = {};
   for (int f = 0; f < features && bias.data != nullptr; ++f) {
     biases[f] = static_cast<float>(bias.data[expert * bias.expert_stride + (first + f) * bias.stride]);
   }
@@ -211,8 +213,8 @@ void project_panels_out(panel_functions<Element> const& with, panel_rows const& 
     int const width = inner.width_of(p);
     for (int i = 0; i < inner.rows_of(p); ++i) {
       float* const to = outer + (std::int64_t{p} * inner.width + i) * hidden + first;
-      for (int t = 0; t < block_tiles; ++t) {
-        float const* const from = sums + (t * block_panels + p) * most_tile_floats + i;
+      for (int t = 0; t < with.block_tiles; ++t) {
+        float const* const from = sums_at(with, sums, t, p) + i;
         int const begin = t * with.features;
         for (int f = 0; f < tiles[t].features; ++f) to[begin + f] = from[f * width] + biases[begin + f];
       }
@@ -221,18 +223,18 @@ void project_panels_out(panel_functions<Element> const& with, panel_rows const& 
 }
 
 /// Both products over all rows. `rows_of(first, count, rows, weight)` says where rows come from. `inner` has room for
-/// `most_places` rows of `intermediate` floats, `outer` for as many of `hidden`: until the first product is done, it has the
+/// `most_places` rows of `panel_floats(intermediate)` floats, `outer` for as many of `panel_floats(hidden)`: until the first product is done, it has the
 /// panels of the tokens.
 template <class Expert, bool WeighsInput, class Element, class RowsOf>
-void run_products(cpu_context const& where, expert_rows const& all, RowsOf const& rows_of,
-                  input_projection<Element> const& in, weight_view<Element> down, bias_view<Element> down_bias,
-                  int hidden, int intermediate, float* inner, float* outer) {
+void run_products(cpu_context const& where, panel_functions<Element> const& with, expert_rows const& all,
+                  RowsOf const& rows_of, input_projection<Element> const& in, weight_view<Element> down,
+                  bias_view<Element> down_bias, int hidden, int intermediate, float* inner, float* outer) {
   constexpr int projections = Expert::traits.input_projections();
   constexpr int in_width = block_columns / projections;
-  panel_functions<Element> const with = panel_functions_of<Element>(where.instructions);
-  int const rows_in_panels = block_panels * with.width;
-  auto const inner_of = [&](int e, std::int64_t row) { return inner + (all.first_place[e] + row) * intermediate; };
-  auto const panels_of = [&](int e, std::int64_t row) { return outer + (all.first_place[e] + row) * hidden; };
+  int const rows_in_panels = with.block_panels * with.width;
+  std::int64_t const inner_floats = panel_floats(intermediate), panels_floats = panel_floats(hidden);
+  auto const inner_of = [&](int e, std::int64_t row) { return inner + (all.first_place[e] + row) * inner_floats; };
+  auto const panels_of = [&](int e, std::int64_t row) { return outer + (all.first_place[e] + row) * panels_floats; };
   // For a product of so many features, cut into blocks of so many.
   auto const count_items = [&](int features, int by_rows, int by_panels) {
     return all.count([&](int e) {
@@ -257,8 +259,8 @@ void run_products(cpu_context const& where, expert_rows const& all, RowsOf const
   parallel_for(where, count_items(intermediate, in_width, in_by_panels), [&](std::int64_t index) {
     expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
     int const e = item.expert;
-    Element const* rows[block_panels * most_panel_width] = {};
-    float weight[block_panels * most_panel_width];
+    Element const* rows[most_panel_rows] = {};
+    float weight[most_panel_rows];
     if (WeighsInput || !all.by_panels(e)) rows_of(all.offsets[e] + item.first_row, item.rows, rows, weight);
     if (all.by_panels(e)) {
       panel_rows const tokens{panels_of(e, item.first_row), item.rows, with.lanes, with.width};
@@ -293,8 +295,8 @@ void run_products(cpu_context const& where, expert_rows const& all, RowsOf const
 /// Memory of the products of some experts with `rows` rows, and how those are found.
 struct products_scratch {
   std::int64_t *first_place, *first_item;  ///< [experts + 1]
-  float* inner;                            ///< [most_places(rows), intermediate]
-  float* outer;                            ///< [most_places(rows), hidden]: the result is [rows, hidden]
+  float* inner;                            ///< [most_places(rows), panel_floats(intermediate)]
+  float* outer;                            ///< [most_places(rows), panel_floats(hidden)]: the result is [rows, hidden]
 };
 
 /// From so many rows of an expert on, panels are faster than rows that meet the weights one by one. Measured at OLMoE's
@@ -329,7 +331,8 @@ void run_experts(forward_args<Layer> const& args, cpu_context const& where, disp
     }
   };
   run_products<typename Layer::expert, Layer::router_traits.weighs_input>(
-      where, rows_in(where, plan.offsets, Layer::dims.experts, scratch), rows_of, in, args.weights.down_proj, down_bias,
+      where, panel_functions_of<element>(where.instructions),
+      rows_in(where, plan.offsets, Layer::dims.experts, scratch), rows_of, in, args.weights.down_proj, down_bias,
       Layer::dims.hidden, Layer::dims.intermediate, scratch.inner, scratch.outer);
 }
 
@@ -344,7 +347,8 @@ void run_shared_expert(forward_args<Layer> const& args, cpu_context const& where
   auto const rows_of = [&](std::int64_t first, int count, element const** rows, float*) {
     for (int r = 0; r < count; ++r) rows[r] = args.tokens.row(first + r);
   };
-  run_products<typename Layer::expert, false>(where, rows_in(where, offsets, 1, scratch), rows_of, in,
+  run_products<typename Layer::expert, false>(where, panel_functions_of<element>(where.instructions),
+                                              rows_in(where, offsets, 1, scratch), rows_of, in,
                                               args.weights.shared.down_proj, bias_view<element>{}, Layer::dims.hidden,
                                               Layer::expert_traits.shared_intermediate, scratch.inner, scratch.outer);
 }

@@ -1,42 +1,73 @@
 #pragma once
 
 #include <switchyard/backend/cpu/tile.hpp>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/element.hpp>
 #include <switchyard/core/view.hpp>
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 /// Products of experts with many rows. The rows stand side by side in panels, so that a weight, straight from the
 /// checkpoint, meets a vector of them; products come out the other way round, which is what the second product takes in.
 namespace switchyard::backend::detail {
 
-/// Panels and groups of features of one item: sums of an item take at most 108 KiB of stack.
-inline constexpr int block_panels = 12, block_tiles = 6;
-inline constexpr int most_panel_width = 32, most_panel_features = 12;
-inline constexpr int most_tile_floats = most_panel_features * most_panel_width;
+/// Floats that the sums of one item take on the stack, and those of a piece of the weights of one tile.
+inline constexpr int most_sums = 32 * 1024, most_weights = 8 * 1024;
+inline constexpr int most_panel_width = 32, most_panel_rows = 12 * most_panel_width, most_block_features = 128,
+                     most_tiles = 6;
 
-/// What of the panel functions depends on the instruction set. `width` is a multiple of `lanes`, two of them.
+/// Floats of memory that a row takes in a panel: its depth, or half of it where two-byte elements stay as they are, up to
+/// a multiple of 32.
+constexpr std::int64_t panel_floats(std::int64_t depth) {
+  std::int64_t const in_chunks = divide_up(depth, 32) * 16;
+  return depth > in_chunks ? depth : in_chunks;
+}
+
+/// What of products by panels depends on the instruction set. `width` is two times `lanes`, the width of a half panel.
 template <class Element>
 struct panel_functions {
-  int lanes, width, features;
-  std::int64_t (*place)(std::int64_t k, std::int64_t depth);
+  int lanes, width;
+  int features;                   ///< of a tile: a group that is multiplied together
+  int block_panels, block_tiles;  ///< of one item
+  int values_per_float;           ///< of a panel
+  void (*begin)();                ///< before the products of an item
+  void (*end)();
+  /// Puts rows side by side; those past the last are zero.
   void (*pack)(Element const* const* rows, int row_count, int width, std::int64_t depth, float* panel);
-  void (*widen)(Element const* from, std::int64_t row_stride, std::int64_t column_stride, int features, int depth,
-                float* to);
-  using product = void (*)(float const* weights, float const* panel, int depth, bool first, float* sums,
+  /// Puts what the rows of a panel have for one element of their depth.
+  void (*put)(float const* values, int width, std::int64_t k, std::int64_t depth, float* panel);
+  ready_weights (*prepare)(Element const* from, std::int64_t row_stride, std::int64_t column_stride, int features,
+                           int depth, float* memory);
+  using product = void (*)(ready_weights const& weights, float const* panel, int depth, bool first, float* sums,
                            fetched_rows const& fetched);
-  product multiply, multiply_half;  // full panels, and those of `lanes`
+  product multiply, multiply_half;  ///< of full panels, and of half ones
 };
 
-#define SWITCHYARD_PANEL_FUNCTIONS(space)                                                                              \
-  {                                                                                                                    \
-    space::lanes, space::panel_width, space::panel_features, &space::place_in_depth<Element>,                          \
-        &space::pack_panel<Element>, &space::widen_rows<Element>, &space::multiply_panel<2>, &space::multiply_panel<1> \
+inline void nothing() {}
+
+namespace amx {
+
+struct tiles;
+template <class Tiles>
+panel_functions<bfloat16> panel_functions_with();
+
+}  // namespace amx
+
+#define SWITCHYARD_PANEL_FUNCTIONS(space)                                                      \
+  {                                                                                            \
+    space::lanes, space::panel_width, space::panel_features, 12, 6, 1, &nothing, &nothing,     \
+        &space::pack_panel<Element>, &space::put_values<Element>, &space::widen_rows<Element>, \
+        &space::multiply_panel<2>, &space::multiply_panel<1>                                   \
   }
 template <class Element>
 panel_functions<Element> panel_functions_of(instruction_set set) {
 #if defined(__x86_64__)
-  if (set == instruction_set::avx512) return SWITCHYARD_PANEL_FUNCTIONS(avx512);
+  if constexpr (std::is_same_v<Element, bfloat16>) {
+    if (set == instruction_set::amx) return amx::panel_functions_with<amx::tiles>();
+  }
+  if (set >= instruction_set::avx512) return SWITCHYARD_PANEL_FUNCTIONS(avx512);
   if (set == instruction_set::avx2) return SWITCHYARD_PANEL_FUNCTIONS(avx2);
 #else
   (void)set;
@@ -52,7 +83,7 @@ template <class Expert>
 void activate(instruction_set set, float const* gate, float const* up, float const* weights, float gate_bias,
               float up_bias, int width, float* to) {
 #if defined(__x86_64__)
-  if (set == instruction_set::avx512) {
+  if (set >= instruction_set::avx512) {
     return avx512::activate<Expert>(gate, up, weights, gate_bias, up_bias, width, to);
   }
   if (set == instruction_set::avx2) return avx2::activate<Expert>(gate, up, weights, gate_bias, up_bias, width, to);
@@ -64,14 +95,16 @@ void activate(instruction_set set, float const* gate, float const* up, float con
 
 /// The panels of some rows: full ones, and a last one that may be of half the width.
 struct panel_rows {
-  float const* first;  ///< [depth, width] each
+  float const* first;
   int rows;
   int lanes, width;
 
   int count() const { return (rows + width - 1) / width; }
   int width_of(int panel) const { return rows - panel * width > lanes ? width : lanes; }
   int rows_of(int panel) const { return std::min(width, rows - panel * width); }
-  float const* at(int panel, std::int64_t depth) const { return first + std::int64_t{panel} * width * depth; }
+  float const* at(int panel, std::int64_t depth) const {
+    return first + std::int64_t{panel} * width * panel_floats(depth);
+  }
 };
 
 /// The weights of up to `features` features, one of the tiles of an item.
@@ -82,21 +115,28 @@ struct feature_tile {
   int features;  ///< 0: nothing to do
 };
 
-/// sums[tile][panel] = products over the whole depth, [features, panel's width] each, `most_tile_floats` apart. Weights are
-/// read once: those of the next tile are fetched while this one is multiplied.
+/// Where the sums of one tile and one panel are: [features, panel's width].
 template <class Element>
-void multiply_panels(panel_functions<Element> const& with, feature_tile<Element> const* tiles, int tile_count,
-                     panel_rows const& panels, std::int64_t depth, float* sums) {
-  alignas(64) float weights[most_panel_features * panel_pitch];
+float* sums_at(panel_functions<Element> const& with, float* sums, int tile, int panel) {
+  return sums + (tile * with.block_panels + panel) * with.features * with.width;
+}
+
+/// sums = products over the whole depth. Weights are read once: those of the next tile are fetched while this one is
+/// multiplied.
+template <class Element>
+void multiply_panels(panel_functions<Element> const& with, feature_tile<Element> const* tiles, panel_rows const& panels,
+                     std::int64_t depth, float* sums) {
+  alignas(64) float memory[most_weights];
   int const panel_count = panels.count();
+  with.begin();
   for (std::int64_t k = 0; k < depth; k += panel_depth) {
     int const length = static_cast<int>(std::min<std::int64_t>(panel_depth, depth - k));
-    for (int t = 0; t < tile_count; ++t) {
+    for (int t = 0; t < with.block_tiles; ++t) {
       feature_tile<Element> const& tile = tiles[t];
       if (tile.features == 0) continue;
-      with.widen(tile.rows + k * tile.column_stride, tile.row_stride, tile.column_stride, tile.features, length,
-                 weights);
-      bool const last_tile = t + 1 == tile_count || tiles[t + 1].features == 0;
+      ready_weights const weights = with.prepare(tile.rows + k * tile.column_stride, tile.row_stride,
+                                                 tile.column_stride, tile.features, length, memory);
+      bool const last_tile = t + 1 == with.block_tiles || tiles[t + 1].features == 0;
       feature_tile<Element> const& next = last_tile ? tiles[0] : tiles[t + 1];
       std::int64_t const next_k = last_tile ? k + panel_depth : k;
       bool const fetches = next_k < depth && next.column_stride == 1;
@@ -107,12 +147,16 @@ void multiply_panels(panel_functions<Element> const& with, feature_tile<Element>
           fetched = {reinterpret_cast<char const*>(next.rows + from * next.row_stride + next_k),
                      next.row_stride * static_cast<std::int64_t>(sizeof(Element)), to - from, sizeof(Element)};
         }
-        auto* const multiply = panels.width_of(p) == panels.width ? with.multiply : with.multiply_half;
-        float const* const panel = panels.at(p, depth) + k * panels.width_of(p);
-        multiply(weights, panel, length, k == 0, sums + (t * block_panels + p) * most_tile_floats, fetched);
+        int const width = panels.width_of(p);
+        auto* const multiply = width == panels.width ? with.multiply : with.multiply_half;
+        multiply(weights, panels.at(p, depth) + k * width / with.values_per_float, length, k == 0,
+                 sums_at(with, sums, t, p), fetched);
       }
     }
   }
+  with.end();
 }
 
 }  // namespace switchyard::backend::detail
+
+#include <switchyard/backend/cpu/amx.hpp>

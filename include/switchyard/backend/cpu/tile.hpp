@@ -5,6 +5,12 @@
 #include <cstdint>
 #include <string_view>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace switchyard {
 
 /// Which vector instructions the CPU backend uses.
@@ -12,7 +18,8 @@ enum class instruction_set {
   automatic,  ///< the best that this machine has
   portable,   ///< what the compiler may use anyway
   avx2,       ///< AVX2 and FMA
-  avx512      ///< AVX-512 F, BW, DQ and VL
+  avx512,     ///< AVX-512 F, BW, DQ and VL
+  amx         ///< and AMX's tiles, for bfloat16 elements of experts with many rows
 };
 
 }  // namespace switchyard
@@ -24,6 +31,12 @@ namespace switchyard::backend::detail {
 /// Floats of depth that panels are multiplied by at a time, and from one feature's widened weights to the next: not a power
 /// of two, for those would take the same places of the cache.
 inline constexpr int panel_depth = 512, panel_pitch = panel_depth + 16;
+
+/// A piece of the weights of some features, ready to be multiplied.
+struct ready_weights {
+  void const* first;
+  std::int64_t stride;  ///< bytes from one feature to the next
+};
 
 /// Rows of weights that are fetched from memory while others are multiplied: none, or each as long as the product is deep.
 struct fetched_rows {
@@ -84,6 +97,25 @@ namespace avx512 {
 
 namespace switchyard::backend {
 
+namespace detail {
+
+/// Whether this processor has AMX's tiles for bfloat16 and the system lets this process use them, for which Linux wants to
+/// be asked.
+inline bool has_amx() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  constexpr unsigned for_bfloat16 = 1u << 22, tiles = 1u << 24;
+  if (__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) == 0) return false;
+  if ((edx & for_bfloat16) == 0 || (edx & tiles) == 0) return false;
+  constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
+
+}  // namespace detail
+
 /// The best instruction set of this machine; the processor is asked once per process.
 inline instruction_set best_instruction_set() {
 #if defined(__x86_64__)
@@ -91,7 +123,7 @@ inline instruction_set best_instruction_set() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
-      return instruction_set::avx512;
+      return detail::has_amx() ? instruction_set::amx : instruction_set::avx512;
     }
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return instruction_set::avx2;
     return instruction_set::portable;
@@ -108,6 +140,7 @@ constexpr std::string_view name_of(instruction_set set) {
     case instruction_set::portable: return "portable";
     case instruction_set::avx2: return "avx2";
     case instruction_set::avx512: return "avx512";
+    case instruction_set::amx: return "amx";
   }
   return "unknown";
 }
@@ -117,7 +150,7 @@ template <element Element>
 void multiply_add(instruction_set set, Element const* const* a, int rows, Element const* b, std::int64_t b_stride,
                   int columns, std::int64_t depth, float* c, std::int64_t c_stride) {
 #if defined(__x86_64__)
-  if (set == instruction_set::avx512) {
+  if (set >= instruction_set::avx512) {
     return detail::avx512::multiply_add(a, rows, b, b_stride, columns, depth, c, c_stride);
   }
   if (set == instruction_set::avx2) {

@@ -183,11 +183,20 @@ SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count
   }
 }
 
+/// panel[place_in_depth(k)] = what the rows of a panel have for element k.
+template <class Element>
+SWITCHYARD_TILE_TARGET void put_values(float const* values, int width, std::int64_t k, std::int64_t depth,
+                                       float* panel) {
+  float* const to = panel + place_in_depth<Element>(k, depth) * width;
+  for (int i = 0; i < width; ++i) to[i] = values[i];
+}
+
 /// A piece of the weights of some features as floats, in the order of panels, `panel_pitch` apart; features past the last
 /// are zero. Pieces before the last of a row are `panel_depth` long, which is a multiple of any step.
 template <class Element>
-SWITCHYARD_TILE_TARGET void widen_rows(Element const* from, std::int64_t row_stride, std::int64_t column_stride,
-                                       int features, int depth, float* to) {
+SWITCHYARD_TILE_TARGET ready_weights widen_rows(Element const* from, std::int64_t row_stride,
+                                                std::int64_t column_stride, int features, int depth, float* memory) {
+  float* to = memory;
   using source = stored<Element>;
   constexpr int step = lanes * source::parts;
   int const by_steps = depth / step * step;
@@ -208,13 +217,15 @@ SWITCHYARD_TILE_TARGET void widen_rows(Element const* from, std::int64_t row_str
       for (int k = by_steps; k < depth; ++k) to[k] = static_cast<float>(row[k]);
     }
   }
+  return {memory, panel_pitch * static_cast<std::int64_t>(sizeof(float))};
 }
 
 /// sums[f][i] (+)= sum over depth of weights[f][k] * panel[k][i], for all features and `Vectors` vectors of tokens. The
 /// rows `fetched` are brought to the second-level cache meanwhile.
 template <int Vectors>
-SWITCHYARD_TILE_TARGET void multiply_panel(float const* weights, float const* panel, int depth, bool first, float* sums,
-                                           fetched_rows const& fetched) {
+SWITCHYARD_TILE_TARGET void multiply_panel(ready_weights const& ready, float const* panel, int depth, bool first,
+                                           float* sums, fetched_rows const& fetched) {
+  float const* const weights = static_cast<float const*>(ready.first);
   constexpr int width = Vectors * lanes, piece = 16;
   floats sum[panel_features][Vectors] = {};
   for (int begin = 0; begin < depth; begin += piece) {

@@ -1,0 +1,132 @@
+#include <switchyard/switchyard.hpp>
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "catch.hpp"
+#include "support.hpp"
+
+namespace sy = switchyard;
+using namespace sy::backend::detail;
+using sy::bfloat16;
+
+namespace {
+
+int begun = 0, ended = 0;
+
+/// What the instructions of AMX do to tiles of 16 rows of 64 bytes. Source: Intel 2024, Architecture Instruction Set
+/// Extensions Programming Reference, TDPBF16PS.
+struct emulated_tiles {
+  unsigned char tile[8][16][64];
+
+  void begin() { ++begun; }
+  void end() { ++ended; }
+  template <int Tile>
+  void zero() {
+    std::memset(tile[Tile], 0, sizeof tile[Tile]);
+  }
+  template <int Tile>
+  void load(void const* from, std::int64_t stride) {
+    for (int row = 0; row < 16; ++row) std::memcpy(tile[Tile][row], static_cast<char const*>(from) + row * stride, 64);
+  }
+  template <int Tile>
+  void store(void* to, std::int64_t stride) {
+    for (int row = 0; row < 16; ++row) std::memcpy(static_cast<char*>(to) + row * stride, tile[Tile][row], 64);
+  }
+  template <int Sums, int Weights, int Tokens>
+  void multiply() {
+    for (int m = 0; m < 16; ++m) {
+      float sums[16];
+      bfloat16 left[32], right[32];
+      std::memcpy(sums, tile[Sums][m], 64);
+      std::memcpy(left, tile[Weights][m], 64);
+      for (int pair = 0; pair < 16; ++pair) {
+        std::memcpy(right, tile[Tokens][pair], 64);
+        for (int n = 0; n < 16; ++n) {
+          sums[n] += static_cast<float>(left[2 * pair]) * static_cast<float>(right[2 * n]);
+          sums[n] += static_cast<float>(left[2 * pair + 1]) * static_cast<float>(right[2 * n + 1]);
+        }
+      }
+      std::memcpy(tile[Sums][m], sums, 64);
+    }
+  }
+};
+
+/// The products of four experts on random rows, in float: by tiles, or row by row.
+std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool transposed, int threads) {
+  using expert = sy::expert::with_bias<sy::expert::gated_mlp<sy::silu>>;
+  constexpr int experts = 4;
+  std::int32_t const offsets[experts + 1] = {0, 300, 307, 340, 357};
+  int const rows = offsets[experts];
+  support::random_numbers random(7);
+  auto const numbers = [&](std::int64_t count, double deviation) {
+    std::vector<bfloat16> values(count);
+    for (bfloat16& v : values) v = bfloat16(static_cast<float>(deviation * random.normal()));
+    return values;
+  };
+  std::int64_t const matrices = std::int64_t{experts} * hidden * intermediate;
+  auto const tokens = numbers(std::int64_t{rows} * hidden, 1.0);
+  auto const gate = numbers(matrices, 1.0 / std::sqrt(hidden)), up = numbers(matrices, 1.0 / std::sqrt(hidden));
+  auto const down = numbers(matrices, 1.0 / std::sqrt(intermediate));
+  auto const in_bias = numbers(experts * intermediate, 0.5), out_bias = numbers(experts * hidden, 0.5);
+  auto const view = [&](std::vector<bfloat16> const& of, int features, int depth) {
+    using views = sy::weight_view<bfloat16>;
+    return transposed ? views::transposed(of.data(), features, depth) : views::packed(of.data(), features, depth);
+  };
+  using biases = sy::bias_view<bfloat16>;
+  input_projection<bfloat16> const in{view(gate, intermediate, hidden), view(up, intermediate, hidden),
+                                      biases::packed(in_bias.data(), intermediate),
+                                      biases::packed(in_bias.data(), intermediate)};
+  std::int64_t const places = most_places(rows, experts);
+  float const nan = std::numeric_limits<float>::quiet_NaN();
+  std::vector<float> inner(places * panel_floats(intermediate), nan), outer(places * panel_floats(hidden), nan);
+  std::int64_t first_place[experts + 1], first_item[experts + 1];
+  sy::cpu_context const where = resolved({.threads = threads, .instructions = sy::instruction_set::portable});
+  run_products<expert, true>(
+      where, amx::panel_functions_with<emulated_tiles>(),
+      {offsets, first_place, first_item, experts, by_tiles ? 16 : 1'000'000, amx::lanes},
+      [&](std::int64_t first, int count, bfloat16 const** from, float* weight) {
+        for (int r = 0; r < count; ++r) {
+          from[r] = tokens.data() + (first + r) * hidden;
+          weight[r] = 1.0f - 0.001f * static_cast<float>(first + r);
+        }
+      },
+      in, view(down, hidden, intermediate), biases::packed(out_bias.data(), hidden), hidden, intermediate, inner.data(),
+      outer.data());
+  outer.resize(static_cast<std::size_t>(rows) * hidden);
+  return outer;
+}
+
+}  // namespace
+
+TEST_CASE("panels of tiles compute what rows one by one do", "[experts][amx]") {
+  struct {
+    int hidden, intermediate;
+  } const sizes[] = {{64, 96}, {1056, 544}, {40, 33}, {7, 12}, {129, 300}};
+  for (auto const& [hidden, intermediate] : sizes) {
+    for (bool transposed : {false, true}) {
+      INFO(hidden << " x " << intermediate << (transposed ? ", transposed" : ""));
+      begun = ended = 0;
+      std::vector<float> const tiles = products(true, hidden, intermediate, transposed, 1);
+      CHECK(begun > 0);
+      CHECK(begun == ended);
+      std::vector<float> const rows = products(false, hidden, intermediate, transposed, 1);
+      // Both round what goes into the second product to bfloat16.
+      CHECK(support::relative_error(tiles, rows) < 1e-3);
+      CHECK(support::same_bits(tiles, products(true, hidden, intermediate, transposed, 3)));
+    }
+  }
+}
+
+TEST_CASE("an element of every row of a panel of tiles has a place of its own", "[experts][amx]") {
+  for (int width : {16, 32}) {
+    std::vector<int> visits(96 * width);
+    for (std::int64_t k = 0; k < 96; ++k) {
+      for (int i = 0; i < width; ++i) ++visits[amx::place(k, i, width)];
+    }
+    CHECK(visits == std::vector<int>(visits.size(), 1));
+  }
+}
