@@ -57,7 +57,9 @@ inline cpu_context resolved(cpu_context where) {
 #endif
   }
   instruction_set const best = best_instruction_set();
-  if (where.instructions == instruction_set::automatic) where.instructions = best;
+  if (where.instructions == instruction_set::automatic) {
+    where.instructions = best < instruction_set::amx ? best : instruction_set::avx512;
+  }
   if (where.instructions > best) {
     fail("layer::forward, context.instructions", std::string(name_of(best)) + " or less on this machine",
          std::string(name_of(where.instructions)));

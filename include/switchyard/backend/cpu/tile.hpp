@@ -15,11 +15,13 @@ namespace switchyard {
 
 /// Which vector instructions the CPU backend uses.
 enum class instruction_set {
-  automatic,  ///< the best that this machine has
+  automatic,  ///< the best that this machine has, up to `avx512`
   portable,   ///< what the compiler may use anyway
   avx2,       ///< AVX2 and FMA
   avx512,     ///< AVX-512 F, BW, DQ and VL
-  amx         ///< and AMX's tiles, for bfloat16 elements of experts with many rows
+  /// And AMX's tiles, for bfloat16 elements of experts with many rows. Only on request so far: the tests compare it with an
+  /// emulation of the instructions, and it has not run on a processor that has them.
+  amx
 };
 
 }  // namespace switchyard
