@@ -461,7 +461,14 @@ TEST_CASE("a workspace that overlaps tokens or output is refused", "[errors]") {
 TEST_CASE("a context that cannot be met is refused", "[errors]") {
   refuses<full>([](auto& c) { c.context.threads = -1; },
                 "layer::forward, context.threads: expected 0 (all) or more, got -1");
+  refuses<full>([](auto& c) { c.context.least_panel_rows = -1; },
+                "layer::forward, context.least_panel_rows: expected 0 (usual) or more, got -1");
   auto const best = sy::backend::best_instruction_set();
+  if (best < sy::instruction_set::amx) {
+    refuses<full>([](auto& c) { c.context.instructions = sy::instruction_set::amx; },
+                  "layer::forward, context.instructions: expected " + std::string(sy::backend::name_of(best)) +
+                      " or less on this machine, got amx");
+  }
   if (best < sy::instruction_set::avx512) {
     refuses<full>([](auto& c) { c.context.instructions = sy::instruction_set::avx512; },
                   "layer::forward, context.instructions: expected " + std::string(sy::backend::name_of(best)) +
