@@ -18,8 +18,8 @@ void register_experts(std::size_t index) {
             std::int64_t const places = backend::detail::most_places(rows, experts);
             return backend::detail::products_scratch{
                 data.first_place.data(), data.first_item.data(),
-                split.take<float>(places * backend::detail::panel_floats(intermediate)),
-                split.take<float>(places * backend::detail::panel_floats(dims.hidden))};
+                split.take<float>(places * backend::detail::row_floats(intermediate)),
+                split.take<float>(places * backend::detail::row_floats(dims.hidden))};
           };
           forward_args<Layer> const args = data.args(weights);
           auto const routed = scratch(data.tokens * dims.top_k, dims.experts, dims.intermediate);

@@ -82,7 +82,7 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
                                       biases::packed(in_bias.data(), intermediate)};
   std::int64_t const places = most_places(rows, experts);
   float const nan = std::numeric_limits<float>::quiet_NaN();
-  std::vector<float> inner(places * panel_floats(intermediate), nan), outer(places * panel_floats(hidden), nan);
+  std::vector<float> inner(places * row_floats(intermediate), nan), outer(places * row_floats(hidden), nan);
   std::int64_t first_place[experts + 1], first_item[experts + 1];
   sy::cpu_context const where = resolved({.threads = threads, .instructions = sy::instruction_set::portable});
   run_products<expert, true>(

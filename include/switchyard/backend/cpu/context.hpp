@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <string>
+#include <type_traits>
 
 #if defined(_OPENMP)
 #include <omp.h>
@@ -67,25 +68,31 @@ inline cpu_context resolved(cpu_context where) {
   return where;
 }
 
-/// Calls `item(i)` for every i below `items`. Items are handed out one by one, so uneven ones balance; each
-/// writes what no other does, so neither the order nor the number of threads shows in the result.
+/// Calls `item(i)` for every i below `items`, or `item(i, next)` with what the same thread probably does after it. Items are
+/// handed out one by one, so uneven ones balance; each writes what no other does, so neither the order nor the number of
+/// threads shows in the result.
 template <class Item>
 void parallel_for(cpu_context const& where, std::int64_t items, Item const& item) {
   int const workers = where.threads < items ? where.threads : static_cast<int>(items);
-  if (workers <= 1) {
-    for (std::int64_t i = 0; i < items; ++i) item(i);
-    return;
-  }
   struct job {
     Item const& item;
     std::int64_t items;
+    int workers;
     std::atomic<std::int64_t> next{0};
+
     static void work(void* self, int) {
       job& j = *static_cast<job*>(self);
-      for (std::int64_t i; (i = j.next.fetch_add(1, std::memory_order_relaxed)) < j.items;) j.item(i);
+      for (std::int64_t i; (i = j.next.fetch_add(1, std::memory_order_relaxed)) < j.items;) {
+        if constexpr (std::is_invocable_v<Item const&, std::int64_t, std::int64_t>) {
+          j.item(i, i + j.workers);
+        } else {
+          j.item(i);
+        }
+      }
     }
   };
-  job shared_job{item, items};
+  job shared_job{item, items, workers};
+  if (workers <= 1) return job::work(&shared_job, 0);
   if (where.pool != nullptr) {
     where.pool->run(where.pool->state, workers, &job::work, &shared_job);
     job::work(&shared_job, 0);  // what a pool with fewer workers than it says has left

@@ -147,12 +147,12 @@ struct cpu {
       pair_of = from.take<std::int32_t>(pairs);
       row_of = from.take<std::int32_t>(pairs);
       std::int64_t const places = detail::most_places(pairs, dims.experts);
-      inner = from.take<float>(places * detail::panel_floats(dims.intermediate));
-      outer = from.take<float>(places * detail::panel_floats(dims.hidden));
+      inner = from.take<float>(places * detail::row_floats(dims.intermediate));
+      outer = from.take<float>(places * detail::row_floats(dims.hidden));
       if constexpr (shared_intermediate > 0) {
         std::int64_t const shared_places = detail::most_places(tokens, 1);
-        shared_inner = from.take<float>(shared_places * detail::panel_floats(shared_intermediate));
-        shared_outer = from.take<float>(shared_places * detail::panel_floats(dims.hidden));
+        shared_inner = from.take<float>(shared_places * detail::row_floats(shared_intermediate));
+        shared_outer = from.take<float>(shared_places * detail::row_floats(dims.hidden));
       }
     }
   };

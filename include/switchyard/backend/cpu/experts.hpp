@@ -27,15 +27,11 @@ struct expert_rows {
   std::int64_t rows(int e) const { return offsets[e + 1] - offsets[e]; }
   bool by_panels(int e) const { return rows(e) >= least_panel_rows; }
 
-  /// Whether any expert is computed by panels.
-  bool set_places() const {
-    bool any = false;
+  void set_places() const {
     first_place[0] = 0;
     for (int e = 0; e < experts; ++e) {
-      any = any || by_panels(e);
       first_place[e + 1] = first_place[e] + (by_panels(e) ? divide_up(rows(e), lanes) * lanes : rows(e));
     }
-    return any;
   }
 
   /// Number of items over all experts, expert e having `items(e)`.
@@ -83,61 +79,70 @@ struct input_projection {
   bias_view<Element> gate_bias, up_bias;  ///< null data: no bias
 };
 
-/// inner[row][i] = activation of the gate and up products (or of the up product) of feature i, for one block.
-///
-/// `row_weight` scales the products of a row where the router weighs the input: W (w x) = w (W x).
-template <class Expert, class Element>
-void project_in(instruction_set set, Element const* const* rows, float const* row_weight, int row_count,
-                input_projection<Element> const& weights, std::int64_t expert, int first, int width, int hidden,
-                Element* inner, std::int64_t inner_stride) {
-  constexpr bool gated = Expert::traits.gated;
-  using activation = typename Expert::activation;
-  constexpr int up_at = gated ? block_columns / 2 : 0;
-  float sums[block_rows * block_columns];
-  for (int i = 0; i < row_count * block_columns; ++i) sums[i] = 0.0f;
-  if constexpr (gated) {
-    add_product(set, rows, row_count, weights.gate, expert, first, width, hidden, sums, block_columns);
-  }
-  add_product(set, rows, row_count, weights.up, expert, first, width, hidden, sums + up_at, block_columns);
+/// Up to `features` features of a matrix, from `first` on.
+template <class Element>
+feature_tile<Element> features_of(weight_view<Element> const& matrix, std::int64_t expert, std::int64_t first,
+                                  std::int64_t features) {
+  return {matrix.data + expert * matrix.expert_stride + first * matrix.row_stride, matrix.row_stride,
+          matrix.column_stride, static_cast<int>(features)};
+}
 
-  auto const bias_at = [&](bias_view<Element> const& bias, int i) {
-    return static_cast<float>(bias.data[expert * bias.expert_stride + (first + i) * bias.stride]);
-  };
-  for (int r = 0; r < row_count; ++r) {
-    float const* const row = sums + r * block_columns;
+template <class Element>
+float bias_at(bias_view<Element> const& bias, std::int64_t expert, std::int64_t feature) {
+  if (bias.data == nullptr) return 0.0f;
+  return static_cast<float>(bias.data[expert * bias.expert_stride + feature * bias.stride]);
+}
+
+/// values[r][i] = row_weight[r] * values[r][i] + the bias of feature first + i.
+template <class Element>
+void weigh_and_shift(float* values, int rows, int features, float const* row_weight, bias_view<Element> const& bias,
+                     std::int64_t expert, std::int64_t first) {
+  float biases[block_features];
+  for (int i = 0; i < features; ++i) biases[i] = bias_at(bias, expert, first + i);
+  for (int r = 0; r < rows; ++r) {
     float const weight = row_weight == nullptr ? 1.0f : row_weight[r];
-    for (int i = 0; i < width; ++i) {
-      float up = weight * row[up_at + i];
-      if (weights.up_bias.data != nullptr) up += bias_at(weights.up_bias, i);
-      float value;
-      if constexpr (gated) {
-        float gate = weight * row[i];
-        if (weights.gate_bias.data != nullptr) gate += bias_at(weights.gate_bias, i);
-        value = activation::apply(gate, up);
-      } else {
-        value = activation::apply(up);
-      }
-      inner[r * inner_stride + first + i] = Element(value);
+    for (int i = 0; i < features; ++i) {
+      values[r * block_features + i] = weight * values[r * block_features + i] + biases[i];
     }
   }
 }
 
-/// outer[row][h] = down product of feature h (+ bias), in float, for one block.
-template <class Element>
-void project_out(instruction_set set, Element const* inner, std::int64_t inner_stride, int row_count,
-                 weight_view<Element> down, bias_view<Element> bias, std::int64_t expert, int first, int width,
-                 int intermediate, float* outer, std::int64_t outer_stride) {
-  Element const* rows[block_rows];
-  for (int r = 0; r < row_count; ++r) {
-    rows[r] = inner + r * inner_stride;
-    float* const to = outer + r * outer_stride + first;
-    for (int h = 0; h < width; ++h) {
-      to[h] = bias.data == nullptr
-                  ? 0.0f
-                  : static_cast<float>(bias.data[expert * bias.expert_stride + (first + h) * bias.stride]);
-    }
+/// inner[row] = activations of the gate and up products (or of the up product) of some features, where `project_rows_out`
+/// wants them. `next` is what is multiplied after it.
+///
+/// `row_weight` scales the products of a row where the router weighs the input: W (w x) = w (W x).
+template <class Expert, class Element>
+void project_rows_in(instruction_set set, row_functions<Element> const& with, grouped_rows const& rows,
+                     float const* row_weight, input_projection<Element> const& weights, std::int64_t expert, int first,
+                     int features, int hidden, int intermediate, feature_tile<Element> const& next, float* inner) {
+  float gate[block_rows * block_features], up[block_rows * block_features];
+  feature_tile<Element> const of_up = features_of(weights.up, expert, first, features);
+  if constexpr (Expert::traits.gated) {
+    multiply_rows(with, rows, features_of(weights.gate, expert, first, features), hidden, of_up, gate, block_features);
+    weigh_and_shift(gate, rows.count, features, row_weight, weights.gate_bias, expert, first);
   }
-  add_product(set, rows, row_count, down, expert, first, width, intermediate, outer + first, outer_stride);
+  multiply_rows(with, rows, of_up, hidden, next, up, block_features);
+  weigh_and_shift(up, rows.count, features, row_weight, weights.up_bias, expert, first);
+  for (int r = 0; r < rows.count; ++r) {
+    float values[block_features];
+    int const at = r * block_features;
+    activate<Expert>(set, gate + at, up + at, nullptr, 0.0f, 0.0f, features, values);
+    with.put(values, features, first, r, rows.count, intermediate, inner);
+  }
+}
+
+/// outer[row][h] = down product of some features h (+ bias), in float.
+template <class Element>
+void project_rows_out(row_functions<Element> const& with, grouped_rows const& inner, weight_view<Element> const& down,
+                      bias_view<Element> const& bias, std::int64_t expert, int first, int features, int hidden,
+                      int intermediate, feature_tile<Element> const& next, float* outer) {
+  float products[block_rows * block_features];
+  multiply_rows(with, inner, features_of(down, expert, first, features), intermediate, next, products, block_features);
+  weigh_and_shift(products, inner.count, features, nullptr, bias, expert, first);
+  for (int r = 0; r < inner.count; ++r) {
+    float const* const from = products + r * block_features;
+    std::copy(from, from + features, outer + std::int64_t{r} * hidden + first);
+  }
 }
 
 /// Features of one item that is computed by panels: of an output feature, or of a gate and an up feature each.
@@ -157,9 +162,7 @@ void project_panels_in(instruction_set set, panel_functions<Element> const& with
   alignas(64) float sums[most_sums];
   feature_tile<Element> tiles[most_tiles] = {};
   auto const set_tile = [&](int t, weight_view<Element> const& matrix, int feature) {
-    int const count = std::max(0, std::min(with.features, intermediate - feature));
-    tiles[t] = {matrix.data + expert * matrix.expert_stride + feature * matrix.row_stride, matrix.row_stride,
-                matrix.column_stride, count};
+    tiles[t] = features_of(matrix, expert, feature, std::max(0, std::min(with.features, intermediate - feature)));
   };
   // Gate and up tiles take turns, so that those without features come last.
   constexpr int step = gated ? 2 : 1;
@@ -169,14 +172,11 @@ void project_panels_in(instruction_set set, panel_functions<Element> const& with
   }
   multiply_panels(with, tiles, tokens, hidden, sums);
 
-  auto const bias_at = [&](bias_view<Element> const& bias, int feature) {
-    return bias.data == nullptr ? 0.0f
-                                : static_cast<float>(bias.data[expert * bias.expert_stride + feature * bias.stride]);
-  };
   for (int t = 0; t < half; ++t) {
     for (int f = 0; f < tiles[step * t].features; ++f) {
       int const feature = first + t * with.features + f;
-      float const up_bias = bias_at(weights.up_bias, feature), gate_bias = bias_at(weights.gate_bias, feature);
+      float const up_bias = bias_at(weights.up_bias, expert, feature);
+      float const gate_bias = bias_at(weights.gate_bias, expert, feature);
       for (int p = 0; p < tokens.count(); ++p) {
         int const width = tokens.width_of(p);
         float const* const up = sums_at(with, sums, step * t + step - 1, p) + f * width;
@@ -185,7 +185,7 @@ void project_panels_in(instruction_set set, panel_functions<Element> const& with
         activate<Expert>(set, gate, up, row_weight == nullptr ? nullptr : row_weight + p * tokens.width, gate_bias,
                          up_bias, width, values);
         with.put(values, width, feature, intermediate,
-                 inner + std::int64_t{p} * tokens.width * panel_floats(intermediate));
+                 inner + std::int64_t{p} * tokens.width * row_floats(intermediate));
       }
     }
   }
@@ -200,15 +200,12 @@ void project_panels_out(panel_functions<Element> const& with, panel_rows const& 
   feature_tile<Element> tiles[most_tiles] = {};
   for (int t = 0; t < with.block_tiles; ++t) {
     int const feature = first + t * with.features;
-    tiles[t] = {down.data + expert * down.expert_stride + feature * down.row_stride, down.row_stride,
-                down.column_stride, std::max(0, std::min(with.features, hidden - feature))};
+    tiles[t] = features_of(down, expert, feature, std::max(0, std::min(with.features, hidden - feature)));
   }
   multiply_panels(with, tiles, inner, intermediate, sums);
   int const features = std::min(with.block_tiles * with.features, hidden - first);
   float biases[most_block_features] = {};
-  for (int f = 0; f < features && bias.data != nullptr; ++f) {
-    biases[f] = static_cast<float>(bias.data[expert * bias.expert_stride + (first + f) * bias.stride]);
-  }
+  for (int f = 0; f < features; ++f) biases[f] = bias_at(bias, expert, first + f);
   for (int p = 0; p < inner.count(); ++p) {
     int const width = inner.width_of(p);
     for (int i = 0; i < inner.rows_of(p); ++i) {
@@ -223,71 +220,100 @@ void project_panels_out(panel_functions<Element> const& with, panel_rows const& 
 }
 
 /// Both products over all rows. `rows_of(first, count, rows, weight)` says where rows come from. `inner` has room for
-/// `most_places` rows of `panel_floats(intermediate)` floats, `outer` for as many of `panel_floats(hidden)`: until the first product is done, it has the
-/// panels of the tokens.
+/// `most_places` rows of `row_floats(intermediate)` floats, `outer` for as many of `row_floats(hidden)`: until the first
+/// product is done, it has the tokens as that wants them.
 template <class Expert, bool WeighsInput, class Element, class RowsOf>
 void run_products(cpu_context const& where, panel_functions<Element> const& with, expert_rows const& all,
                   RowsOf const& rows_of, input_projection<Element> const& in, weight_view<Element> down,
                   bias_view<Element> down_bias, int hidden, int intermediate, float* inner, float* outer) {
-  constexpr int projections = Expert::traits.input_projections();
-  constexpr int in_width = block_columns / projections;
+  row_functions<Element> const few = row_functions_of<Element>(where.instructions);
   int const rows_in_panels = with.block_panels * with.width;
-  std::int64_t const inner_floats = panel_floats(intermediate), panels_floats = panel_floats(hidden);
-  auto const inner_of = [&](int e, std::int64_t row) { return inner + (all.first_place[e] + row) * inner_floats; };
-  auto const panels_of = [&](int e, std::int64_t row) { return outer + (all.first_place[e] + row) * panels_floats; };
-  // For a product of so many features, cut into blocks of so many.
-  auto const count_items = [&](int features, int by_rows, int by_panels) {
+  auto const inner_of = [&](expert_rows::item const& i) {
+    return inner + (all.first_place[i.expert] + i.first_row) * row_floats(intermediate);
+  };
+  auto const tokens_of = [&](expert_rows::item const& i) {
+    return outer + (all.first_place[i.expert] + i.first_row) * row_floats(hidden);
+  };
+  std::int64_t row_blocks = 0;  // without panels
+  for (int e = 0; e < all.experts; ++e) row_blocks += all.by_panels(e) ? 0 : divide_up(all.rows(e), block_rows);
+
+  // How a product of so many features is cut into items.
+  struct cut {
+    int features, by_rows, by_panels;
+    int block_of(bool panels) const { return panels ? by_panels : by_rows; }
+  };
+  auto const count_items = [&](cut const& c) {
     return all.count([&](int e) {
-      return all.by_panels(e) ? divide_up(all.rows(e), rows_in_panels) * divide_up(features, by_panels)
-                              : divide_up(all.rows(e), block_rows) * divide_up(features, by_rows);
+      bool const panels = all.by_panels(e);
+      return divide_up(all.rows(e), panels ? rows_in_panels : block_rows) * divide_up(c.features, c.block_of(panels));
     });
   };
-
-  if (all.set_places()) {
-    auto const panels = all.count([&](int e) { return all.by_panels(e) ? divide_up(all.rows(e), with.width) : 0; });
-    parallel_for(where, panels, [&](std::int64_t index) {
-      expert_rows::item const item = all.at(index, 1, with.width);
-      Element const* rows[most_panel_width];
-      float weight[most_panel_width];
-      rows_of(all.offsets[item.expert] + item.first_row, item.rows, rows, weight);
-      with.pack(rows, item.rows, item.rows > with.lanes ? with.width : with.lanes, hidden,
-                panels_of(item.expert, item.first_row));
-    });
-  }
-
-  int const in_by_panels = panel_block_features(with, projections);
-  parallel_for(where, count_items(intermediate, in_width, in_by_panels), [&](std::int64_t index) {
+  // The weights of an item, as far as they are multiplied row by row; none past the last item.
+  auto const weights_of = [&](cut const& c, std::int64_t index, std::int64_t items,
+                              weight_view<Element> const& matrix) {
+    if (index >= items) return feature_tile<Element>{};
     expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
-    int const e = item.expert;
-    Element const* rows[most_panel_rows] = {};
-    float weight[most_panel_rows];
-    if (WeighsInput || !all.by_panels(e)) rows_of(all.offsets[e] + item.first_row, item.rows, rows, weight);
-    if (all.by_panels(e)) {
-      panel_rows const tokens{panels_of(e, item.first_row), item.rows, with.lanes, with.width};
-      for (int i = item.rows; WeighsInput && i < divide_up(item.rows, with.width) * with.width; ++i) weight[i] = 0.0f;
-      project_panels_in<Expert>(where.instructions, with, tokens, WeighsInput ? weight : nullptr, in, e,
-                                item.feature_block * in_by_panels, hidden, intermediate, inner_of(e, item.first_row));
+    int const first = item.feature_block * c.block_of(all.by_panels(item.expert));
+    return features_of(matrix, item.expert, first, std::min(c.by_rows, c.features - first));
+  };
+
+  all.set_places();
+  std::int64_t const pieces =
+      all.count([&](int e) { return divide_up(all.rows(e), all.by_panels(e) ? with.width : block_rows); });
+  parallel_for(where, pieces, [&](std::int64_t index) {
+    expert_rows::item const item = all.at(index, block_rows, with.width);
+    Element const* rows[std::max(block_rows, most_panel_width)];
+    float weight[std::max(block_rows, most_panel_width)];
+    rows_of(all.offsets[item.expert] + item.first_row, item.rows, rows, weight);
+    if (all.by_panels(item.expert)) {
+      int const width = item.rows > with.lanes ? with.width : with.lanes;
+      with.pack(rows, item.rows, width, hidden, tokens_of(item));
     } else {
-      int const first = item.feature_block * in_width;
-      project_in<Expert>(where.instructions, rows, WeighsInput ? weight : nullptr, item.rows, in, e, first,
-                         std::min(in_width, intermediate - first), hidden,
-                         reinterpret_cast<Element*>(inner_of(e, 0)) + item.first_row * intermediate, intermediate);
+      few.group(rows, item.rows, hidden, tokens_of(item));
     }
   });
 
-  int const out_by_panels = panel_block_features(with, 1);
-  parallel_for(where, count_items(hidden, block_columns, out_by_panels), [&](std::int64_t index) {
+  constexpr bool gated = Expert::traits.gated;
+  cut const in_cut{intermediate, features_of_item<Element>(hidden, intermediate, row_blocks, where.threads),
+                   panel_block_features(with, Expert::traits.input_projections())};
+  std::int64_t const in_items = count_items(in_cut);
+  parallel_for(where, in_items, [&](std::int64_t index, std::int64_t next) {
+    expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
+    int const e = item.expert;
+    float weight[most_panel_rows];
+    if constexpr (WeighsInput) {
+      Element const* rows[most_panel_rows];
+      rows_of(all.offsets[e] + item.first_row, item.rows, rows, weight);
+      for (int i = item.rows; i < divide_up(item.rows, with.width) * with.width; ++i) weight[i] = 0.0f;
+    }
+    float const* const row_weight = WeighsInput ? weight : nullptr;
+    if (all.by_panels(e)) {
+      project_panels_in<Expert>(where.instructions, with, {tokens_of(item), item.rows, with.lanes, with.width},
+                                row_weight, in, e, item.feature_block * in_cut.by_panels, hidden, intermediate,
+                                inner_of(item));
+    } else {
+      int const first = item.feature_block * in_cut.by_rows;
+      project_rows_in<Expert>(where.instructions, few, {tokens_of(item), item.rows}, row_weight, in, e, first,
+                              std::min(in_cut.by_rows, intermediate - first), hidden, intermediate,
+                              weights_of(in_cut, next, in_items, gated ? in.gate : in.up), inner_of(item));
+    }
+  });
+
+  cut const out_cut{hidden, features_of_item<Element>(intermediate, hidden, row_blocks, where.threads),
+                    panel_block_features(with, 1)};
+  std::int64_t const out_items = count_items(out_cut);
+  parallel_for(where, out_items, [&](std::int64_t index, std::int64_t next) {
     expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
     int const e = item.expert;
     float* const to = outer + (all.offsets[e] + item.first_row) * hidden;
     if (all.by_panels(e)) {
-      panel_rows const rows{inner_of(e, item.first_row), item.rows, with.lanes, with.width};
-      project_panels_out(with, rows, down, down_bias, e, item.feature_block * out_by_panels, hidden, intermediate, to);
+      project_panels_out(with, {inner_of(item), item.rows, with.lanes, with.width}, down, down_bias, e,
+                         item.feature_block * out_cut.by_panels, hidden, intermediate, to);
     } else {
-      int const first = item.feature_block * block_columns;
-      project_out(where.instructions, reinterpret_cast<Element const*>(inner_of(e, 0)) + item.first_row * intermediate,
-                  intermediate, item.rows, down, down_bias, e, first, std::min(block_columns, hidden - first),
-                  intermediate, to, hidden);
+      int const first = item.feature_block * out_cut.by_rows;
+      project_rows_out(few, {inner_of(item), item.rows}, down, down_bias, e, first,
+                       std::min(out_cut.by_rows, hidden - first), hidden, intermediate,
+                       weights_of(out_cut, next, out_items, down), to);
     }
   });
 }
@@ -295,8 +321,8 @@ void run_products(cpu_context const& where, panel_functions<Element> const& with
 /// Memory of the products of some experts with `rows` rows, and how those are found.
 struct products_scratch {
   std::int64_t *first_place, *first_item;  ///< [experts + 1]
-  float* inner;                            ///< [most_places(rows), panel_floats(intermediate)]
-  float* outer;                            ///< [most_places(rows), panel_floats(hidden)]: the result is [rows, hidden]
+  float* inner;                            ///< [most_places(rows), row_floats(intermediate)]
+  float* outer;                            ///< [most_places(rows), row_floats(hidden)]: the result is [rows, hidden]
 };
 
 /// From so many rows of an expert on, panels are faster than rows that meet the weights one by one. Measured at OLMoE's

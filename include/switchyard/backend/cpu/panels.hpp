@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/cpu/product.hpp>
 #include <switchyard/backend/cpu/tile.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
@@ -17,13 +18,6 @@ namespace switchyard::backend::detail {
 inline constexpr int most_sums = 32 * 1024, most_weights = 8 * 1024;
 inline constexpr int most_panel_width = 32, most_panel_rows = 12 * most_panel_width, most_block_features = 128,
                      most_tiles = 6;
-
-/// Floats of memory that a row takes in a panel: its depth, or half of it where two-byte elements stay as they are, up to
-/// a multiple of 32.
-constexpr std::int64_t panel_floats(std::int64_t depth) {
-  std::int64_t const in_chunks = divide_up(depth, 32) * 16;
-  return depth > in_chunks ? depth : in_chunks;
-}
 
 /// What of products by panels depends on the instruction set. `width` is two times `lanes`, the width of a half panel.
 template <class Element>
@@ -103,16 +97,8 @@ struct panel_rows {
   int width_of(int panel) const { return rows - panel * width > lanes ? width : lanes; }
   int rows_of(int panel) const { return std::min(width, rows - panel * width); }
   float const* at(int panel, std::int64_t depth) const {
-    return first + std::int64_t{panel} * width * panel_floats(depth);
+    return first + std::int64_t{panel} * width * row_floats(depth);
   }
-};
-
-/// The weights of up to `features` features, one of the tiles of an item.
-template <class Element>
-struct feature_tile {
-  Element const* rows;  ///< the first feature's
-  std::int64_t row_stride, column_stride;
-  int features;  ///< 0: nothing to do
 };
 
 /// Where the sums of one tile and one panel are: [features, panel's width].

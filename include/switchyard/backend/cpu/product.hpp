@@ -1,52 +1,88 @@
 #pragma once
 
 #include <switchyard/backend/cpu/tile.hpp>
-#include <switchyard/core/view.hpp>
+#include <switchyard/core/element.hpp>
 
 #include <algorithm>
 #include <cstdint>
 
-/// One block of a matrix product: up to `block_rows` rows times up to `block_columns` output features.
+/// Products of few rows, at the speed at which weights come from memory.
 namespace switchyard::backend::detail {
 
-inline constexpr int block_rows = 64;
-inline constexpr int block_columns = 64;
+/// Most rows and features of one product.
+inline constexpr int block_rows = 32, block_features = 128;
 
-/// Depth of a piece of the product. A register tile's operands of this depth fit the first-level cache.
-inline constexpr std::int64_t piece_depth = 1024;
+/// What of products of few rows depends on the instruction set, see tile.inl.
+template <class Element>
+struct row_functions {
+  int lanes;
+  void (*group)(Element const* const* rows, int row_count, std::int64_t depth, float* to);
+  void (*put)(float const* values, int count, std::int64_t first, int row, int row_count, std::int64_t depth,
+              float* to);
+  void (*multiply)(float const* rows, int row_count, depth_piece const& piece, feature_tile<Element> const& weights,
+                   feature_tile<Element> const& next, float* to, std::int64_t stride);
+};
 
-/// Weights whose input features are not contiguous are packed piece by piece: small enough for any stack.
-inline constexpr int packed_columns = 16;
-inline constexpr std::int64_t packed_depth = 256;
-
-/// sums[r][j] += rows[r] . weight(expert, first + j), `columns` features from `first` on.
-template <element Element>
-void add_product(instruction_set set, Element const* const* rows, int row_count, weight_view<Element> weight,
-                 std::int64_t expert, std::int64_t first, int columns, std::int64_t depth, float* sums,
-                 std::int64_t stride) {
-  Element const* const matrix = weight.data + expert * weight.expert_stride + first * weight.row_stride;
-  Element const* piece[block_rows];
-  if (weight.column_stride == 1) {
-    for (std::int64_t k = 0; k < depth; k += piece_depth) {
-      for (int r = 0; r < row_count; ++r) piece[r] = rows[r] + k;
-      multiply_add(set, piece, row_count, matrix + k, weight.row_stride, columns, std::min(piece_depth, depth - k),
-                   sums, stride);
-    }
-    return;
+#define SWITCHYARD_ROW_FUNCTIONS(space)                                       \
+  {                                                                           \
+    space::lanes, &space::group_rows<Element>, &space::put_in_group<Element>, \
+        &space::multiply_rows_by_features<Element>                            \
   }
-  Element packed[packed_columns * packed_depth];
+/// `set` must not be `automatic`.
+template <class Element>
+row_functions<Element> row_functions_of(instruction_set set) {
+#if defined(__x86_64__)
+  if (set >= instruction_set::avx512) return SWITCHYARD_ROW_FUNCTIONS(avx512);
+  if (set == instruction_set::avx2) return SWITCHYARD_ROW_FUNCTIONS(avx2);
+#else
+  (void)set;
+#endif
+  return SWITCHYARD_ROW_FUNCTIONS(portable);
+}
+#undef SWITCHYARD_ROW_FUNCTIONS
+
+/// The rows of a product, in groups.
+struct grouped_rows {
+  float const* first;
+  int count;
+};
+
+/// to[r][f] = rows[r] . weights[f]. `next` is what the caller multiplies after it.
+template <class Element>
+void multiply_rows(row_functions<Element> const& with, grouped_rows const& rows, feature_tile<Element> const& weights,
+                   std::int64_t depth, feature_tile<Element> const& next, float* to, std::int64_t stride) {
+  if (weights.column_stride == 1) {
+    return with.multiply(rows.first, rows.count, {depth, 0, depth}, weights,
+                         next.column_stride == 1 ? next : feature_tile<Element>{}, to, stride);
+  }
+  // Weights whose input features are not contiguous are packed, some at a time.
+  constexpr int packed_depth = 256;
+  Element packed[block_features * packed_depth];
+  float part[block_rows * block_features];
   for (std::int64_t k = 0; k < depth; k += packed_depth) {
-    std::int64_t const length = std::min(packed_depth, depth - k);
-    for (int r = 0; r < row_count; ++r) piece[r] = rows[r] + k;
-    for (int j = 0; j < columns; j += packed_columns) {
-      int const width = std::min(packed_columns, columns - j);
-      for (std::int64_t i = 0; i < length; ++i) {
-        Element const* const from = matrix + j * weight.row_stride + (k + i) * weight.column_stride;
-        for (int c = 0; c < width; ++c) packed[c * packed_depth + i] = from[c * weight.row_stride];
+    depth_piece const piece{depth, k, std::min<std::int64_t>(packed_depth, depth - k)};
+    for (std::int64_t i = 0; i < piece.length; ++i) {
+      Element const* const from = weights.rows + (k + i) * weights.column_stride;
+      for (int f = 0; f < weights.features; ++f) packed[f * packed_depth + i] = from[f * weights.row_stride];
+    }
+    with.multiply(rows.first, rows.count, piece, {packed, packed_depth, 1, weights.features}, {}, part, block_features);
+    for (int r = 0; r < rows.count; ++r) {
+      for (int f = 0; f < weights.features; ++f) {
+        float const value = part[r * block_features + f];
+        to[r * stride + f] = k == 0 ? value : to[r * stride + f] + value;
       }
-      multiply_add(set, piece, row_count, packed, packed_depth, width, length, sums + j, stride);
     }
   }
+}
+
+/// Features of an item of a product of `features` features, `depth` elements deep, that `items` experts and blocks of rows
+/// have: long streams of memory are read faster, but all workers want something to do. No result depends on it.
+template <class Element>
+int features_of_item(std::int64_t depth, std::int64_t features, std::int64_t items, int workers) {
+  constexpr std::int64_t streams_bytes = 256 * 1024, each_worker = 16;
+  std::int64_t const by_memory = streams_bytes / (depth * static_cast<std::int64_t>(sizeof(Element)));
+  std::int64_t const by_work = items * features / (each_worker * workers);
+  return static_cast<int>(std::clamp<std::int64_t>(std::min(by_memory, by_work) / 8 * 8, 8, block_features));
 }
 
 }  // namespace switchyard::backend::detail

@@ -12,13 +12,11 @@
 #include <cstdint>
 #include <limits>
 #include <string>
-#include <type_traits>
 
 /// Step 1 of `backend::cpu`: tokens to logits to expert ids and combine weights.
 namespace switchyard::backend::detail {
 
-inline constexpr int route_tokens = 8;    // tokens per item
-inline constexpr int route_experts = 32;  // experts per item of the router product
+inline constexpr int route_tokens = 8, route_experts = 32;  // of an item of the router product
 
 /// Keeps the lowest of the values that several workers find.
 inline void keep_lowest(std::atomic<std::int64_t>& lowest, std::int64_t value) {
@@ -50,36 +48,37 @@ void make_logits(forward_args<Layer> const& args, router_weights const& router, 
   constexpr int expert_blocks = static_cast<int>(divide_up(experts, route_experts));
   std::int64_t const tokens = args.tokens.rows;
   std::int64_t const token_blocks = divide_up(tokens, route_tokens);
+  row_functions<float> const with = row_functions_of<float>(where.instructions);
   parallel_for(where, token_blocks * expert_blocks, [&](std::int64_t item) {
     std::int64_t const first_token = item / expert_blocks * route_tokens;
     int const rows = static_cast<int>(std::min<std::int64_t>(route_tokens, tokens - first_token));
     int const first = static_cast<int>(item % expert_blocks) * route_experts;
     int const count = std::min(route_experts, experts - first);
     float* const to = logits + first_token * experts + first;
-    for (int r = 0; r < rows; ++r) {
-      for (int e = 0; e < count; ++e) to[r * experts + e] = 0.0f;
-    }
-    float converted[route_tokens * piece_depth];
-    float const* piece[route_tokens] = {};
-    for (std::int64_t k = 0; k < hidden; k += piece_depth) {
-      std::int64_t const depth = std::min<std::int64_t>(piece_depth, hidden - k);
+    constexpr int depth = 1024;
+    float converted[route_tokens * depth], part[route_tokens * route_experts];
+    alignas(64) float grouped[route_tokens * row_floats(depth)];
+    for (int k = 0; k < hidden; k += depth) {
+      int const length = std::min(depth, hidden - k);
+      float const* piece[route_tokens] = {};
       for (int r = 0; r < rows; ++r) {
         element const* const token = args.tokens.row(first_token + r) + k;
         float const* const scale = feature_scale_of<Layer>(args, feature_scale, first_token + r);
-        if constexpr (std::is_same_v<element, float>) {
-          if (scale == nullptr) {
-            piece[r] = token;
-            continue;
-          }
-        }
-        for (std::int64_t i = 0; i < depth; ++i) {
+        for (int i = 0; i < length; ++i) {
           float const x = static_cast<float>(token[i]);
-          converted[r * piece_depth + i] = scale == nullptr ? x : x * scale[k + i];
+          converted[r * depth + i] = scale == nullptr ? x : x * scale[k + i];
         }
-        piece[r] = converted + r * piece_depth;
+        piece[r] = converted + r * depth;
       }
-      multiply_add(where.instructions, piece, rows, router.weight + first * std::int64_t{hidden} + k, hidden, count,
-                   depth, to, experts);
+      with.group(piece, rows, length, grouped);
+      feature_tile<float> const weights{router.weight + first * std::int64_t{hidden} + k, hidden, 1, count};
+      multiply_rows(with, {grouped, rows}, weights, length, {}, part, route_experts);
+      for (int r = 0; r < rows; ++r) {
+        for (int e = 0; e < count; ++e) {
+          float const value = part[r * route_experts + e];
+          to[r * experts + e] = k == 0 ? value : to[r * experts + e] + value;
+        }
+      }
     }
     if (inverse_lengths != nullptr) {
       for (int r = 0; r < rows; ++r) {

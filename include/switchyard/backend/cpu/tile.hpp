@@ -1,9 +1,11 @@
 #pragma once
 
+#include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
 
 #include <cstdint>
 #include <string_view>
+#include <utility>
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <cpuid.h>
@@ -48,6 +50,27 @@ struct fetched_rows {
   int element_bytes = 0;
 };
 
+/// The weights of some features that are multiplied together, straight from the checkpoint.
+template <class Element>
+struct feature_tile {
+  Element const* rows = nullptr;  ///< the first feature's
+  std::int64_t row_stride = 0, column_stride = 0;
+  int features = 0;  ///< 0: nothing to do
+};
+
+/// A part of the depth of a product; it begins at a multiple of 64.
+struct depth_piece {
+  std::int64_t depth, first, length;
+};
+
+/// Floats of memory that a row takes, alone or in a panel: its depth, or half of it where two-byte elements stay as they are,
+/// up to a multiple of 32; then up to an odd number of cache lines, for rows that are a power of two apart would take the
+/// same places of the cache.
+constexpr std::int64_t row_floats(std::int64_t depth) {
+  std::int64_t const in_chunks = divide_up(depth, 32) * 16;
+  return (divide_up(depth > in_chunks ? depth : in_chunks, 16) | 1) * 16;
+}
+
 // Accumulators stay in registers only if the loops over them are gone. nvcc's front end does not know the pragma.
 #if defined(__CUDACC__)
 #define SWITCHYARD_TILE_UNROLL
@@ -55,14 +78,23 @@ struct fetched_rows {
 #define SWITCHYARD_TILE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// Keeps what was loaded in a register: the compiler would load it again for each use.
+#if defined(__x86_64__)
+#define SWITCHYARD_TILE_LOADED(value) asm("" : "+v"(value))
+#else
+#define SWITCHYARD_TILE_LOADED(value)
+#endif
+
 namespace portable {
 #define SWITCHYARD_TILE_TARGET
 #define SWITCHYARD_TILE_BYTES 16
-#define SWITCHYARD_TILE_ROWS 3
+#define SWITCHYARD_TILE_REGISTERS 16
+#define SWITCHYARD_TILE_ROWS 6
 #define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
+#undef SWITCHYARD_TILE_REGISTERS
 #undef SWITCHYARD_TILE_ROWS
 #undef SWITCHYARD_PANEL_FEATURES
 }  // namespace portable
@@ -71,11 +103,13 @@ namespace portable {
 namespace avx2 {
 #define SWITCHYARD_TILE_TARGET __attribute__((target("avx2,fma")))
 #define SWITCHYARD_TILE_BYTES 32
-#define SWITCHYARD_TILE_ROWS 3
+#define SWITCHYARD_TILE_REGISTERS 16
+#define SWITCHYARD_TILE_ROWS 6
 #define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
+#undef SWITCHYARD_TILE_REGISTERS
 #undef SWITCHYARD_TILE_ROWS
 #undef SWITCHYARD_PANEL_FEATURES
 }  // namespace avx2
@@ -83,17 +117,20 @@ namespace avx2 {
 namespace avx512 {
 #define SWITCHYARD_TILE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define SWITCHYARD_TILE_BYTES 64
-#define SWITCHYARD_TILE_ROWS 6
+#define SWITCHYARD_TILE_REGISTERS 32
+#define SWITCHYARD_TILE_ROWS 14
 #define SWITCHYARD_PANEL_FEATURES 12
 #include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
+#undef SWITCHYARD_TILE_REGISTERS
 #undef SWITCHYARD_TILE_ROWS
 #undef SWITCHYARD_PANEL_FEATURES
 }  // namespace avx512
 #endif
 
 #undef SWITCHYARD_TILE_UNROLL
+#undef SWITCHYARD_TILE_LOADED
 
 }  // namespace switchyard::backend::detail
 
@@ -145,23 +182,6 @@ constexpr std::string_view name_of(instruction_set set) {
     case instruction_set::amx: return "amx";
   }
   return "unknown";
-}
-
-/// c[r][j] += a[r] . b[j], see `multiply_add` in tile.inl. `set` must not be `automatic`.
-template <element Element>
-void multiply_add(instruction_set set, Element const* const* a, int rows, Element const* b, std::int64_t b_stride,
-                  int columns, std::int64_t depth, float* c, std::int64_t c_stride) {
-#if defined(__x86_64__)
-  if (set >= instruction_set::avx512) {
-    return detail::avx512::multiply_add(a, rows, b, b_stride, columns, depth, c, c_stride);
-  }
-  if (set == instruction_set::avx2) {
-    return detail::avx2::multiply_add(a, rows, b, b_stride, columns, depth, c, c_stride);
-  }
-#else
-  (void)set;
-#endif
-  detail::portable::multiply_add(a, rows, b, b_stride, columns, depth, c, c_stride);
 }
 
 }  // namespace switchyard::backend

@@ -1,7 +1,9 @@
 // Included by tile.hpp once per instruction set, each time inside another namespace and with other values of
 //   SWITCHYARD_TILE_TARGET  the attribute that lets a function use the instruction set
 //   SWITCHYARD_TILE_BYTES   bytes of one vector register
-//   SWITCHYARD_TILE_ROWS    rows of the register tile
+//   SWITCHYARD_TILE_REGISTERS  how many there are
+//   SWITCHYARD_TILE_ROWS    rows that are multiplied together without panels
+//   SWITCHYARD_PANEL_FEATURES  features that are multiplied together with a panel
 // Vectors are the compilers' vector extension, so the source is the same for all of them.
 
 inline constexpr int lanes = SWITCHYARD_TILE_BYTES / 4;
@@ -10,143 +12,266 @@ typedef std::uint32_t words __attribute__((vector_size(SWITCHYARD_TILE_BYTES)));
 
 typedef float quad __attribute__((vector_size(16)));
 
-template <int First, int Second, int Third, int Fourth>
-SWITCHYARD_TILE_TARGET inline quad shuffle_quads(quad x, quad y) {
+/// Each four lanes of the result come from the same four lanes of x (0 to 3) and y (4 to 7).
+template <int... Pattern, int... Lane>
+SWITCHYARD_TILE_TARGET inline floats shuffle_fours(floats x, floats y, std::integer_sequence<int, Lane...>) {
+  constexpr int pattern[4] = {Pattern...};
 #if defined(__clang__)
-  return __builtin_shufflevector(x, y, First, Second, Third, Fourth);
+  return __builtin_shufflevector(
+      x, y,
+      (pattern[Lane % 4] < 4 ? Lane / 4 * 4 + pattern[Lane % 4] : lanes + Lane / 4 * 4 + pattern[Lane % 4] - 4)...);
 #else
-  typedef int places __attribute__((vector_size(16)));
-  return __builtin_shuffle(x, y, places{First, Second, Third, Fourth});
+  return __builtin_shuffle(
+      x, y,
+      words{static_cast<std::uint32_t>(pattern[Lane % 4] < 4 ? Lane / 4 * 4 + pattern[Lane % 4]
+                                                             : lanes + Lane / 4 * 4 + pattern[Lane % 4] - 4)...});
 #endif
 }
+template <int... Pattern>
+SWITCHYARD_TILE_TARGET inline floats shuffle_fours(floats x, floats y) {
+  return shuffle_fours<Pattern...>(x, y, std::make_integer_sequence<int, lanes>{});
+}
 
-/// One vector load of stored elements, as floats. Two-byte elements come as two vectors, the even and the odd
-/// ones: a product over depth may take its terms in any order as long as both operands agree.
+/// The lanes of four vectors together.
+SWITCHYARD_TILE_TARGET inline quad sums_of(floats a, floats b, floats c, floats d) {
+  floats const first = shuffle_fours<0, 4, 1, 5>(a, b) + shuffle_fours<2, 6, 3, 7>(a, b);
+  floats const second = shuffle_fours<0, 4, 1, 5>(c, d) + shuffle_fours<2, 6, 3, 7>(c, d);
+  floats const all = shuffle_fours<0, 1, 4, 5>(first, second) + shuffle_fours<2, 3, 6, 7>(first, second);
+  quad piece[lanes / 4];
+  __builtin_memcpy(piece, &all, sizeof all);
+  for (int i = 1; i < lanes / 4; ++i) piece[0] += piece[i];
+  return piece[0];
+}
+
+/// A vector of stored elements as floats, in `parts` of `lanes`. Those of two-byte elements are the even and the odd ones: a
+/// product over depth may take its terms in any order as long as both operands agree.
 template <class Element>
 struct stored;
 
 template <>
 struct stored<float> {
   static constexpr int parts = 1;
-  SWITCHYARD_TILE_TARGET static void load(float const* from, floats (&to)[1]) {
-    __builtin_memcpy(&to[0], from, sizeof(floats));
+  SWITCHYARD_TILE_TARGET static floats load(float const* from, int) {
+    floats result;
+    __builtin_memcpy(&result, from, sizeof(floats));
+    return result;
   }
 };
 
 template <>
 struct stored<bfloat16> {
   static constexpr int parts = 2;
-  SWITCHYARD_TILE_TARGET static void load(bfloat16 const* from, floats (&to)[2]) {
+  SWITCHYARD_TILE_TARGET static floats load(bfloat16 const* from, int part) {
     words pair;
     __builtin_memcpy(&pair, from, sizeof(words));
-    to[0] = reinterpret_cast<floats>(pair << 16);
-    to[1] = reinterpret_cast<floats>(pair & 0xffff0000u);
+    return reinterpret_cast<floats>(part == 0 ? pair << 16 : pair & 0xffff0000u);
   }
 };
 
 template <>
 struct stored<half> {
   static constexpr int parts = 2;
-  SWITCHYARD_TILE_TARGET static void load(half const* from, floats (&to)[2]) {
+  SWITCHYARD_TILE_TARGET static floats load(half const* from, int part) {  // as half::operator float
     words pair;
     __builtin_memcpy(&pair, from, sizeof(words));
-    words const bits[2] = {pair & 0xffffu, pair >> 16};
-    for (int p = 0; p < 2; ++p) {  // as half::operator float
-      words const magnitude = (bits[p] & 0x7fffu) << 13;
-      floats const scaled = reinterpret_cast<floats>(magnitude) * 0x1p112f;
-      words const special = reinterpret_cast<words>(magnitude >= 0x0f800000u) & 0x7f800000u;
-      to[p] = reinterpret_cast<floats>(reinterpret_cast<words>(scaled) | special | ((bits[p] & 0x8000u) << 16));
-    }
+    words const bits = part == 0 ? pair & 0xffffu : pair >> 16;
+    words const magnitude = (bits & 0x7fffu) << 13;
+    floats const scaled = reinterpret_cast<floats>(magnitude) * 0x1p112f;
+    words const special = reinterpret_cast<words>(magnitude >= 0x0f800000u) & 0x7f800000u;
+    return reinterpret_cast<floats>(reinterpret_cast<words>(scaled) | special | ((bits & 0x8000u) << 16));
   }
 };
 
-/// The sums of four vectors.
-SWITCHYARD_TILE_TARGET inline quad sums_of(floats const (&v)[4]) {
-  quad part[4];
-  for (int j = 0; j < 4; ++j) {
-    quad piece[lanes / 4];
-    __builtin_memcpy(piece, &v[j], sizeof(floats));
-    part[j] = piece[0];
-    for (int i = 1; i < lanes / 4; ++i) part[j] += piece[i];
-  }
-  quad const even = shuffle_quads<0, 4, 1, 5>(part[0], part[1]) + shuffle_quads<2, 6, 3, 7>(part[0], part[1]);
-  quad const odd = shuffle_quads<0, 4, 1, 5>(part[2], part[3]) + shuffle_quads<2, 6, 3, 7>(part[2], part[3]);
-  return shuffle_quads<0, 1, 4, 5>(even, odd) + shuffle_quads<2, 3, 6, 7>(even, odd);
-}
-
-/// c[r][j] += sum over depth of a[r][k] * b[j][k], for `Rows` x 4 dot products at once. What comes after `b` is fetched from
-/// memory meanwhile: `next`, of the same strides.
-template <class Element, int Rows>
-SWITCHYARD_TILE_TARGET void tile(Element const* const* a, Element const* b, Element const* next, std::int64_t b_stride,
-                                 std::int64_t depth, float* c, std::int64_t c_stride) {
-  using source = stored<Element>;
-  constexpr int parts = source::parts;
-  constexpr int step = lanes * parts;
-  floats sum[Rows][4] = {};
-  std::int64_t k = 0;
-  for (; k + step <= depth; k += step) {
-    floats right[4][parts];
-    SWITCHYARD_TILE_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      source::load(b + j * b_stride + k, right[j]);
-      __builtin_prefetch(next + j * b_stride + k);
-    }
-    SWITCHYARD_TILE_UNROLL
-    for (int r = 0; r < Rows; ++r) {
-      floats left[parts];
-      source::load(a[r] + k, left);
-      SWITCHYARD_TILE_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        SWITCHYARD_TILE_UNROLL
-        for (int p = 0; p < parts; ++p) sum[r][j] += left[p] * right[j][p];
-      }
-    }
-  }
-  SWITCHYARD_TILE_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-    quad old;
-    __builtin_memcpy(&old, c + r * c_stride, sizeof old);
-    old += sums_of(sum[r]);
-    __builtin_memcpy(c + r * c_stride, &old, sizeof old);
-  }
-}
-
-/// `tile` with the number of rows known when it runs: 1 to `Rows`.
-template <class Element, int Rows>
-SWITCHYARD_TILE_TARGET void tile_of_height(int height, Element const* const* a, Element const* b, Element const* next,
-                                           std::int64_t b_stride, std::int64_t depth, float* c, std::int64_t c_stride) {
-  if constexpr (Rows > 1) {
-    if (height < Rows) return tile_of_height<Element, Rows - 1>(height, a, b, next, b_stride, depth, c, c_stride);
-  }
-  tile<Element, Rows>(a, b, next, b_stride, depth, c, c_stride);
-}
-
-/// c[r][j] += a[r] . b[j] for any number of rows and columns; `c` holds `c_stride` floats a row.
-///
-/// A tile of rows stays in the first-level cache while all columns pass by. The order of the terms of one dot
-/// product depends on depth alone.
+/// The elements of a row or of a panel stand in the order in which loads of weights come: two-byte elements as even and odd
+/// ones. `depth` is that of the whole row; what does not fill a vector at its end stays where it is.
 template <class Element>
-SWITCHYARD_TILE_TARGET void multiply_add(Element const* const* a, int rows, Element const* b, std::int64_t b_stride,
-                                         int columns, std::int64_t depth, float* c, std::int64_t c_stride) {
-  int const whole_columns = columns / 4 * 4;
-  for (int r = 0; r < rows; r += SWITCHYARD_TILE_ROWS) {
-    int const height = rows - r < SWITCHYARD_TILE_ROWS ? rows - r : SWITCHYARD_TILE_ROWS;
-    for (int j = 0; j < whole_columns; j += 4) {
-      Element const* const right = b + j * b_stride;
-      float* const to = c + r * c_stride + j;
-      Element const* const next = right + (j + 4 < whole_columns ? 4 * b_stride : depth - j * b_stride);
-      tile_of_height<Element, SWITCHYARD_TILE_ROWS>(height, a + r, right, next, b_stride, depth, to, c_stride);
+inline std::int64_t place_in_depth(std::int64_t k, std::int64_t depth) {
+  constexpr int parts = stored<Element>::parts, step = lanes * parts;
+  if (parts == 1 || k >= depth / step * step) return k;
+  return k / step * step + k % parts * lanes + k % step / parts;
+}
+
+/// to[place_in_depth(k)] = element k, as a float.
+template <class Element>
+SWITCHYARD_TILE_TARGET void widen_row(Element const* from, std::int64_t depth, float* to) {
+  using source = stored<Element>;
+  constexpr int step = lanes * source::parts;
+  std::int64_t const by_steps = depth / step * step;
+  for (std::int64_t k = 0; k < by_steps; k += step) {
+    for (int p = 0; p < source::parts; ++p) {
+      floats const part = source::load(from + k, p);
+      __builtin_memcpy(to + k + p * lanes, &part, sizeof(floats));
     }
   }
-  // What no tile covers: up to three last columns, and the depth that does not fill a vector.
-  std::int64_t const whole_depth = depth / (lanes * stored<Element>::parts) * (lanes * stored<Element>::parts);
-  for (int r = 0; r < rows; ++r) {
-    for (int j = 0; j < columns; ++j) {
-      float sum = 0.0f;
-      for (std::int64_t k = j < whole_columns ? whole_depth : 0; k < depth; ++k) {
-        sum += static_cast<float>(a[r][k]) * static_cast<float>(b[j * b_stride + k]);
+  for (std::int64_t k = by_steps; k < depth; ++k) to[k] = static_cast<float>(from[k]);
+}
+
+/// Rows that are multiplied together at most, and features beside so many: their sums, a vector of weights for each feature
+/// and one of a row fit the registers.
+inline constexpr int most_rows = SWITCHYARD_TILE_ROWS;
+constexpr int features_beside(int rows) {
+  int const fit = (SWITCHYARD_TILE_REGISTERS - 2) / (rows + 1);
+  return fit < 4 ? fit : 4;
+}
+
+/// Rows without a panel stand in groups of about the same number, each group `row_floats(depth)` floats for each of its rows.
+/// In a group, vectors of the rows take turns.
+struct row_group {
+  int first, rows;
+};
+inline row_group group_of_rows(int row_count, int number) {
+  int const groups = (row_count + most_rows - 1) / most_rows;
+  int const first = row_count * number / groups;
+  return {first, row_count * (number + 1) / groups - first};
+}
+inline int groups_of_rows(int row_count) { return (row_count + most_rows - 1) / most_rows; }
+
+/// Where element k of row r stands in a group.
+template <class Element>
+inline std::int64_t place_in_group(std::int64_t k, int r, int rows, std::int64_t depth) {
+  constexpr int step = lanes * stored<Element>::parts;
+  if (k >= depth / step * step) return k * rows + r;
+  std::int64_t const place = place_in_depth<Element>(k, depth);
+  return (place / lanes * rows + r) * lanes + place % lanes;
+}
+
+/// Puts rows side by side for `multiply_rows_by_features`.
+template <class Element>
+SWITCHYARD_TILE_TARGET void group_rows(Element const* const* rows, int row_count, std::int64_t depth, float* to) {
+  using source = stored<Element>;
+  constexpr int step = lanes * source::parts;
+  std::int64_t const by_steps = depth / step * step;
+  for (int g = 0; g < groups_of_rows(row_count); ++g) {
+    row_group const group = group_of_rows(row_count, g);
+    float* const begin = to + group.first * row_floats(depth);
+    for (int r = 0; r < group.rows; ++r) {
+      Element const* const from = rows[group.first + r];
+      for (std::int64_t k = 0; k < by_steps; k += step) {
+        for (int p = 0; p < source::parts; ++p) {
+          floats const part = source::load(from + k, p);
+          __builtin_memcpy(begin + (k + p * lanes) * group.rows + r * lanes, &part, sizeof(floats));
+        }
       }
-      c[r * c_stride + j] += sum;
+      for (std::int64_t k = by_steps; k < depth; ++k) begin[k * group.rows + r] = static_cast<float>(from[k]);
+    }
+  }
+}
+
+/// Puts `count` elements of row r, from element `first` on, where `group_rows` would.
+template <class Element>
+SWITCHYARD_TILE_TARGET void put_in_group(float const* values, int count, std::int64_t first, int r, int row_count,
+                                         std::int64_t depth, float* to) {
+  constexpr int parts = stored<Element>::parts, step = lanes * parts;
+  row_group group = group_of_rows(row_count, 0);
+  for (int g = 1; r >= group.first + group.rows; ++g) group = group_of_rows(row_count, g);
+  float* const begin = to + group.first * row_floats(depth);
+  r -= group.first;
+  int i = 0;
+  for (; first % step == 0 && i + step <= count; i += step) {
+    for (int p = 0; p < parts; ++p) {
+      float* const vector = begin + (first + i + p * lanes) * group.rows + r * lanes;
+      for (int lane = 0; lane < lanes; ++lane) vector[lane] = values[i + lane * parts + p];
+    }
+  }
+  for (; i < count; ++i) begin[place_in_group<Element>(first + i, r, group.rows, depth)] = values[i];
+}
+
+/// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows. Weights are fetched a little before
+/// their turn: what follows a feature in its stream is at `next`.
+template <class Element, int Rows, int Streams>
+SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* const (&weights)[Streams],
+                                           Element const* const (&next)[Streams], std::int64_t depth, float* products) {
+  using source = stored<Element>;
+  constexpr int step = lanes * source::parts;
+  constexpr std::int64_t ahead = 1024 / sizeof(Element);
+  floats sum[Rows][Streams] = {};
+  std::int64_t k = 0;
+  for (int half = 0; half < 2; ++half) {
+    std::int64_t const end = half == 1 ? depth : depth > ahead ? depth - ahead : 0;
+    Element const* fetched[Streams];
+    SWITCHYARD_TILE_UNROLL
+    for (int s = 0; s < Streams; ++s) fetched[s] = half == 0 ? weights[s] + ahead : next[s] + (ahead - depth);
+    for (; k < end; k += step, rows += step * Rows) {
+      SWITCHYARD_TILE_UNROLL
+      for (int s = 0; s < Streams; ++s) __builtin_prefetch(fetched[s] + k);
+      SWITCHYARD_TILE_UNROLL
+      for (int p = 0; p < source::parts; ++p) {
+        floats right[Streams];
+        SWITCHYARD_TILE_UNROLL
+        for (int s = 0; s < Streams; ++s) right[s] = source::load(weights[s] + k, p);
+        SWITCHYARD_TILE_UNROLL
+        for (int r = 0; r < Rows; ++r) {
+          floats left;
+          __builtin_memcpy(&left, rows + (p * Rows + r) * lanes, sizeof(floats));
+          SWITCHYARD_TILE_LOADED(left);
+          SWITCHYARD_TILE_UNROLL
+          for (int s = 0; s < Streams; ++s) sum[r][s] += left * right[s];
+        }
+      }
+    }
+  }
+  constexpr int count = Rows * Streams;
+  SWITCHYARD_TILE_UNROLL
+  for (int i = 0; i < count; i += 4) {
+    floats four[4] = {};
+    SWITCHYARD_TILE_UNROLL
+    for (int n = 0; n < 4 && i + n < count; ++n) four[n] = sum[(i + n) / Streams][(i + n) % Streams];
+    quad const together = sums_of(four[0], four[1], four[2], four[3]);
+    __builtin_memcpy(products + i, &together, sizeof together);
+  }
+}
+
+/// to[r][f] = row r . feature f over a piece of the depth, for any number of rows in groups of up to `Rows` and of features of
+/// contiguous weights. The order of the terms of a product depends on depth alone.
+///
+/// Features that are multiplied together stand far apart, so that memory is read in a few long streams, which the processor's
+/// own prefetcher follows best. `next` is what is multiplied after this.
+template <class Element, int Rows = most_rows>
+SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row_count, depth_piece const& piece,
+                                                      feature_tile<Element> const& weights,
+                                                      feature_tile<Element> const& next, float* to,
+                                                      std::int64_t stride) {
+  int const groups = groups_of_rows(row_count);
+  if constexpr (Rows > 1) {
+    if (row_count <= groups * (Rows - 1)) {
+      return multiply_rows_by_features<Element, Rows - 1>(rows, row_count, piece, weights, next, to, stride);
+    }
+  }
+  constexpr int streams = features_beside(Rows), step = lanes * stored<Element>::parts;
+  std::int64_t const by_steps = piece.length / step * step;
+  int const each = (weights.features + streams - 1) / streams, each_next = (next.features + streams - 1) / streams;
+  for (int i = 0; i < each; ++i) {
+    Element const *now[streams], *later[streams];
+    for (int s = 0; s < streams; ++s) {
+      int const f = s * each + i;
+      now[s] = weights.rows + (f < weights.features ? f : weights.features - 1) * weights.row_stride;
+      later[s] = now[s];
+      if (i + 1 < each) {
+        if (f + 1 < weights.features) later[s] += weights.row_stride;
+      } else if (s * each_next < next.features) {
+        later[s] = next.rows + s * each_next * next.row_stride;
+      }
+    }
+    for (int g = 0; g < groups; ++g) {
+      row_group const group = group_of_rows(row_count, g);
+      float const* const from = rows + group.first * row_floats(piece.depth) + piece.first * group.rows;
+      float products[Rows * streams + 3];
+      if (group.rows == Rows) {
+        multiply_group<Element, Rows, streams>(from, now, later, by_steps, products);
+      } else {
+        constexpr int fewer = Rows > 1 ? Rows - 1 : 1;
+        multiply_group<Element, fewer, streams>(from, now, later, by_steps, products);
+      }
+      for (int s = 0; s < streams && s * each + i < weights.features; ++s) {
+        float* const column = to + group.first * stride + s * each + i;
+        for (int r = 0; r < group.rows; ++r) {
+          float sum = products[r * streams + s];
+          for (std::int64_t k = by_steps; k < piece.length; ++k) {
+            sum += from[k * group.rows + r] * static_cast<float>(now[s][k]);
+          }
+          column[r * stride] = sum;
+        }
+      }
     }
   }
 }
@@ -154,15 +279,6 @@ SWITCHYARD_TILE_TARGET void multiply_add(Element const* const* a, int rows, Elem
 /// A panel is the tokens of a product side by side: `panel_width` of them or, for the last few, `lanes`.
 inline constexpr int panel_width = 2 * lanes;
 inline constexpr int panel_features = SWITCHYARD_PANEL_FEATURES;
-
-/// Where element k of a row stands in a panel, and a weight among those that `widen_rows` makes. Loads of two-byte
-/// elements come as even and odd ones, so panels have them in that order, too; `depth` is that of the whole product.
-template <class Element>
-inline std::int64_t place_in_depth(std::int64_t k, std::int64_t depth) {
-  constexpr int parts = stored<Element>::parts, step = lanes * parts;
-  if (parts == 1 || k >= depth / step * step) return k;
-  return k / step * step + k % parts * lanes + k % step / parts;
-}
 
 /// panel[place_in_depth(k) * width + i] = element k of row i, as a float; rows past the last are zero.
 template <class Element>
@@ -197,24 +313,16 @@ template <class Element>
 SWITCHYARD_TILE_TARGET ready_weights widen_rows(Element const* from, std::int64_t row_stride,
                                                 std::int64_t column_stride, int features, int depth, float* memory) {
   float* to = memory;
-  using source = stored<Element>;
-  constexpr int step = lanes * source::parts;
-  int const by_steps = depth / step * step;
   for (int f = 0; f < panel_features; ++f, to += panel_pitch) {
     Element const* const row = from + f * row_stride;
     if (f >= features) {
       for (int k = 0; k < depth; ++k) to[k] = 0.0f;
-    } else if (column_stride != 1) {
+    } else if (column_stride == 1) {
+      widen_row(row, depth, to);
+    } else {
       for (int k = 0; k < depth; ++k) {
         to[place_in_depth<Element>(k, depth)] = static_cast<float>(row[k * column_stride]);
       }
-    } else {
-      for (int k = 0; k < by_steps; k += step) {
-        floats part[source::parts];
-        source::load(row + k, part);
-        for (int p = 0; p < source::parts; ++p) __builtin_memcpy(to + k + p * lanes, &part[p], sizeof(floats));
-      }
-      for (int k = by_steps; k < depth; ++k) to[k] = static_cast<float>(row[k]);
     }
   }
   return {memory, panel_pitch * static_cast<std::int64_t>(sizeof(float))};
