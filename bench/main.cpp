@@ -95,9 +95,11 @@ int main(int argc, char** argv) {
   std::pair<char const*, std::string> const context[] = {
       {"cpu", cpu_model()},
       {"threads", std::to_string(with.threads)},
-      {"instructions", std::string(switchyard::backend::name_of(switchyard::backend::best_instruction_set()))},
+      {"instructions",
+       std::string(switchyard::backend::name_of(switchyard::backend::detail::resolved({}).instructions))},
       {"compiler", compiler_name()},
       {"peak_gflops", one_decimal(with.machine.flops / 1e9)},
+      {"peak_tile_gflops", one_decimal(with.machine.tile_flops / 1e9)},
       {"read_gigabytes_per_second", one_decimal(with.machine.bytes / 1e9)}};
   for (auto const& [key, value] : context) benchmark::AddCustomContext(key, value);
 

@@ -92,7 +92,7 @@ void register_step(std::string const& step, Run run, Least least) {
         mean.flops /= static_cast<double>(memory.data().size());
         mean.bytes /= static_cast<double>(memory.data().size());
         ceilings const& most = current_settings().machine;
-        double const floor = std::max(mean.flops / most.flops, mean.bytes / most.bytes);
+        double const floor = std::max(mean.flops / most.peak<typename Layer::element>(), mean.bytes / most.bytes);
         auto const rate = [](double each) {
           return benchmark::Counter(each, benchmark::Counter::kIsIterationInvariantRate);
         };

@@ -1,6 +1,6 @@
 #include "../ceilings.hpp"
 #include "../memory.hpp"
-#include "openblas.hpp"
+#include "peer.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -8,33 +8,33 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <functional>
+#include <initializer_list>
+#include <list>
+#include <memory>
+#include <string>
 #include <thread>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
-// Ours against a loop over experts of OpenBLAS: the same tokens, weights and routes, taking turns in one run.
+// Ours against loops over experts of libraries of matrix products: the same tokens, weights and routes, taking turns in one
+// run.
 namespace {
 
 namespace sy = switchyard;
 namespace bench = switchyard::bench;
-namespace openblas = switchyard::bench::openblas;
+namespace peers = switchyard::bench::peers;
 
-using olmoe = sy::presets::olmoe_1b_7b<float>;
-constexpr sy::shape dims = olmoe::dims;
+/// As `presets::switch_base_8`, without dropping: the peers do not drop either.
+template <class Element>
+using switch_base = sy::layer<sy::presets::switch_base_8<>::dims, sy::router::switch_top1, sy::capacity::dropless,
+                              sy::expert::mlp<sy::relu>, sy::backend::cpu, Element>;
 
-constexpr int contenders = 3;
-constexpr char const* names[contenders] = {"switchyard", "openblas, one expert per thread",
-                                           "openblas, threads inside products"};
-
-/// Medians over the rounds. Other work on the machine lengthens a call but not the time that it computes, which is
-/// per thread and includes waiting for one another.
+/// Other work on the machine lengthens a call but not the time that it computes, which is per thread and includes waiting
+/// for one another.
 struct times {
   double wall = 0.0, cpu = 0.0;
-};
-
-struct result {
-  times of[contenders];
-  double flops = 0.0;  // of the experts' products
-  double error = 0.0;  // the largest relative Frobenius distance of a peer's output from ours
 };
 
 double median(std::vector<double> values) {
@@ -42,11 +42,13 @@ double median(std::vector<double> values) {
   return values[values.size() / 2];
 }
 
-double distance(std::vector<float> const& a, std::vector<float> const& b) {
+template <class Element>
+double distance(std::vector<Element> const& a, std::vector<Element> const& b) {
   double difference = 0.0, length = 0.0;
   for (std::size_t i = 0; i < a.size(); ++i) {
-    difference += (double{a[i]} - b[i]) * (double{a[i]} - b[i]);
-    length += double{b[i]} * b[i];
+    double const x = static_cast<float>(a[i]), y = static_cast<float>(b[i]);
+    difference += (x - y) * (x - y);
+    length += y * y;
   }
   return std::sqrt(difference / length);
 }
@@ -57,112 +59,190 @@ double process_seconds() {
   return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
 }
 
-/// Every round each contender runs once, on the next token set and the next copy of the weights.
-result compare(bench::layer_memory<olmoe>& memory, std::int64_t tokens, int rounds) {
-  using clock = std::chrono::steady_clock;
-  memory.prepare(tokens, bench::skew::uniform);
-  result measured;
-  measured.flops = 6.0 * dims.hidden * dims.intermediate * static_cast<double>(tokens * dims.top_k);
-  openblas::problem p{.tokens = tokens,
-                      .hidden = dims.hidden,
-                      .intermediate = dims.intermediate,
-                      .experts = dims.experts,
-                      .top_k = dims.top_k};
-  openblas::scratch scratch(p);
-  std::vector<float> ours(tokens * dims.hidden), theirs(ours.size());
-  std::vector<double> wall[contenders], cpu[contenders];
+struct options {
+  int threads = 2;
+  std::string filter;
+  bench::ceilings machine;
+  bool agrees = true;
+};
 
-  auto const run = [&](int contender, bench::call_data<olmoe>& data, bench::weight_copy<olmoe> const& weights) {
-    if (contender == 0) {
-      olmoe::args args = data.args(weights);
-      args.output = {ours.data(), tokens, dims.hidden};
-      args.workspace = memory.workspace();
-      olmoe::forward(args, memory.where());
-      return;
+/// One model and element type: all numbers of tokens.
+template <class Layer>
+class comparison {
+ public:
+  using element = typename Layer::element;
+  static constexpr sy::shape dims = Layer::dims;
+  static constexpr bool gated = Layer::expert_traits.gated;
+  static constexpr double expert_values = (gated ? 3.0 : 2.0) * dims.hidden * dims.intermediate;
+
+  comparison(std::string name, options& with) : name_(std::move(name)), with_(with) {}
+
+  /// Every round each contender runs once, on the next token set and the next copy of the weights.
+  void at(std::int64_t tokens, int rounds) {
+    std::string const line = name_ + "/" + std::string(sy::element_name<element>) + "/tokens:" + std::to_string(tokens);
+    if (line.find(with_.filter) == std::string::npos) return;
+    if (!memory_) start();
+    using clock = std::chrono::steady_clock;
+    memory_->prepare(tokens, bench::skew::uniform);
+    ours_.resize(tokens * dims.hidden);
+    theirs_.resize(ours_.size());
+    double used = 0.0;
+    for (auto const& data : memory_->data()) {
+      used += data.experts_used / static_cast<double>(memory_->data().size());
+      for (auto& peer : peers_) peer.prepare(tokens, data.experts.data());
     }
-    p.input = data.input.data();
-    p.gate_proj = weights.weights().gate_proj.data;
-    p.up_proj = weights.weights().up_proj.data;
-    p.down_proj = weights.weights().down_proj.data;
-    p.routes = data.experts.data();
-    p.weights = data.weight.data();
-    p.output = theirs.data();
-    openblas::forward(p, contender == 1 ? openblas::threading::one_expert_each : openblas::threading::inside_products,
-                      memory.where().threads, scratch);
+
+    double error = 0.0;
+    {  // once on the same data: compares outputs, touches all memory, starts all threads
+      auto&& [data, weights] = memory_->next();
+      for (std::size_t c = 0; c < contenders_.size(); ++c) {
+        run(c, data, weights);
+        if (c > 0) error = std::max(error, distance(theirs_, ours_));
+      }
+    }
+    std::size_t const count = contenders_.size();
+    std::vector<std::vector<double>> wall(count), cpu(count);
+    for (int round = 0; round < rounds; ++round) {
+      for (std::size_t turn = 0; turn < count; ++turn) {
+        std::size_t const c = (turn + round) % count;
+        // Threads of the one before still spin for a while, waiting for more to do. Then, threads that wake up are
+        // often put on one core together: untimed calls, until they have moved apart.
+        std::this_thread::sleep_for(std::chrono::milliseconds(60));
+        auto const warm = clock::now() + std::chrono::milliseconds(30);
+        do {
+          auto&& [data, weights] = memory_->next();
+          run(c, data, weights);
+        } while (clock::now() < warm);
+        auto&& [data, weights] = memory_->next();
+        auto const begin = clock::now();
+        double const cpu_begin = process_seconds();
+        run(c, data, weights);
+        cpu[c].push_back((process_seconds() - cpu_begin) / with_.threads);
+        wall[c].push_back(std::chrono::duration<double>(clock::now() - begin).count());
+      }
+    }
+
+    double const flops = 2.0 * expert_values * static_cast<double>(tokens * dims.top_k);
+    double const bytes = used * expert_values * sizeof(element);
+    bench::ceilings const& most = with_.machine;
+    double const by_flops = flops / most.peak<element>(), by_bytes = bytes / most.bytes;
+    double const limit = std::max(by_flops, by_bytes);
+    std::printf("\n%s   limit %.2f ms (%s)\n", line.c_str(), limit * 1e3,
+                by_flops > by_bytes ? "arithmetic" : "memory");
+    times ours;
+    for (std::size_t c = 0; c < count; ++c) {
+      times const t{median(wall[c]), median(cpu[c])};
+      if (c == 0) ours = t;
+      std::printf("  %-44s %9.2f ms %8.2f x limit %8.1f GFLOP/s %6.1f GB/s", contenders_[c].name.c_str(), t.wall * 1e3,
+                  t.wall / limit, flops / t.wall / 1e9, bytes / t.wall / 1e9);
+      if (c > 0) std::printf(" %7.2fx %7.2fx cpu", t.wall / ours.wall, t.cpu / ours.cpu);
+      std::printf("\n");
+    }
+    std::fflush(stdout);
+    constexpr double allowed = std::is_same_v<element, float> ? 1e-4 : 2e-2;
+    if (error > allowed) std::printf("  the outputs differ by %.1e\n", error);
+    with_.agrees = with_.agrees && error <= allowed;
+  }
+
+ private:
+  struct contender {
+    std::string name;
+    std::function<void(bench::call_data<Layer>&, bench::weight_copy<Layer> const&)> run;
   };
 
-  {  // once on the same data: compares outputs, touches all memory, starts all threads
-    auto&& [data, weights] = memory.next();
-    for (int c = 0; c < contenders; ++c) {
-      run(c, data, weights);
-      if (c > 0) measured.error = std::max(measured.error, distance(theirs, ours));
+  /// Makes the weights: more than 2.5 GB of them.
+  void start() {
+    double const bytes = dims.experts * expert_values * sizeof(element);
+    memory_ = std::make_unique<bench::layer_memory<Layer>>(static_cast<std::int64_t>(2.5e9 / bytes) + 1, with_.threads);
+    peers::problem<element> problem{dims.hidden, dims.intermediate, dims.experts, dims.top_k, gated, {}};
+    for (auto const& copy : memory_->copies()) {
+      auto const& weights = copy.weights();
+      problem.copies.push_back({nullptr, weights.up_proj.data, weights.down_proj.data});
+      if constexpr (gated) problem.copies.back().gate_proj = weights.gate_proj.data;
+    }
+    auto const add = [&](std::unique_ptr<peers::products<element>> products) {
+      peers_.emplace_back(problem, std::move(products), with_.threads);
+    };
+#if defined(SWITCHYARD_PEER_ONEDNN)
+    add(peers::onednn(problem, with_.threads));
+#endif
+#if defined(SWITCHYARD_PEER_OPENBLAS)
+    if constexpr (std::is_same_v<element, float>) add(peers::openblas(problem));
+#endif
+    contenders_.push_back({"switchyard", [this](auto& data, auto const& weights) {
+                             typename Layer::args args = data.args(weights);
+                             args.output = Layer::rows(ours_.data(), data.tokens);
+                             args.workspace = memory_->workspace();
+                             Layer::forward(args, memory_->where());
+                           }});
+    for (auto& peer : peers_) {
+      for (auto how : {peers::threading::one_expert_each, peers::threading::inside_products}) {
+        bool const each = how == peers::threading::one_expert_each;
+        contenders_.push_back({peer.name() + (each ? ", one expert per thread" : ", threads inside"),
+                               [this, &peer, how](auto& data, auto const& weights) {
+                                 peer.forward(
+                                     {data.tokens, data.input.data(), data.experts.data(), data.weight.data(),
+                                      theirs_.data(), static_cast<std::size_t>(&weights - memory_->copies().data())},
+                                     how);
+                               }});
+      }
     }
   }
-  for (int round = 0; round < rounds; ++round) {
-    for (int turn = 0; turn < contenders; ++turn) {
-      int const contender = (turn + round) % contenders;
-      // Threads of the one before still spin for a while, waiting for more to do. Then, threads that wake up are
-      // often put on one core together: untimed calls, until they have moved apart.
-      std::this_thread::sleep_for(std::chrono::milliseconds(60));
-      auto const warm = clock::now() + std::chrono::milliseconds(30);
-      do {
-        auto&& [data, weights] = memory.next();
-        run(contender, data, weights);
-      } while (clock::now() < warm);
-      auto&& [data, weights] = memory.next();
-      auto const begin = clock::now();
-      double const cpu_begin = process_seconds();
-      run(contender, data, weights);
-      cpu[contender].push_back((process_seconds() - cpu_begin) / memory.where().threads);
-      wall[contender].push_back(std::chrono::duration<double>(clock::now() - begin).count());
-    }
+
+  void run(std::size_t c, bench::call_data<Layer>& data, bench::weight_copy<Layer> const& weights) {
+    contenders_[c].run(data, weights);
   }
-  for (int c = 0; c < contenders; ++c) measured.of[c] = {median(wall[c]), median(cpu[c])};
-  return measured;
+
+  std::string name_;
+  options& with_;
+  std::unique_ptr<bench::layer_memory<Layer>> memory_;
+  std::vector<element> ours_, theirs_;
+  std::list<peers::loop_over_experts<element>> peers_;
+  std::vector<contender> contenders_;
+};
+
+template <class Layer>
+void compare(std::string const& name, options& with, std::initializer_list<std::pair<std::int64_t, int>> cases) {
+  comparison<Layer> layer(name, with);
+  for (auto const& [tokens, rounds] : cases) layer.at(tokens, rounds);
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  int const threads = argc > 1 ? std::atoi(argv[1]) : 2;
-  std::int64_t const only = argc > 2 ? std::atoll(argv[2]) : 0;
-  if (threads < 1 || only < 0 || argc > 3) {
-    std::fputs("usage: peers_bench [threads, default 2] [tokens, default all cases]\n", stderr);
+  options with;
+  if (argc > 1) with.threads = std::atoi(argv[1]);
+  if (argc > 2) with.filter = argv[2];
+  if (with.threads < 1 || argc > 3) {
+    std::fputs(
+        "usage: peers_bench [threads, default 2] [only cases whose names contain this, such as olmoe/bfloat16 or "
+        "tokens:64]\n",
+        stderr);
     return 1;
   }
-  bench::ceilings const machine = bench::measure_ceilings(threads, 3.0);
-  std::printf("%s\n%s\n%d threads; ceilings: %.0f GFLOP/s of float, %.1f GB/s read\n\n", sy::describe<olmoe>().c_str(),
-              openblas::version(), threads, machine.flops / 1e9, machine.bytes / 1e9);
-  std::printf("%6s  %-34s %10s %9s %11s %10s %11s %9s\n", "tokens", "", "ms", "GFLOP/s", "ours/peer", "cpu ms",
-              "ours/peer", "error");
+  with.machine = bench::measure_ceilings(with.threads, 4.0);
+  std::printf("%d threads, %s; ceilings: %.0f GFLOP/s of float", with.threads,
+              std::string(sy::backend::name_of(sy::backend::detail::resolved({}).instructions)).c_str(),
+              with.machine.flops / 1e9);
+  if (with.machine.tile_flops > 0.0) std::printf(", %.0f GFLOP/s of bfloat16 tiles", with.machine.tile_flops / 1e9);
+  std::printf(", %.1f GB/s read\n", with.machine.bytes / 1e9);
 
-  bench::layer_memory<olmoe> memory(2, threads);
-  bool agrees = true;
-  struct {
-    std::int64_t tokens;
-    int rounds;
-  } const cases[] = {{1, 41}, {8, 25}, {64, 15}, {512, 11}, {2048, 5}};
-  for (auto const& [tokens, rounds] : cases) {
-    if (only != 0 && tokens != only) continue;
-    result const r = compare(memory, tokens, rounds);
-    agrees = agrees && r.error < 1e-4;
-    for (int c = 0; c < contenders; ++c) {
-      times const t = r.of[c];
-      std::printf("%6lld  %-34s %10.2f %9.1f", static_cast<long long>(tokens), names[c], t.wall * 1e3,
-                  r.flops / t.wall / 1e9);
-      if (c == 0) {
-        std::printf(" %11s %10.2f", "", t.cpu * 1e3);
-      } else {
-        std::printf(" %10.2fx %10.2f %10.2fx %9.1e", t.wall / r.of[0].wall, t.cpu * 1e3, t.cpu / r.of[0].cpu, r.error);
-      }
-      std::printf("\n");
-    }
-    std::fflush(stdout);
-  }
+  using sy::bfloat16;
+  compare<sy::presets::olmoe_1b_7b<bfloat16>>("olmoe", with, {{1, 41}, {8, 25}, {64, 15}, {512, 9}, {2048, 5}});
+  compare<sy::presets::qwen3_30b_a3b<bfloat16>>("qwen3", with, {{1, 41}, {8, 25}, {64, 15}, {1024, 7}});
+  compare<switch_base<bfloat16>>("switch", with, {{1, 101}, {64, 41}, {1024, 15}, {4096, 7}});
+  compare<sy::presets::mixtral_8x7b<bfloat16>>("mixtral", with, {{1, 15}, {128, 7}});
+  compare<sy::presets::olmoe_1b_7b<float>>("olmoe", with, {{1, 41}, {8, 25}, {64, 15}, {512, 9}, {2048, 5}});
+  compare<sy::presets::qwen3_30b_a3b<float>>("qwen3", with, {{1, 41}, {64, 15}, {1024, 7}});
+  compare<switch_base<float>>("switch", with, {{1, 101}, {64, 41}, {1024, 15}, {4096, 7}});
+
   std::printf(
-      "\nMedians of calls in turn. cpu ms: what the process computed, per thread. ours/peer: our speed over the "
-      "peer's,\n"
-      "above 1 we are faster. We also route; the peers get the routes.\n");
-  if (!agrees) std::printf("The outputs differ by more than 1e-4.\n");
-  return agrees ? 0 : 1;
+      "\nMedians of calls in turn, on cold weights. limit: the least time for the experts' products, by arithmetic or "
+      "by\n"
+      "reading the weights of the experts chosen. Last columns: our speed over the peer's, by wall time and by what "
+      "the\n"
+      "process computed; above 1 we are faster. We also route; the peers get the routes, and weights packed "
+      "beforehand.\n");
+  if (!with.agrees) std::printf("Outputs differ.\n");
+  return with.agrees ? 0 : 1;
 }

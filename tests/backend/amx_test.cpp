@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "catch.hpp"
@@ -56,6 +57,7 @@ struct emulated_tiles {
 };
 
 /// The products of four experts on random rows, in float: by tiles, or row by row.
+template <class Element>
 std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool transposed, int threads) {
   using expert = sy::expert::with_bias<sy::expert::gated_mlp<sy::silu>>;
   constexpr int experts = 4;
@@ -63,8 +65,8 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
   int const rows = offsets[experts];
   support::random_numbers random(7);
   auto const numbers = [&](std::int64_t count, double deviation) {
-    std::vector<bfloat16> values(count);
-    for (bfloat16& v : values) v = bfloat16(static_cast<float>(deviation * random.normal()));
+    std::vector<Element> values(count);
+    for (Element& v : values) v = Element(static_cast<float>(deviation * random.normal()));
     return values;
   };
   std::int64_t const matrices = std::int64_t{experts} * hidden * intermediate;
@@ -72,23 +74,23 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
   auto const gate = numbers(matrices, 1.0 / std::sqrt(hidden)), up = numbers(matrices, 1.0 / std::sqrt(hidden));
   auto const down = numbers(matrices, 1.0 / std::sqrt(intermediate));
   auto const in_bias = numbers(experts * intermediate, 0.5), out_bias = numbers(experts * hidden, 0.5);
-  auto const view = [&](std::vector<bfloat16> const& of, int features, int depth) {
-    using views = sy::weight_view<bfloat16>;
+  auto const view = [&](std::vector<Element> const& of, int features, int depth) {
+    using views = sy::weight_view<Element>;
     return transposed ? views::transposed(of.data(), features, depth) : views::packed(of.data(), features, depth);
   };
-  using biases = sy::bias_view<bfloat16>;
-  input_projection<bfloat16> const in{view(gate, intermediate, hidden), view(up, intermediate, hidden),
-                                      biases::packed(in_bias.data(), intermediate),
-                                      biases::packed(in_bias.data(), intermediate)};
+  using biases = sy::bias_view<Element>;
+  input_projection<Element> const in{view(gate, intermediate, hidden), view(up, intermediate, hidden),
+                                     biases::packed(in_bias.data(), intermediate),
+                                     biases::packed(in_bias.data(), intermediate)};
   std::int64_t const places = most_places(rows, experts);
   float const nan = std::numeric_limits<float>::quiet_NaN();
   std::vector<float> inner(places * row_floats(intermediate), nan), outer(places * row_floats(hidden), nan);
   std::int64_t first_place[experts + 1], first_item[experts + 1];
   sy::cpu_context const where = resolved({.threads = threads, .instructions = sy::instruction_set::portable});
   run_products<expert, true>(
-      where, amx::panel_functions_with<emulated_tiles>(),
+      where, amx::panel_functions_with<emulated_tiles, Element>(),
       {offsets, first_place, first_item, experts, by_tiles ? 16 : 1'000'000, amx::lanes},
-      [&](std::int64_t first, int count, bfloat16 const** from, float* weight) {
+      [&](std::int64_t first, int count, Element const** from, float* weight) {
         for (int r = 0; r < count; ++r) {
           from[r] = tokens.data() + (first + r) * hidden;
           weight[r] = 1.0f - 0.001f * static_cast<float>(first + r);
@@ -102,7 +104,10 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
 
 }  // namespace
 
-TEST_CASE("panels of tiles compute what rows one by one do", "[experts][amx]") {
+TEMPLATE_TEST_CASE("panels of tiles compute what rows one by one do", "[experts][amx]", bfloat16, float) {
+  // In bfloat16, tiles round what goes into the second product, and rows one by one do not. Floats lack the products of the
+  // lower halves, of 2^-18 at most each.
+  double const allowed = std::is_same_v<TestType, bfloat16> ? 2e-3 : 8e-6;
   struct {
     int hidden, intermediate;
   } const sizes[] = {{64, 96}, {1056, 544}, {40, 33}, {7, 12}, {129, 300}};
@@ -110,23 +115,42 @@ TEST_CASE("panels of tiles compute what rows one by one do", "[experts][amx]") {
     for (bool transposed : {false, true}) {
       INFO(hidden << " x " << intermediate << (transposed ? ", transposed" : ""));
       begun = ended = 0;
-      std::vector<float> const tiles = products(true, hidden, intermediate, transposed, 1);
+      std::vector<float> const tiles = products<TestType>(true, hidden, intermediate, transposed, 1);
       CHECK(begun > 0);
       CHECK(begun == ended);
-      std::vector<float> const rows = products(false, hidden, intermediate, transposed, 1);
-      // Both round what goes into the second product to bfloat16.
-      CHECK(support::relative_error(tiles, rows) < 1e-3);
-      CHECK(support::same_bits(tiles, products(true, hidden, intermediate, transposed, 3)));
+      std::vector<float> const rows = products<TestType>(false, hidden, intermediate, transposed, 1);
+      CHECK(support::relative_error(tiles, rows) < allowed);
+      CHECK(support::same_bits(tiles, products<TestType>(true, hidden, intermediate, transposed, 3)));
     }
   }
 }
 
+TEST_CASE("a float is the sum of its two parts", "[experts][amx]") {
+  float const most = std::numeric_limits<float>::max(), infinite = std::numeric_limits<float>::infinity();
+  for (float x : {0.0f, 1.0f, -3.14159265f, 1e-20f, 123456.789f, -1e30f}) {
+    bfloat16 part[2];
+    amx::split(x, part);
+    float const sum = static_cast<float>(part[0]) + static_cast<float>(part[1]);
+    CHECK(std::abs(sum - x) <= 0x1p-17f * std::abs(x));
+  }
+  for (float x : {most, infinite, -infinite}) {
+    bfloat16 part[2];
+    amx::split(x, part);
+    CHECK(std::abs(static_cast<float>(part[0])) == infinite);
+    CHECK(static_cast<float>(part[1]) == 0.0f);
+  }
+}
+
 TEST_CASE("an element of every row of a panel of tiles has a place of its own", "[experts][amx]") {
-  for (int width : {16, 32}) {
-    std::vector<int> visits(96 * width);
-    for (std::int64_t k = 0; k < 96; ++k) {
-      for (int i = 0; i < width; ++i) ++visits[amx::place(k, i, width)];
+  for (int parts : {1, 2}) {
+    for (int width : {16, 32}) {
+      std::vector<int> visits(96 * width * parts);
+      for (std::int64_t k = 0; k < 96; ++k) {
+        for (int i = 0; i < width; ++i) {
+          for (int p = 0; p < parts; ++p) ++visits[amx::place(k, i, width, parts) + p * (amx::chunk * amx::lanes)];
+        }
+      }
+      CHECK(visits == std::vector<int>(visits.size(), 1));
     }
-    CHECK(visits == std::vector<int>(visits.size(), 1));
   }
 }

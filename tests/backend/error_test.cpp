@@ -463,6 +463,14 @@ TEST_CASE("a context that cannot be met is refused", "[errors]") {
                 "layer::forward, context.threads: expected 0 (all) or more, got -1");
   refuses<full>([](auto& c) { c.context.least_panel_rows = -1; },
                 "layer::forward, context.least_panel_rows: expected 0 (usual) or more, got -1");
+  refuses<full>(
+      [](auto& c) {
+        c.context.floats = sy::float_products::three_of_bfloat16;
+        c.context.instructions = sy::instruction_set::portable;
+      },
+      "layer::forward, context.floats: expected float_products::exact, or instruction_set::amx, got three_of_bfloat16 "
+      "with "
+      "portable");
   auto const best = sy::backend::best_instruction_set();
   if (best < sy::instruction_set::amx) {
     refuses<full>([](auto& c) { c.context.instructions = sy::instruction_set::amx; },

@@ -2,13 +2,18 @@
 
 #include <switchyard/backend/cpu/panels.hpp>
 #include <switchyard/core/bfloat16.hpp>
+#include <switchyard/core/finite.hpp>
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
-/// Products by panels with AMX's tiles, in bfloat16. Tiles have the weights as they stand in the checkpoint, 16 features of
-/// 32 elements; panels have the tokens in the order that tiles want them: for every 32 elements of depth and every 16
-/// tokens, pairs of elements that follow each other, token after token.
+/// Products by panels with AMX's tiles, which take bfloat16. Tiles have the weights as they stand in the checkpoint, 16
+/// features of 32 elements; panels have the tokens in the order that tiles want them: for every 32 elements of depth and
+/// every 16 tokens, pairs of elements that follow each other, token after token.
+///
+/// Floats come as two parts, each value's nearest bfloat16 and that of what is left, x = x0 + x1: a product is
+/// w0 x0 + w0 x1 + w1 x0, and lacks w1 x1, some 2^-16 of it.
 namespace switchyard::backend::detail::amx {
 
 /// The tiles of this processor, by number: sums 0 to 3, weights 4 and 5, tokens 6 and 7. All have 16 rows of 64 bytes.
@@ -45,54 +50,83 @@ struct tiles {
 };
 
 inline constexpr int chunk = 32, lanes = 16, features = 32;
-inline constexpr std::int64_t line = 64;  // bytes of a tile's row
+inline constexpr std::int64_t line = 64;                  // bytes of a tile's row
+inline constexpr std::int64_t tile_bytes = lanes * line;  // of 16 tokens and 32 elements
 
-/// Where element k of row i stands in a panel.
-inline std::int64_t place(std::int64_t k, int i, int width) {
-  return k / chunk * chunk * width + i / lanes * (chunk * lanes) + k % chunk / 2 * (2 * lanes) + i % lanes * 2 + k % 2;
+/// Parts that an element comes in.
+template <class Element>
+inline constexpr int parts_of = std::is_same_v<Element, float> ? 2 : 1;
+
+inline void split(bfloat16 x, bfloat16 (&to)[1]) { to[0] = x; }
+inline void split(float x, bfloat16 (&to)[2]) {
+  to[0] = bfloat16(x);
+  float const rest = x - static_cast<float>(to[0]);
+  to[1] = is_finite(rest) ? bfloat16(rest) : bfloat16{};  // not so beyond bfloat16's range
 }
 
-inline void pack_panel(bfloat16 const* const* rows, int row_count, int width, std::int64_t depth, float* panel) {
+/// Where the first part of element k of row i stands in a panel; others are `chunk * lanes` further each.
+inline std::int64_t place(std::int64_t k, int i, int width, int parts = 1) {
+  return k / chunk * (chunk * width * parts) + i / lanes * (chunk * lanes * parts) + k % chunk / 2 * (2 * lanes) +
+         i % lanes * 2 + k % 2;
+}
+
+template <class Element>
+void put_value(Element value, std::int64_t k, int i, int width, bfloat16* panel) {
+  constexpr int parts = parts_of<Element>;
+  bfloat16 part[parts];
+  split(value, part);
+  for (int p = 0; p < parts; ++p) panel[place(k, i, width, parts) + p * (chunk * lanes)] = part[p];
+}
+
+template <class Element>
+void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth, float* panel) {
   auto* const to = reinterpret_cast<bfloat16*>(panel);
   std::int64_t const padded = divide_up(depth, chunk) * chunk;
   for (std::int64_t k = 0; k < padded; k += 2) {
     for (int i = 0; i < width; ++i) {
-      bfloat16* const pair = to + place(k, i, width);
-      pair[0] = i < row_count && k < depth ? rows[i][k] : bfloat16{};
-      pair[1] = i < row_count && k + 1 < depth ? rows[i][k + 1] : bfloat16{};
+      put_value(i < row_count && k < depth ? rows[i][k] : Element{}, k, i, width, to);
+      put_value(i < row_count && k + 1 < depth ? rows[i][k + 1] : Element{}, k + 1, i, width, to);
     }
   }
 }
 
 /// With the last element of the depth, also zeros behind it.
-inline void put_values(float const* values, int width, std::int64_t k, std::int64_t depth, float* panel) {
+template <class Element>
+void put_values(float const* values, int width, std::int64_t k, std::int64_t depth, float* panel) {
   auto* const to = reinterpret_cast<bfloat16*>(panel);
-  for (int i = 0; i < width; ++i) to[place(k, i, width)] = bfloat16(values[i]);
+  for (int i = 0; i < width; ++i) put_value(Element(values[i]), k, i, width, to);
   for (std::int64_t behind = depth; k + 1 == depth && behind % chunk != 0; ++behind) {
-    for (int i = 0; i < width; ++i) to[place(behind, i, width)] = bfloat16{};
+    for (int i = 0; i < width; ++i) put_value(Element{}, behind, i, width, to);
   }
 }
 
-/// The weights where they are, or, where they do not fill tiles as they stand, a copy that does.
-inline ready_weights prepare(bfloat16 const* from, std::int64_t row_stride, std::int64_t column_stride, int count,
-                             int depth, float* memory) {
-  if (column_stride == 1 && count == features && depth % chunk == 0) {
-    return {from, row_stride * static_cast<std::int64_t>(sizeof(bfloat16))};
+/// The weights where they are, or, where they do not fill tiles as they stand, a copy that does: part after part.
+template <class Element>
+ready_weights prepare(Element const* from, std::int64_t row_stride, std::int64_t column_stride, int count, int depth,
+                      float* memory) {
+  constexpr int parts = parts_of<Element>;
+  if constexpr (parts == 1) {
+    if (column_stride == 1 && count == features && depth % chunk == 0) {
+      return {from, row_stride * static_cast<std::int64_t>(sizeof(bfloat16))};
+    }
   }
   auto* const copy = reinterpret_cast<bfloat16*>(memory);
   for (int f = 0; f < features; ++f) {
     for (int k = 0; k < panel_depth; ++k) {
-      copy[f * panel_depth + k] = f < count && k < depth ? from[f * row_stride + k * column_stride] : bfloat16{};
+      bfloat16 part[parts];
+      split(f < count && k < depth ? from[f * row_stride + k * column_stride] : Element{}, part);
+      for (int p = 0; p < parts; ++p) copy[(p * features + f) * panel_depth + k] = part[p];
     }
   }
   return {copy, panel_depth * static_cast<std::int64_t>(sizeof(bfloat16))};
 }
 
 /// sums[f][i] (+)= products of 32 features and 16 or 32 tokens, two by two tiles at a time.
-template <class Tiles, int Width>
+template <class Tiles, class Element, int Width>
 void multiply_panel(ready_weights const& weights, float const* panel, int depth, bool first, float* sums,
                     fetched_rows const& fetched) {
   constexpr bool full = Width == 2 * lanes;
+  constexpr int parts = parts_of<Element>;
   constexpr std::int64_t sums_stride = Width * sizeof(float);
   Tiles t;
   auto* const upper = sums;
@@ -110,9 +144,11 @@ void multiply_panel(ready_weights const& weights, float const* panel, int depth,
   }
   auto const* from = static_cast<char const*>(weights.first);
   auto const* tokens = reinterpret_cast<char const*>(panel);
-  for (int k = 0; k < depth; k += chunk, from += line, tokens += Width * line) {
+  for (int k = 0; k < depth; k += chunk, from += line, tokens += parts * Width * line) {
     for (int row = 0; row < fetched.rows; ++row) {
-      __builtin_prefetch(fetched.first + row * fetched.stride + k * fetched.element_bytes, 0, 2);
+      for (int part = 0; part < parts; ++part) {  // as many cache lines as a row of the tile comes from
+        __builtin_prefetch(fetched.first + row * fetched.stride + k * fetched.element_bytes + part * line, 0, 2);
+      }
     }
     t.template load<4>(from, weights.stride);
     t.template load<6>(tokens, line);
@@ -120,9 +156,30 @@ void multiply_panel(ready_weights const& weights, float const* panel, int depth,
     t.template load<5>(from + lanes * weights.stride, weights.stride);
     t.template multiply<2, 5, 6>();
     if constexpr (full) {
-      t.template load<7>(tokens + lanes * line, line);
+      t.template load<7>(tokens + parts * tile_bytes, line);
       t.template multiply<1, 4, 7>();
       t.template multiply<3, 5, 7>();
+    }
+    if constexpr (parts == 2) {
+      auto const* const rest = from + features * weights.stride;  // of the weights
+      t.template load<6>(tokens + tile_bytes, line);
+      t.template multiply<0, 4, 6>();
+      t.template multiply<2, 5, 6>();
+      if constexpr (full) {
+        t.template load<7>(tokens + 3 * tile_bytes, line);
+        t.template multiply<1, 4, 7>();
+        t.template multiply<3, 5, 7>();
+      }
+      t.template load<4>(rest, weights.stride);
+      t.template load<5>(rest + lanes * weights.stride, weights.stride);
+      t.template load<6>(tokens, line);
+      t.template multiply<0, 4, 6>();
+      t.template multiply<2, 5, 6>();
+      if constexpr (full) {
+        t.template load<7>(tokens + 2 * tile_bytes, line);
+        t.template multiply<1, 4, 7>();
+        t.template multiply<3, 5, 7>();
+      }
     }
   }
   t.template store<0>(upper, sums_stride);
@@ -131,21 +188,22 @@ void multiply_panel(ready_weights const& weights, float const* panel, int depth,
   if constexpr (full) t.template store<3>(lower + lanes, sums_stride);
 }
 
-template <class Tiles>
-panel_functions<bfloat16> panel_functions_with() {
+template <class Tiles, class Element>
+panel_functions<Element> panel_functions_with() {
   return {lanes,
           2 * lanes,
           features,
           8,
           4,
-          2,
+          2 / parts_of<Element>,
+          lanes,
           [] { Tiles().begin(); },
           [] { Tiles().end(); },
-          &pack_panel,
-          &put_values,
-          &prepare,
-          &multiply_panel<Tiles, 2 * lanes>,
-          &multiply_panel<Tiles, lanes>};
+          &pack_panel<Element>,
+          &put_values<Element>,
+          &prepare<Element>,
+          &multiply_panel<Tiles, Element, 2 * lanes>,
+          &multiply_panel<Tiles, Element, lanes>};
 }
 
 }  // namespace switchyard::backend::detail::amx

@@ -34,6 +34,7 @@ struct cpu_context {
   /// usually fastest. The two add in another order: a row has the same bits whatever rows stand beside it only where all
   /// calls take the same way, such as with a number that no expert reaches.
   int least_panel_rows = 0;
+  float_products floats = float_products::exact;  ///< another one is never chosen silently
 };
 
 namespace backend::detail {
@@ -64,6 +65,10 @@ inline cpu_context resolved(cpu_context where) {
   if (where.instructions > best) {
     fail("layer::forward, context.instructions", std::string(name_of(best)) + " or less on this machine",
          std::string(name_of(where.instructions)));
+  }
+  if (where.floats != float_products::exact && where.instructions != instruction_set::amx) {
+    fail("layer::forward, context.floats", "float_products::exact, or instruction_set::amx",
+         "three_of_bfloat16 with " + std::string(name_of(where.instructions)));
   }
   return where;
 }
@@ -107,4 +112,12 @@ void parallel_for(cpu_context const& where, std::int64_t items, Item const& item
 }
 
 }  // namespace backend::detail
+
+/// How a call with this context runs on this machine: `avx512, 2 threads`. Fails as `layer::forward` would.
+inline std::string describe(cpu_context const& where) {
+  cpu_context const chosen = backend::detail::resolved(where);
+  return std::string(backend::name_of(chosen.instructions)) + ", " + std::to_string(chosen.threads) +
+         (chosen.threads == 1 ? " thread" : " threads");
+}
+
 }  // namespace switchyard

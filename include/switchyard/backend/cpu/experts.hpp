@@ -325,14 +325,11 @@ struct products_scratch {
   float* outer;                            ///< [most_places(rows), row_floats(hidden)]: the result is [rows, hidden]
 };
 
-/// From so many rows of an expert on, panels are faster than rows that meet the weights one by one. Measured at OLMoE's
-/// shape with AVX-512, float and bfloat16: see bench/README.md.
-inline constexpr int usual_panel_rows = 20;
-
-inline expert_rows rows_in(cpu_context const& where, std::int32_t const* offsets, int experts,
-                           products_scratch const& scratch) {
-  int const least = where.least_panel_rows > 0 ? where.least_panel_rows : usual_panel_rows;
-  return {offsets, scratch.first_place, scratch.first_item, experts, std::max(least, 16), lanes_of(where.instructions)};
+template <class Element>
+expert_rows rows_in(cpu_context const& where, panel_functions<Element> const& with, std::int32_t const* offsets,
+                    int experts, products_scratch const& scratch) {
+  int const least = where.least_panel_rows > 0 ? std::max(where.least_panel_rows, 16) : with.usual_rows;
+  return {offsets, scratch.first_place, scratch.first_item, experts, least, with.lanes};
 }
 
 /// Runs the routed experts over the plan's rows.
@@ -356,10 +353,10 @@ void run_experts(forward_args<Layer> const& args, cpu_context const& where, disp
       weight[r] = weights[pair];
     }
   };
+  auto const with = panel_functions_of<element>(where.instructions, where.floats);
   run_products<typename Layer::expert, Layer::router_traits.weighs_input>(
-      where, panel_functions_of<element>(where.instructions),
-      rows_in(where, plan.offsets, Layer::dims.experts, scratch), rows_of, in, args.weights.down_proj, down_bias,
-      Layer::dims.hidden, Layer::dims.intermediate, scratch.inner, scratch.outer);
+      where, with, rows_in(where, with, plan.offsets, Layer::dims.experts, scratch), rows_of, in,
+      args.weights.down_proj, down_bias, Layer::dims.hidden, Layer::dims.intermediate, scratch.inner, scratch.outer);
 }
 
 /// Runs the shared expert: one more expert that every token visits.
@@ -373,8 +370,8 @@ void run_shared_expert(forward_args<Layer> const& args, cpu_context const& where
   auto const rows_of = [&](std::int64_t first, int count, element const** rows, float*) {
     for (int r = 0; r < count; ++r) rows[r] = args.tokens.row(first + r);
   };
-  run_products<typename Layer::expert, false>(where, panel_functions_of<element>(where.instructions),
-                                              rows_in(where, offsets, 1, scratch), rows_of, in,
+  auto const with = panel_functions_of<element>(where.instructions, where.floats);
+  run_products<typename Layer::expert, false>(where, with, rows_in(where, with, offsets, 1, scratch), rows_of, in,
                                               args.weights.shared.down_proj, bias_view<element>{}, Layer::dims.hidden,
                                               Layer::expert_traits.shared_intermediate, scratch.inner, scratch.outer);
 }

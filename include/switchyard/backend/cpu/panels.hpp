@@ -15,7 +15,7 @@
 namespace switchyard::backend::detail {
 
 /// Floats that the sums of one item take on the stack, and those of a piece of the weights of one tile.
-inline constexpr int most_sums = 32 * 1024, most_weights = 8 * 1024;
+inline constexpr int most_sums = 32 * 1024, most_weights = 16 * 1024;
 inline constexpr int most_panel_width = 32, most_panel_rows = 12 * most_panel_width, most_block_features = 128,
                      most_tiles = 6;
 
@@ -26,6 +26,7 @@ struct panel_functions {
   int features;                   ///< of a tile: a group that is multiplied together
   int block_panels, block_tiles;  ///< of one item
   int values_per_float;           ///< of a panel
+  int usual_rows;                 ///< of an expert, from which on panels are usually faster than groups of rows
   void (*begin)();                ///< before the products of an item
   void (*end)();
   /// Puts rows side by side; those past the last are zero.
@@ -44,33 +45,33 @@ inline void nothing() {}
 namespace amx {
 
 struct tiles;
-template <class Tiles>
-panel_functions<bfloat16> panel_functions_with();
+template <class Tiles, class Element>
+panel_functions<Element> panel_functions_with();
 
 }  // namespace amx
 
 #define SWITCHYARD_PANEL_FUNCTIONS(space)                                                      \
   {                                                                                            \
-    space::lanes, space::panel_width, space::panel_features, 12, 6, 1, &nothing, &nothing,     \
+    space::lanes, space::panel_width, space::panel_features, 12, 6, 1, 40, &nothing, &nothing, \
         &space::pack_panel<Element>, &space::put_values<Element>, &space::widen_rows<Element>, \
         &space::multiply_panel<2>, &space::multiply_panel<1>                                   \
   }
 template <class Element>
-panel_functions<Element> panel_functions_of(instruction_set set) {
+panel_functions<Element> panel_functions_of(instruction_set set, float_products floats) {
 #if defined(__x86_64__)
-  if constexpr (std::is_same_v<Element, bfloat16>) {
-    if (set == instruction_set::amx) return amx::panel_functions_with<amx::tiles>();
+  if constexpr (std::is_same_v<Element, bfloat16> || std::is_same_v<Element, float>) {
+    bool const by_tiles = std::is_same_v<Element, bfloat16> || floats == float_products::three_of_bfloat16;
+    if (set == instruction_set::amx && by_tiles) return amx::panel_functions_with<amx::tiles, Element>();
   }
   if (set >= instruction_set::avx512) return SWITCHYARD_PANEL_FUNCTIONS(avx512);
   if (set == instruction_set::avx2) return SWITCHYARD_PANEL_FUNCTIONS(avx2);
 #else
   (void)set;
 #endif
+  (void)floats;
   return SWITCHYARD_PANEL_FUNCTIONS(portable);
 }
 #undef SWITCHYARD_PANEL_FUNCTIONS
-
-inline int lanes_of(instruction_set set) { return panel_functions_of<float>(set).lanes; }
 
 /// `activate` of tile.inl.
 template <class Expert>

@@ -26,6 +26,14 @@ enum class instruction_set {
   amx
 };
 
+/// How the CPU backend multiplies float elements of experts with many rows.
+enum class float_products {
+  exact,  ///< in float
+  /// By AMX's tiles: each value is the sum of two bfloat16 values, and three products of those make one. Relative error of
+  /// a layer some 1e-5 instead of 1e-7. Needs `instruction_set::amx`.
+  three_of_bfloat16
+};
+
 }  // namespace switchyard
 
 /// The register-tiled matrix product, once per instruction set. Its functions carry the target attribute, so a
@@ -63,13 +71,9 @@ struct depth_piece {
   std::int64_t depth, first, length;
 };
 
-/// Floats of memory that a row takes, alone or in a panel: its depth, or half of it where two-byte elements stay as they are,
-/// up to a multiple of 32; then up to an odd number of cache lines, for rows that are a power of two apart would take the
-/// same places of the cache.
-constexpr std::int64_t row_floats(std::int64_t depth) {
-  std::int64_t const in_chunks = divide_up(depth, 32) * 16;
-  return (divide_up(depth > in_chunks ? depth : in_chunks, 16) | 1) * 16;
-}
+/// Floats of memory that a row takes, alone or in a panel: its depth up to a multiple of 32, and a cache line, for rows that
+/// are a power of two apart would take the same places of the cache.
+constexpr std::int64_t row_floats(std::int64_t depth) { return divide_up(depth, 32) * 32 + 16; }
 
 // Accumulators stay in registers only if the loops over them are gone. nvcc's front end does not know the pragma.
 #if defined(__CUDACC__)
@@ -118,7 +122,7 @@ namespace avx512 {
 #define SWITCHYARD_TILE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
 #define SWITCHYARD_TILE_BYTES 64
 #define SWITCHYARD_TILE_REGISTERS 32
-#define SWITCHYARD_TILE_ROWS 14
+#define SWITCHYARD_TILE_ROWS 7
 #define SWITCHYARD_PANEL_FEATURES 12
 #include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET

@@ -176,24 +176,33 @@ SWITCHYARD_TILE_TARGET void put_in_group(float const* values, int count, std::in
   for (; i < count; ++i) begin[place_in_group<Element>(first + i, r, group.rows, depth)] = values[i];
 }
 
-/// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows. Weights are fetched a little before
-/// their turn: what follows a feature in its stream is at `next`.
+/// Where weights are fetched from while others are multiplied: in each of some streams at `from`, a step for every `groups`
+/// steps of the product; from depth `turn` on, at `then`.
+template <class Element, int Streams>
+struct fetched_streams {
+  Element const *from[Streams], *then[Streams];
+  std::int64_t turn;
+  int groups;
+};
+
+/// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows.
 template <class Element, int Rows, int Streams>
 SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* const (&weights)[Streams],
-                                           Element const* const (&next)[Streams], std::int64_t depth, float* products) {
+                                           fetched_streams<Element, Streams> const& fetched, std::int64_t depth,
+                                           float* products) {
   using source = stored<Element>;
   constexpr int step = lanes * source::parts;
-  constexpr std::int64_t ahead = 1024 / sizeof(Element);
   floats sum[Rows][Streams] = {};
-  std::int64_t k = 0;
-  for (int half = 0; half < 2; ++half) {
-    std::int64_t const end = half == 1 ? depth : depth > ahead ? depth - ahead : 0;
-    Element const* fetched[Streams];
+  std::int64_t k = 0, ahead = 0;
+  std::int64_t const ahead_step = step / fetched.groups;
+  for (int part = 0; part < 2; ++part) {
+    std::int64_t const end = part == 0 ? fetched.turn : depth;
+    Element const* next[Streams];
     SWITCHYARD_TILE_UNROLL
-    for (int s = 0; s < Streams; ++s) fetched[s] = half == 0 ? weights[s] + ahead : next[s] + (ahead - depth);
-    for (; k < end; k += step, rows += step * Rows) {
+    for (int s = 0; s < Streams; ++s) next[s] = part == 0 ? fetched.from[s] : fetched.then[s];
+    for (; k < end; k += step, ahead += ahead_step, rows += step * Rows) {
       SWITCHYARD_TILE_UNROLL
-      for (int s = 0; s < Streams; ++s) __builtin_prefetch(fetched[s] + k);
+      for (int s = 0; s < Streams; ++s) __builtin_prefetch(next[s] + ahead);
       SWITCHYARD_TILE_UNROLL
       for (int p = 0; p < source::parts; ++p) {
         floats right[Streams];
@@ -213,9 +222,12 @@ SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* con
   constexpr int count = Rows * Streams;
   SWITCHYARD_TILE_UNROLL
   for (int i = 0; i < count; i += 4) {
-    floats four[4] = {};
+    floats four[4];
     SWITCHYARD_TILE_UNROLL
-    for (int n = 0; n < 4 && i + n < count; ++n) four[n] = sum[(i + n) / Streams][(i + n) % Streams];
+    for (int n = 0; n < 4; ++n) {
+      int const at = i + n < count ? i + n : 0;  // past the last: any
+      four[n] = sum[at / Streams][at % Streams];
+    }
     quad const together = sums_of(four[0], four[1], four[2], four[3]);
     __builtin_memcpy(products + i, &together, sizeof together);
   }
@@ -252,15 +264,24 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row
         later[s] = next.rows + s * each_next * next.row_stride;
       }
     }
+    // A group alone fetches the next KiB of its streams; several share the next feature.
+    constexpr std::int64_t ahead = 1024 / sizeof(Element);
+    fetched_streams<Element, streams> fetched;
+    fetched.turn = groups > 1 ? by_steps : by_steps > ahead ? by_steps - ahead : 0;
+    fetched.groups = groups;
     for (int g = 0; g < groups; ++g) {
+      for (int s = 0; s < streams; ++s) {
+        fetched.from[s] = groups > 1 ? later[s] + by_steps / groups * g : now[s] + ahead;
+        fetched.then[s] = later[s] + (ahead - by_steps);
+      }
       row_group const group = group_of_rows(row_count, g);
       float const* const from = rows + group.first * row_floats(piece.depth) + piece.first * group.rows;
       float products[Rows * streams + 3];
       if (group.rows == Rows) {
-        multiply_group<Element, Rows, streams>(from, now, later, by_steps, products);
+        multiply_group<Element, Rows, streams>(from, now, fetched, by_steps, products);
       } else {
         constexpr int fewer = Rows > 1 ? Rows - 1 : 1;
-        multiply_group<Element, fewer, streams>(from, now, later, by_steps, products);
+        multiply_group<Element, fewer, streams>(from, now, fetched, by_steps, products);
       }
       for (int s = 0; s < streams && s * each + i < weights.features; ++s) {
         float* const column = to + group.first * stride + s * each + i;
