@@ -16,7 +16,7 @@ namespace switchyard {
 
 /// A caller's own threads. `run` calls `body(argument, worker)` once for each worker from 0 to `workers - 1`, at
 /// the same time or one after the other, and returns when all have returned. It is never asked for more workers than
-/// the pool has. `body` does not throw; it needs about 200 KB of stack.
+/// the pool has. `body` does not throw; it needs about 220 KB of stack.
 struct thread_pool {
   void* state = nullptr;  ///< handed to `run` as it is
   int workers = 1;        ///< how many the pool has

@@ -52,7 +52,7 @@ panel_functions<Element> panel_functions_with();
 
 #define SWITCHYARD_PANEL_FUNCTIONS(space)                                                      \
   {                                                                                            \
-    space::lanes, space::panel_width, space::panel_features, 12, 6, 1, 40, &nothing, &nothing, \
+    space::lanes, space::panel_width, space::panel_features, 12, 6, 1, 32, &nothing, &nothing, \
         &space::pack_panel<Element>, &space::put_values<Element>, &space::widen_rows<Element>, \
         &space::multiply_panel<2>, &space::multiply_panel<1>                                   \
   }

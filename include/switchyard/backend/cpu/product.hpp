@@ -15,7 +15,6 @@ inline constexpr int block_rows = 64, block_features = 128;
 /// What of products of few rows depends on the instruction set, see tile.inl.
 template <class Element>
 struct row_functions {
-  int lanes;
   void (*group)(Element const* const* rows, int row_count, std::int64_t depth, float* to);
   void (*put)(float const* values, int count, std::int64_t first, int row, int row_count, std::int64_t depth,
               float* to);
@@ -23,11 +22,8 @@ struct row_functions {
                    feature_tile<Element> const& next, float* to, std::int64_t stride);
 };
 
-#define SWITCHYARD_ROW_FUNCTIONS(space)                                       \
-  {                                                                           \
-    space::lanes, &space::group_rows<Element>, &space::put_in_group<Element>, \
-        &space::multiply_rows_by_features<Element>                            \
-  }
+#define SWITCHYARD_ROW_FUNCTIONS(space) \
+  { &space::group_rows<Element>, &space::put_in_group<Element>, &space::multiply_rows_by_features<Element> }
 /// `set` must not be `automatic`.
 template <class Element>
 row_functions<Element> row_functions_of(instruction_set set) {
@@ -82,7 +78,8 @@ int features_of_item(std::int64_t depth, std::int64_t features, std::int64_t ite
   constexpr std::int64_t streams_bytes = 256 * 1024, each_worker = 16;
   std::int64_t const by_memory = streams_bytes / (depth * static_cast<std::int64_t>(sizeof(Element)));
   std::int64_t const by_work = items * features / (each_worker * workers);
-  return static_cast<int>(std::clamp<std::int64_t>(std::min(by_memory, by_work) / 8 * 8, 8, block_features));
+  std::int64_t const fit = std::clamp<std::int64_t>(std::min(by_memory, by_work), 8, block_features);
+  return static_cast<int>(fit < 32 ? fit / 8 * 8 : fit / 32 * 32);  // whole vectors
 }
 
 }  // namespace switchyard::backend::detail

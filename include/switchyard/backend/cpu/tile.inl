@@ -1,8 +1,8 @@
 // Included by tile.hpp once per instruction set, each time inside another namespace and with other values of
-//   SWITCHYARD_TILE_TARGET  the attribute that lets a function use the instruction set
-//   SWITCHYARD_TILE_BYTES   bytes of one vector register
+//   SWITCHYARD_TILE_TARGET     the attribute that lets a function use the instruction set
+//   SWITCHYARD_TILE_BYTES      bytes of one vector register
 //   SWITCHYARD_TILE_REGISTERS  how many there are
-//   SWITCHYARD_TILE_ROWS    rows that are multiplied together without panels
+//   SWITCHYARD_TILE_ROWS       rows that are multiplied together without panels
 //   SWITCHYARD_PANEL_FEATURES  features that are multiplied together with a panel
 // Vectors are the compilers' vector extension, so the source is the same for all of them.
 
