@@ -10,6 +10,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <random>
 #include <utility>
 #include <vector>
 
@@ -48,13 +49,15 @@ double milliseconds_of_a_token(bool large_pages) {
   auto* const values = reinterpret_cast<sy::bfloat16*>(weights.get());
   for (std::size_t i = 0; i < layers * 3 * matrix; ++i) values[i] = sy::bfloat16(static_cast<float>(i % 251) / 4096.0f);
 
+  std::minstd_rand random(1);
+  auto const any = [&] { return static_cast<float>(random()) / static_cast<float>(random.max()) - 0.5f; };
   std::vector<float> router(experts * hidden);
-  for (std::size_t i = 0; i < router.size(); ++i) router[i] = static_cast<float>(i * 7 % 113) / 113.0f;
+  for (float& value : router) value = any();
   std::vector<sy::bfloat16> x(hidden), y(hidden);
   std::vector<std::byte> scratch(granite::workspace_bytes(1));
   std::vector<double> times;
   for (int call = 0; call < 101; ++call) {
-    for (int i = 0; i < hidden; ++i) x[i] = sy::bfloat16(static_cast<float>((i + 1) * (call + 3) % 97) / 97.0f - 0.5f);
+    for (sy::bfloat16& value : x) value = sy::bfloat16(any());
     sy::bfloat16 const* const layer = values + call % layers * 3 * matrix;
     auto const begin = std::chrono::steady_clock::now();
     granite::forward({.tokens = granite::rows(std::as_const(x).data(), 1),
