@@ -65,7 +65,7 @@ TEMPLATE_TEST_CASE("products of few rows", "[experts]", float, sy::bfloat16, sy:
     std::int64_t const row_stride = depth + 5;
     auto const tokens = numbers<element>(rows * row_stride, 3);
     auto const matrix = numbers<element>(std::int64_t{features} * row_stride, 5);
-    auto const turned = [&] {
+    auto const turned = [&, features = features, depth = depth] {
       std::vector<element> t(static_cast<std::size_t>(features) * depth);
       for (int f = 0; f < features; ++f) {
         for (int k = 0; k < depth; ++k) t[k * features + f] = matrix[f * row_stride + k];
