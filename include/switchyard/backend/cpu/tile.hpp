@@ -21,7 +21,7 @@ enum class instruction_set {
   portable,   ///< what the compiler may use anyway
   avx2,       ///< AVX2 and FMA
   avx512,     ///< AVX-512 F, BW, DQ and VL
-  /// And AMX's tiles, for bfloat16 elements of experts with many rows. Only on request so far: the tests compare it with an
+  /// And AMX's tiles, for bfloat16 elements of experts with many rows (and see `float_products`). Only on request so far: the tests compare it with an
   /// emulation of the instructions, and it has not run on a processor that has them.
   amx
 };
@@ -30,7 +30,7 @@ enum class instruction_set {
 enum class float_products {
   exact,  ///< in float
   /// By AMX's tiles: each value is the sum of two bfloat16 values, and three products of those make one. Relative error of
-  /// a layer some 1e-5 instead of 1e-7. Needs `instruction_set::amx`.
+  /// an expert some 6e-6 instead of 1e-7. Needs `instruction_set::amx`.
   three_of_bfloat16
 };
 
