@@ -21,8 +21,8 @@ enum class instruction_set {
   portable,   ///< what the compiler may use anyway
   avx2,       ///< AVX2 and FMA
   avx512,     ///< AVX-512 F, BW, DQ and VL
-  /// And AMX's tiles, for bfloat16 elements of experts with many rows (and see `float_products`). Only on request so far: the tests compare it with an
-  /// emulation of the instructions, and it has not run on a processor that has them.
+  /// And AMX's tiles, for bfloat16 elements of experts with many rows (and see `float_products`). Only on request so far:
+  /// the tests compare it with an emulation of the instructions, and it has not run on a processor that has them.
   amx
 };
 
