@@ -30,9 +30,9 @@ struct cpu_context {
   int threads = 0;
   thread_pool const* pool = nullptr;  ///< the caller's own threads, instead of OpenMP's
   instruction_set instructions = instruction_set::automatic;
-  /// Experts with so many rows or more are computed by panels of rows, those with fewer row by row; at least 16, 0: what is
-  /// usually fastest. The two add in another order: a row has the same bits whatever rows stand beside it only where all
-  /// calls take the same way, such as with a number that no expert reaches.
+  /// Experts with so many rows or more are computed by panels of rows, those with fewer by small groups; at least 16, 0: what
+  /// is usually fastest, 32, or 16 with AMX's tiles. The two add in another order: a row has the same bits whatever rows stand
+  /// beside it only where all calls take the same way, such as with a number that no expert reaches.
   int least_panel_rows = 0;
   float_products floats = float_products::exact;  ///< another one is never chosen silently
 };
