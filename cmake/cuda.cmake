@@ -61,3 +61,10 @@ function(switchyard_cuda_program target)
   target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo>)
   switchyard_warnings(${target})
 endfunction()
+
+# switchyard_for_hopper(<target>): compiles it for Hopper, whatever the others are compiled for.
+function(switchyard_for_hopper target)
+  if(NOT CMAKE_CUDA_ARCHITECTURES MATCHES "^90a")
+    set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES 90a-virtual)
+  endif()
+endfunction()

@@ -16,7 +16,7 @@ std::string describe() {
   constexpr shape dims = Layer::dims;
   return part(Layer::router::name) + ":" + std::to_string(dims.top_k) + "of" + std::to_string(dims.experts) + "/" +
          part(Layer::capacity::name) + "/" + part(Layer::expert::name) + "/" + std::to_string(dims.hidden) + "x" +
-         std::to_string(dims.intermediate) + "/" + part(Layer::backend::name) + "/" +
+         std::to_string(dims.intermediate) + "/" + part(Layer::backend::template name_for<Layer>()) + "/" +
          part(element_name<typename Layer::element>);
 }
 

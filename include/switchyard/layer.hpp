@@ -338,8 +338,8 @@ struct layer {
   static void forward(args const& a, context const& where = {}) {
     static_assert(
         backend_policy<Backend, layer>,
-        "switchyard: the fifth argument of layer is no backend. A backend has a name, workspace_bytes<Layer>(tokens) "
-        "and forward<Layer>(args, context); see backend/backend_policy.hpp.");
+        "switchyard: the fifth argument of layer is no backend. A backend has a name, name_for<Layer>(), "
+        "workspace_bytes<Layer>(tokens) and forward<Layer>(args, context); see backend/backend_policy.hpp.");
     check(a);
     Backend::template forward<layer>(a, where);
   }

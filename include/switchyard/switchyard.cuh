@@ -3,4 +3,5 @@
 /// Everything of Switchyard, with the GPU backends: for nvcc.
 
 #include <switchyard/backend/cuda/cuda.cuh>
+#include <switchyard/backend/hopper/hopper.cuh>
 #include <switchyard/switchyard.hpp>

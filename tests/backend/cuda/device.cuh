@@ -102,9 +102,9 @@ void forward_in_steps(typename Layer::args const& args, cudaStream_t on) {
     return;
   } else {
     constexpr sy::shape dims = Layer::dims;
-    using sy::backend::cuda;
-    cuda::route<Layer>(args, {.stream = on});
-    cuda::plan<Layer>(args, {.stream = on});
+    using gpu = typename Layer::backend;
+    gpu::template route<Layer>(args, {.stream = on});
+    gpu::template plan<Layer>(args, {.stream = on});
     check_cuda(cudaStreamSynchronize(on));
 
     std::int64_t const tokens = args.tokens.rows, pairs = tokens * dims.top_k;
@@ -114,8 +114,8 @@ void forward_in_steps(typename Layer::args const& args, cudaStream_t on) {
       return to;
     };
     if constexpr (Layer::capacity_traits.order != sy::queue::priority) {
-      auto const experts = copy(cuda::routes_of<Layer>(args).experts, pairs);
-      auto weights = copy(cuda::routes_of<Layer>(args).weights, pairs);
+      auto const experts = copy(gpu::template routes_of<Layer>(args).experts, pairs);
+      auto weights = copy(gpu::template routes_of<Layer>(args).weights, pairs);
       std::vector<std::int32_t> used(dims.experts), offsets(dims.experts + 1), pair_of(pairs), row_of(pairs);
       std::vector<std::int64_t> load(dims.experts);
       std::vector<std::uint8_t> dropped(pairs);
@@ -128,12 +128,12 @@ void forward_in_steps(typename Layer::args const& args, cudaStream_t on) {
                                                                .used = used.data()},
                                                               {offsets.data(), pair_of.data(), row_of.data()});
       pair_of.resize(offsets[dims.experts]);
-      sy::dispatch_plan const plan = cuda::plan_of<Layer>(args);
+      sy::dispatch_plan const plan = gpu::template plan_of<Layer>(args);
       if (copy(plan.offsets, dims.experts + 1) != offsets) throw std::runtime_error("other offsets than the CPU's");
       if (copy(plan.pair_of, offsets[dims.experts]) != pair_of) throw std::runtime_error("other pairs than the CPU's");
       if (copy(plan.row_of, pairs) != row_of) throw std::runtime_error("other rows than the CPU's");
     }
-    cuda::experts<Layer>(args, {.stream = on});
+    gpu::template experts<Layer>(args, {.stream = on});
   }
 }
 
@@ -151,7 +151,7 @@ void forward_captured(typename Layer::args const& args, cudaStream_t on) {
   if constexpr (!Layer::router_traits.precomputed) auxiliary = args.auxiliary != nullptr ? Layer::strata_or_one : 0;
   bool given = false;
   if constexpr (Layer::router_traits.clustering.scales) given = args.clusters.feature_scale != nullptr;
-  if (args.tokens.rows > 0 && nodes != sy::backend::cuda::launches<Layer>(given) + auxiliary) {
+  if (args.tokens.rows > 0 && nodes != Layer::backend::template launches<Layer>(given) + auxiliary) {
     throw std::runtime_error("a graph of " + std::to_string(nodes) + " nodes");
   }
   cudaGraphExec_t replay = nullptr;
@@ -175,8 +175,8 @@ void forward_captured(typename Layer::args const& args, cudaStream_t on) {
   cudaGraphDestroy(graph);
 }
 
-template <>
-struct reached<sy::backend::cuda> {
+/// A backend of the GPU, for `reached`.
+struct reached_gpu {
   static void* allocate(std::size_t bytes) {
     void* memory = nullptr;
     check_cuda(cudaMalloc(&memory, bytes));
@@ -201,6 +201,13 @@ struct reached<sy::backend::cuda> {
     own.wait();
   }
 };
+
+template <>
+struct reached<sy::backend::cuda> : reached_gpu {};
+template <>
+struct reached<sy::backend::hopper> : reached_gpu {};
+template <class Tuning>
+struct reached<sy::backend::hopper_with<Tuning>> : reached_gpu {};
 
 /// A layer of the CPU's list on the GPU.
 template <class Layer>

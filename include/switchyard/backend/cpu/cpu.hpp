@@ -31,6 +31,11 @@ struct cpu {
   using context = cpu_context;
 
   template <class Layer>
+  static constexpr std::string_view name_for() {
+    return name;
+  }
+
+  template <class Layer>
   static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
     carver measure;
     if constexpr (Layer::router_traits.stratification.strata > 0) {

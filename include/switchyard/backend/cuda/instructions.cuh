@@ -116,13 +116,15 @@ struct row_copies {
     present |= static_cast<unsigned>(row != nullptr) << copy;
   }
 
-  /// Copies what stands `offset` elements further, as far as `rest` elements go; `to` and every `pitch` bytes.
-  __device__ void enqueue(std::uint32_t to, int pitch, int offset, int rest) const {
+  /// Copies what stands `offset` elements further, as far as `rest` elements go; `to` and every `pitch` bytes. `Count`
+  /// copies from `first` on.
+  template <int Count = Copies>
+  __device__ void enqueue(std::uint32_t to, int pitch, int offset, int rest, int first = 0) const {
     int const count = rest < 0 ? 0 : rest < size ? rest : size;
 #pragma unroll
-    for (int i = 0; i < Copies; ++i) {
-      int const bytes = (present >> i & 1u) != 0 ? count * static_cast<int>(sizeof(Element)) : 0;
-      copy_async(to + static_cast<std::uint32_t>(i * pitch), from[i] + offset, bytes);
+    for (int i = 0; i < Count; ++i) {
+      int const bytes = (present >> (first + i) & 1u) != 0 ? count * static_cast<int>(sizeof(Element)) : 0;
+      copy_async(to + static_cast<std::uint32_t>(i * pitch), from[first + i] + offset, bytes);
     }
   }
 };

@@ -66,10 +66,10 @@ inline void check(char const* what, cudaError_t code, std::size_t shared_bytes =
   if (code != cudaSuccess) fail_cuda(what, code, shared_bytes);
 }
 
-/// Enqueues one kernel. `what` names it in an error.
+/// Enqueues one kernel whose blocks come in clusters of so many. `what` names it in an error.
 template <class... Parameters, class... Arguments>
-void launch(cuda_context const& where, char const* what, void (*kernel)(Parameters...), std::int64_t blocks,
-            int threads, std::size_t shared_bytes, Arguments const&... arguments) {
+void launch_clusters(cuda_context const& where, char const* what, void (*kernel)(Parameters...), std::int64_t blocks,
+                     int threads, std::size_t shared_bytes, int cluster, Arguments const&... arguments) {
   constexpr std::int64_t most_blocks = (std::int64_t{1} << 31) - 1;
   if (blocks > most_blocks) {
     fail(std::string("backend::cuda, ") + what, "at most " + std::to_string(most_blocks) + " blocks (fewer tokens)",
@@ -82,12 +82,24 @@ void launch(cuda_context const& where, char const* what, void (*kernel)(Paramete
                                static_cast<int>(shared_bytes)),
           shared_bytes);
   }
+  cudaLaunchAttribute clusters{};
+  clusters.id = cudaLaunchAttributeClusterDimension;
+  clusters.val.clusterDim = {static_cast<unsigned>(cluster), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = where.stream;
+  config.attrs = &clusters;
+  config.numAttrs = cluster > 1 ? 1 : 0;
   check(what, cudaLaunchKernelEx(&config, kernel, arguments...), shared_bytes);
+}
+
+/// Enqueues one kernel.
+template <class... Parameters, class... Arguments>
+void launch(cuda_context const& where, char const* what, void (*kernel)(Parameters...), std::int64_t blocks,
+            int threads, std::size_t shared_bytes, Arguments const&... arguments) {
+  launch_clusters(where, what, kernel, blocks, threads, shared_bytes, 1, arguments...);
 }
 
 }  // namespace backend::device

@@ -1,0 +1,609 @@
+#pragma once
+
+#include <switchyard/backend/cuda/alignment.cuh>
+#include <switchyard/backend/cuda/auxiliary.cuh>
+#include <switchyard/backend/cuda/clustering.cuh>
+#include <switchyard/backend/cuda/combine.cuh>
+#include <switchyard/backend/cuda/grouped_gemm.cuh>
+#include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/pass_size.cuh>
+#include <switchyard/backend/cuda/plan.cuh>
+#include <switchyard/backend/cuda/products.cuh>
+#include <switchyard/backend/cuda/route.cuh>
+#include <switchyard/backend/cuda/strata.cuh>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/dispatch/pass.hpp>
+#include <switchyard/layer.hpp>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string_view>
+#include <utility>
+
+namespace switchyard {
+
+/// A call's routes in its workspace, on the device.
+struct cuda_routes {
+  std::int32_t const* experts;  ///< [tokens, top_k]; -1 for a pair that goes nowhere
+  float const* weights;         ///< [tokens, top_k], before any expert dropped the token
+};
+
+namespace backend::device {
+
+/// The arguments of both products.
+template <class Element>
+struct both_products {
+  product_args<Element> first, second;
+};
+
+/// What the backends of the GPU have in common: the steps of a layer as launches. `Products` has the two products,
+/// `enqueue<Layer>(where, first, second)`.
+template <class Products>
+class layer_steps {
+ public:
+  using context = cuda_context;
+
+  template <class Layer>
+  static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
+    carver measure;
+    if constexpr (is_stratified<Layer>) {
+      strata_pieces<Layer>(measure, tokens);
+    } else {
+      pieces<Layer>(measure, tokens);
+    }
+    return measure.bytes();
+  }
+
+  template <class Layer>
+  static void forward(forward_args<Layer> const& args, context const& where) {
+    if constexpr (is_stratified<Layer>) {
+      carver split(args.workspace.data());
+      enqueue_passes(args, where, strata_pieces<Layer>(split, args.tokens.rows), strata_of<Layer>{});
+    } else {
+      enqueue_once(args, where);
+    }
+  }
+
+  /// Kernels that one `forward` of at least one token enqueues; one more, or one more for each stratum, when auxiliary
+  /// values are asked for. With `router::adaptive_clustering` they are fewer when the call gives the weights of the features.
+  template <class Layer>
+  static constexpr int launches(bool feature_scale_given = false) {
+    constexpr clustering_traits clustering = Layer::router_traits.clustering;
+    constexpr int strata = Layer::router_traits.stratification.strata;
+    if constexpr (strata > 0) return strata * (2 + launches<dispatch::pass_layer<Layer, 0>>());
+    bool const sorts = Layer::capacity_traits.drops && Layer::capacity_traits.order == queue::priority;
+    int const weights = !clustering.scales ? 0 : !feature_scale_given ? 6 : clustering.unit_rows ? 1 : 0;
+    return 5 + (Layer::capacity_traits.drops ? 1 : 0) + (sorts ? 1 : 0) + weights +
+           (clustering.experts_see_scaled ? 1 : 0);
+  }
+
+  /// The first of the three steps of `forward`: tokens to experts and weights. Steps of one call share its arguments.
+  template <class Layer>
+  static void route(forward_args<Layer> const& args, context const& where = {}) {
+    check_step(args);
+    enqueue_route(args, where);
+  }
+
+  /// The second step: from the routes in the workspace to the rows of each expert.
+  template <class Layer>
+  static void plan(forward_args<Layer> const& args, context const& where = {}) {
+    check_step(args);
+    enqueue_plan(args, where);
+  }
+
+  /// The third step: both products, and the sum over each token's experts.
+  template <class Layer>
+  static void experts(forward_args<Layer> const& args, context const& where = {}) {
+    check_step(args);
+    enqueue_experts(args, where);
+  }
+
+  /// Where the routes of a call stand after `route`. An engine that makes its own hands them to a layer of
+  /// `router::precomputed`, whose `route` takes them over.
+  template <class Layer>
+  static cuda_routes routes_of(forward_args<Layer> const& args) {
+    pieces<Layer> const p(args);
+    return {p.experts, p.routed_weights};
+  }
+
+  /// Where the plan of a call stands after `plan`, to be read. `pair_of` has as many entries as there are rows: `offsets[experts]`.
+  template <class Layer>
+  static dispatch_plan plan_of(forward_args<Layer> const& args) {
+    return pieces<Layer>(args).plan;
+  }
+
+ protected:
+  template <class Layer>
+  static constexpr bool is_stratified = Layer::router_traits.stratification.strata > 0;
+  template <class Layer>
+  using strata_of = std::make_integer_sequence<int, Layer::router_traits.stratification.strata>;
+
+  template <class Layer>
+  static void check_step(forward_args<Layer> const& args) {
+    static_assert(
+        !is_stratified<Layer>,
+        "switchyard: a layer of router::stratified routes, plans and computes once for every stratum, so its steps "
+        "cannot be called one by one. Call forward.");
+    Layer::check(args);
+  }
+
+  /// Every temporary of a call.
+  template <class Layer>
+  struct pieces {
+    using element = typename Layer::element;
+    static constexpr shape dims = Layer::dims;
+    static constexpr capacity_traits capacity = Layer::capacity_traits;
+    static constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
+    static constexpr bool sorts = capacity.drops && capacity.order == queue::priority;
+    static constexpr clustering_traits clustering = Layer::router_traits.clustering;
+
+    std::int32_t *cluster_offsets = nullptr, *cluster_order = nullptr, *known_clusters = nullptr;  // see clustering.cuh
+    float *partial = nullptr, *mean = nullptr, *totals = nullptr, *scale = nullptr, *inverse_lengths = nullptr;
+    element* scaled_tokens = nullptr;                   // [tokens, outer_stride]
+    float* logits = nullptr;                            // [tokens, experts], written for auxiliary values only
+    std::int32_t* experts;                              // [tokens, top_k]
+    float *routed_weights, *weights;                    // [tokens, top_k]
+    float* priority = nullptr;                          // [tokens]
+    std::int32_t *order = nullptr, *scratch = nullptr;  // [tokens]
+    std::uint8_t* dropped = nullptr;                    // [tokens, top_k]
+    pair_sets chosen, kept, sorted;             // see plan.cuh
+    std::int32_t *below = nullptr, *rows = nullptr;     // [experts, pieces], [experts, groups]
+    dispatch_plan plan;
+    element *inner, *outer;                                    // [rows, inner_stride], [rows, outer_stride]
+    element *shared_inner = nullptr, *shared_outer = nullptr;  // [tokens, ...]
+
+    static constexpr std::int64_t cluster_tiles(std::int64_t tokens) {
+      return tokens / cluster_tile_rows(tokens) + dims.experts;
+    }
+
+    /// Rows start at multiples of 16 bytes.
+    static constexpr std::int64_t padded(int width) {
+      constexpr int size = chunk_bytes / static_cast<int>(sizeof(element));
+      return divide_up(width, size) * size;
+    }
+    static constexpr std::int64_t inner_stride = padded(dims.intermediate);
+    static constexpr std::int64_t outer_stride = padded(dims.hidden);
+    static constexpr std::int64_t shared_inner_stride = padded(shared_intermediate);
+
+    /// Tokens of a block that routes, in sixteens: with more of them the router weight is read less often, with fewer there
+    /// are more blocks, and they fit devices with less shared memory.
+    static constexpr bool takes_two_blocks() {
+      return route_tile<Layer, 2>::shared_bytes <= least_shared_bytes;
+    }
+    static constexpr int route_blocks(std::int64_t tokens) { return tokens > 2048 && takes_two_blocks() ? 2 : 1; }
+    static constexpr int piece_tokens(std::int64_t tokens) {
+      if constexpr (Layer::router_traits.precomputed) {
+        return take_routes_tile<Layer>::tokens;
+      } else {
+        return 16 * route_blocks(tokens);
+      }
+    }
+
+    constexpr pieces(carver& from, std::int64_t tokens) {
+      std::int64_t const pairs = tokens * dims.top_k;
+      if constexpr (!Layer::router_traits.precomputed) logits = from.take<float>(tokens * dims.experts);
+      if constexpr (clustering.scales) {
+        constexpr std::int64_t table = std::int64_t{dims.experts} * dims.hidden;
+        cluster_offsets = from.take<std::int32_t>(dims.experts + 1);
+        cluster_order = from.take<std::int32_t>(tokens);
+        known_clusters = from.take<std::int32_t>(1);
+        partial = from.take<float>(cluster_tiles(tokens) * dims.hidden);
+        mean = from.take<float>(table);
+        totals = from.take<float>(dims.experts * divide_up(dims.hidden, 32));
+        scale = from.take<float>(table);
+        if constexpr (clustering.unit_rows) inverse_lengths = from.take<float>(dims.experts);
+        if constexpr (clustering.experts_see_scaled) scaled_tokens = from.take<element>(tokens * outer_stride);
+      }
+      experts = from.take<std::int32_t>(pairs);
+      weights = routed_weights = from.take<float>(pairs);
+      if constexpr (capacity.renormalises) weights = from.take<float>(pairs);
+      if constexpr (sorts) {
+        priority = from.take<float>(tokens);
+        order = from.take<std::int32_t>(tokens);
+        scratch = from.take<std::int32_t>(tokens);
+      }
+      auto const sets = [&] {
+        pair_sets result;
+        result.piece_pairs = piece_tokens(tokens) * dims.top_k;
+        result.pieces = divide_up(tokens, piece_tokens(tokens));
+        result.words = from.take<std::uint32_t>(dims.experts * result.words_per_expert());
+        return result;
+      };
+      kept = chosen = sets();
+      if constexpr (capacity.drops) {
+        kept = sets();
+        if constexpr (sorts) sorted = sets();
+        dropped = from.take<std::uint8_t>(pairs);
+        rows = from.take<std::int32_t>(dims.experts * tokens);  // as many groups as tokens at most
+      } else {
+        below = from.take<std::int32_t>(dims.experts * chosen.pieces);
+      }
+      plan.offsets = from.take<std::int32_t>(dims.experts + 1);
+      plan.pair_of = from.take<std::int32_t>(pairs);
+      plan.row_of = from.take<std::int32_t>(pairs);
+      inner = from.take<element>(pairs * inner_stride);
+      outer = from.take<element>(pairs * outer_stride);
+      if constexpr (shared_intermediate > 0) {
+        shared_inner = from.take<element>(tokens * shared_inner_stride);
+        shared_outer = from.take<element>(tokens * outer_stride);
+      }
+    }
+
+    explicit pieces(forward_args<Layer> const& args) : pieces(carver(args.workspace.data()), args.tokens.rows) {}
+
+   private:
+    pieces(carver&& from, std::int64_t tokens) : pieces(from, tokens) {}
+  };
+
+  template <class Layer>
+  static std::int64_t group_size(forward_args<Layer> const& args) {
+    std::int64_t const tokens = args.tokens.rows;
+    return args.tokens_per_group > 0 && args.tokens_per_group < tokens ? args.tokens_per_group : tokens;
+  }
+
+  /// The steps of a layer without strata, or of a pass.
+  template <class Layer>
+  static void enqueue_once(forward_args<Layer> const& args, context const& where,
+                           pass_size const* pass = nullptr) {
+    enqueue_route(args, where, pass);
+    enqueue_plan(args, where, pass);
+    enqueue_experts(args, where, pass);
+  }
+
+  template <class Layer>
+  static void enqueue_route(forward_args<Layer> const& args, context const& where,
+                            pass_size const* pass = nullptr) {
+    using element = typename Layer::element;
+    std::int64_t const tokens = args.tokens.rows;
+    if (tokens == 0 && !Layer::router_traits.clustering.scales) return;
+    pieces<Layer> const p(args);
+    route_args<element> to{.tokens = args.tokens,
+                                   .pass = pass,
+                                   .router = {},
+                                   .active = args.active,
+                                   .aligned_tokens = is_aligned(args.tokens),
+                                   .aligned_router = false,
+                                   .clusters = {},
+                                   .aligned_scale = false,
+                                   .inverse_lengths = nullptr,
+                                   .experts = p.experts,
+                                   .weights = p.routed_weights,
+                                   .priority = p.priority,
+                                   .logits = args.decisions.logits,
+                                   .chosen = p.chosen,
+                                   .kept = Layer::capacity_traits.drops ? p.kept : pair_sets{},
+                                   .sorted = p.sorted,
+                                   .below = p.below,
+                                   .row_of = p.plan.row_of,
+                                   .dropped = p.dropped};
+    if constexpr (Layer::router_traits.precomputed) {
+      using tile = take_routes_tile<Layer>;
+      static_assert(
+          tile::shared_bytes <= most_shared_bytes,
+          "switchyard: backend::cuda keeps the pairs of 32 tokens in shared memory, a bit for every expert, which "
+          "has no room for so many experts and choices. Use fewer of them.");
+      launch(where, "take_routes", take_routes<Layer>, p.chosen.pieces, tile::threads,
+                     tile::shared_bytes, args.routes, tokens, to);
+    } else {
+      if constexpr (Layer::router_traits.gate == gate_owner::model) {
+        to.router = args.shared_router;
+      } else {
+        to.router = args.weights.router;
+      }
+      to.aligned_router = is_aligned(to.router.weight, Layer::dims.hidden);
+      if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = p.logits;
+      if constexpr (Layer::router_traits.clustering.scales) {
+        enqueue_clustering(args, where, p, to);
+        if (tokens == 0) return;
+      }
+      if constexpr (pieces<Layer>::takes_two_blocks()) {
+        if (p.route_blocks(tokens) == 2) return enqueue_route_tokens<Layer, 2>(where, to);
+      }
+      enqueue_route_tokens<Layer, 1>(where, to);
+    }
+  }
+
+  /// The weights of the features, unless the caller gives them, and what else routing needs of them.
+  template <class Layer>
+  static void enqueue_clustering(forward_args<Layer> const& args, context const& where, pieces<Layer> const& p,
+                                 route_args<typename Layer::element>& to) {
+    constexpr shape dims = Layer::dims;
+    constexpr clustering_traits form = Layer::router_traits.clustering;
+    constexpr std::int64_t slices = divide_up(dims.hidden, 32);
+    constexpr int threads = clustering_threads;
+    std::int64_t const tokens = args.tokens.rows;
+    clustering_args<typename Layer::element> const with{
+        .tokens = args.tokens,
+        .active = args.active,
+        .clusters = args.clusters,
+        .router = to.router.weight,
+        .offsets = p.cluster_offsets,
+        .order = p.cluster_order,
+        .known = p.known_clusters,
+        .partial = p.partial,
+        .mean = p.mean,
+        .totals = p.totals,
+        .scale = p.scale,
+        .scale_asked = args.decisions.feature_scale,
+        .dispersion = args.decisions.dispersion,
+        .inverse_lengths = p.inverse_lengths,
+        .tile_rows = static_cast<int>(cluster_tile_rows(tokens))};
+    to.clusters = args.clusters;
+    to.inverse_lengths = p.inverse_lengths;
+    if (args.clusters.feature_scale == nullptr) {
+      to.clusters.feature_scale = p.scale;
+      std::int64_t const tiles = p.cluster_tiles(tokens) * divide_up(dims.hidden, threads);
+      launch(where, "order_by_cluster", order_by_cluster<Layer>, dims.experts, threads, 0, with);
+      launch(where, "sum_rows", sum_rows<Layer, false>, tiles, threads, 0, with);
+      launch(where, "cluster_means", cluster_means<Layer>, dims.experts * slices, threads, 0, with);
+      launch(where, "sum_rows (deviations)", sum_rows<Layer, true>, tiles, threads, 0, with);
+      launch(where, "cluster_weights", cluster_weights<Layer>, dims.experts * slices, threads, 0, with);
+      launch(where, "scale_weights", scale_weights<Layer>, slices, threads, 0, with);
+    } else {
+      if constexpr (form.unit_rows) {
+        launch(where, "row_lengths", row_lengths<Layer>, dims.experts, threads, 0, with);
+      }
+      if (args.decisions.feature_scale != nullptr) {
+        check("cudaMemcpyAsync", cudaMemcpyAsync(args.decisions.feature_scale, args.clusters.feature_scale,
+                                                         sizeof(float) * dims.experts * dims.hidden,
+                                                         cudaMemcpyDeviceToDevice, where.stream));
+      }
+    }
+    to.aligned_scale = is_aligned(to.clusters.feature_scale, dims.hidden);
+    if constexpr (form.experts_see_scaled) {
+      if (tokens == 0) return;
+      launch(where, "scale_tokens", scale_tokens<Layer>, tokens, threads, 0, with,
+                     to.clusters.feature_scale, p.scaled_tokens, p.outer_stride);
+    }
+  }
+
+  template <class Layer, int TokenBlocks>
+  static void enqueue_route_tokens(context const& where, route_args<typename Layer::element> const& to) {
+    using tile = route_tile<Layer, TokenBlocks>;
+    static_assert(tile::shared_bytes <= most_shared_bytes,
+                  "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
+                  "experts. Use fewer experts, or router::precomputed.");
+    launch(where, "route_tokens", route_tokens<Layer, TokenBlocks>, to.chosen.pieces, tile::threads,
+                   tile::shared_bytes, to);
+  }
+
+  template <class Layer>
+  static void enqueue_plan(forward_args<Layer> const& args, context const& where,
+                           pass_size const* pass = nullptr) {
+    using capacity = typename Layer::capacity;
+    constexpr shape dims = Layer::dims;
+    std::int64_t const tokens = args.tokens.rows;
+    pieces<Layer> const p(args);
+    std::int64_t const size = group_size(args), groups = tokens == 0 ? 0 : divide_up(tokens, size);
+    plan_args const with{
+        .tokens = tokens,
+        .pass = pass,
+        .group_size = size,
+        .groups = groups,
+        .slots = capacity::slots_per_expert(dims, size),
+        .slots_last = capacity::slots_per_expert(dims, groups == 0 ? 0 : tokens - (groups - 1) * size),
+        .chosen = p.chosen,
+        .kept = p.kept,
+        .sorted = p.sorted,
+        .below = p.below,
+        .rows = p.rows,
+        .experts = p.experts,
+        .routed_weights = p.routed_weights,
+        .priority = p.priority,
+        .order = p.order,
+        .scratch = p.scratch,
+        .dropped = p.dropped,
+        .weights = p.weights,
+        .plan = p.plan,
+        .counts = args.decisions.counts,
+        .load = args.decisions.load};
+    if constexpr (Layer::capacity_traits.drops) {
+      if (tokens > 0) {
+        if constexpr (Layer::capacity_traits.order == queue::priority) {
+          launch(where, "order_tokens", order_tokens<Layer>, groups, plan_threads, 0, with);
+        }
+        launch(where, "queue_pairs", queue_pairs<Layer>, groups * dims.experts, plan_threads, 0,
+                       with);
+      }
+    }
+    launch(where, "assign_rows", assign_rows<Layer>, dims.experts, plan_threads, 0, with);
+  }
+
+  /// The arguments of both products; `args.tokens` are what the experts see.
+  template <class Layer>
+  static both_products<typename Layer::element> products_at(pieces<Layer> const& p, forward_args<Layer> const& args) {
+    using element = typename Layer::element;
+    constexpr shape dims = Layer::dims;
+    constexpr expert_traits traits = Layer::expert_traits;
+    product_args<element> first{.routed = {},
+                                        .shared = {},
+                                        .experts = dims.experts,
+                                        .top_k = dims.top_k,
+                                        .offsets = p.plan.offsets,
+                                        .pair_of = p.plan.pair_of,
+                                        .weights = p.weights,
+                                        .tokens = args.tokens.rows};
+    auto second = first;
+    access const by_tokens =
+        is_aligned(args.tokens) ? access::by_chunks : access::along_columns;
+    first.routed = {.rows = args.tokens.data,
+                    .row_stride = args.tokens.row_stride,
+                    .how = by_tokens,
+                    .gate = {},
+                    .weight = weights_of(args.weights.up_proj),
+                    .gate_bias = {},
+                    .bias = {},
+                    .result = p.inner,
+                    .result_stride = p.inner_stride};
+    second.routed = {.rows = p.inner,
+                     .row_stride = p.inner_stride,
+                     .how = access::by_chunks,
+                     .gate = {},
+                     .weight = weights_of(args.weights.down_proj),
+                     .gate_bias = {},
+                     .bias = {},
+                     .result = p.outer,
+                     .result_stride = p.outer_stride};
+    if constexpr (traits.gated) first.routed.gate = weights_of(args.weights.gate_proj);
+    if constexpr (traits.bias) {
+      first.routed.bias = args.weights.bias.up;
+      if constexpr (traits.gated) first.routed.gate_bias = args.weights.bias.gate;
+      second.routed.bias = args.weights.bias.down;
+    }
+    if constexpr (traits.shared_intermediate > 0) {
+      first.shared = first.routed;
+      first.shared.weight = weights_of(args.weights.shared.up_proj);
+      if constexpr (traits.gated) first.shared.gate = weights_of(args.weights.shared.gate_proj);
+      first.shared.gate_bias = first.shared.bias = {};
+      first.shared.result = p.shared_inner;
+      first.shared.result_stride = p.shared_inner_stride;
+      second.shared = second.routed;
+      second.shared.rows = p.shared_inner;
+      second.shared.row_stride = p.shared_inner_stride;
+      second.shared.weight = weights_of(args.weights.shared.down_proj);
+      second.shared.bias = {};
+      second.shared.result = p.shared_outer;
+    }
+    return {first, second};
+  }
+
+  template <class Layer>
+  static void enqueue_experts(forward_args<Layer> const& given, context const& where,
+                              pass_size const* pass = nullptr) {
+    using element = typename Layer::element;
+    constexpr shape dims = Layer::dims;
+    constexpr expert_traits traits = Layer::expert_traits;
+    pieces<Layer> const p(given);
+    forward_args<Layer> args = given;
+    std::int64_t const tokens = args.tokens.rows;
+    if constexpr (Layer::router_traits.clustering.experts_see_scaled) {
+      args.tokens = {p.scaled_tokens, tokens, dims.hidden, p.outer_stride};
+    }
+    if (tokens > 0) {
+      both_products<element> const products = products_at(p, args);
+      Products::template enqueue<Layer>(where, products.first, products.second);
+
+      combine_args<element> sum{.tokens = args.tokens,
+                                        .pass = pass,
+                                        .output = args.output,
+                                        .aligned = is_aligned(args.tokens) && is_aligned(args.output),
+                                        .active = args.active,
+                                        .experts = p.experts,
+                                        .weights = p.weights,
+                                        .dropped = p.dropped,
+                                        .row_of = p.plan.row_of,
+                                        .outer = p.outer,
+                                        .outer_stride = p.outer_stride,
+                                        .shared_outer = p.shared_outer,
+                                        .shared_gate = nullptr,
+                                        .decisions = args.decisions};
+      if constexpr (traits.gate == shared_gate::sigmoid) sum.shared_gate = args.weights.shared.gate;
+      launch(where, "combine_rows", combine_rows<Layer>, tokens, combine_block<Layer>::threads,
+                     0, sum);
+    }
+    if constexpr (!Layer::router_traits.precomputed) {
+      if (args.auxiliary != nullptr) {
+        // The rows between the products are not needed any more, and take at least 16 bytes per token.
+        launch(where, "auxiliary_of_pass", auxiliary_of_pass<Layer>, 1, auxiliary_threads,
+                       2 * dims.experts * sizeof(double),
+                       routing_record{.tokens = tokens,
+                                      .tokens_per_group = args.tokens_per_group,
+                                      .logits = args.decisions.logits != nullptr ? args.decisions.logits : p.logits,
+                                      .experts = p.experts,
+                                      .weights = p.weights,
+                                      .dropped = p.dropped,
+                                      .active = args.active},
+                       pass, reinterpret_cast<double*>(p.inner), args.auxiliary);
+      }
+    }
+  }
+
+  /// Every temporary of a call of a stratified layer.
+  template <class Layer>
+  struct strata_pieces : strata_record<typename Layer::element> {
+    static constexpr shape dims = Layer::dims;
+    static constexpr stratification_traits form = Layer::router_traits.stratification;
+
+    std::span<std::byte> scratch;
+
+    constexpr strata_pieces(carver& from, std::int64_t tokens) {
+      using element = typename Layer::element;
+      std::int64_t const pairs = tokens * dims.top_k;
+      this->stride = pieces<dispatch::pass_layer<Layer, 0>>::outer_stride;
+      this->sizes = from.take<pass_size>(form.strata);
+      this->token_of = from.take<std::int32_t>(tokens);
+      this->stratum = from.take<std::uint8_t>(tokens);
+      this->rows = from.take<element>(tokens * this->stride);
+      this->sums = nullptr;
+      if constexpr (form.norms && !form.normalised_residual) this->sums = from.take<element>(tokens * this->stride);
+      this->experts = from.take<std::int32_t>(pairs);
+      this->weights = from.take<float>(pairs);
+      this->dropped = from.take<std::uint8_t>(pairs);
+      this->counts = from.take<std::int64_t>(dims.experts);
+      this->load = from.take<std::int64_t>(dims.experts);
+      this->auxiliary = from.take<auxiliary_values>(form.strata);
+      std::size_t const bytes = scratch_bytes<Layer>(tokens, strata_of<Layer>{});
+      scratch = {from.take<std::byte>(static_cast<std::int64_t>(bytes)), bytes};
+    }
+  };
+
+  /// What the largest pass needs.
+  template <class Layer, int... Stratum>
+  static constexpr std::size_t scratch_bytes(std::int64_t tokens, std::integer_sequence<int, Stratum...>) {
+    return std::max({workspace_bytes<dispatch::pass_layer<Layer, Stratum>>(tokens)...});
+  }
+
+  template <class Layer, int... Stratum>
+  static void enqueue_passes(forward_args<Layer> const& args, context const& where, strata_pieces<Layer> const& p,
+                             std::integer_sequence<int, Stratum...>) {
+    (enqueue_pass<Stratum>(args, where, p), ...);
+  }
+
+  /// Gathers the tokens of a stratum, runs the layer of its experts and those above, and brings the tokens back.
+  template <int Stratum, class Layer>
+  static void enqueue_pass(forward_args<Layer> const& args, context const& where, strata_pieces<Layer> const& p) {
+    using pass = dispatch::pass_layer<Layer, Stratum>;
+    using element = typename Layer::element;
+    std::int64_t const tokens = args.tokens.rows;
+    strata_args<Layer> with{.tokens = args.tokens,
+                                    .residual = args.residual,
+                                    .output = args.output,
+                                    .aligned_tokens = is_aligned(args.tokens),
+                                    .aligned_residual = is_aligned(args.residual),
+                                    .aligned_output = is_aligned(args.output),
+                                    .aligned_norms = true,
+                                    .active = args.active,
+                                    .norm = {},
+                                    .decisions = args.decisions,
+                                    .auxiliary = args.auxiliary,
+                                    .record = p};
+    if constexpr (Layer::router_traits.stratification.norms) {
+      with.norm = args.weights.norm;
+      for (layer_norm const& norm : with.norm.after) {
+        with.aligned_norms = with.aligned_norms && is_aligned(norm.weight, 0) && is_aligned(norm.bias, 0);
+      }
+    }
+    std::int64_t const blocks = tokens == 0 ? 1 : tokens;  // the counts of no token are written, too
+    launch(where, "gather_stratum", gather_stratum<Layer, Stratum>,
+                   divide_up(blocks, gathered_tokens), gather_threads, 0, with);
+    forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
+    of_pass.tokens = {p.rows, tokens, Layer::dims.hidden, p.stride};
+    of_pass.output = {p.rows, tokens, Layer::dims.hidden, p.stride};
+    of_pass.workspace = p.scratch;
+    of_pass.decisions.experts = p.experts;
+    of_pass.decisions.weights = p.weights;
+    of_pass.decisions.dropped = p.dropped;
+    of_pass.decisions.counts = p.counts;
+    of_pass.decisions.load = p.load;
+    if (args.auxiliary != nullptr) of_pass.auxiliary = p.auxiliary + Stratum;
+    enqueue_once(of_pass, where, p.sizes + Stratum);
+    launch(where, "finish_pass", finish_pass<Layer, Stratum>, blocks,
+                   finish_block<Layer>::threads, 0, with);
+  }
+};
+
+}  // namespace backend::device
+}  // namespace switchyard

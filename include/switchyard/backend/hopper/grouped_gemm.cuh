@@ -1,0 +1,464 @@
+#pragma once
+
+#include <switchyard/backend/cuda/grouped_gemm.cuh>
+#include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/hopper/mbarrier.cuh>
+#include <switchyard/backend/hopper/scheduler.cuh>
+#include <switchyard/backend/hopper/tma.cuh>
+#include <switchyard/backend/hopper/tuning.cuh>
+#include <switchyard/backend/hopper/wgmma.cuh>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/expert/expert_policy.hpp>
+
+#include <cuda.h>
+
+#include <cstddef>
+#include <cstdint>
+
+/// Step 3 of `backend::hopper`: the two products of every expert over its rows.
+///
+/// One block per multiprocessor works through a list of tiles. Its first warpgroup brings operands into a ring of stages,
+/// a piece of 64 of the depth each: weights by the tensor memory accelerator, rows by copies of 16 bytes, for those of
+/// the first product stand wherever their tokens do. Two more warpgroups multiply, and store results from registers.
+namespace switchyard::backend::device {
+
+/// A tile as a type, so that a kernel depends on what it uses alone.
+template <int Rows, int Columns, int Stages, hopper_schedule Schedule, int Cluster, int Group>
+struct grouped_tiling {
+  static constexpr int rows = Rows, columns = Columns, stages = Stages, cluster = Cluster, group = Group;
+  static constexpr bool cooperative = Schedule == hopper_schedule::cooperative;
+  static constexpr int threads = 3 * 128;                       // one warpgroup brings, two multiply
+  static constexpr int blocks = Rows / (cooperative ? 128 : 64);  // of 64 rows, that one warpgroup multiplies at once
+  static constexpr int depth = 64;                              // of a stage: 128 bytes
+  static constexpr int row_bytes = Rows * line_bytes, column_bytes = Columns * line_bytes;
+  static constexpr int stage_bytes = row_bytes + column_bytes;
+  using tiles = tile_list<Rows, Cluster, Group>;
+
+  // Registers of a thread that brings, and of one that multiplies.
+  static constexpr int few_registers = 40, many_registers = 232;
+
+  static_assert(Rows == 64 * blocks * (cooperative ? 2 : 1) && (blocks == 1 || blocks == 2),
+                "switchyard: a hopper_tile has 128 or 256 rows with hopper_schedule::cooperative, 64 or 128 with "
+                "ping_pong. Set rows to one of them.");
+  static_assert(Columns == 64 || Columns == 96 || Columns == 128 || Columns == 192 || Columns == 256,
+                "switchyard: a hopper_tile has 64, 96, 128, 192 or 256 columns. Set columns to one of them.");
+  static_assert(blocks* Columns <= 384,
+                "switchyard: the sums of this hopper_tile have no room in registers. Lower rows or columns, so that a "
+                "warpgroup has at most 64 x 256 or 128 x 192 of them.");
+  static_assert(Cluster == 1 || Cluster == 2, "switchyard: a hopper_tile has a cluster of 1 or 2 blocks.");
+  // Rows of a stage are shown when the next stage's are on their way, and a stage is released when the next is multiplied.
+  static_assert(Stages >= 3, "switchyard: a hopper_tile needs at least 3 stages. Lower rows or columns, so that they fit.");
+  static_assert(Group >= 1, "switchyard: hopper_tile::group is at least 1.");
+
+  /// The ring, which begins at a multiple of 1024 bytes, then the barriers, then the list of tiles.
+  static constexpr std::size_t shared_bytes(int experts) {
+    return 1024 + Stages * (stage_bytes + 2 * sizeof(std::uint64_t)) + tiles::bytes(experts);
+  }
+};
+
+/// How the right factor stands in memory.
+enum class weight_order {
+  depth,         ///< input features have no gaps, as in checkpoints of linear layers
+  feature,       ///< output features have none: a transposed matrix
+  feature_pairs  ///< the same, and gate and up features take turns (gpt-oss)
+};
+
+/// What the kernel reads and writes; maps first, which have to stand at multiples of 64 bytes.
+template <class Element>
+struct grouped_args {
+  CUtensorMap routed[2], shared[2];  ///< gate and weight where an expert is gated and they are apart, else weight
+  product_args<Element> product;
+};
+
+/// The ring of stages, and where in it somebody is.
+template <class Tiling>
+class stage_ring {
+ public:
+  __device__ explicit stage_ring(std::uint32_t memory) : memory_(memory) {}
+
+  __device__ void make_barriers(int full_arrivals, int empty_arrivals) const {
+    for (int s = 0; s < Tiling::stages; ++s) {
+      init_barrier(full(s), full_arrivals);
+      init_barrier(empty(s), empty_arrivals);
+    }
+  }
+
+  __device__ std::uint32_t rows() const { return memory_ + stage_ * Tiling::stage_bytes; }
+  __device__ std::uint32_t columns() const { return rows() + Tiling::row_bytes; }
+  __device__ std::uint32_t full() const { return full(stage_); }
+  __device__ int stage() const { return stage_; }
+  __device__ std::uint32_t full(int stage) const { return barriers() + stage * 8u; }
+  __device__ std::uint32_t empty(int stage) const { return barriers() + (Tiling::stages + stage) * 8u; }
+
+  __device__ void wait_until_full() const { wait_for_phase(full(stage_), parity_); }
+  __device__ void wait_until_empty() const { wait_for_phase_of_cluster(empty(stage_), parity_ ^ 1u); }
+
+  __device__ void advance() {
+    if (++stage_ == Tiling::stages) {
+      stage_ = 0;
+      parity_ ^= 1u;
+    }
+  }
+  __device__ void skip(int steps) {
+    int const to = stage_ + steps;
+    parity_ ^= static_cast<std::uint32_t>(to / Tiling::stages) & 1u;
+    stage_ = to % Tiling::stages;
+  }
+
+ private:
+  __device__ std::uint32_t barriers() const { return memory_ + Tiling::stages * Tiling::stage_bytes; }
+
+  std::uint32_t memory_;
+  int stage_ = 0;
+  std::uint32_t parity_ = 0;
+};
+
+/// Of four words in each of four neighbouring lanes, the lane i then has the i-th ones, in the order of lanes.
+__device__ inline void transpose_among_four(std::uint32_t (&words)[4]) {
+  int const lane = static_cast<int>(threadIdx.x) % 4;
+#pragma unroll
+  for (int distance = 1; distance <= 2; distance *= 2) {
+    bool const upper = (lane & distance) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((i & distance) != 0) continue;
+      std::uint32_t const sent = upper ? words[i] : words[i | distance];
+      std::uint32_t const got = __shfl_xor_sync(~0u, sent, distance);
+      (upper ? words[i] : words[i | distance]) = got;
+    }
+  }
+}
+
+/// One product of all tiles.
+template <class Problem, class Tiling, weight_order Order>
+struct grouped_product {
+  using element = typename Problem::element;
+  using expert = typename Problem::expert;
+  using tiles = typename Tiling::tiles;
+  static constexpr lines_along lines = Order == weight_order::depth ? lines_along::depth : lines_along::features;
+  static constexpr bool pairs = Order == weight_order::feature_pairs;
+  static constexpr bool apart = Problem::gated && !pairs;  // gate and up features fill one half of the columns each
+  static constexpr int features = Tiling::columns / (Problem::gated ? 2 : 1);  // of a tile of the result
+  static constexpr bool has_shared = expert::traits.shared_intermediate > 0;
+  static constexpr int column_tiles = static_cast<int>(divide_up(Problem::features, features));
+  static constexpr int shared_column_tiles =
+      has_shared ? static_cast<int>(divide_up(Problem::shared_features, features)) : 0;
+  static constexpr int steps = static_cast<int>(divide_up(Problem::depth, Tiling::depth));
+  static constexpr int shared_steps = static_cast<int>(divide_up(Problem::shared_depth, Tiling::depth));
+  static constexpr int multiplying_groups = Tiling::cooperative ? 2 : 1;  // at one tile
+
+  static_assert(features % 32 == 0 && (lines == lines_along::depth || Tiling::columns / (apart ? 2 : 1) % 64 == 0),
+                "switchyard: this hopper_tile has too few columns, or a number of them that stored weights cannot be cut "
+                "into. Use 128 or 256 where experts are gated, 64, 128, 192 or 256 elsewhere.");
+
+  /// What one copy of weights brings. Half of a stage is brought by each block of the cluster, if they need the same.
+  static constexpr std::uint32_t box[2] = {64, lines == lines_along::depth ? Tiling::columns / 2u : 32u};
+
+  /// Weights of a stage: both halves, or the one of this block for all.
+  __device__ static void copy_weights(CUtensorMap const (&maps)[2], grouped_tile const& tile, int step, int block,
+                                      std::uint32_t to, std::uint32_t barrier) {
+    for (int half = 0; half < 2; ++half) {
+      bool const for_all = Tiling::cluster == 2 && !tile.alone;
+      if (for_all && half != block) continue;
+      auto const copy = [&](std::uint32_t where, CUtensorMap const& map, int x, int y) {
+        if (for_all) {
+          copy_box_to(3, where, map, x, y, tile.expert, barrier);
+        } else {
+          copy_box(where, map, x, y, tile.expert, barrier);
+        }
+      };
+      if constexpr (lines == lines_along::depth) {
+        int const row = apart ? tile.column * features : tile.column * Tiling::columns + half * Tiling::columns / 2;
+        copy(to + half * Tiling::columns / 2 * line_bytes, maps[apart ? half : 0], step * Tiling::depth, row);
+      } else {
+        constexpr int count = Tiling::columns / 64, each = apart ? count / 2 : count;
+        for (int i = 0; i < count; ++i) {
+          copy(to + i * 64 * line_bytes + half * 32 * line_bytes, maps[i / each],
+               tile.column * each * 64 + i % each * 64, step * Tiling::depth + half * 32);
+        }
+      }
+    }
+  }
+
+  /// The warpgroup that brings operands.
+  __device__ static void bring(grouped_args<element> const& args, tiles const& list, stage_ring<Tiling> ring, int block) {
+    constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), chunks = line_bytes / chunk_bytes;
+    constexpr int rows_apart = 128 / chunks, copies = Tiling::rows / rows_apart;
+    int const thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
+    int const row = thread / chunks, column = thread % chunks * size;
+    int lag = -1;  // the stage before, whose rows are still on their way
+    auto const show_rows = [&] {
+      show_to_async_proxy();
+      __syncwarp();
+      if (lane == 0) arrive(ring.full(lag));
+    };
+    for (std::int64_t place = blockIdx.x / Tiling::cluster; place < list.size();
+         place += gridDim.x / Tiling::cluster) {
+      grouped_tile const tile = list.at(place, block);
+      product_side<element> const& side = tile.shared ? args.product.shared : args.product.routed;
+      CUtensorMap const(&maps)[2] = tile.shared ? args.shared : args.routed;
+      int const depth = tile.shared ? Problem::shared_depth : Problem::depth;
+      row_copies<element, copies> rows;
+#pragma unroll
+      for (int i = 0; i < copies; ++i) {
+        int const r = row + i * rows_apart;
+        std::int64_t from = tile.first_row + r;
+        if (Problem::gathers && !tile.shared && r < tile.rows) from = args.product.pair_of[from] / args.product.top_k;
+        rows.set(i, r < tile.rows ? side.rows + from * side.row_stride : nullptr, column, side.rows);
+      }
+      int const count = tile.shared ? shared_steps : steps;
+#pragma unroll 1
+      for (int step = 0; step < count; ++step) {
+        ring.wait_until_empty();
+        if (thread == 0) {
+          arrive_and_expect(ring.full(), Tiling::column_bytes);
+          copy_weights(maps, tile, step, block, ring.columns(), ring.full());
+        }
+        int const first = step * Tiling::depth;
+        // Blocks of 64 rows without a row are not multiplied.
+#pragma unroll
+        for (int b = 0; b < Tiling::rows / 64; ++b) {
+          if (b * 64 < tile.rows) {
+            rows.template enqueue<64 / rows_apart>(
+                ring.rows() + static_cast<std::uint32_t>(b * 64 * line_bytes + swizzled(row, column / size)),
+                rows_apart * line_bytes, first, depth - first - column, b * (64 / rows_apart));
+          }
+        }
+        commit_copies();
+        if (lag >= 0) {
+          wait_for_copies<1>();
+          show_rows();
+        }
+        lag = ring.stage();
+        ring.advance();
+      }
+    }
+    if (lag >= 0) {
+      wait_for_copies<0>();
+      show_rows();
+    }
+  }
+
+  /// Multiplies a tile, `Blocks` times 64 rows of it.
+  template <int Blocks, int AllBlocks, int Sums>
+  __device__ static void multiply(float (&sums)[AllBlocks][Sums], stage_ring<Tiling>& ring, std::uint32_t first_row,
+                                  int count) {
+    int before = 0;
+#pragma unroll 1
+    for (int step = 0; step < count; ++step) {
+      ring.wait_until_full();
+      if constexpr (Blocks > 0) {
+        begin_products();
+#pragma unroll
+        for (int part = 0; part < 4; ++part) {
+          std::uint64_t const right = factor_at(
+              ring.columns() + part * (lines == lines_along::depth ? 32u : 16u * line_bytes), 64 * line_bytes);
+#pragma unroll
+          for (int b = 0; b < Blocks; ++b) {
+            std::uint64_t const left = factor_at(ring.rows() + (first_row + b * 64u) * line_bytes + part * 32u);
+            multiply_from_shared<lines>(element{}, sums[b], left, right, step > 0 || part > 0);
+          }
+        }
+        commit_products();
+        wait_for_products<1>();
+      }
+      if (step > 0) release(ring, before);
+      before = ring.stage();
+      ring.advance();
+    }
+    if constexpr (Blocks > 0) wait_for_products<0>();
+    release(ring, before);
+  }
+
+  /// A warp has read a stage to the end: says so to all blocks that fill it.
+  __device__ static void release(stage_ring<Tiling> const& ring, int stage) {
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+    if constexpr (Tiling::cluster == 1) {
+      if (lane == 0) arrive(ring.empty(stage));
+    } else {
+      if (lane < Tiling::cluster) arrive_at(ring.empty(stage), static_cast<std::uint32_t>(lane));
+    }
+  }
+
+  /// Bias, activation, and the result of 64 rows.
+  template <int Sums>
+  __device__ static void store(float const (&sums)[Sums], product_args<element> const& args, grouped_tile const& tile,
+                               int first_row) {
+    product_side<element> const& side = tile.shared ? args.shared : args.routed;
+    int const all_features = tile.shared ? Problem::shared_features : Problem::features;
+    int const thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32, quarter = lane % 4;
+    int const rows[2] = {first_row + thread / 32 * 16 + lane / 4, first_row + thread / 32 * 16 + lane / 4 + 8};
+    int const first_feature = tile.column * features;
+
+    float weights[2] = {1.0f, 1.0f};  // W (w x) = w (W x): the weight multiplies before the bias
+    if constexpr (Problem::weighs) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        if (!tile.shared && rows[h] < tile.rows) weights[h] = args.weights[args.pair_of[tile.first_row + rows[h]]];
+      }
+    }
+    auto const bias_at = [&](bias_view<element> const& bias, int feature) {
+      bool const has = bias.data != nullptr && feature < all_features;
+      return has ? static_cast<float>(bias.data[tile.expert * bias.expert_stride + feature * bias.stride]) : 0.0f;
+    };
+    auto const value = [&](int h, float gate, float sum, float gate_bias, float bias) {
+      using activation = typename expert::activation;
+      if constexpr (!Problem::gathers) {
+        return sum + bias;
+      } else if constexpr (Problem::gated) {
+        return activation::apply(weights[h] * gate + gate_bias, weights[h] * sum + bias);
+      } else {
+        return activation::apply(weights[h] * sum + bias);
+      }
+    };
+
+    // Four times eight features at once: 16 bytes of them for each of four lanes.
+#pragma unroll
+    for (int first = 0; first < features; first += 32) {
+      std::uint32_t words[2][4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // Features of this lane: two neighbours. Where gate and up sums take turns, a lane has one feature of each eight
+        // columns; two lanes trade, so that each has two neighbours of eight features.
+        constexpr int turns = 2;
+        int const block = first / 8 + i;
+        float values[2][turns];
+        if constexpr (pairs) {
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {  // the columns of 8 features are two blocks
+            int const feature = first_feature + block * 8 + c * 4 + quarter;
+            float bias = 0.0f, gate_bias = 0.0f;
+            if constexpr (expert::traits.bias) {
+              bias = bias_at(side.bias, feature);
+              gate_bias = bias_at(side.gate_bias, feature);
+            }
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+              int const at = (2 * block + c) * 4 + 2 * h;
+              values[h][c] = value(h, sums[at], sums[at + 1], gate_bias, bias);
+            }
+          }
+          bool const odd = quarter % 2 != 0;
+#pragma unroll
+          for (int h = 0; h < 2; ++h) {
+            float const got = __shfl_xor_sync(~0u, odd ? values[h][0] : values[h][1], 1);
+            words[h][i] = odd ? pack(element{}, got, values[h][1]) : pack(element{}, values[h][0], got);
+          }
+        } else {
+          int const feature = first_feature + block * 8 + quarter * 2;
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            float bias = 0.0f, gate_bias = 0.0f;
+            if constexpr (expert::traits.bias) {
+              bias = bias_at(side.bias, feature + c);
+              if constexpr (Problem::gated) gate_bias = bias_at(side.gate_bias, feature + c);
+            }
+            constexpr int up = apart ? Sums / 2 : 0;
+#pragma unroll
+            for (int h = 0; h < 2; ++h) {
+              int const at = block * 4 + 2 * h + c;
+              values[h][c] = value(h, sums[at], sums[at + up], gate_bias, bias);
+            }
+          }
+#pragma unroll
+          for (int h = 0; h < 2; ++h) words[h][i] = pack(element{}, values[h][0], values[h][1]);
+        }
+      }
+      int const feature = first_feature + first + quarter * 8;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        transpose_among_four(words[h]);
+        if (rows[h] >= tile.rows || feature >= all_features) continue;
+        // Traded features stand in the lanes 0, 2, 1, 3.
+        constexpr int second = pairs ? 2 : 1, third = pairs ? 1 : 2;
+        *reinterpret_cast<chunk*>(side.result + (tile.first_row + rows[h]) * side.result_stride + feature) =
+            make_uint4(words[h][0], words[h][second], words[h][third], words[h][3]);
+      }
+    }
+  }
+
+  /// One of the two warpgroups that multiply.
+  __device__ static void compute(grouped_args<element> const& args, tiles const& list, stage_ring<Tiling> ring, int block,
+                                 int group) {
+    float sums[Tiling::blocks][Tiling::columns / 2];
+    int turn = 0;
+#pragma unroll 1
+    for (std::int64_t place = blockIdx.x / Tiling::cluster; place < list.size();
+         place += gridDim.x / Tiling::cluster) {
+      int const count = list.is_shared(place) ? shared_steps : steps;
+      if (!Tiling::cooperative && turn++ % 2 != group) {
+        ring.skip(count);
+        continue;
+      }
+      grouped_tile const tile = list.at(place, block);
+      int const first_row = Tiling::cooperative ? group * 64 * Tiling::blocks : 0;
+      int const rows = tile.rows - first_row;
+      if (rows <= 0) {
+        multiply<0>(sums, ring, first_row, count);
+        continue;
+      }
+      if (Tiling::blocks == 2 && rows > 64) {
+        multiply<Tiling::blocks>(sums, ring, first_row, count);
+      } else {
+        multiply<1>(sums, ring, first_row, count);
+      }
+#pragma unroll
+      for (int b = 0; b < Tiling::blocks; ++b) {
+        if (b * 64 < rows) store(sums[b], args.product, tile, first_row + b * 64);
+      }
+    }
+  }
+
+  __device__ static void run(grouped_args<element> const& args) {
+    extern __shared__ char memory[];
+    std::uint32_t const ring_begin = (shared_address(memory) + 1023u) & ~1023u;
+    stage_ring<Tiling> const ring(ring_begin);
+    std::uint32_t const after_ring =
+        ring_begin + Tiling::stages * (Tiling::stage_bytes + 2 * static_cast<int>(sizeof(std::uint64_t)));
+    std::int32_t* const list_memory =
+        reinterpret_cast<std::int32_t*>(memory + (after_ring - shared_address(memory)));
+    int const block = Tiling::cluster == 1 ? 0 : static_cast<int>(block_in_cluster());
+    if (threadIdx.x == 0) {
+      // Full: a warp each says that its rows have come, and one thread what weights to expect.
+      ring.make_barriers(4 + 1, 4 * multiplying_groups * Tiling::cluster);
+      publish_barriers();
+    }
+    tiles::template make<Tiling::threads>(list_memory, args.product.offsets, args.product.experts);
+    if constexpr (Tiling::cluster > 1) {
+      meet_cluster();
+    } else {
+      __syncthreads();
+    }
+    tiles const list(list_memory, args.product.experts, column_tiles, shared_column_tiles, args.product.tokens);
+    int const group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
+    if (group == 0) {
+      give_registers<Tiling::few_registers>();
+      bring(args, list, ring, block);
+    } else {
+      take_registers<Tiling::many_registers>();
+      compute(args, list, ring, block, group - 1);
+    }
+    // A block's memory and barriers are written by the others of its cluster.
+    if constexpr (Tiling::cluster > 1) meet_cluster();
+  }
+};
+
+/// Whether this is the compilation for Hopper. For other architectures, and for 90 without the a, the kernel is empty, and
+/// has too few threads to be launched: the host sees that.
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+inline constexpr bool compiles_for_hopper = true;
+#else
+inline constexpr bool compiles_for_hopper = false;
+#endif
+
+/// tokens, by index --copies--.
+///                              stages --tensor cores--> sums in registers --bias, activation--> result
+/// weights --tensor memory------'
+template <class Problem, class Tiling, weight_order Order>
+__global__ void __launch_bounds__(compiles_for_hopper ? Tiling::threads : 32, 1)
+    grouped_products(__grid_constant__ grouped_args<typename Problem::element> const args) {
+  if constexpr (compiles_for_hopper) grouped_product<Problem, Tiling, Order>::run(args);
+}
+
+}  // namespace switchyard::backend::device

@@ -1,0 +1,214 @@
+#pragma once
+
+#include <switchyard/backend/cuda/alignment.cuh>
+#include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/products.cuh>
+#include <switchyard/backend/hopper/grouped_gemm.cuh>
+#include <switchyard/backend/hopper/tma.cuh>
+#include <switchyard/backend/hopper/tuning.cuh>
+#include <switchyard/core/divide_up.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <string>
+#include <type_traits>
+
+/// How `backend::hopper` launches the two products.
+namespace switchyard {
+
+/// Which kernels a call's products are.
+enum class hopper_products {
+  grouped,   ///< those of Hopper
+  few_rows,  ///< those of `backend::cuda`, for the experts have few rows
+  strided,   ///< those of `backend::cuda`, for tokens or weights have rows that cannot be moved by 16 bytes
+  portable   ///< those of `backend::cuda`, for the layer has no others; `describe` says so
+};
+
+namespace backend::device {
+
+/// Whether a layer has products of its own on Hopper: two-byte elements, rows of a multiple of 16 bytes.
+template <class Layer>
+constexpr bool has_grouped_products() {
+  constexpr int chunk_elements = chunk_bytes / static_cast<int>(sizeof(typename Layer::element));
+  return sizeof(typename Layer::element) == 2 && Layer::dims.hidden % chunk_elements == 0 &&
+         Layer::dims.intermediate % chunk_elements == 0 &&
+         Layer::expert_traits.shared_intermediate % chunk_elements == 0;
+}
+
+/// The tensor memory accelerator takes strides that are positive multiples of 16 bytes, below 2^40.
+template <class T>
+bool is_stride_of_map(std::int64_t stride) {
+  std::int64_t const bytes = stride * static_cast<std::int64_t>(sizeof(T));
+  return bytes > 0 && bytes < (std::int64_t{1} << 40) && bytes % chunk_bytes == 0;
+}
+
+/// Matrices of a product, in the one order in which a kernel reads all of them.
+template <class Element>
+class mapped_weights {
+ public:
+  mapped_weights(bool gated, product_side<Element> const& side, int experts)
+      : gate_(side.gate.view), weight_(side.weight.view), gated_(gated), experts_(experts) {}
+
+  /// Whether the matrices stand in this order.
+  bool stand_in(weight_order order) const {
+    if (order == weight_order::feature_pairs) {
+      return gated_ && weight_.data == gate_.data + 1 && gate_.row_stride == 2 && weight_.row_stride == 2 &&
+             gate_.column_stride == weight_.column_stride && gate_.expert_stride == weight_.expert_stride &&
+             fits(gate_, 1, gate_.column_stride);
+    }
+    auto const stands = [&](weight_view<Element> const& view) {
+      return order == weight_order::depth ? fits(view, view.column_stride, view.row_stride)
+                                          : fits(view, view.row_stride, view.column_stride);
+    };
+    return stands(weight_) && (!gated_ || stands(gate_));
+  }
+
+  void map(tensor_maps const& make, weight_order order, int features, int depth, std::uint32_t const (&box)[2],
+           CUtensorMap (&maps)[2]) const {
+    auto const map_of = [&](weight_view<Element> const& view) {
+      auto const long_as = [](auto size) { return static_cast<std::uint64_t>(size); };
+      bool const by_depth = order == weight_order::depth;
+      int const wide = order == weight_order::feature_pairs ? 2 * features : features;
+      // The stride of a single expert may be anything, but the driver looks at it.
+      std::int64_t const line = by_depth ? view.row_stride : view.column_stride,
+                         next = experts_ > 1 ? view.expert_stride : line;
+      return make.map(view.data, {long_as(by_depth ? depth : wide), long_as(by_depth ? wide : depth), long_as(experts_)},
+                      {line, next}, box);
+    };
+    maps[0] = map_of(gated_ ? gate_ : weight_);
+    if (gated_ && order != weight_order::feature_pairs) maps[1] = map_of(weight_);
+  }
+
+ private:
+  bool fits(weight_view<Element> const& view, std::int64_t unit, std::int64_t line) const {
+    return unit == 1 && is_aligned(view.data, 0) && is_stride_of_map<Element>(line) &&
+           (experts_ == 1 || is_stride_of_map<Element>(view.expert_stride));
+  }
+
+  weight_view<Element> gate_, weight_;
+  bool gated_;
+  int experts_;
+};
+
+inline int device_attribute(cudaDeviceAttr which) {
+  int device = 0, value = 0;
+  check("cudaGetDevice", cudaGetDevice(&device));
+  check("cudaDeviceGetAttribute", cudaDeviceGetAttribute(&value, which, device));
+  return value;
+}
+
+/// Throws where the device at hand is no Hopper GPU.
+inline void check_hopper() {
+  int const major = device_attribute(cudaDevAttrComputeCapabilityMajor),
+            minor = device_attribute(cudaDevAttrComputeCapabilityMinor);
+  if (major == 9 && minor == 0) return;
+  fail("backend::hopper", "compute capability 9.0 (take backend::cuda on other devices)",
+       std::to_string(major) + "." + std::to_string(minor));
+}
+
+/// Throws where the program has no code of the kernel for Hopper.
+template <class... Parameters>
+void check_is_compiled_for_hopper(char const* what, void (*kernel)(Parameters...), int threads) {
+  cudaFuncAttributes attributes{};
+  check(what, cudaFuncGetAttributes(&attributes, reinterpret_cast<void const*>(kernel)));
+  if (attributes.maxThreadsPerBlock >= threads) return;
+  fail("backend::hopper", "a program compiled for the architecture 90a (set CMAKE_CUDA_ARCHITECTURES to 90a)",
+       "one compiled for " + std::to_string(attributes.ptxVersion));
+}
+
+/// The products of `backend::hopper`.
+template <class Tuning>
+struct hopper_launches {
+  template <class Layer>
+  static constexpr hopper_tuning tuning = Tuning::template of<Layer>();
+
+  template <class Layer>
+  static void enqueue(cuda_context const& where, product_args<typename Layer::element> const& first,
+                      product_args<typename Layer::element> const& second) {
+    if constexpr (!has_grouped_products<Layer>()) {
+      portable_products::enqueue<Layer>(where, first, second);
+    } else {
+      switch (choose<Layer>(first, second)) {
+        case hopper_products::few_rows: return enqueue_products<Layer, few_rows>(where, first, second);
+        case hopper_products::strided: return enqueue_products<Layer, some_rows>(where, first, second);
+        default: break;
+      }
+      tensor_maps const make;
+      enqueue_in_order<Layer, first_product<Layer>, 0>(where, "grouped_products (in)", make, first);
+      enqueue_in_order<Layer, second_product<Layer>, 1>(where, "grouped_products (out)", make, second);
+    }
+  }
+
+  template <class Layer>
+  static hopper_products choose(product_args<typename Layer::element> const& first,
+                                product_args<typename Layer::element> const& second) {
+    if (rows_per_expert<Layer>(first.tokens) <= tuning<Layer>.few_rows) return hopper_products::few_rows;
+    bool const fit = first.routed.how == access::by_chunks && order_of<first_product<Layer>, Layer>(first) >= 0 &&
+                     order_of<second_product<Layer>, Layer>(second) >= 0;
+    return fit ? hopper_products::grouped : hopper_products::strided;
+  }
+
+ private:
+  static constexpr weight_order orders[] = {weight_order::depth, weight_order::feature, weight_order::feature_pairs};
+
+  /// The number of the order in which all matrices stand, or -1.
+  template <class Problem, class Layer>
+  static int order_of(product_args<typename Layer::element> const& with) {
+    for (int i = 0; i < (Problem::gated ? 3 : 2); ++i) {
+      mapped_weights const routed(Problem::gated, with.routed, Layer::dims.experts), shared(Problem::gated, with.shared, 1);
+      if (!routed.stand_in(orders[i])) continue;
+      if (Layer::expert_traits.shared_intermediate == 0 || shared.stand_in(orders[i])) return i;
+    }
+    return -1;
+  }
+
+  template <class Layer, class Problem, int Which>
+  static void enqueue_in_order(cuda_context const& where, char const* what, tensor_maps const& make,
+                               product_args<typename Layer::element> const& with) {
+    constexpr hopper_tile tile = Which == 0 ? tuning<Layer>.in : tuning<Layer>.out;
+    using tiling =
+        grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>;
+    switch (order_of<Problem, Layer>(with)) {
+      case 0: return enqueue_grouped<Layer, Problem, tiling, weight_order::depth>(where, what, make, with);
+      case 1: return enqueue_grouped<Layer, Problem, tiling, weight_order::feature>(where, what, make, with);
+      default:
+        if constexpr (Problem::gated) {
+          enqueue_grouped<Layer, Problem, tiling, weight_order::feature_pairs>(where, what, make, with);
+        }
+    }
+  }
+
+  template <class Layer, class Problem, class Tiling, weight_order Order>
+  static void enqueue_grouped(cuda_context const& where, char const* what, tensor_maps const& make,
+                              product_args<typename Layer::element> const& with) {
+    using product = grouped_product<Problem, Tiling, Order>;
+    constexpr std::size_t shared_bytes = Tiling::shared_bytes(Layer::dims.experts);
+    static_assert(shared_bytes <= most_shared_bytes,
+                  "switchyard: the stages of a hopper_tile do not fit shared memory. Lower stages; hopper_stages says "
+                  "how many fit.");
+    auto const kernel = grouped_products<Problem, Tiling, Order>;
+    check_is_compiled_for_hopper(what, kernel, Tiling::threads);
+    grouped_args<typename Layer::element> args{};
+    args.product = with;
+    mapped_weights const routed(Problem::gated, with.routed, Layer::dims.experts);
+    routed.map(make, Order, Problem::features, Problem::depth, product::box, args.routed);
+    if constexpr (product::has_shared) {
+      mapped_weights const shared(Problem::gated, with.shared, 1);
+      shared.map(make, Order, Problem::shared_features, Problem::shared_depth, product::box, args.shared);
+    }
+    // No more blocks than there can be tiles, or than run at once.
+    std::int64_t const pairs = with.tokens * Layer::dims.top_k,
+                       most = std::min(pairs, pairs / Tiling::rows + Layer::dims.experts);
+    std::int64_t const clusters =
+        divide_up(most, Tiling::cluster) * product::column_tiles +
+        divide_up(divide_up(with.tokens, Tiling::rows), Tiling::cluster) * product::shared_column_tiles;
+    std::int64_t const at_once = std::max(multiprocessors() / Tiling::cluster, 1);
+    launch_clusters(where, what, kernel, std::min(clusters, at_once) * Tiling::cluster, Tiling::threads, shared_bytes,
+                    Tiling::cluster, args);
+  }
+
+  static int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
+};
+
+}  // namespace backend::device
+}  // namespace switchyard

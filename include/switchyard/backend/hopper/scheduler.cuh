@@ -1,0 +1,122 @@
+#pragma once
+
+#include <switchyard/backend/cuda/block_scan.cuh>
+#include <switchyard/core/divide_up.hpp>
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+/// Which tile a block works on next.
+namespace switchyard::backend::device {
+
+/// A tile of one block of a cluster.
+struct grouped_tile {
+  bool shared;             ///< of the shared expert
+  bool alone;              ///< the cluster's tiles are not all of the same expert
+  int expert;              ///< 0 for the shared one
+  int rows;                ///< 0: the block has none, and keeps the others company
+  std::int64_t first_row;  ///< among the rows of the plan, or the tokens
+  int column;              ///< number of the tile of columns
+};
+
+/// The tiles of a product. No tile has rows of two experts; there are no rows between experts.
+///
+/// Every block makes the list for itself, in shared memory, from the numbers of rows that the plan has left on the device:
+/// for every expert where its rows and its tiles of rows begin. Tiles of rows are taken by clusters, as many at once as
+/// they have blocks. `Group` of these go with all columns, column by column, before the next ones: meanwhile their rows
+/// and the weights of a few columns are all that is read. Clusters take places in the list in turns.
+template <int TileRows, int Cluster, int Group>
+class tile_list {
+ public:
+  static constexpr int bytes(int experts) { return 2 * (experts + 1) * static_cast<int>(sizeof(std::int32_t)); }
+
+  /// `memory`: `bytes(experts)` of shared memory. Called by all threads, which have to meet before they read the list.
+  template <int Threads>
+  __device__ static void make(std::int32_t* memory, std::int32_t const* offsets, int experts) {
+    std::int32_t before = 0;
+    for (int begin = 0; begin < experts; begin += Threads) {
+      int const e = begin + static_cast<int>(threadIdx.x);
+      std::int32_t const first = e < experts ? offsets[e] : 0;
+      std::int32_t const tiles =
+          e < experts ? static_cast<std::int32_t>(divide_up(offsets[e + 1] - first, TileRows)) : 0;
+      scanned const scan = scan_block<Threads>(tiles);
+      if (e < experts) {
+        memory[e] = first;
+        memory[experts + 1 + e] = before + scan.before;
+      }
+      before += scan.all;
+    }
+    if (threadIdx.x == 0) {
+      memory[experts] = offsets[experts];
+      memory[2 * experts + 1] = before;
+    }
+  }
+
+  /// `columns`: tiles of columns of routed experts, and of the shared one, which has a row for each token.
+  __device__ tile_list(std::int32_t const* memory, int experts, int columns, int shared_columns, std::int64_t tokens)
+      : offsets_(memory),
+        first_tile_(memory + experts + 1),
+        experts_(experts),
+        columns_(columns),
+        shared_columns_(shared_columns),
+        tokens_(tokens) {}
+
+  /// Places in the list. Those of the shared expert come first.
+  __device__ std::int64_t size() const {
+    return shared_size() + divide_up(first_tile_[experts_], Cluster) * std::int64_t{columns_};
+  }
+  __device__ bool is_shared(std::int64_t place) const { return place < shared_size(); }
+
+  /// The tile of a block of the cluster at a place. Called by whole warps.
+  __device__ grouped_tile at(std::int64_t place, int block) const {
+    bool const shared = is_shared(place);
+    std::int64_t const tiles = shared ? divide_up(tokens_, TileRows) : first_tile_[experts_];
+    std::int64_t const clusters = divide_up(tiles, Cluster);
+    int const columns = shared ? shared_columns_ : columns_;
+    if (!shared) place -= shared_size();
+    std::int64_t const group = place / (std::int64_t{Group} * columns) * Group;
+    int const within = static_cast<int>(place - group * columns);
+    int const together = static_cast<int>(clusters - group < Group ? clusters - group : Group);
+    std::int64_t const first = (group + within % together) * Cluster;
+
+    grouped_tile found{shared, false, 0, 0, 0, within / together};
+    std::int64_t const mine = first + block, last = first + Cluster - 1 < tiles ? first + Cluster - 1 : tiles - 1;
+    std::int64_t begin = 0, end = tokens_, number = mine;
+    if (!shared) {
+      // The number of experts whose tiles all come before: the expert of the tile. A block without a tile goes with the
+      // last one.
+      int const wanted = static_cast<int>(mine < tiles ? mine : last);
+      found.expert = experts_before(wanted);
+      std::int32_t const own = first_tile_[found.expert];
+      found.alone = Cluster > 1 && (own > first || first_tile_[found.expert + 1] <= last);
+      number = mine - own;
+      begin = offsets_[found.expert];
+      end = offsets_[found.expert + 1];
+    }
+    found.first_row = begin + number * TileRows;
+    std::int64_t const rows = end - found.first_row;
+    found.rows = mine >= tiles || rows <= 0 ? 0 : rows < TileRows ? static_cast<int>(rows) : TileRows;
+    return found;
+  }
+
+ private:
+  __device__ std::int64_t shared_size() const {
+    return shared_columns_ == 0 ? 0 : divide_up(divide_up(tokens_, TileRows), Cluster) * shared_columns_;
+  }
+  __device__ int experts_before(int tile) const {
+    int const lane = static_cast<int>(threadIdx.x) % 32;
+    int count = 0;
+    for (int begin = 0; begin < experts_; begin += 32) {
+      int const e = begin + lane;
+      count += __popc(__ballot_sync(~0u, e < experts_ && first_tile_[e + 1] <= tile));
+    }
+    return count;
+  }
+
+  std::int32_t const *offsets_, *first_tile_;
+  int experts_, columns_, shared_columns_;
+  std::int64_t tokens_;
+};
+
+}  // namespace switchyard::backend::device

@@ -1,0 +1,72 @@
+#pragma once
+
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/layer.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <string_view>
+
+namespace switchyard {
+
+/// How the two warpgroups that multiply share the tiles of a block.
+enum class hopper_schedule {
+  cooperative,  ///< each has half of the rows of every tile
+  ping_pong     ///< each has every other tile: one stores its results while the other multiplies
+};
+
+/// How one of the two products is cut up.
+struct hopper_tile {
+  int rows;     ///< tokens of a tile: 128 or 256 where warpgroups cooperate, else 64 or 128
+  int columns;  ///< rows of the weights: 64, 96, 128, 192 or 256; where an expert is gated, half of them gate features
+  int stages;   ///< pieces of 64 of the depth that are in shared memory at once
+  hopper_schedule schedule;
+  int cluster;  ///< blocks whose tiles of rows follow each other, 1 or 2; of one expert, they bring its weights together
+  int group;    ///< clusters' tiles of rows that are worked on before others, so that their operands stay in the L2
+  std::string_view chosen_by;  ///< the measurement that chose it: device, tokens, times
+};
+
+/// How `backend::hopper` runs a layer.
+struct hopper_tuning {
+  int few_rows;  ///< with at most so many rows per expert on average, the products are those of `backend::cuda`
+  hopper_tile in, out;
+};
+
+/// Stages that fit, at most `most`, beside the lists of so many experts.
+constexpr int hopper_stages(int rows, int columns, int experts, int most) {
+  int const free = 227 * 1024 - 2048 - 8 * (experts + 1), stage = (rows + columns) * 128;
+  return std::min(most, free / stage);
+}
+
+/// The tuning of `backend::hopper`. No device has been measured yet: what it says is reasoned.
+struct default_hopper_tuning {
+  static constexpr std::string_view name = "";
+
+  template <class Layer>
+  static constexpr hopper_tuning of() {
+    constexpr int hidden = Layer::dims.hidden, intermediate = Layer::dims.intermediate;
+    constexpr auto tile = [](int columns, hopper_schedule schedule, int stages) {
+      return hopper_tile{.rows = 128,
+                         .columns = columns,
+                         .stages = hopper_stages(128, columns, Layer::dims.experts, stages),
+                         .schedule = schedule,
+                         .cluster = 2,
+                         .group = 8,
+                         .chosen_by = "reasoned, not measured"};
+    };
+    // 128 x 256 reads the fewest bytes for its products: 32 a cycle of the tensor cores, with weights shared by two
+    // blocks. Where the depth is short, storing a tile takes a good part of its time, and hides behind the products of
+    // another one; 192 columns are what two tiles at once leave registers for.
+    constexpr hopper_tile large = tile(256, hopper_schedule::cooperative, 4);
+    constexpr hopper_tile small_output = tile(128, hopper_schedule::ping_pong, 6);
+    constexpr hopper_tile short_depth = tile(192, hopper_schedule::ping_pong, 5);
+    constexpr int inputs = Layer::expert_traits.input_projections();
+    return {.few_rows = 8,
+            .in = intermediate * inputs <= 128 ? small_output : large,
+            .out = hidden <= 128          ? small_output
+                   : intermediate >= 1024 ? large
+                                               : short_depth};
+  }
+};
+
+}  // namespace switchyard

@@ -1,0 +1,6 @@
+// Compiles lists of layers for Hopper, for forward_test.cu.
+#include "backend/cuda/device.cuh"
+#include "backend/hopper/hopper_layers.hpp"
+
+static bool const here = support::compile_all(static_cast<tested::hopper_shapes const*>(nullptr)) &&
+                         support::compile_all(static_cast<tested::fallen_back const*>(nullptr));

@@ -1,0 +1,88 @@
+#pragma once
+
+#include <switchyard/switchyard.cuh>
+
+#include <tuple>
+#include <utility>
+
+#include "layers.hpp"
+
+/// The layers that run the products of backend::hopper: the policies of the CPU's list in two-byte elements, at widths
+/// that these products take, and what is particular about them.
+namespace tested {
+
+template <class Layer, class Element>
+struct hopper_layer;
+template <shape Dims, class Router, class Capacity, class Expert, class Backend, class From, class Element>
+struct hopper_layer<layer<Dims, Router, Capacity, Expert, Backend, From>, Element> {
+  using type =
+      layer<shape{48, 40, Dims.experts, Dims.top_k}, Router, Capacity, Expert, switchyard::backend::hopper, Element>;
+};
+template <class List, class Element = bfloat16>
+struct all_on_hopper;
+template <class... Layers, class Element>
+struct all_on_hopper<std::tuple<Layers...>, Element> {
+  using type = std::tuple<typename hopper_layer<Layers, Element>::type...>;
+};
+
+/// The policies of a list.
+template <class List, class Element = bfloat16>
+using on_hopper = typename all_on_hopper<List, Element>::type;
+
+template <int Hidden, int Intermediate, class Expert, class Element, class Backend = switchyard::backend::hopper>
+using shaped = layer<shape{Hidden, Intermediate, 3, 2}, softmax_top_k, dropless, Expert, Backend, Element>;
+
+// clang-format off
+using hopper_shapes = std::tuple<
+    shaped<64, 64, gated_mlp<silu>, bfloat16>,    // exactly one stage
+    shaped<8, 8, mlp<relu>, half>,
+    shaped<328, 264, gated_mlp<silu>, bfloat16>,  // more stages than the ring has, more than one tile of columns
+    shaped<328, 264, mlp<gelu>, half>,
+    shaped<520, 1032, mlp<relu>, bfloat16>,       // a depth that makes warpgroups cooperate at the second product
+    shaped<136, 136, expert::with_bias<gated_mlp<clamped_swiglu<>>>, half>,
+    layer<shape{136, 264, 3, 2}, on_input<sigmoid_top_k>, factor<1>, expert::with_bias<mlp<relu>>, switchyard::backend::hopper, bfloat16>,
+    layer<shape{136, 72, 3, 2}, softmax_top_k, dropless, with_shared<gated_mlp<silu>, 200>, switchyard::backend::hopper, bfloat16>,
+    layer<shape{136, 72, 8, 2}, softmax_top_k, dropless, with_shared<mlp<gelu>, 328, shared_gate::sigmoid>, switchyard::backend::hopper, half>,
+    layer<shape{48, 40, 3, 2}, on_input<sigmoid_top_k>, factor<1>, expert::scaled<expert::with_bias<with_shared<gated_mlp<silu>, 16>>, 5, 4>, switchyard::backend::hopper, bfloat16>>;
+
+/// Layers that have no products of their own.
+using fallen_back = std::tuple<
+    shaped<64, 64, gated_mlp<silu>, float>,
+    shaped<64, 60, gated_mlp<silu>, bfloat16>,
+    shaped<36, 64, mlp<relu>, half>,
+    layer<shape{48, 40, 3, 2}, softmax_top_k, dropless, with_shared<gated_mlp<silu>, 11>, switchyard::backend::hopper, bfloat16>>;
+// clang-format on
+
+/// Tilings that the default does not choose.
+template <hopper_schedule Schedule, int Rows, int Columns, int Cluster, int Group>
+struct one_tiling {
+  static constexpr auto label = "tiling<" + decimal<Rows>() + "," + decimal<Columns>() + "," + decimal<Cluster>() + "," +
+                                decimal<static_cast<int>(Schedule)>() + ">";
+  static constexpr std::string_view name = label;
+  template <class Layer>
+  static constexpr hopper_tuning of() {
+    constexpr hopper_tile tile{.rows = Rows,
+                               .columns = Columns,
+                               .stages = 3,
+                               .schedule = Schedule,
+                               .cluster = Cluster,
+                               .group = Group,
+                               .chosen_by = "the tests"};
+    return {.few_rows = 0, .in = tile, .out = tile};
+  }
+};
+
+template <class Expert, hopper_schedule Schedule, int Rows, int Columns, int Cluster, int Group>
+using tiled = shaped<200, 152, Expert, bfloat16,
+                     switchyard::backend::hopper_with<one_tiling<Schedule, Rows, Columns, Cluster, Group>>>;
+
+using hopper_tilings =
+    std::tuple<tiled<gated_mlp<silu>, hopper_schedule::cooperative, 256, 128, 1, 1>,
+               tiled<gated_mlp<silu>, hopper_schedule::cooperative, 128, 128, 2, 1>,
+               tiled<gated_mlp<silu>, hopper_schedule::ping_pong, 64, 256, 2, 3>,
+               tiled<gated_mlp<silu>, hopper_schedule::ping_pong, 128, 128, 1, 2>,
+               tiled<mlp<relu>, hopper_schedule::cooperative, 128, 64, 2, 4>,
+               tiled<mlp<relu>, hopper_schedule::ping_pong, 64, 192, 1, 1>,
+               tiled<mlp<relu>, hopper_schedule::cooperative, 128, 192, 2, 2>>;
+
+}  // namespace tested
