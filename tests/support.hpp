@@ -9,6 +9,7 @@
 #include <cstring>
 #include <functional>
 #include <limits>
+#include <map>
 #include <random>
 #include <span>
 #include <stdexcept>
@@ -872,9 +873,12 @@ inline outcome run(problem const& p, call const& how = {}) {
   std::vector<float> const correction = floats(w.correction_bias);
 
   placement placed(layer.memory);
+  std::map<void const*, std::byte const*> tensors;  // gate and up may be in one, and then are so for the layer, too
   auto const matrix_of = [&](stored_input const& stored, any_matrix view) {
+    auto const [tensor, is_new] = tensors.try_emplace(stored.memory.data());
+    if (is_new) tensor->second = placed.place(stored.memory);
     auto const offset = static_cast<std::byte const*>(view.data) - stored.memory.data();
-    return any_matrix{placed.place(stored.memory) + offset, view.expert_stride, view.row_stride, view.column_stride};
+    return any_matrix{tensor->second + offset, view.expert_stride, view.row_stride, view.column_stride};
   };
   any_args args;
   args.rows = tokens;

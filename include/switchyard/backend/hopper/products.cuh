@@ -65,18 +65,18 @@ class mapped_weights {
 
   void map(tensor_maps const& make, weight_order order, int features, int depth, std::uint32_t const (&box)[2],
            CUtensorMap (&maps)[2]) const {
-    auto const map_of = [&](weight_view<Element> const& view) {
+    auto const map_of = [&](CUtensorMap& result, weight_view<Element> const& view) {
       auto const long_as = [](auto size) { return static_cast<std::uint64_t>(size); };
       bool const by_depth = order == weight_order::depth;
       int const wide = order == weight_order::feature_pairs ? 2 * features : features;
       // The stride of a single expert may be anything, but the driver looks at it.
       std::int64_t const line = by_depth ? view.row_stride : view.column_stride,
                          next = experts_ > 1 ? view.expert_stride : line;
-      return make.map(view.data, {long_as(by_depth ? depth : wide), long_as(by_depth ? wide : depth), long_as(experts_)},
-                      {line, next}, box);
+      make.map(result, view.data, {long_as(by_depth ? depth : wide), long_as(by_depth ? wide : depth), long_as(experts_)},
+               {line, next}, box);
     };
-    maps[0] = map_of(gated_ ? gate_ : weight_);
-    if (gated_ && order != weight_order::feature_pairs) maps[1] = map_of(weight_);
+    map_of(maps[0], gated_ ? gate_ : weight_);
+    if (gated_ && order != weight_order::feature_pairs) map_of(maps[1], weight_);
   }
 
  private:

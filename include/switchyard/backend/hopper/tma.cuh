@@ -36,9 +36,8 @@ class tensor_maps {
   /// first dimension has 128 bytes, and the eight 16-byte pieces of line i stand at their number xor i % 8. What lies
   /// outside of the tensor comes as zeros.
   template <class Element>
-  CUtensorMap map(Element const* data, std::uint64_t const (&sizes)[3], std::int64_t const (&strides)[2],
-                  std::uint32_t const (&box)[2]) const {
-    CUtensorMap result;
+  void map(CUtensorMap& result, Element const* data, std::uint64_t const (&sizes)[3], std::int64_t const (&strides)[2],
+           std::uint32_t const (&box)[2]) const {
     cuuint64_t const all_sizes[3] = {sizes[0], sizes[1], sizes[2]};
     cuuint64_t const bytes[2] = {static_cast<cuuint64_t>(strides[0]) * sizeof(Element),
                                  static_cast<cuuint64_t>(strides[1]) * sizeof(Element)};
@@ -50,7 +49,6 @@ class tensor_maps {
       fail("backend::hopper, cuTensorMapEncodeTiled", "a tensor map",
            "CUresult " + std::to_string(static_cast<int>(code)));
     }
-    return result;
   }
 
  private:
