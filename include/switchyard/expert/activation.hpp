@@ -52,7 +52,7 @@ struct gelu_tanh {
   static constexpr std::string_view name = "gelu_tanh";
   SWITCHYARD_HD static float apply(float x) {
     // (1 + tanh u) / 2 = 1 / (1 + exp(-2 u))
-    return x / (1.0f + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
+    return quotient(x, 1.0f + exponential(-1.5957691216057308f * (x + 0.044715f * x * x * x)));
   }
   SWITCHYARD_HD static float apply(float gate, float up) { return apply(gate) * up; }
 };
@@ -60,7 +60,7 @@ struct gelu_tanh {
 /// x * sigmoid(x), also called swish.
 struct silu {
   static constexpr std::string_view name = "silu";
-  SWITCHYARD_HD static float apply(float x) { return x / (1.0f + exponential(-x)); }
+  SWITCHYARD_HD static float apply(float x) { return quotient(x, 1.0f + exponential(-x)); }
   SWITCHYARD_HD static float apply(float gate, float up) { return apply(gate) * up; }
 };
 
@@ -79,7 +79,7 @@ struct clamped_swiglu {
     constexpr float alpha = static_cast<float>(AlphaNumerator) / static_cast<float>(AlphaDenominator);
     float const g = gate > limit ? limit : gate;
     float const u = up < -limit ? -limit : up > limit ? limit : up;
-    return g / (1.0f + exponential(-alpha * g)) * (u + 1.0f);
+    return quotient(g, 1.0f + exponential(-alpha * g)) * (u + 1.0f);
   }
 };
 

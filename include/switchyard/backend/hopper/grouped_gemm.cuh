@@ -92,7 +92,7 @@ class stage_ring {
   __device__ std::uint32_t empty(int stage) const { return barriers() + (Tiling::stages + stage) * 8u; }
 
   __device__ void wait_until_full() const { wait_for_phase(full(stage_), parity_); }
-  __device__ void wait_until_empty() const { wait_for_phase_of_cluster(empty(stage_), parity_ ^ 1u); }
+  __device__ void wait_until_empty() const { wait_for_phase(empty(stage_), parity_ ^ 1u); }
 
   __device__ void advance() {
     if (++stage_ == Tiling::stages) {
@@ -252,8 +252,9 @@ struct grouped_product {
         begin_products();
 #pragma unroll
         for (int part = 0; part < 4; ++part) {
-          std::uint64_t const right = factor_at(
-              ring.columns() + part * (lines == lines_along::depth ? 32u : 16u * line_bytes), 64 * line_bytes);
+          std::uint64_t const right = lines == lines_along::depth
+                                          ? factor_at(ring.columns() + part * 32u)
+                                          : factor_at(ring.columns() + part * 16u * line_bytes, 64 * line_bytes);
 #pragma unroll
           for (int b = 0; b < Blocks; ++b) {
             std::uint64_t const left = factor_at(ring.rows() + (first_row + b * 64u) * line_bytes + part * 32u);
@@ -304,12 +305,18 @@ struct grouped_product {
     };
     auto const value = [&](int h, float gate, float sum, float gate_bias, float bias) {
       using activation = typename expert::activation;
+      // What is not there costs nothing: a compiler may not leave out 1 * x + 0.
+      auto const biased = [&](float x, float b) {
+        if constexpr (Problem::weighs) x *= weights[h];
+        if constexpr (expert::traits.bias) x += b;
+        return x;
+      };
       if constexpr (!Problem::gathers) {
-        return sum + bias;
+        return biased(sum, bias);
       } else if constexpr (Problem::gated) {
-        return activation::apply(weights[h] * gate + gate_bias, weights[h] * sum + bias);
+        return activation::apply(biased(gate, gate_bias), biased(sum, bias));
       } else {
-        return activation::apply(weights[h] * sum + bias);
+        return activation::apply(biased(sum, bias));
       }
     };
 

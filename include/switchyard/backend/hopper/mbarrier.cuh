@@ -23,13 +23,15 @@ __device__ inline void arrive(std::uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
 
-/// Arrives at the barrier that stands at the same address in the shared memory of another block of the cluster.
+/// Arrives at the barrier that stands at the same address in the shared memory of another block of the cluster. It releases
+/// nothing but what products have read: with the scope of the cluster the compiler waits for all that the thread has
+/// written to global memory, every time.
 __device__ inline void arrive_at(std::uint32_t barrier, std::uint32_t block) {
   asm volatile(
       "{\n"
       ".reg .b32 there;\n"
       "mapa.shared::cluster.u32 there, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [there];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [there];\n"
       "}" ::"r"(barrier),
       "r"(block)
       : "memory");
@@ -41,7 +43,6 @@ __device__ inline void arrive_and_expect(std::uint32_t barrier, int bytes) {
 }
 
 /// Waits until the phase of this parity has ended. Before the first one ends, the phase of parity 1 counts as ended.
-/// `Scope` is who may have arrived: with threads of the block alone, `cta`.
 __device__ inline void wait_for_phase(std::uint32_t barrier, std::uint32_t parity) {
   asm volatile(
       "{\n"
@@ -53,19 +54,6 @@ __device__ inline void wait_for_phase(std::uint32_t barrier, std::uint32_t parit
       "r"(parity)
       : "memory");
 }
-/// The same for a barrier at which other blocks of the cluster arrive, too.
-__device__ inline void wait_for_phase_of_cluster(std::uint32_t barrier, std::uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-
 /// All threads of all blocks of the cluster meet.
 __device__ inline void meet_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");

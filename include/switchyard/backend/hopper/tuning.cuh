@@ -39,33 +39,36 @@ constexpr int hopper_stages(int rows, int columns, int experts, int most) {
 }
 
 /// The tuning of `backend::hopper`. No device has been measured yet: what it says is reasoned.
+///
+/// 128 x 256 reads the fewest bytes for its products: 32 a cycle of the tensor cores, with weights that two blocks bring
+/// together; 128 x 192 reads 36, so it has to spare 3 in 100 columns. The warpgroups of a cooperative tile drift apart as
+/// far as the ring lets them, which hides a part of each tile's end. Where the depth is short the end is a larger part, and
+/// hides behind the products of another tile; 192 columns are what two tiles at once leave registers for.
 struct default_hopper_tuning {
   static constexpr std::string_view name = "";
 
   template <class Layer>
   static constexpr hopper_tuning of() {
     constexpr int hidden = Layer::dims.hidden, intermediate = Layer::dims.intermediate;
-    constexpr auto tile = [](int columns, hopper_schedule schedule, int stages) {
+    constexpr auto tile = [](int columns, hopper_schedule schedule, int most_stages) {
       return hopper_tile{.rows = 128,
                          .columns = columns,
-                         .stages = hopper_stages(128, columns, Layer::dims.experts, stages),
+                         .stages = hopper_stages(128, columns, Layer::dims.experts, most_stages),
                          .schedule = schedule,
                          .cluster = 2,
                          .group = 8,
                          .chosen_by = "reasoned, not measured"};
     };
-    // 128 x 256 reads the fewest bytes for its products: 32 a cycle of the tensor cores, with weights shared by two
-    // blocks. Where the depth is short, storing a tile takes a good part of its time, and hides behind the products of
-    // another one; 192 columns are what two tiles at once leave registers for.
-    constexpr hopper_tile large = tile(256, hopper_schedule::cooperative, 4);
-    constexpr hopper_tile small_output = tile(128, hopper_schedule::ping_pong, 6);
-    constexpr hopper_tile short_depth = tile(192, hopper_schedule::ping_pong, 5);
-    constexpr int inputs = Layer::expert_traits.input_projections();
+    constexpr auto padded = [](int columns, int to) { return static_cast<int>(divide_up(columns, to)) * to; };
+    constexpr int in_columns = intermediate * Layer::expert_traits.input_projections();
+    constexpr bool spares = 103 * padded(hidden, 192) < 100 * padded(hidden, 256);
+    constexpr hopper_tile narrow = tile(128, hopper_schedule::ping_pong, 6),
+                          short_depth = tile(192, hopper_schedule::ping_pong, 5);
     return {.few_rows = 8,
-            .in = intermediate * inputs <= 128 ? small_output : large,
-            .out = hidden <= 128          ? small_output
-                   : intermediate >= 1024 ? large
-                                               : short_depth};
+            .in = in_columns <= 128 ? narrow : tile(256, hopper_schedule::cooperative, 4),
+            .out = hidden <= 128         ? narrow
+                   : intermediate < 1024 ? short_depth
+                                         : tile(spares ? 192 : 256, hopper_schedule::cooperative, 5)};
   }
 };
 
