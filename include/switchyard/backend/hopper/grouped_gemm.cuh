@@ -240,14 +240,15 @@ struct grouped_product {
     }
   }
 
-  /// Multiplies a tile, `Blocks` times 64 rows of it.
-  template <int Blocks, int AllBlocks, int Sums>
+  /// Multiplies a tile, `Blocks` times 64 rows of it. Calls `has_come()` when all of it is in the ring.
+  template <int Blocks, int AllBlocks, int Sums, class HasCome>
   __device__ static void multiply(float (&sums)[AllBlocks][Sums], stage_ring<Tiling>& ring, std::uint32_t first_row,
-                                  int count) {
+                                  int count, HasCome const& has_come) {
     int before = 0;
 #pragma unroll 1
     for (int step = 0; step < count; ++step) {
       ring.wait_until_full();
+      if (step == count - 1) has_come();
       if constexpr (Blocks > 0) {
         begin_products();
 #pragma unroll
@@ -389,10 +390,13 @@ struct grouped_product {
   __device__ static void compute(grouped_args<element> const& args, tiles const& list, stage_ring<Tiling> ring, int block,
                                  int group) {
     float sums[Tiling::blocks][Tiling::columns / 2];
+    std::int64_t const first = blockIdx.x / Tiling::cluster, apart_by = gridDim.x / Tiling::cluster;
+    // Warpgroups with tiles of their own begin one after the other: the parity of a stage's barrier tells its last use from
+    // the next one, but not from the one after that.
     int turn = 0;
+    if (!Tiling::cooperative && group == 1 && first < list.size()) pass_to_warpgroup(1);
 #pragma unroll 1
-    for (std::int64_t place = blockIdx.x / Tiling::cluster; place < list.size();
-         place += gridDim.x / Tiling::cluster) {
+    for (std::int64_t place = first; place < list.size(); place += apart_by) {
       int const count = list.is_shared(place) ? shared_steps : steps;
       if (!Tiling::cooperative && turn++ % 2 != group) {
         ring.skip(count);
@@ -401,14 +405,18 @@ struct grouped_product {
       grouped_tile const tile = list.at(place, block);
       int const first_row = Tiling::cooperative ? group * 64 * Tiling::blocks : 0;
       int const rows = tile.rows - first_row;
+      if constexpr (!Tiling::cooperative) wait_for_warpgroup(1 + group);
+      auto const has_come = [&] {
+        if (!Tiling::cooperative && place + apart_by < list.size()) pass_to_warpgroup(2 - group);
+      };
       if (rows <= 0) {
-        multiply<0>(sums, ring, first_row, count);
+        multiply<0>(sums, ring, first_row, count, has_come);
         continue;
       }
       if (Tiling::blocks == 2 && rows > 64) {
-        multiply<Tiling::blocks>(sums, ring, first_row, count);
+        multiply<Tiling::blocks>(sums, ring, first_row, count, has_come);
       } else {
-        multiply<1>(sums, ring, first_row, count);
+        multiply<1>(sums, ring, first_row, count, has_come);
       }
 #pragma unroll
       for (int b = 0; b < Tiling::blocks; ++b) {

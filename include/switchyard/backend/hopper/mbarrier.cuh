@@ -54,6 +54,14 @@ __device__ inline void wait_for_phase(std::uint32_t barrier, std::uint32_t parit
       "r"(parity)
       : "memory");
 }
+/// One warpgroup waits at a barrier of the block until another has passed it, which does not wait.
+__device__ inline void wait_for_warpgroup(int barrier) {
+  asm volatile("barrier.sync.aligned %0, 256;" ::"r"(barrier) : "memory");
+}
+__device__ inline void pass_to_warpgroup(int barrier) {
+  asm volatile("barrier.arrive.aligned %0, 256;" ::"r"(barrier) : "memory");
+}
+
 /// All threads of all blocks of the cluster meet.
 __device__ inline void meet_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");

@@ -202,12 +202,12 @@ struct hopper_launches {
     std::int64_t const clusters =
         divide_up(most, Tiling::cluster) * product::column_tiles +
         divide_up(divide_up(with.tokens, Tiling::rows), Tiling::cluster) * product::shared_column_tiles;
-    std::int64_t const at_once = std::max(multiprocessors() / Tiling::cluster, 1);
+    int const blocks = std::min(device_attribute(cudaDevAttrMultiProcessorCount), tuning<Layer>.most_blocks);
+    std::int64_t const at_once = std::max(blocks / Tiling::cluster, 1);
     launch_clusters(where, what, kernel, std::min(clusters, at_once) * Tiling::cluster, Tiling::threads, shared_bytes,
                     Tiling::cluster, args);
   }
 
-  static int multiprocessors() { return device_attribute(cudaDevAttrMultiProcessorCount); }
 };
 
 }  // namespace backend::device

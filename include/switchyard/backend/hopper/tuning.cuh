@@ -30,6 +30,7 @@ struct hopper_tile {
 struct hopper_tuning {
   int few_rows;  ///< with at most so many rows per expert on average, the products are those of `backend::cuda`
   hopper_tile in, out;
+  int most_blocks = 1 << 16;  ///< that run at once: with fewer than multiprocessors, something else can run beside
 };
 
 /// Stages that fit, at most `most`, beside the lists of so many experts.

@@ -1,11 +1,10 @@
 #include <nlohmann/json.hpp>
 
 #include <cstdio>
-#include <cstdlib>
-#include <fstream>
+#include <string>
 #include <string_view>
 
-#include "../device.cuh"
+#include "counters.cuh"
 
 /// The structure of the kernels, without hardware: reads the counters of an emulator that stands in for the CUDA runtime
 /// and writes one JSON object per launch into the file that PTXEMU_STATS names. Prints a table, and fails where a kernel
@@ -52,12 +51,6 @@ constexpr limits all_limits[] = {{"route_tokens", 1.1, 10.0},  {"product (in)", 
 /// its own; or they go over tables of experts times features, which are small beside the experts. Any kernel may move so
 /// much of a call's bytes.
 constexpr double most_of_call = 0.015;
-
-/// Bytes between global memory and a kernel.
-struct traffic {
-  std::int64_t loads = 0, stores = 0;
-  std::int64_t all() const { return loads + stores; }
-};
 
 /// What a layer's kernels cannot do without. The kernels that compute with tiles read, for every tile, its rows and its
 /// columns once (those that exist: rows past an expert's last cost nothing) and write its results once. The others
@@ -156,34 +149,6 @@ std::string short_name(std::string const& kernel) {
   return kernel.find("product_in<") != std::string::npos ? "product (in)" : "product (out)";
 }
 
-/// The launches that were added to the file since the last call.
-class counters {
- public:
-  explicit counters(char const* file) : file_(file) {}
-
-  std::vector<nlohmann::json> next() {
-    std::vector<nlohmann::json> launches;
-    std::ifstream in(file_);
-    in.seekg(read_);
-    while (in >> std::ws && in.peek() != EOF) {
-      in >> launches.emplace_back();
-      read_ = in.tellg();
-    }
-    return launches;
-  }
-
- private:
-  std::string file_;
-  std::streamoff read_ = 0;
-};
-
-/// A request moves whole sectors of 32 bytes, each once: what threads have in common is no traffic, and what lies apart is
-/// more of it.
-traffic moved_by(nlohmann::json const& launch) {
-  return {32 * launch["global_load"]["sectors"].get<std::int64_t>(),
-          32 * launch["global_store"]["sectors"].get<std::int64_t>()};
-}
-
 /// Prints a launch. Whether it keeps the limits.
 template <class Layer>
 bool check(nlohmann::json const& launch, least<Layer> const& least_of, std::int64_t bytes_of_call) {
@@ -223,70 +188,19 @@ bool check(nlohmann::json const& launch, least<Layer> const& least_of, std::int6
   return wrong.empty();
 }
 
-/// Runs a layer on random tokens and checks its launches.
+/// Runs a layer and checks its launches.
 template <class Layer>
 bool measure(counters& from, int rows) {
-  using element = typename Layer::element;
-  constexpr shape dims = Layer::dims;
-  constexpr int shared = Layer::expert_traits.shared_intermediate;
-  std::int64_t const tokens = std::int64_t{rows} * dims.experts / dims.top_k;
-  random_numbers random(1);
-  auto const values = [&](auto kind, std::int64_t count) {
-    std::vector<decltype(kind)> made(count);
-    for (auto& value : made) value = decltype(kind)(static_cast<float>(2 * random.uniform() - 1));
-    return made;
-  };
-  std::int64_t const matrices = std::int64_t{dims.experts} * dims.hidden * dims.intermediate;
-  device_array<element> const x(values(element{}, tokens * dims.hidden)), y(tokens * dims.hidden);
-  device_array<element> const weight(values(element{}, matrices)),
-      shared_weight(values(element{}, dims.hidden * shared));
-  device_array<float> const router(values(float{}, dims.experts * dims.hidden));
-  device_array<std::int64_t> const counts(dims.experts);
-  device_array<std::byte> const workspace(Layer::workspace_bytes(tokens));
-
-  typename Layer::args args{};
-  args.tokens = Layer::rows(static_cast<element const*>(x.data()), tokens);
-  args.output = Layer::rows(y.data(), tokens);
-  args.workspace = {workspace.data(), workspace.size()};
-  device_array<float> const ones(std::vector<float>(dims.hidden, 1.0f));
-  std::vector<std::int32_t> chosen(tokens * dims.top_k);
-  for (std::int32_t& label : chosen) label = random.below(dims.experts);
-  device_array<std::int32_t> const labels(chosen);
-  if constexpr (Layer::router_traits.stratification.strata > 0) {
-    args.residual = args.tokens;
-    args.weights.router.gate[0].weight = router.data();
-    args.weights.norm.after[0] = {ones.data(), ones.data()};
-  } else {
-    args.weights.router.weight = router.data();
-  }
-  if constexpr (Layer::router_traits.clustering.scales) args.clusters = {labels.data(), dims.top_k};
-  args.weights.up_proj = Layer::in_proj(weight.data());
-  args.weights.down_proj = Layer::out_proj(weight.data());
-  if constexpr (Layer::expert_traits.gated) args.weights.gate_proj = args.weights.up_proj;
-  if constexpr (shared > 0) {
-    args.weights.shared.up_proj = args.weights.shared.gate_proj = Layer::shared_in_proj(shared_weight.data());
-    args.weights.shared.down_proj = Layer::shared_out_proj(shared_weight.data());
-  }
-  args.decisions.counts = counts.data();
-  stream own;
-  Layer::forward(args, {.stream = own});
-  own.wait();
-
-  std::vector<nlohmann::json> const launches = from.next();
-  if (launches.empty()) {
-    std::printf("skipped: no counters: this CUDA runtime is no emulator that writes them\n");
-    std::exit(0);
-  }
-  std::printf("\n%s, %lld tokens\n", describe<Layer>().c_str(), static_cast<long long>(tokens));
+  counted_call const call = count<Layer>(from, rows);
   std::printf("%-14s %-4s %6s %5s %11s %6s %11s %6s %7s %13s %9s %6s %7s\n", "kernel", "tile", "blocks", "thr.",
               "loaded", "/least", "stored", "/least", "/least", "sectors/req.", "shared", "wait%", "local");
-  least<Layer> const needed(tokens, counts.copy_out(), chosen);
+  least<Layer> const needed(call.tokens, call.counts, call.clusters);
   std::int64_t bytes = 0;
-  for (nlohmann::json const& launch : launches) bytes += moved_by(launch).all();
+  for (nlohmann::json const& launch : call.launches) bytes += moved_by(launch).all();
   bool right = true;
-  for (nlohmann::json const& launch : launches) right = check<Layer>(launch, needed, bytes) && right;
-  if (launches.size() != static_cast<std::size_t>(backend::cuda::launches<Layer>())) {
-    std::printf("%zu launches instead of %d\n", launches.size(), backend::cuda::launches<Layer>());
+  for (nlohmann::json const& launch : call.launches) right = check<Layer>(launch, needed, bytes) && right;
+  if (call.launches.size() != static_cast<std::size_t>(backend::cuda::launches<Layer>())) {
+    std::printf("%zu launches instead of %d\n", call.launches.size(), backend::cuda::launches<Layer>());
     right = false;
   }
   return right;
@@ -302,13 +216,6 @@ bool measure_all(std::tuple<Layers...> const*, counters& from) {
 }  // namespace
 
 int main() {
-  char const* const file = std::getenv("PTXEMU_STATS");
-  if (file == nullptr) {
-    std::printf("skipped: no counters: PTXEMU_STATS names no file for them\n");
-    return 0;
-  }
-  if (!has_device()) return 0;
-  std::remove(file);  // of an earlier run
-  counters from(file);
+  counters from;
   return measure_all(static_cast<measured_layers*>(nullptr), from) ? 0 : 1;
 }
