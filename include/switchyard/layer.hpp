@@ -336,10 +336,9 @@ struct layer {
   /// On the CPU non-finite logits are an error too. Not checked: that pointers reach as far as sizes and strides say,
   /// that weights do not overlap what is written, and that expert weights are finite (a NaN there shows in the output).
   static void forward(args const& a, context const& where = {}) {
-    static_assert(
-        backend_policy<Backend, layer>,
-        "switchyard: the fifth argument of layer is no backend. A backend has a name, name_for<Layer>(), "
-        "workspace_bytes<Layer>(tokens) and forward<Layer>(args, context); see backend/backend_policy.hpp.");
+    static_assert(backend_policy<Backend, layer>,
+                  "switchyard: the fifth argument of layer is no backend. A backend has a name, name_for<Layer>(), "
+                  "workspace_bytes<Layer>(tokens) and forward<Layer>(args, context); see backend/backend_policy.hpp.");
     check(a);
     Backend::template forward<layer>(a, where);
   }

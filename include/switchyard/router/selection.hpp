@@ -80,6 +80,9 @@ struct grouped {
     Inner::template apply<TopK>(lanes, keys, weights);
 
     per_expert<Groups, serial_lanes> judged;  // every lane knows every group
+#if defined(__CUDA_ARCH__)
+#pragma unroll  // or the array is one in memory
+#endif
     for (int group = 0; group < Groups; ++group) {
       candidate const first = best_of(lanes, keys, group * group_size, group_size, -1);
       judged.value[group] = first.value;

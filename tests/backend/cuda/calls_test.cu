@@ -177,6 +177,35 @@ TEST_CASE("the GPU refuses what the CPU refuses, in the same words", "[gpu]") {
   CHECK(message_of([&] { layer::forward(args); }).find("weights.up_proj: expected") != std::string::npos);
 }
 
+#if !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+TEST_CASE("a program that is not compiled for Hopper is told how", "[gpu]") {
+  if (!has_device()) return;
+  using on_hopper =
+      sy::layer<sy::shape{.hidden = 64, .intermediate = 64, .experts = 2, .top_k = 2}, sy::router::softmax_top_k,
+                sy::capacity::dropless, sy::expert::mlp<sy::relu>, sy::backend::hopper, sy::bfloat16>;
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+  constexpr int tokens = 20;
+  device_array<sy::bfloat16> const x(std::vector<sy::bfloat16>(tokens * 64)), y(tokens * 64),
+      matrices(std::vector<sy::bfloat16>(2 * 64 * 64));
+  device_array<float> const router(std::vector<float>(2 * 64));
+  device_array<std::byte> const workspace(on_hopper::workspace_bytes(tokens));
+  on_hopper::args const args{.tokens = on_hopper::rows(static_cast<sy::bfloat16 const*>(x.data()), tokens),
+                             .weights = {.router = {.weight = router.data()},
+                                         .up_proj = on_hopper::in_proj(matrices.data()),
+                                         .down_proj = on_hopper::out_proj(matrices.data())},
+                             .output = on_hopper::rows(y.data(), tokens),
+                             .workspace = {workspace.data(), workspace.size()}};
+  stream const own;
+  std::string const said = message_of([&] { on_hopper::forward(args, {.stream = own}); });
+  own.wait();
+  CHECK(said.find(major == 9 ? "switchyard: backend::hopper: expected a program compiled for the architecture 90a (set "
+                               "CMAKE_CUDA_ARCHITECTURES to 90a), got one compiled for "
+                             : "switchyard: backend::hopper: expected compute capability 9.0 (take backend::cuda on "
+                               "other devices), got ") == 0);
+}
+#endif
+
 TEST_CASE("a CUDA call that fails is reported with what was expected and what came", "[gpu]") {
   using sy::backend::device::check;
   CHECK_NOTHROW(check("step", cudaSuccess));

@@ -2,4 +2,5 @@
 #include "backend/cuda/device.cuh"
 #include "backend/hopper/hopper_layers.hpp"
 
-static bool const here = support::compile_all(static_cast<tested::on_hopper<tested::stratified_routers> const*>(nullptr));
+static bool const here =
+    support::compile_all(static_cast<tested::on_hopper<tested::stratified_routers> const*>(nullptr));

@@ -5,8 +5,8 @@
 
 #include "backend/check.hpp"
 #include "backend/cuda/device.cuh"
-#include "catch.hpp"
 #include "backend/hopper/hopper_layers.hpp"
+#include "catch.hpp"
 
 using namespace support;
 

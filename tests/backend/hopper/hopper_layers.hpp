@@ -57,8 +57,8 @@ using fallen_back = std::tuple<
 /// stages once or twice.
 template <hopper_schedule Schedule, int Rows, int Columns, int Cluster, int Group>
 struct one_tiling {
-  static constexpr auto label = "tiling<" + decimal<Rows>() + "," + decimal<Columns>() + "," + decimal<Cluster>() + "," +
-                                decimal<static_cast<int>(Schedule)>() + ">";
+  static constexpr auto label = "tiling<" + decimal<Rows>() + "," + decimal<Columns>() + "," + decimal<Cluster>() +
+                                "," + decimal<static_cast<int>(Schedule)>() + ">";
   static constexpr std::string_view name = label;
   template <class Layer>
   static constexpr hopper_tuning of() {
@@ -77,14 +77,13 @@ template <class Expert, hopper_schedule Schedule, int Rows, int Columns, int Clu
 using tiled = shaped<328, 264, Expert, bfloat16,
                      switchyard::backend::hopper_with<one_tiling<Schedule, Rows, Columns, Cluster, Group>>>;
 
-using hopper_tilings =
-    std::tuple<tiled<gated_mlp<silu>, hopper_schedule::cooperative, 256, 128, 1, 1>,
-               tiled<gated_mlp<silu>, hopper_schedule::cooperative, 128, 128, 2, 1>,
-               tiled<gated_mlp<silu>, hopper_schedule::ping_pong, 64, 256, 2, 3>,
-               tiled<gated_mlp<silu>, hopper_schedule::ping_pong, 128, 128, 1, 2>,
-               tiled<mlp<relu>, hopper_schedule::cooperative, 128, 64, 2, 4>,
-               tiled<mlp<relu>, hopper_schedule::ping_pong, 64, 192, 1, 1>,
-               tiled<mlp<relu>, hopper_schedule::ping_pong, 128, 192, 2, 2>,
-               tiled<mlp<relu>, hopper_schedule::cooperative, 128, 192, 2, 2>>;
+using hopper_tilings = std::tuple<tiled<gated_mlp<silu>, hopper_schedule::cooperative, 256, 128, 1, 1>,
+                                  tiled<gated_mlp<silu>, hopper_schedule::cooperative, 128, 128, 2, 1>,
+                                  tiled<gated_mlp<silu>, hopper_schedule::ping_pong, 64, 256, 2, 3>,
+                                  tiled<gated_mlp<silu>, hopper_schedule::ping_pong, 128, 128, 1, 2>,
+                                  tiled<mlp<relu>, hopper_schedule::cooperative, 128, 64, 2, 4>,
+                                  tiled<mlp<relu>, hopper_schedule::ping_pong, 64, 192, 1, 1>,
+                                  tiled<mlp<relu>, hopper_schedule::ping_pong, 128, 192, 2, 2>,
+                                  tiled<mlp<relu>, hopper_schedule::cooperative, 128, 192, 2, 2>>;
 
 }  // namespace tested

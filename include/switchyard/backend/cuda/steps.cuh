@@ -149,7 +149,7 @@ class layer_steps {
     float* priority = nullptr;                          // [tokens]
     std::int32_t *order = nullptr, *scratch = nullptr;  // [tokens]
     std::uint8_t* dropped = nullptr;                    // [tokens, top_k]
-    pair_sets chosen, kept, sorted;             // see plan.cuh
+    pair_sets chosen, kept, sorted;                     // see plan.cuh
     std::int32_t *below = nullptr, *rows = nullptr;     // [experts, pieces], [experts, groups]
     dispatch_plan plan;
     element *inner, *outer;                                    // [rows, inner_stride], [rows, outer_stride]
@@ -170,9 +170,7 @@ class layer_steps {
 
     /// Tokens of a block that routes, in sixteens: with more of them the router weight is read less often, with fewer there
     /// are more blocks, and they fit devices with less shared memory.
-    static constexpr bool takes_two_blocks() {
-      return route_tile<Layer, 2>::shared_bytes <= least_shared_bytes;
-    }
+    static constexpr bool takes_two_blocks() { return route_tile<Layer, 2>::shared_bytes <= least_shared_bytes; }
     static constexpr int route_blocks(std::int64_t tokens) { return tokens > 2048 && takes_two_blocks() ? 2 : 1; }
     static constexpr int piece_tokens(std::int64_t tokens) {
       if constexpr (Layer::router_traits.precomputed) {
@@ -246,47 +244,45 @@ class layer_steps {
 
   /// The steps of a layer without strata, or of a pass.
   template <class Layer>
-  static void enqueue_once(forward_args<Layer> const& args, context const& where,
-                           pass_size const* pass = nullptr) {
+  static void enqueue_once(forward_args<Layer> const& args, context const& where, pass_size const* pass = nullptr) {
     enqueue_route(args, where, pass);
     enqueue_plan(args, where, pass);
     enqueue_experts(args, where, pass);
   }
 
   template <class Layer>
-  static void enqueue_route(forward_args<Layer> const& args, context const& where,
-                            pass_size const* pass = nullptr) {
+  static void enqueue_route(forward_args<Layer> const& args, context const& where, pass_size const* pass = nullptr) {
     using element = typename Layer::element;
     std::int64_t const tokens = args.tokens.rows;
     if (tokens == 0 && !Layer::router_traits.clustering.scales) return;
     pieces<Layer> const p(args);
     route_args<element> to{.tokens = args.tokens,
-                                   .pass = pass,
-                                   .router = {},
-                                   .active = args.active,
-                                   .aligned_tokens = is_aligned(args.tokens),
-                                   .aligned_router = false,
-                                   .clusters = {},
-                                   .aligned_scale = false,
-                                   .inverse_lengths = nullptr,
-                                   .experts = p.experts,
-                                   .weights = p.routed_weights,
-                                   .priority = p.priority,
-                                   .logits = args.decisions.logits,
-                                   .chosen = p.chosen,
-                                   .kept = Layer::capacity_traits.drops ? p.kept : pair_sets{},
-                                   .sorted = p.sorted,
-                                   .below = p.below,
-                                   .row_of = p.plan.row_of,
-                                   .dropped = p.dropped};
+                           .pass = pass,
+                           .router = {},
+                           .active = args.active,
+                           .aligned_tokens = is_aligned(args.tokens),
+                           .aligned_router = false,
+                           .clusters = {},
+                           .aligned_scale = false,
+                           .inverse_lengths = nullptr,
+                           .experts = p.experts,
+                           .weights = p.routed_weights,
+                           .priority = p.priority,
+                           .logits = args.decisions.logits,
+                           .chosen = p.chosen,
+                           .kept = Layer::capacity_traits.drops ? p.kept : pair_sets{},
+                           .sorted = p.sorted,
+                           .below = p.below,
+                           .row_of = p.plan.row_of,
+                           .dropped = p.dropped};
     if constexpr (Layer::router_traits.precomputed) {
       using tile = take_routes_tile<Layer>;
       static_assert(
           tile::shared_bytes <= most_shared_bytes,
           "switchyard: backend::cuda keeps the pairs of 32 tokens in shared memory, a bit for every expert, which "
           "has no room for so many experts and choices. Use fewer of them.");
-      launch(where, "take_routes", take_routes<Layer>, p.chosen.pieces, tile::threads,
-                     tile::shared_bytes, args.routes, tokens, to);
+      launch(where, "take_routes", take_routes<Layer>, p.chosen.pieces, tile::threads, tile::shared_bytes, args.routes,
+             tokens, to);
     } else {
       if constexpr (Layer::router_traits.gate == gate_owner::model) {
         to.router = args.shared_router;
@@ -315,22 +311,21 @@ class layer_steps {
     constexpr std::int64_t slices = divide_up(dims.hidden, 32);
     constexpr int threads = clustering_threads;
     std::int64_t const tokens = args.tokens.rows;
-    clustering_args<typename Layer::element> const with{
-        .tokens = args.tokens,
-        .active = args.active,
-        .clusters = args.clusters,
-        .router = to.router.weight,
-        .offsets = p.cluster_offsets,
-        .order = p.cluster_order,
-        .known = p.known_clusters,
-        .partial = p.partial,
-        .mean = p.mean,
-        .totals = p.totals,
-        .scale = p.scale,
-        .scale_asked = args.decisions.feature_scale,
-        .dispersion = args.decisions.dispersion,
-        .inverse_lengths = p.inverse_lengths,
-        .tile_rows = static_cast<int>(cluster_tile_rows(tokens))};
+    clustering_args<typename Layer::element> const with{.tokens = args.tokens,
+                                                        .active = args.active,
+                                                        .clusters = args.clusters,
+                                                        .router = to.router.weight,
+                                                        .offsets = p.cluster_offsets,
+                                                        .order = p.cluster_order,
+                                                        .known = p.known_clusters,
+                                                        .partial = p.partial,
+                                                        .mean = p.mean,
+                                                        .totals = p.totals,
+                                                        .scale = p.scale,
+                                                        .scale_asked = args.decisions.feature_scale,
+                                                        .dispersion = args.decisions.dispersion,
+                                                        .inverse_lengths = p.inverse_lengths,
+                                                        .tile_rows = static_cast<int>(cluster_tile_rows(tokens))};
     to.clusters = args.clusters;
     to.inverse_lengths = p.inverse_lengths;
     if (args.clusters.feature_scale == nullptr) {
@@ -347,16 +342,16 @@ class layer_steps {
         launch(where, "row_lengths", row_lengths<Layer>, dims.experts, threads, 0, with);
       }
       if (args.decisions.feature_scale != nullptr) {
-        check("cudaMemcpyAsync", cudaMemcpyAsync(args.decisions.feature_scale, args.clusters.feature_scale,
-                                                         sizeof(float) * dims.experts * dims.hidden,
-                                                         cudaMemcpyDeviceToDevice, where.stream));
+        check("cudaMemcpyAsync",
+              cudaMemcpyAsync(args.decisions.feature_scale, args.clusters.feature_scale,
+                              sizeof(float) * dims.experts * dims.hidden, cudaMemcpyDeviceToDevice, where.stream));
       }
     }
     to.aligned_scale = is_aligned(to.clusters.feature_scale, dims.hidden);
     if constexpr (form.experts_see_scaled) {
       if (tokens == 0) return;
-      launch(where, "scale_tokens", scale_tokens<Layer>, tokens, threads, 0, with,
-                     to.clusters.feature_scale, p.scaled_tokens, p.outer_stride);
+      launch(where, "scale_tokens", scale_tokens<Layer>, tokens, threads, 0, with, to.clusters.feature_scale,
+             p.scaled_tokens, p.outer_stride);
     }
   }
 
@@ -366,47 +361,44 @@ class layer_steps {
     static_assert(tile::shared_bytes <= most_shared_bytes,
                   "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
                   "experts. Use fewer experts, or router::precomputed.");
-    launch(where, "route_tokens", route_tokens<Layer, TokenBlocks>, to.chosen.pieces, tile::threads,
-                   tile::shared_bytes, to);
+    launch(where, "route_tokens", route_tokens<Layer, TokenBlocks>, to.chosen.pieces, tile::threads, tile::shared_bytes,
+           to);
   }
 
   template <class Layer>
-  static void enqueue_plan(forward_args<Layer> const& args, context const& where,
-                           pass_size const* pass = nullptr) {
+  static void enqueue_plan(forward_args<Layer> const& args, context const& where, pass_size const* pass = nullptr) {
     using capacity = typename Layer::capacity;
     constexpr shape dims = Layer::dims;
     std::int64_t const tokens = args.tokens.rows;
     pieces<Layer> const p(args);
     std::int64_t const size = group_size(args), groups = tokens == 0 ? 0 : divide_up(tokens, size);
-    plan_args const with{
-        .tokens = tokens,
-        .pass = pass,
-        .group_size = size,
-        .groups = groups,
-        .slots = capacity::slots_per_expert(dims, size),
-        .slots_last = capacity::slots_per_expert(dims, groups == 0 ? 0 : tokens - (groups - 1) * size),
-        .chosen = p.chosen,
-        .kept = p.kept,
-        .sorted = p.sorted,
-        .below = p.below,
-        .rows = p.rows,
-        .experts = p.experts,
-        .routed_weights = p.routed_weights,
-        .priority = p.priority,
-        .order = p.order,
-        .scratch = p.scratch,
-        .dropped = p.dropped,
-        .weights = p.weights,
-        .plan = p.plan,
-        .counts = args.decisions.counts,
-        .load = args.decisions.load};
+    plan_args const with{.tokens = tokens,
+                         .pass = pass,
+                         .group_size = size,
+                         .groups = groups,
+                         .slots = capacity::slots_per_expert(dims, size),
+                         .slots_last = capacity::slots_per_expert(dims, groups == 0 ? 0 : tokens - (groups - 1) * size),
+                         .chosen = p.chosen,
+                         .kept = p.kept,
+                         .sorted = p.sorted,
+                         .below = p.below,
+                         .rows = p.rows,
+                         .experts = p.experts,
+                         .routed_weights = p.routed_weights,
+                         .priority = p.priority,
+                         .order = p.order,
+                         .scratch = p.scratch,
+                         .dropped = p.dropped,
+                         .weights = p.weights,
+                         .plan = p.plan,
+                         .counts = args.decisions.counts,
+                         .load = args.decisions.load};
     if constexpr (Layer::capacity_traits.drops) {
       if (tokens > 0) {
         if constexpr (Layer::capacity_traits.order == queue::priority) {
           launch(where, "order_tokens", order_tokens<Layer>, groups, plan_threads, 0, with);
         }
-        launch(where, "queue_pairs", queue_pairs<Layer>, groups * dims.experts, plan_threads, 0,
-                       with);
+        launch(where, "queue_pairs", queue_pairs<Layer>, groups * dims.experts, plan_threads, 0, with);
       }
     }
     launch(where, "assign_rows", assign_rows<Layer>, dims.experts, plan_threads, 0, with);
@@ -419,16 +411,15 @@ class layer_steps {
     constexpr shape dims = Layer::dims;
     constexpr expert_traits traits = Layer::expert_traits;
     product_args<element> first{.routed = {},
-                                        .shared = {},
-                                        .experts = dims.experts,
-                                        .top_k = dims.top_k,
-                                        .offsets = p.plan.offsets,
-                                        .pair_of = p.plan.pair_of,
-                                        .weights = p.weights,
-                                        .tokens = args.tokens.rows};
+                                .shared = {},
+                                .experts = dims.experts,
+                                .top_k = dims.top_k,
+                                .offsets = p.plan.offsets,
+                                .pair_of = p.plan.pair_of,
+                                .weights = p.weights,
+                                .tokens = args.tokens.rows};
     auto second = first;
-    access const by_tokens =
-        is_aligned(args.tokens) ? access::by_chunks : access::along_columns;
+    access const by_tokens = is_aligned(args.tokens) ? access::by_chunks : access::along_columns;
     first.routed = {.rows = args.tokens.data,
                     .row_stride = args.tokens.row_stride,
                     .how = by_tokens,
@@ -471,8 +462,7 @@ class layer_steps {
   }
 
   template <class Layer>
-  static void enqueue_experts(forward_args<Layer> const& given, context const& where,
-                              pass_size const* pass = nullptr) {
+  static void enqueue_experts(forward_args<Layer> const& given, context const& where, pass_size const* pass = nullptr) {
     using element = typename Layer::element;
     constexpr shape dims = Layer::dims;
     constexpr expert_traits traits = Layer::expert_traits;
@@ -487,36 +477,35 @@ class layer_steps {
       Products::template enqueue<Layer>(where, products.first, products.second);
 
       combine_args<element> sum{.tokens = args.tokens,
-                                        .pass = pass,
-                                        .output = args.output,
-                                        .aligned = is_aligned(args.tokens) && is_aligned(args.output),
-                                        .active = args.active,
-                                        .experts = p.experts,
-                                        .weights = p.weights,
-                                        .dropped = p.dropped,
-                                        .row_of = p.plan.row_of,
-                                        .outer = p.outer,
-                                        .outer_stride = p.outer_stride,
-                                        .shared_outer = p.shared_outer,
-                                        .shared_gate = nullptr,
-                                        .decisions = args.decisions};
+                                .pass = pass,
+                                .output = args.output,
+                                .aligned = is_aligned(args.tokens) && is_aligned(args.output),
+                                .active = args.active,
+                                .experts = p.experts,
+                                .weights = p.weights,
+                                .dropped = p.dropped,
+                                .row_of = p.plan.row_of,
+                                .outer = p.outer,
+                                .outer_stride = p.outer_stride,
+                                .shared_outer = p.shared_outer,
+                                .shared_gate = nullptr,
+                                .decisions = args.decisions};
       if constexpr (traits.gate == shared_gate::sigmoid) sum.shared_gate = args.weights.shared.gate;
-      launch(where, "combine_rows", combine_rows<Layer>, tokens, combine_block<Layer>::threads,
-                     0, sum);
+      launch(where, "combine_rows", combine_rows<Layer>, tokens, combine_block<Layer>::threads, 0, sum);
     }
     if constexpr (!Layer::router_traits.precomputed) {
       if (args.auxiliary != nullptr) {
         // The rows between the products are not needed any more, and take at least 16 bytes per token.
         launch(where, "auxiliary_of_pass", auxiliary_of_pass<Layer>, 1, auxiliary_threads,
-                       2 * dims.experts * sizeof(double),
-                       routing_record{.tokens = tokens,
-                                      .tokens_per_group = args.tokens_per_group,
-                                      .logits = args.decisions.logits != nullptr ? args.decisions.logits : p.logits,
-                                      .experts = p.experts,
-                                      .weights = p.weights,
-                                      .dropped = p.dropped,
-                                      .active = args.active},
-                       pass, reinterpret_cast<double*>(p.inner), args.auxiliary);
+               2 * dims.experts * sizeof(double),
+               routing_record{.tokens = tokens,
+                              .tokens_per_group = args.tokens_per_group,
+                              .logits = args.decisions.logits != nullptr ? args.decisions.logits : p.logits,
+                              .experts = p.experts,
+                              .weights = p.weights,
+                              .dropped = p.dropped,
+                              .active = args.active},
+               pass, reinterpret_cast<double*>(p.inner), args.auxiliary);
       }
     }
   }
@@ -569,17 +558,17 @@ class layer_steps {
     using element = typename Layer::element;
     std::int64_t const tokens = args.tokens.rows;
     strata_args<Layer> with{.tokens = args.tokens,
-                                    .residual = args.residual,
-                                    .output = args.output,
-                                    .aligned_tokens = is_aligned(args.tokens),
-                                    .aligned_residual = is_aligned(args.residual),
-                                    .aligned_output = is_aligned(args.output),
-                                    .aligned_norms = true,
-                                    .active = args.active,
-                                    .norm = {},
-                                    .decisions = args.decisions,
-                                    .auxiliary = args.auxiliary,
-                                    .record = p};
+                            .residual = args.residual,
+                            .output = args.output,
+                            .aligned_tokens = is_aligned(args.tokens),
+                            .aligned_residual = is_aligned(args.residual),
+                            .aligned_output = is_aligned(args.output),
+                            .aligned_norms = true,
+                            .active = args.active,
+                            .norm = {},
+                            .decisions = args.decisions,
+                            .auxiliary = args.auxiliary,
+                            .record = p};
     if constexpr (Layer::router_traits.stratification.norms) {
       with.norm = args.weights.norm;
       for (layer_norm const& norm : with.norm.after) {
@@ -587,8 +576,8 @@ class layer_steps {
       }
     }
     std::int64_t const blocks = tokens == 0 ? 1 : tokens;  // the counts of no token are written, too
-    launch(where, "gather_stratum", gather_stratum<Layer, Stratum>,
-                   divide_up(blocks, gathered_tokens), gather_threads, 0, with);
+    launch(where, "gather_stratum", gather_stratum<Layer, Stratum>, divide_up(blocks, gathered_tokens), gather_threads,
+           0, with);
     forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
     of_pass.tokens = {p.rows, tokens, Layer::dims.hidden, p.stride};
     of_pass.output = {p.rows, tokens, Layer::dims.hidden, p.stride};
@@ -600,8 +589,7 @@ class layer_steps {
     of_pass.decisions.load = p.load;
     if (args.auxiliary != nullptr) of_pass.auxiliary = p.auxiliary + Stratum;
     enqueue_once(of_pass, where, p.sizes + Stratum);
-    launch(where, "finish_pass", finish_pass<Layer, Stratum>, blocks,
-                   finish_block<Layer>::threads, 0, with);
+    launch(where, "finish_pass", finish_pass<Layer, Stratum>, blocks, finish_block<Layer>::threads, 0, with);
   }
 };
 

@@ -28,27 +28,28 @@ template <int Rows, int Columns, int Stages, hopper_schedule Schedule, int Clust
 struct grouped_tiling {
   static constexpr int rows = Rows, columns = Columns, stages = Stages, cluster = Cluster, group = Group;
   static constexpr bool cooperative = Schedule == hopper_schedule::cooperative;
-  static constexpr int threads = 3 * 128;                       // one warpgroup brings, two multiply
+  static constexpr int threads = 3 * 128;                         // one warpgroup brings, two multiply
   static constexpr int blocks = Rows / (cooperative ? 128 : 64);  // of 64 rows, that one warpgroup multiplies at once
-  static constexpr int depth = 64;                              // of a stage: 128 bytes
+  static constexpr int depth = 64;                                // of a stage: 128 bytes
   static constexpr int row_bytes = Rows * line_bytes, column_bytes = Columns * line_bytes;
   static constexpr int stage_bytes = row_bytes + column_bytes;
   using tiles = tile_list<Rows, Cluster, Group>;
 
   // Registers of a thread that brings, and of one that multiplies.
-  static constexpr int few_registers = 40, many_registers = 232;
+  static constexpr int few_registers = 56, many_registers = 224;
 
   static_assert(Rows == 64 * blocks * (cooperative ? 2 : 1) && (blocks == 1 || blocks == 2),
                 "switchyard: a hopper_tile has 128 or 256 rows with hopper_schedule::cooperative, 64 or 128 with "
                 "ping_pong. Set rows to one of them.");
   static_assert(Columns == 64 || Columns == 96 || Columns == 128 || Columns == 192 || Columns == 256,
                 "switchyard: a hopper_tile has 64, 96, 128, 192 or 256 columns. Set columns to one of them.");
-  static_assert(blocks* Columns <= 384,
+  static_assert(blocks * Columns <= 384,
                 "switchyard: the sums of this hopper_tile have no room in registers. Lower rows or columns, so that a "
                 "warpgroup has at most 64 x 256 or 128 x 192 of them.");
   static_assert(Cluster == 1 || Cluster == 2, "switchyard: a hopper_tile has a cluster of 1 or 2 blocks.");
   // Rows of a stage are shown when the next stage's are on their way, and a stage is released when the next is multiplied.
-  static_assert(Stages >= 3, "switchyard: a hopper_tile needs at least 3 stages. Lower rows or columns, so that they fit.");
+  static_assert(Stages >= 3,
+                "switchyard: a hopper_tile needs at least 3 stages. Lower rows or columns, so that they fit.");
   static_assert(Group >= 1, "switchyard: hopper_tile::group is at least 1.");
 
   /// The ring, which begins at a multiple of 1024 bytes, then the barriers, then the list of tiles.
@@ -148,9 +149,10 @@ struct grouped_product {
   static constexpr int shared_steps = static_cast<int>(divide_up(Problem::shared_depth, Tiling::depth));
   static constexpr int multiplying_groups = Tiling::cooperative ? 2 : 1;  // at one tile
 
-  static_assert(features % 32 == 0 && (lines == lines_along::depth || Tiling::columns / (apart ? 2 : 1) % 64 == 0),
-                "switchyard: this hopper_tile has too few columns, or a number of them that stored weights cannot be cut "
-                "into. Use 128 or 256 where experts are gated, 64, 128, 192 or 256 elsewhere.");
+  static_assert(
+      features % 32 == 0 && (lines == lines_along::depth || Tiling::columns / (apart ? 2 : 1) % 64 == 0),
+      "switchyard: this hopper_tile has too few columns, or a number of them that stored weights cannot be cut "
+      "into. Use 128 or 256 where experts are gated, 64, 128, 192 or 256 elsewhere.");
 
   /// What one copy of weights brings. Half of a stage is brought by each block of the cluster, if they need the same.
   static constexpr std::uint32_t box[2] = {64, lines == lines_along::depth ? Tiling::columns / 2u : 32u};
@@ -182,7 +184,8 @@ struct grouped_product {
   }
 
   /// The warpgroup that brings operands.
-  __device__ static void bring(grouped_args<element> const& args, tiles const& list, stage_ring<Tiling> ring, int block) {
+  __device__ static void bring(grouped_args<element> const& args, tiles const& list, stage_ring<Tiling> ring,
+                               int block) {
     constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), chunks = line_bytes / chunk_bytes;
     constexpr int rows_apart = 128 / chunks, copies = Tiling::rows / rows_apart;
     int const thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
@@ -193,8 +196,7 @@ struct grouped_product {
       __syncwarp();
       if (lane == 0) arrive(ring.full(lag));
     };
-    for (std::int64_t place = blockIdx.x / Tiling::cluster; place < list.size();
-         place += gridDim.x / Tiling::cluster) {
+    for (std::int64_t place = blockIdx.x / Tiling::cluster; place < list.size(); place += gridDim.x / Tiling::cluster) {
       grouped_tile const tile = list.at(place, block);
       product_side<element> const& side = tile.shared ? args.product.shared : args.product.routed;
       CUtensorMap const(&maps)[2] = tile.shared ? args.shared : args.routed;
@@ -387,8 +389,8 @@ struct grouped_product {
   }
 
   /// One of the two warpgroups that multiply.
-  __device__ static void compute(grouped_args<element> const& args, tiles const& list, stage_ring<Tiling> ring, int block,
-                                 int group) {
+  __device__ static void compute(grouped_args<element> const& args, tiles const& list, stage_ring<Tiling> ring,
+                                 int block, int group) {
     float sums[Tiling::blocks][Tiling::columns / 2];
     std::int64_t const first = blockIdx.x / Tiling::cluster, apart_by = gridDim.x / Tiling::cluster;
     // Warpgroups with tiles of their own begin one after the other: the parity of a stage's barrier tells its last use from
@@ -431,8 +433,7 @@ struct grouped_product {
     stage_ring<Tiling> const ring(ring_begin);
     std::uint32_t const after_ring =
         ring_begin + Tiling::stages * (Tiling::stage_bytes + 2 * static_cast<int>(sizeof(std::uint64_t)));
-    std::int32_t* const list_memory =
-        reinterpret_cast<std::int32_t*>(memory + (after_ring - shared_address(memory)));
+    std::int32_t* const list_memory = reinterpret_cast<std::int32_t*>(memory + (after_ring - shared_address(memory)));
     int const block = Tiling::cluster == 1 ? 0 : static_cast<int>(block_in_cluster());
     if (threadIdx.x == 0) {
       // Full: a warp each says that its rows have come, and one thread what weights to expect.

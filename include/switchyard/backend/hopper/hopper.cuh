@@ -24,7 +24,7 @@ class hopper_with : public device::layer_steps<device::hopper_launches<Tuning>> 
     if constexpr (Tuning::name.empty()) {
       return text("hopper");
     } else {
-      return "hopper_with<" + name_of<Tuning>() + ">";
+      return "hopper_with<" + switchyard::name_of<Tuning>() + ">";
     }
   }
   static constexpr auto own_label = label();

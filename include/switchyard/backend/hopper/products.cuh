@@ -72,8 +72,9 @@ class mapped_weights {
       // The stride of a single expert may be anything, but the driver looks at it.
       std::int64_t const line = by_depth ? view.row_stride : view.column_stride,
                          next = experts_ > 1 ? view.expert_stride : line;
-      make.map(result, view.data, {long_as(by_depth ? depth : wide), long_as(by_depth ? wide : depth), long_as(experts_)},
-               {line, next}, box);
+      make.map(result, view.data,
+               {long_as(by_depth ? depth : wide), long_as(by_depth ? wide : depth), long_as(experts_)}, {line, next},
+               box);
     };
     map_of(maps[0], gated_ ? gate_ : weight_);
     if (gated_ && order != weight_order::feature_pairs) map_of(maps[1], weight_);
@@ -155,7 +156,8 @@ struct hopper_launches {
   template <class Problem, class Layer>
   static int order_of(product_args<typename Layer::element> const& with) {
     for (int i = 0; i < (Problem::gated ? 3 : 2); ++i) {
-      mapped_weights const routed(Problem::gated, with.routed, Layer::dims.experts), shared(Problem::gated, with.shared, 1);
+      mapped_weights const routed(Problem::gated, with.routed, Layer::dims.experts),
+          shared(Problem::gated, with.shared, 1);
       if (!routed.stand_in(orders[i])) continue;
       if (Layer::expert_traits.shared_intermediate == 0 || shared.stand_in(orders[i])) return i;
     }
@@ -166,8 +168,7 @@ struct hopper_launches {
   static void enqueue_in_order(cuda_context const& where, char const* what, tensor_maps const& make,
                                product_args<typename Layer::element> const& with) {
     constexpr hopper_tile tile = Which == 0 ? tuning<Layer>.in : tuning<Layer>.out;
-    using tiling =
-        grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>;
+    using tiling = grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>;
     switch (order_of<Problem, Layer>(with)) {
       case 0: return enqueue_grouped<Layer, Problem, tiling, weight_order::depth>(where, what, make, with);
       case 1: return enqueue_grouped<Layer, Problem, tiling, weight_order::feature>(where, what, make, with);
@@ -207,7 +208,6 @@ struct hopper_launches {
     launch_clusters(where, what, kernel, std::min(clusters, at_once) * Tiling::cluster, Tiling::threads, shared_bytes,
                     Tiling::cluster, args);
   }
-
 };
 
 }  // namespace backend::device

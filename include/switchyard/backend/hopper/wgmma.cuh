@@ -76,14 +76,14 @@ __device__ void wait_for_products() {
 #define SWITCHYARD_SUMS_15 SWITCHYARD_SUMS_14, SWITCHYARD_EIGHT(112)
 #define SWITCHYARD_SUMS_16 SWITCHYARD_SUMS_15, SWITCHYARD_EIGHT(120)
 #define SWITCHYARD_PRODUCT(element, type, width, eighths, a_at, b_at, accumulate_at, lines_at)                      \
-  template <lines_along Lines>                                                                                         \
+  template <lines_along Lines>                                                                                      \
   __device__ void multiply_from_shared(element, float(&sums)[width / 2], std::uint64_t a, std::uint64_t b,          \
-                                       int accumulate) {                                                               \
+                                       int accumulate) {                                                            \
     asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate_at ", 0;\nwgmma.mma_async.sync.aligned.m64n" #width \
-                 "k16.f32." type "." type " {" SWITCHYARD_NAMES_##eighths "}, " a_at ", " b_at                         \
-                                                                          ", p, 1, 1, 0, " lines_at ";\n}"             \
-                 : SWITCHYARD_SUMS_##eighths                                                                           \
-                 : "l"(a), "l"(b), "r"(accumulate), "n"(Lines == lines_along::features ? 1 : 0));                      \
+                 "k16.f32." type "." type " {" SWITCHYARD_NAMES_##eighths "}, " a_at ", " b_at                      \
+                                                                          ", p, 1, 1, 0, " lines_at ";\n}"          \
+                 : SWITCHYARD_SUMS_##eighths                                                                        \
+                 : "l"(a), "l"(b), "r"(accumulate), "n"(Lines == lines_along::features ? 1 : 0));                   \
   }
 SWITCHYARD_PRODUCT(bfloat16, "bf16", 64, 4, "%32", "%33", "%34", "%35")
 SWITCHYARD_PRODUCT(half, "f16", 64, 4, "%32", "%33", "%34", "%35")

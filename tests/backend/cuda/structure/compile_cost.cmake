@@ -1,16 +1,17 @@
-# What the CUDA backend costs the compiler, for one architecture: prints the processor time of an empty .cu file, of one
-# that includes switchyard.cuh, and of one that runs a layer, and fails beyond the limits.
+# What the GPU backends cost the compiler, for one architecture: prints the processor time of an empty .cu file, of one
+# that includes switchyard.cuh, and of those that run a layer, and fails beyond the limits.
 #
 #   cmake -DNVCC=<compiler> -DINCLUDE=<folder> -DSOURCE=<kernels.cu> -DFOLDER=<to write to> -P compile_cost.cmake
 cmake_minimum_required(VERSION 3.25)
 
 set(most_include_ms 4000)  # over an empty file
 set(most_layer_ms 20000)
+set(most_hopper_layer_ms 30000)
 
 # compile(<variable> <argument>...): milliseconds, user and system, which other programs on the machine hardly change.
 function(compile variable)
   execute_process(
-    COMMAND sh -c "\"$@\" && times" sh ${NVCC} -std=c++20 -arch=sm_80 -I${INCLUDE} -c -o ${FOLDER}/cost.o ${ARGN}
+    COMMAND sh -c "\"$@\" && times" sh ${NVCC} -std=c++20 -I${INCLUDE} -c -o ${FOLDER}/cost.o ${ARGN}
     OUTPUT_VARIABLE output RESULT_VARIABLE result)
   # Two lines, of the shell and of its children: 0m0.01s 0m0.02s
   if(NOT result EQUAL 0 OR NOT output MATCHES "\n([0-9]+)m([0-9]+)[.]([0-9]+)s ([0-9]+)m([0-9]+)[.]([0-9]+)s\n$")
@@ -30,13 +31,16 @@ endfunction()
 file(MAKE_DIRECTORY ${FOLDER})
 file(WRITE ${FOLDER}/empty.cu "")
 file(WRITE ${FOLDER}/include.cu "#include <switchyard/switchyard.cuh>\n")
-compile(empty ${FOLDER}/empty.cu)
-compile(include ${FOLDER}/include.cu)
-compile(layer -DPRESET=mixtral_8x7b -DELEMENT=bfloat16 ${SOURCE})
+compile(empty -arch=sm_80 ${FOLDER}/empty.cu)
+compile(include -arch=sm_80 ${FOLDER}/include.cu)
+compile(layer -arch=sm_80 -DPRESET=mixtral_8x7b -DELEMENT=bfloat16 -DBACKEND=cuda ${SOURCE})
+compile(hopper_layer -gencode arch=compute_90a,code=sm_90a
+  -DPRESET=gpt_oss_20b -DELEMENT=bfloat16 -DBACKEND=hopper ${SOURCE})
 math(EXPR include_more "${include} - ${empty}")
 message("an empty file: ${empty} ms
 switchyard.cuh: ${include_more} ms more, at most ${most_include_ms}
-one layer: ${layer} ms, at most ${most_layer_ms}")
-if(include_more GREATER most_include_ms OR layer GREATER most_layer_ms)
+one layer: ${layer} ms, at most ${most_layer_ms}
+one layer on Hopper: ${hopper_layer} ms, at most ${most_hopper_layer_ms}")
+if(include_more GREATER most_include_ms OR layer GREATER most_layer_ms OR hopper_layer GREATER most_hopper_layer_ms)
   message(FATAL_ERROR "too slow to compile")
 endif()

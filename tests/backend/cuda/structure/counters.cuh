@@ -62,7 +62,7 @@ inline traffic moved_by(nlohmann::json const& launch) {
 struct counted_call {
   std::int64_t tokens;
   std::vector<nlohmann::json> launches;
-  std::vector<std::int64_t> counts;   ///< rows of each expert
+  std::vector<std::int64_t> counts;    ///< rows of each expert
   std::vector<std::int32_t> clusters;  ///< [tokens, top_k]: the labels of the tokens
 };
 

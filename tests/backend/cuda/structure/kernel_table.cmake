@@ -1,19 +1,22 @@
-# What the compiler says of the kernels of one layer: compiles kernels.cu for two architectures, writes a table, and fails
-# where a kernel spills registers or keeps anything else in local memory.
+# What the compiler says of the kernels of one layer: compiles kernels.cu for some architectures, writes a table, and fails
+# where a kernel spills registers or keeps anything else in local memory, or where products of Hopper wait for each other.
 #
-#   cmake -DNVCC=<compiler> -DINCLUDE=<folder> -DSOURCE=<kernels.cu> -DPRESET=<name> -DELEMENT=<type> -DFOLDER=<to write to>
-#     -P kernel_table.cmake
+#   cmake -DNVCC=<compiler> -DINCLUDE=<folder> -DSOURCE=<kernels.cu> -DPRESET=<name> -DELEMENT=<type>
+#     -DBACKEND=<cuda or hopper> -DFOLDER=<to write to> -P kernel_table.cmake
 cmake_minimum_required(VERSION 3.25)
 
 set(architectures 80 90)
-set(name ${PRESET}_${ELEMENT})
+if(BACKEND STREQUAL "hopper")
+  set(architectures 90a)
+endif()
+set(name ${PRESET}_${ELEMENT}_${BACKEND})
 file(MAKE_DIRECTORY ${FOLDER})
 set(code)
 foreach(architecture IN LISTS architectures)
   list(APPEND code -gencode arch=compute_${architecture},code=sm_${architecture})
 endforeach()
 execute_process(
-  COMMAND ${NVCC} -std=c++20 -I${INCLUDE} ${code} -Xptxas -v -DPRESET=${PRESET} -DELEMENT=${ELEMENT} ${SOURCE} -o ${FOLDER}/${name}
+  COMMAND ${NVCC} -std=c++20 -I${INCLUDE} ${code} -Xptxas -v -DPRESET=${PRESET} -DELEMENT=${ELEMENT} -DBACKEND=${BACKEND} ${SOURCE} -o ${FOLDER}/${name}
   RESULT_VARIABLE result OUTPUT_VARIABLE said ERROR_VARIABLE said)
 if(NOT result EQUAL 0)
   message(FATAL_ERROR "${name} does not compile:\n${said}")
@@ -22,17 +25,26 @@ execute_process(COMMAND ${FOLDER}/${name} OUTPUT_VARIABLE sizes COMMAND_ERROR_IS
 
 # A kernel takes several lines: its mangled name and architecture, then its stack and spills, then its registers.
 set(kernels)
+set(orders depth feature feature_pairs)
 set(spilling "")
+if(said MATCHES "serialized[^\n]*|setmaxnreg[^\n]*ignored")
+  string(APPEND spilling "\n${name}: ${CMAKE_MATCH_0}")
+endif()
 string(REPLACE "\n" ";" lines "${said}")
 foreach(line IN LISTS lines)
-  if(line MATCHES "Compiling entry function '([^']*)' for 'sm_([0-9]+)'")
+  if(line MATCHES "Compiling entry function '([^']*)' for 'sm_([0-9]+a?)'")
     set(architecture ${CMAKE_MATCH_2})
     set(mangled "${CMAKE_MATCH_1}")
     if(NOT mangled MATCHES "6device[0-9]+([a-z_]+)I")
       message(FATAL_ERROR "no kernel of the library: ${mangled}")
     endif()
     set(kernel ${CMAKE_MATCH_1})
-    if(kernel STREQUAL "product")
+    if(kernel STREQUAL "grouped_products")
+      string(REGEX MATCH "product_(in|out)" kernel "${mangled}")
+      string(REGEX MATCH "weight_orderE([0-9])" order "${mangled}")
+      list(GET orders ${CMAKE_MATCH_1} order)
+      string(APPEND kernel " grouped ${order}")
+    elseif(kernel STREQUAL "product")
       string(REGEX MATCH "product_(in|out)" kernel "${mangled}")
       string(REGEX MATCH "(few|some|many)_rows" tile "${mangled}")
       string(APPEND kernel " ${tile}")
@@ -65,9 +77,14 @@ if(count LESS 5)
 endif()
 
 string(REGEX MATCH "launches: ([0-9]+)" launches "${sizes}")
-set(table "## ${PRESET}, ${ELEMENT}: ${CMAKE_MATCH_1} launches per forward\n
-| kernel | registers sm_80 | sm_90 | static shared | dynamic shared | stack sm_80 | sm_90 | spill stores / loads sm_80 | sm_90 |
-| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n")
+set(table "## ${PRESET}, ${ELEMENT}, backend::${BACKEND}: ${CMAKE_MATCH_1} launches per forward\n
+| kernel | static shared | dynamic shared |")
+set(rule "| --- | ---: | ---: |")
+foreach(architecture IN LISTS architectures)
+  string(APPEND table " registers sm_${architecture} | stack | spill stores / loads |")
+  string(APPEND rule " ---: | ---: | ---: |")
+endforeach()
+string(APPEND table "\n${rule}\n")
 list(SORT kernels)
 foreach(kernel IN LISTS kernels)
   string(REPLACE " " "_" key ${kernel})
@@ -75,11 +92,14 @@ foreach(kernel IN LISTS kernels)
   if("\n${sizes}" MATCHES "\n${kernel}: ([0-9]+)")
     set(dynamic ${CMAKE_MATCH_1})
   endif()
-  string(APPEND table "| ${kernel} | ${${key}_registers_80} | ${${key}_registers_90} | ${${key}_static} | ${dynamic} "
-    "| ${${key}_stack_80} | ${${key}_stack_90} | ${${key}_spills_80} | ${${key}_spills_90} |\n")
+  string(APPEND table "| ${kernel} | ${${key}_static} | ${dynamic} |")
+  foreach(architecture IN LISTS architectures)
+    string(APPEND table " ${${key}_registers_${architecture}} | ${${key}_stack_${architecture}} | ${${key}_spills_${architecture}} |")
+  endforeach()
+  string(APPEND table "\n")
 endforeach()
 message("${table}")
 if(spilling)
-  message(FATAL_ERROR "kernels that use local memory:${spilling}")
+  message(FATAL_ERROR "kernels that use local memory, or whose products wait:${spilling}")
 endif()
 file(WRITE ${FOLDER}/${name}.md "${table}\n")

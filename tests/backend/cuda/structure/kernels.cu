@@ -2,14 +2,15 @@
 #include <switchyard/switchyard.cuh>
 
 #include <cstdio>
+#include <type_traits>
 
 /// The kernels of one layer, for kernel_table.cmake: the compiler tells what they use, and this program what the compiler
-/// does not know. The command line names the PRESET and its ELEMENT.
+/// does not know. The command line names the PRESET, its ELEMENT and its BACKEND.
 namespace {
 
 using namespace switchyard;
 namespace device = backend::device;
-using measured = presets::PRESET<ELEMENT, backend::cuda>;
+using measured = presets::PRESET<ELEMENT, backend::BACKEND>;
 
 void print(char const* kernel, std::size_t dynamic_bytes) { std::printf("%s: %zu\n", kernel, dynamic_bytes); }
 
@@ -18,6 +19,14 @@ void print_products(char const* (&kernels)[3]) {
   print(kernels[0], device::product_layout<Problem, device::few_rows>::shared_bytes);
   print(kernels[1], device::product_layout<Problem, device::some_rows>::shared_bytes);
   print(kernels[2], device::product_layout<Problem, device::many_rows>::shared_bytes);
+}
+
+[[maybe_unused]] void print_grouped(char const* name, hopper_tile tile) {
+  for (char const* order : {"depth", "feature", "feature_pairs"}) {
+    std::printf(
+        "%s grouped %s: %d\n", name, order,
+        1024 + tile.stages * ((tile.rows + tile.columns) * device::line_bytes + 16) + 8 * (measured::dims.experts + 1));
+  }
 }
 
 }  // namespace
@@ -32,8 +41,13 @@ int main(int count, char**) {
   char const* outs[] = {"product_out few_rows", "product_out some_rows", "product_out many_rows"};
   print("route_tokens 1", device::route_tile<measured, 1>::shared_bytes);
   print("route_tokens 2", device::route_tile<measured, 2>::shared_bytes);
+  if constexpr (std::is_same_v<measured::backend, backend::hopper> && device::has_grouped_products<measured>()) {
+    constexpr hopper_tuning tuning = default_hopper_tuning::of<measured>();
+    print_grouped("product_in", tuning.in);
+    print_grouped("product_out", tuning.out);
+  }
   print_products<in>(ins);
   print_products<out>(outs);
   print("auxiliary_of_pass", 2 * measured::dims.experts * sizeof(double));
-  std::printf("launches: %d\n", backend::cuda::launches<measured>());
+  std::printf("launches: %d\n", backend::BACKEND::launches<measured>());
 }

@@ -18,18 +18,18 @@ template <int Intermediate, int Experts, int TopK, class Expert, class Element>
 using measured = layer<shape{.hidden = 512, .intermediate = Intermediate, .experts = Experts, .top_k = TopK},
                        router::softmax_top_k, capacity::dropless, Expert, backend::hopper, Element>;
 // The second product cooperates where the depth is long, and takes turns where it is short.
-using measured_layers = std::tuple<measured<1024, 4, 2, expert::gated_mlp<silu>, bfloat16>,
-                                   measured<384, 16, 4, expert::gated_mlp<silu>, bfloat16>,
-                                   measured<1024, 4, 1, expert::mlp<relu>, half>>;
+using measured_layers =
+    std::tuple<measured<1024, 4, 2, expert::gated_mlp<silu>, bfloat16>,
+               measured<384, 16, 4, expert::gated_mlp<silu>, bfloat16>, measured<1024, 4, 1, expert::mlp<relu>, half>>;
 constexpr int rows_per_expert[] = {100, 256, 512};
 
 /// What a product has to do with its tiles, and what it cannot do without.
 struct needed {
-  std::int64_t flops = 0, tile_flops = 0;    ///< of all rows; of blocks of 64 rows, of whole columns and stages
+  std::int64_t flops = 0, tile_flops = 0;      ///< of all rows; of blocks of 64 rows, of whole columns and stages
   std::int64_t weights = 0, tile_weights = 0;  ///< bytes: of each expert's once; of each cluster's tiles
-  std::int64_t rows = 0;    ///< bytes of the left factor that tiles read
-  std::int64_t results = 0;  ///< bytes
-  std::int64_t steps = 0;    ///< stages that a tile takes, over all tiles of both blocks
+  std::int64_t rows = 0;                       ///< bytes of the left factor that tiles read
+  std::int64_t results = 0;                    ///< bytes
+  std::int64_t steps = 0;                      ///< stages that a tile takes, over all tiles of both blocks
 };
 
 template <class Layer, class Problem>
@@ -86,8 +86,8 @@ template <class Layer>
 bool measure(counters& from, int rows) {
   constexpr hopper_tuning tuning = default_hopper_tuning::of<Layer>();
   counted_call const call = count<Layer>(from, rows);
-  std::printf("%-4s %6s %10s %10s %10s %10s %8s %8s %7s %14s\n", "", "blocks", "flops", "weights", "/tiles'", "multicast",
-              "rows", "results", "wait%", "barriers/step");
+  std::printf("%-4s %6s %10s %10s %10s %10s %8s %8s %7s %14s\n", "", "blocks", "flops", "weights", "/tiles'",
+              "multicast", "rows", "results", "wait%", "barriers/step");
   bool right = true;
   int products = 0;
   for (nlohmann::json const& launch : call.launches) {
