@@ -3,6 +3,8 @@
 #include "../work.hpp"
 #include "check.cuh"
 #include "compare.cuh"
+#include "gpu_backend.cuh"
+#include "hopper.cuh"
 #include "memory.cuh"
 #include "peers.cuh"
 #include "setup.hpp"
@@ -32,11 +34,35 @@ struct line_result {
   std::string failure;  // of a peer that does not run; nothing else is then told
 };
 
-// The lines of a case, in this order.
-enum line : int { forward_line, route_line, plan_line, experts_line, loop_line, grouped_line, dense_line };
-inline constexpr char const* line_names[] = {
-    "forward", "route", "plan", "experts", "peer/cublas_loop", "peer/cublas_grouped", "peer/dense"};
-inline int lines_of_a_case() { return current_gpu().peer != nullptr ? dense_line + 1 : loop_line; }
+// The lines of a case, in this order. On Hopper also its products alone, and the experts on backend::cuda.
+enum line : int {
+  forward_line,
+  route_line,
+  plan_line,
+  experts_line,
+  in_line,
+  out_line,
+  cuda_line,
+  loop_line,
+  grouped_line,
+  dense_line,
+  all_lines
+};
+inline constexpr char const* line_names[] = {"forward",
+                                             "route",
+                                             "plan",
+                                             "experts",
+                                             "product (in)",
+                                             "product (out)",
+                                             "peer/backend::cuda",
+                                             "peer/cublas_loop",
+                                             "peer/cublas_grouped",
+                                             "peer/dense"};
+template <class Layer>
+bool has_line(int line, std::int64_t tokens) {
+  if (line >= loop_line) return current_gpu().peer != nullptr;
+  return line == cuda_line ? on_hopper : line < in_line || has_grouped_products<Layer>(tokens);
+}
 
 /// Weights and results of the layer whose lines are running.
 template <class Layer>
@@ -88,8 +114,26 @@ class layer_runs {
         {line_names[route_line], [&](int turn) { backend::template route<Layer>(args(turn), where); }, true},
         {line_names[plan_line], [&](int turn) { backend::template plan<Layer>(args(turn), where); }, true},
         {line_names[experts_line], [&](int turn) { backend::template experts<Layer>(args(turn), where); }, few}};
-    std::vector<line_result> result(lines_of_a_case());
+    std::vector<line_result> result(all_lines);
     std::vector<int> lines{forward_line, route_line, plan_line, experts_line};
+    if constexpr (on_hopper) {
+      using products = switchyard::backend::device::hopper_launches<default_hopper_tuning>;
+      if (has_grouped_products<Layer>(tokens)) {
+        auto const of = [&](int turn) { return hopper_parts::products(args(turn)); };
+        contenders.push_back(
+            {line_names[in_line], [&](int turn) { products::enqueue_first<Layer>(where, of(turn).first); }, few});
+        contenders.push_back(
+            {line_names[out_line], [&](int turn) { products::enqueue_second<Layer>(where, of(turn).second); }, few});
+        lines.insert(lines.end(), {in_line, out_line});
+      }
+      contenders.push_back({line_names[cuda_line],
+                            [&](int turn) {
+                              using other = on_backend<Layer, switchyard::backend::cuda>;
+                              switchyard::backend::cuda::experts<other>(same_args<other>(args(turn)), where);
+                            },
+                            few});
+      lines.push_back(cuda_line);
+    }
     std::unique_ptr<peers<Layer>> others;
     if (gpu.peer != nullptr) {
       others = std::make_unique<peers<Layer>>(calls, tokens, *gpu.peer, gpu.stream);
@@ -127,10 +171,14 @@ class layer_runs {
     for (std::size_t i = 0; i < times.size(); ++i) {
       int const line = lines[i];
       result[line].time = times[i];
+      // Each product has its share of the experts' multiplications, and of their weights.
+      constexpr double inputs = Layer::expert_traits.input_projections(), in_share = inputs / (inputs + 1.0);
       result[line].least = line == forward_line ? all
                            : line == route_line ? routing
                            : line == plan_line  ? planning
-                                                : experts;
+                           : line == in_line    ? work{in_share * experts.flops, in_share * experts.bytes}
+                           : line == out_line ? work{(1.0 - in_share) * experts.flops, (1.0 - in_share) * experts.bytes}
+                                              : experts;
     }
     return result;
   }
@@ -179,7 +227,7 @@ void report(benchmark::State& state, bench_case const& which, int line) {
     state.counters["samples"] = r.time.samples;
     state.counters["spread"] = (r.time.most - r.time.least) / r.time.median;
     state.counters["graph"] = r.time.replayed ? 1.0 : 0.0;
-    if (line >= loop_line) {
+    if (line >= cuda_line) {
       state.counters["forward_over_peer"] = r.time.median / all[forward_line].time.median;
       state.counters["experts_over_peer"] = r.time.median / all[experts_line].time.median;
     }
@@ -200,12 +248,13 @@ void report(benchmark::State& state, bench_case const& which, int line) {
 template <class Layer>
 bool add_layer(bool small = false) {
   auto const add_lines = [] {
-    std::vector<bench_case> cases{{1, skew::uniform}, {8, skew::uniform},    {64, skew::uniform},
-                                  {64, skew::zipf},   {512, skew::uniform},  {2048, skew::uniform},
-                                  {2048, skew::zipf}, {8192, skew::uniform}, {32768, skew::uniform}};
+    std::vector<bench_case> cases{
+        {1, skew::uniform},    {8, skew::uniform}, {64, skew::uniform},   {64, skew::zipf},   {512, skew::uniform},
+        {2048, skew::uniform}, {2048, skew::zipf}, {8192, skew::uniform}, {8192, skew::zipf}, {32768, skew::uniform}};
     if (current_gpu().smoke) cases = {{1, skew::uniform}, {40, skew::zipf}, {70, skew::uniform}};
     for (bench_case const& which : cases) {
-      for (int line = 0; line < lines_of_a_case(); ++line) {
+      for (int line = 0; line < all_lines; ++line) {
+        if (!has_line<Layer>(line, which.tokens)) continue;
         std::string const name = std::string(line_names[line]) + "/" + describe<Layer>() +
                                  "/tokens:" + std::to_string(which.tokens) + "/skew:" + name_of(which.spread);
         benchmark::RegisterBenchmark(name.c_str(), report<Layer>, which, line)

@@ -1,4 +1,5 @@
 #include "compare.cuh"
+#include "gpu_backend.cuh"
 #include "memory.cuh"
 #include "setup.hpp"
 #include "timing.hpp"
@@ -101,7 +102,7 @@ void run(method which, method_call const& call, std::int64_t tokens, typename Ba
 /// Tokens and memory of one call on the GPU.
 template <shape Dims>
 struct device_method_call {
-  using base = typename methods<Dims, backend::cuda>::base;
+  using base = typename methods<Dims, gpu_backend>::base;
 
   device_method_call(std::int64_t count, std::uint32_t set, device_weights<base> const& weights)
       : tokens(count, skew::uniform, set, weights),
@@ -109,9 +110,9 @@ struct device_method_call {
         experts(2 * count * Dims.top_k),
         labels(count * Dims.top_k),
         output(count * Dims.hidden),
-        workspace(static_cast<std::int64_t>(methods<Dims, backend::cuda>::workspace_bytes(count))),
+        workspace(static_cast<std::int64_t>(methods<Dims, gpu_backend>::workspace_bytes(count))),
         passes(count) {
-    run<Dims, backend::cuda>(base_router, call(labels.data()), count, {.stream = current_gpu().stream});
+    run<Dims, gpu_backend>(base_router, call(labels.data()), count, {.stream = current_gpu().stream});
     check_cuda(cudaStreamSynchronize(current_gpu().stream));
   }
   method_call call(std::int32_t* experts_out, std::uint8_t* passes_out = nullptr) const {
@@ -139,7 +140,7 @@ struct device_method_call {
 /// choice hangs on rounding, for a pass sees what the last one rounded, is left out and counted.
 template <shape Dims>
 bool methods_agree() {
-  using base = typename methods<Dims, backend::cuda>::base;
+  using base = typename methods<Dims, gpu_backend>::base;
   constexpr std::int64_t tokens = 40;
   cudaStream_t const stream = current_gpu().stream;
   device_weights<base> const weights(0);
@@ -161,7 +162,7 @@ bool methods_agree() {
                             {input.data(), in.data(), out.data(), router.data(), ones.data(), labels.data(),
                              output.data(), workspace, experts.data(), nullptr},
                             tokens, {});
-    run<Dims, backend::cuda>(which, on_gpu.call(on_gpu.experts.data()), tokens, {.stream = stream});
+    run<Dims, gpu_backend>(which, on_gpu.call(on_gpu.experts.data()), tokens, {.stream = stream});
     check_cuda(cudaStreamSynchronize(stream));
     auto const got = copied(on_gpu.experts.data(), static_cast<std::int64_t>(ids));
     std::vector<bool> same(tokens, true);
@@ -189,7 +190,7 @@ struct method_times {
 /// The times of all methods for so many tokens, measured when the first is asked for.
 template <shape Dims>
 method_times const& times_of(std::int64_t tokens) {
-  using base = typename methods<Dims, backend::cuda>::base;
+  using base = typename methods<Dims, gpu_backend>::base;
   static std::optional<std::int64_t> measured;
   static method_times result;
   if (measured == tokens) return result;
@@ -208,8 +209,8 @@ method_times const& times_of(std::int64_t tokens) {
   for (std::size_t m = 0; m < method_names.size(); ++m) {
     contenders.push_back({method_names[m],
                           [&calls, which = static_cast<method>(m), tokens](int turn) {
-                            run<Dims, backend::cuda>(which, calls[turn]->call(nullptr), tokens,
-                                                     {.stream = current_gpu().stream});
+                            run<Dims, gpu_backend>(which, calls[turn]->call(nullptr), tokens,
+                                                   {.stream = current_gpu().stream});
                           },
                           tokens <= 64});
   }
@@ -217,8 +218,7 @@ method_times const& times_of(std::int64_t tokens) {
   if (gpu.smoke) plan = {.turns = turns, .seconds = 0.0, .sample_seconds = 0.0, .least_rounds = 1, .most_rounds = 1};
   std::vector<timing> const times = take_turns(contenders, plan, gpu.stream);
   std::copy(times.begin(), times.end(), result.time.begin());
-  run<Dims, backend::cuda>(two_strata, calls[0]->call(nullptr, calls[0]->passes.data()), tokens,
-                           {.stream = gpu.stream});
+  run<Dims, gpu_backend>(two_strata, calls[0]->call(nullptr, calls[0]->passes.data()), tokens, {.stream = gpu.stream});
   check_cuda(cudaStreamSynchronize(gpu.stream));
   result.passes = 0.0;
   for (std::uint8_t made : copied(calls[0]->passes.data(), tokens)) result.passes += made;
@@ -253,7 +253,7 @@ bool add_methods(bool small) {
     for (std::int64_t tokens : cases) {
       for (std::size_t m = 0; m < method_names.size(); ++m) {
         std::string const name = std::string(method_names[m]) + "/methods around " +
-                                 describe<typename methods<Dims, backend::cuda>::base>() +
+                                 describe<typename methods<Dims, gpu_backend>::base>() +
                                  "/tokens:" + std::to_string(tokens) + "/skew:uniform";
         benchmark::RegisterBenchmark(name.c_str(), report_method<Dims>, tokens, static_cast<int>(m))
             ->UseManualTime()

@@ -10,6 +10,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <type_traits>
 
@@ -117,6 +118,38 @@ void check_is_compiled_for_hopper(char const* what, void (*kernel)(Parameters...
        "one compiled for " + std::to_string(attributes.ptxVersion));
 }
 
+/// One product with one tile, on at most so many blocks. The matrices have to stand in the order that is named.
+template <class Layer, class Problem, class Tiling, weight_order Order>
+void enqueue_grouped(cuda_context const& where, char const* what, product_args<typename Layer::element> const& with,
+                     int most_blocks) {
+  using product = grouped_product<Problem, Tiling, Order>;
+  constexpr std::size_t shared_bytes = Tiling::shared_bytes(Layer::dims.experts);
+  static_assert(shared_bytes <= most_shared_bytes,
+                "switchyard: the stages of a hopper_tile do not fit shared memory. Lower stages; hopper_stages says "
+                "how many fit.");
+  auto const kernel = grouped_products<Problem, Tiling, Order>;
+  check_is_compiled_for_hopper(what, kernel, Tiling::threads);
+  tensor_maps const make;
+  grouped_args<typename Layer::element> args{};
+  args.product = with;
+  mapped_weights const routed(Problem::gated, with.routed, Layer::dims.experts);
+  routed.map(make, Order, Problem::features, Problem::depth, product::box, args.routed);
+  if constexpr (product::has_shared) {
+    mapped_weights const shared(Problem::gated, with.shared, 1);
+    shared.map(make, Order, Problem::shared_features, Problem::shared_depth, product::box, args.shared);
+  }
+  // No more blocks than there can be tiles, or than run at once.
+  std::int64_t const pairs = with.tokens * Layer::dims.top_k,
+                     most = std::min(pairs, pairs / Tiling::rows + Layer::dims.experts);
+  std::int64_t const clusters =
+      divide_up(most, Tiling::cluster) * product::column_tiles +
+      divide_up(divide_up(with.tokens, Tiling::rows), Tiling::cluster) * product::shared_column_tiles;
+  int const blocks = std::min(device_attribute(cudaDevAttrMultiProcessorCount), most_blocks);
+  std::int64_t const at_once = std::max(blocks / Tiling::cluster, 1);
+  launch_clusters(where, what, kernel, std::min(clusters, at_once) * Tiling::cluster, Tiling::threads, shared_bytes,
+                  Tiling::cluster, args);
+}
+
 /// The products of `backend::hopper`.
 template <class Tuning>
 struct hopper_launches {
@@ -134,79 +167,63 @@ struct hopper_launches {
         case hopper_products::strided: return enqueue_products<Layer, some_rows>(where, first, second);
         default: break;
       }
-      tensor_maps const make;
-      enqueue_in_order<Layer, first_product<Layer>, 0>(where, "grouped_products (in)", make, first);
-      enqueue_in_order<Layer, second_product<Layer>, 1>(where, "grouped_products (out)", make, second);
+      enqueue_first<Layer>(where, first);
+      enqueue_second<Layer>(where, second);
     }
+  }
+
+  // Each of the two alone, where `choose` says that the products are grouped.
+  template <class Layer>
+  static void enqueue_first(cuda_context const& where, product_args<typename Layer::element> const& with) {
+    constexpr hopper_tile tile = tuning<Layer>.in;
+    enqueue_in_order<Layer, first_product<Layer>,
+                     grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>>(
+        where, "grouped_products (in)", with);
+  }
+  template <class Layer>
+  static void enqueue_second(cuda_context const& where, product_args<typename Layer::element> const& with) {
+    constexpr hopper_tile tile = tuning<Layer>.out;
+    enqueue_in_order<Layer, second_product<Layer>,
+                     grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>>(
+        where, "grouped_products (out)", with);
   }
 
   template <class Layer>
   static hopper_products choose(product_args<typename Layer::element> const& first,
                                 product_args<typename Layer::element> const& second) {
     if (rows_per_expert<Layer>(first.tokens) <= tuning<Layer>.few_rows) return hopper_products::few_rows;
-    bool const fit = first.routed.how == access::by_chunks && order_of<first_product<Layer>, Layer>(first) >= 0 &&
-                     order_of<second_product<Layer>, Layer>(second) >= 0;
+    bool const fit = first.routed.how == access::by_chunks && order_of<first_product<Layer>, Layer>(first) &&
+                     order_of<second_product<Layer>, Layer>(second);
     return fit ? hopper_products::grouped : hopper_products::strided;
   }
 
  private:
-  static constexpr weight_order orders[] = {weight_order::depth, weight_order::feature, weight_order::feature_pairs};
-
-  /// The number of the order in which all matrices stand, or -1.
+  /// The order in which all matrices stand, if there is one.
   template <class Problem, class Layer>
-  static int order_of(product_args<typename Layer::element> const& with) {
-    for (int i = 0; i < (Problem::gated ? 3 : 2); ++i) {
-      mapped_weights const routed(Problem::gated, with.routed, Layer::dims.experts),
-          shared(Problem::gated, with.shared, 1);
-      if (!routed.stand_in(orders[i])) continue;
-      if (Layer::expert_traits.shared_intermediate == 0 || shared.stand_in(orders[i])) return i;
+  static std::optional<weight_order> order_of(product_args<typename Layer::element> const& with) {
+    mapped_weights const routed(Problem::gated, with.routed, Layer::dims.experts),
+        shared(Problem::gated, with.shared, 1);
+    for (weight_order order : {weight_order::depth, weight_order::feature, weight_order::feature_pairs}) {
+      bool const shared_too = Layer::expert_traits.shared_intermediate == 0 || shared.stand_in(order);
+      if (routed.stand_in(order) && shared_too) return order;
     }
-    return -1;
+    return std::nullopt;
   }
 
-  template <class Layer, class Problem, int Which>
-  static void enqueue_in_order(cuda_context const& where, char const* what, tensor_maps const& make,
+  template <class Layer, class Problem, class Tiling>
+  static void enqueue_in_order(cuda_context const& where, char const* what,
                                product_args<typename Layer::element> const& with) {
-    constexpr hopper_tile tile = Which == 0 ? tuning<Layer>.in : tuning<Layer>.out;
-    using tiling = grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>;
-    switch (order_of<Problem, Layer>(with)) {
-      case 0: return enqueue_grouped<Layer, Problem, tiling, weight_order::depth>(where, what, make, with);
-      case 1: return enqueue_grouped<Layer, Problem, tiling, weight_order::feature>(where, what, make, with);
-      default:
+    constexpr int most = tuning<Layer>.most_blocks;
+    switch (*order_of<Problem, Layer>(with)) {
+      case weight_order::depth:
+        return enqueue_grouped<Layer, Problem, Tiling, weight_order::depth>(where, what, with, most);
+      case weight_order::feature:
+        return enqueue_grouped<Layer, Problem, Tiling, weight_order::feature>(where, what, with, most);
+      case weight_order::feature_pairs:
         if constexpr (Problem::gated) {
-          enqueue_grouped<Layer, Problem, tiling, weight_order::feature_pairs>(where, what, make, with);
+          enqueue_grouped<Layer, Problem, Tiling, weight_order::feature_pairs>(where, what, with, most);
         }
     }
-  }
-
-  template <class Layer, class Problem, class Tiling, weight_order Order>
-  static void enqueue_grouped(cuda_context const& where, char const* what, tensor_maps const& make,
-                              product_args<typename Layer::element> const& with) {
-    using product = grouped_product<Problem, Tiling, Order>;
-    constexpr std::size_t shared_bytes = Tiling::shared_bytes(Layer::dims.experts);
-    static_assert(shared_bytes <= most_shared_bytes,
-                  "switchyard: the stages of a hopper_tile do not fit shared memory. Lower stages; hopper_stages says "
-                  "how many fit.");
-    auto const kernel = grouped_products<Problem, Tiling, Order>;
-    check_is_compiled_for_hopper(what, kernel, Tiling::threads);
-    grouped_args<typename Layer::element> args{};
-    args.product = with;
-    mapped_weights const routed(Problem::gated, with.routed, Layer::dims.experts);
-    routed.map(make, Order, Problem::features, Problem::depth, product::box, args.routed);
-    if constexpr (product::has_shared) {
-      mapped_weights const shared(Problem::gated, with.shared, 1);
-      shared.map(make, Order, Problem::shared_features, Problem::shared_depth, product::box, args.shared);
-    }
-    // No more blocks than there can be tiles, or than run at once.
-    std::int64_t const pairs = with.tokens * Layer::dims.top_k,
-                       most = std::min(pairs, pairs / Tiling::rows + Layer::dims.experts);
-    std::int64_t const clusters =
-        divide_up(most, Tiling::cluster) * product::column_tiles +
-        divide_up(divide_up(with.tokens, Tiling::rows), Tiling::cluster) * product::shared_column_tiles;
-    int const blocks = std::min(device_attribute(cudaDevAttrMultiProcessorCount), tuning<Layer>.most_blocks);
-    std::int64_t const at_once = std::max(blocks / Tiling::cluster, 1);
-    launch_clusters(where, what, kernel, std::min(clusters, at_once) * Tiling::cluster, Tiling::threads, shared_bytes,
-                    Tiling::cluster, args);
   }
 };
 
