@@ -41,35 +41,48 @@ constexpr int hopper_stages(int rows, int columns, int experts, int most) {
 
 /// The tuning of `backend::hopper`. No device has been measured yet: what it says is reasoned.
 ///
-/// 128 x 256 reads the fewest bytes for its products: 32 a cycle of the tensor cores, with weights that two blocks bring
-/// together; 128 x 192 reads 36, so it has to spare 3 in 100 columns. The warpgroups of a cooperative tile drift apart as
-/// far as the ring lets them, which hides a part of each tile's end. Where the depth is short the end is a larger part, and
-/// hides behind the products of another tile; 192 columns are what two tiles at once leave registers for.
+/// The warpgroups of a cooperative tile drift apart as far as the ring lets them, which hides a part of each tile's end.
+/// Where the depth is short the end is a larger part, and hides behind the products of another tile; 192 columns are what two
+/// tiles at once leave registers for. A tile of 128 x 256 reads 32 bytes for each cycle of the tensor cores, with weights
+/// that two blocks bring together, one of 192 columns 36, and of 128 columns 48: narrower ones are for widths of which the
+/// wider ones would waste too much.
 struct default_hopper_tuning {
   static constexpr std::string_view name = "";
 
   template <class Layer>
   static constexpr hopper_tuning of() {
     constexpr int hidden = Layer::dims.hidden, intermediate = Layer::dims.intermediate;
-    constexpr auto tile = [](int columns, hopper_schedule schedule, int most_stages) {
-      return hopper_tile{.rows = 128,
-                         .columns = columns,
-                         .stages = hopper_stages(128, columns, Layer::dims.experts, most_stages),
-                         .schedule = schedule,
-                         .cluster = 2,
-                         .group = 8,
-                         .chosen_by = "reasoned, not measured"};
-    };
-    constexpr auto padded = [](int columns, int to) { return static_cast<int>(divide_up(columns, to)) * to; };
-    constexpr int in_columns = intermediate * Layer::expert_traits.input_projections();
-    constexpr bool spares = 103 * padded(hidden, 192) < 100 * padded(hidden, 256);
-    constexpr hopper_tile narrow = tile(128, hopper_schedule::ping_pong, 6),
-                          short_depth = tile(192, hopper_schedule::ping_pong, 5);
+    constexpr int inputs = Layer::expert_traits.input_projections();
     return {.few_rows = 8,
-            .in = in_columns <= 128 ? narrow : tile(256, hopper_schedule::cooperative, 4),
-            .out = hidden <= 128         ? narrow
-                   : intermediate < 1024 ? short_depth
-                                         : tile(spares ? 192 : 256, hopper_schedule::cooperative, 5)};
+            .in = tile<Layer>(inputs * intermediate, hopper_schedule::cooperative, inputs == 2),
+            .out = tile<Layer>(hidden, intermediate < 1024 ? hopper_schedule::ping_pong : hopper_schedule::cooperative,
+                               false)};
+  }
+
+ private:
+  template <class Layer>
+  static constexpr hopper_tile tile(int width, hopper_schedule schedule, bool gated) {
+    bool const ping_pong = schedule == hopper_schedule::ping_pong;
+    int columns = 0;
+    std::int64_t least = 0;
+    for (int candidate : {256, 192, 128}) {
+      // Gated columns come in two halves, which have to be multiples of 64.
+      if ((ping_pong && candidate == 256) || (gated && candidate == 192)) continue;
+      std::int64_t const cost = divide_up(width, candidate) * candidate *
+                                (candidate == 256   ? 100
+                                 : candidate == 192 ? 103
+                                                    : 112);
+      if (columns != 0 && cost >= least) continue;
+      columns = candidate;
+      least = cost;
+    }
+    return {.rows = 128,
+            .columns = columns,
+            .stages = hopper_stages(128, columns, Layer::dims.experts, 6),
+            .schedule = schedule,
+            .cluster = 2,
+            .group = 8,
+            .chosen_by = "reasoned, not measured"};
   }
 };
 

@@ -14,13 +14,13 @@ using namespace support;
 using namespace switchyard;
 namespace device = backend::device;
 
-template <int Intermediate, int Experts, int TopK, class Expert, class Element>
-using measured = layer<shape{.hidden = 512, .intermediate = Intermediate, .experts = Experts, .top_k = TopK},
+template <int Hidden, int Intermediate, int Experts, int TopK, class Expert, class Element>
+using measured = layer<shape{.hidden = Hidden, .intermediate = Intermediate, .experts = Experts, .top_k = TopK},
                        router::softmax_top_k, capacity::dropless, Expert, backend::hopper, Element>;
 // The second product cooperates where the depth is long, and takes turns where it is short.
-using measured_layers =
-    std::tuple<measured<1024, 4, 2, expert::gated_mlp<silu>, bfloat16>,
-               measured<384, 16, 4, expert::gated_mlp<silu>, bfloat16>, measured<1024, 4, 1, expert::mlp<relu>, half>>;
+using measured_layers = std::tuple<measured<512, 1024, 4, 2, expert::gated_mlp<silu>, bfloat16>,
+                                   measured<576, 384, 16, 4, expert::gated_mlp<silu>, bfloat16>,
+                                   measured<576, 1024, 4, 1, expert::mlp<relu>, half>>;
 constexpr int rows_per_expert[] = {100, 256, 512};
 
 /// What a product has to do with its tiles, and what it cannot do without.
