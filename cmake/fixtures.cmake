@@ -1,13 +1,13 @@
 # Tests from golden files: one source per <case>.safetensors, written from the configuration in the file's header.
 #
-#   switchyard_add_fixtures(<target> <cuda target or ""> <folder>...)
+#   switchyard_add_fixtures(<target> "<cuda target> <hopper target>, or nothing" <folder>...)
 #
-# adds to both targets a layer for every file of the folders that the library's policies can express, and the CTest tests
-# fixture.<case>.float, fixture.<case>.bfloat16, the same with .cuda behind them, and reference.<case>. A file that needs another policy is skipped with a
-# message that names it; a key or a value that is unknown stops the configuration. Where two folders have a case, the
-# later folder wins.
+# adds to all targets a layer for every file of the folders that the library's policies can express, and the CTest tests
+# fixture.<case>.float, fixture.<case>.bfloat16, the same with .cuda behind them, fixture.<case>.bfloat16.hopper and
+# reference.<case>. A file that needs another policy is skipped with a message that names it; a key or a value that is
+# unknown stops the configuration. Where two folders have a case, the later folder wins.
 
-function(switchyard_add_fixtures target cuda_target)
+function(switchyard_add_fixtures target cuda_targets)
   set(generated ${CMAKE_CURRENT_BINARY_DIR}/generated)
   set(cases)
   set(unit)  # nvcc gets several cases in one unit, for it takes seconds to read the headers
@@ -37,26 +37,33 @@ function(switchyard_add_fixtures target cuda_target)
         LABELS fixtures
         ENVIRONMENT OMP_WAIT_POLICY=passive
         TIMEOUT 300)
-      if(cuda_target)
+      if(cuda_targets)
         string(APPEND unit "#include \"${generated}/${case}.cpp\"\n")
         list(LENGTH cases count)
         math(EXPR rest "${count} % 6")
         if(rest EQUAL 0)
           file(CONFIGURE OUTPUT ${generated}/unit_${count}.cu CONTENT "${unit}" @ONLY)
-          target_sources(${cuda_target} PRIVATE ${generated}/unit_${count}.cu)
+          foreach(cuda_target IN LISTS cuda_targets)
+            target_sources(${cuda_target} PRIVATE ${generated}/unit_${count}.cu)
+          endforeach()
           set(unit)
         endif()
-        foreach(element float bfloat16)
-          add_test(NAME fixture.${case}.${element}.cuda COMMAND ${cuda_target} ${case} ${element})
-          set_tests_properties(fixture.${case}.${element}.cuda PROPERTIES
-            LABELS "fixtures;gpu" SKIP_REGULAR_EXPRESSION "skipped: no CUDA device" TIMEOUT 300)
-        endforeach()
+        list(GET cuda_targets 0 on_cuda)
+        list(GET cuda_targets 1 on_hopper)
+        add_test(NAME fixture.${case}.float.cuda COMMAND ${on_cuda} ${case} float)
+        add_test(NAME fixture.${case}.bfloat16.cuda COMMAND ${on_cuda} ${case} bfloat16)
+        add_test(NAME fixture.${case}.bfloat16.hopper COMMAND ${on_hopper} ${case} bfloat16)
+        set_tests_properties(
+          fixture.${case}.float.cuda fixture.${case}.bfloat16.cuda fixture.${case}.bfloat16.hopper PROPERTIES
+          LABELS "fixtures;gpu" SKIP_REGULAR_EXPRESSION "skipped: no CUDA device" TIMEOUT 300)
       endif()
     endforeach()
   endforeach()
   if(unit)
     file(CONFIGURE OUTPUT ${generated}/unit_rest.cu CONTENT "${unit}" @ONLY)
-    target_sources(${cuda_target} PRIVATE ${generated}/unit_rest.cu)
+    foreach(cuda_target IN LISTS cuda_targets)
+      target_sources(${cuda_target} PRIVATE ${generated}/unit_rest.cu)
+    endforeach()
   endif()
 endfunction()
 
