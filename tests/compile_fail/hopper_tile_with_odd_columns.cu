@@ -1,4 +1,4 @@
-// expect: switchyard: a hopper_tile has 64, 96, 128, 192 or 256 columns. Set columns to one of them.
+// expect: switchyard: a hopper_tile has 64, 128, 192 or 256 columns. Set columns to one of them.
 #include <switchyard/switchyard.cuh>
 
 using namespace switchyard;

@@ -41,8 +41,8 @@ struct grouped_tiling {
   static_assert(Rows == 64 * blocks * (cooperative ? 2 : 1) && (blocks == 1 || blocks == 2),
                 "switchyard: a hopper_tile has 128 or 256 rows with hopper_schedule::cooperative, 64 or 128 with "
                 "ping_pong. Set rows to one of them.");
-  static_assert(Columns == 64 || Columns == 96 || Columns == 128 || Columns == 192 || Columns == 256,
-                "switchyard: a hopper_tile has 64, 96, 128, 192 or 256 columns. Set columns to one of them.");
+  static_assert(Columns == 64 || Columns == 128 || Columns == 192 || Columns == 256,
+                "switchyard: a hopper_tile has 64, 128, 192 or 256 columns. Set columns to one of them.");
   static_assert(blocks * Columns <= 384,
                 "switchyard: the sums of this hopper_tile have no room in registers. Lower rows or columns, so that a "
                 "warpgroup has at most 64 x 256 or 128 x 192 of them.");

@@ -23,8 +23,13 @@ class tensor_maps {
   tensor_maps() {
     void* found = nullptr;
     cudaDriverEntryPointQueryResult result = cudaDriverEntryPointSymbolNotFound;
+#if CUDART_VERSION >= 12050
     check("cuTensorMapEncodeTiled",
           cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault, &result));
+#else
+    check("cuTensorMapEncodeTiled",
+          cudaGetDriverEntryPoint("cuTensorMapEncodeTiled", &found, cudaEnableDefault, &result));
+#endif
     if (found == nullptr || result != cudaDriverEntryPointSuccess) {
       fail("backend::hopper", "a driver of CUDA 12 or newer", "one without cuTensorMapEncodeTiled");
     }

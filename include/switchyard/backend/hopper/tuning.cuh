@@ -18,7 +18,7 @@ enum class hopper_schedule {
 /// How one of the two products is cut up.
 struct hopper_tile {
   int rows;     ///< tokens of a tile: 128 or 256 where warpgroups cooperate, else 64 or 128
-  int columns;  ///< rows of the weights: 64, 96, 128, 192 or 256; where an expert is gated, half of them gate features
+  int columns;  ///< rows of the weights: 64, 128, 192 or 256; where an expert is gated, half of them gate features
   int stages;   ///< pieces of 64 of the depth that are in shared memory at once
   hopper_schedule schedule;
   int cluster;  ///< blocks whose tiles of rows follow each other, 1 or 2; of one expert, they bring its weights together

@@ -87,8 +87,6 @@ __device__ void wait_for_products() {
   }
 SWITCHYARD_PRODUCT(bfloat16, "bf16", 64, 4, "%32", "%33", "%34", "%35")
 SWITCHYARD_PRODUCT(half, "f16", 64, 4, "%32", "%33", "%34", "%35")
-SWITCHYARD_PRODUCT(bfloat16, "bf16", 96, 6, "%48", "%49", "%50", "%51")
-SWITCHYARD_PRODUCT(half, "f16", 96, 6, "%48", "%49", "%50", "%51")
 SWITCHYARD_PRODUCT(bfloat16, "bf16", 128, 8, "%64", "%65", "%66", "%67")
 SWITCHYARD_PRODUCT(half, "f16", 128, 8, "%64", "%65", "%66", "%67")
 SWITCHYARD_PRODUCT(bfloat16, "bf16", 192, 12, "%96", "%97", "%98", "%99")
