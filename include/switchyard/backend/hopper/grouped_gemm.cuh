@@ -47,9 +47,9 @@ struct grouped_tiling {
                 "switchyard: the sums of this hopper_tile have no room in registers. Lower rows or columns, so that a "
                 "warpgroup has at most 64 x 256 or 128 x 192 of them.");
   static_assert(Cluster == 1 || Cluster == 2, "switchyard: a hopper_tile has a cluster of 1 or 2 blocks.");
-  // Rows of a stage are shown when the next stage's are on their way, and a stage is released when the next is multiplied.
-  static_assert(Stages >= 3,
-                "switchyard: a hopper_tile needs at least 3 stages. Lower rows or columns, so that they fit.");
+  // A stage is released when the next one is multiplied.
+  static_assert(Stages >= 2,
+                "switchyard: a hopper_tile needs at least 2 stages. Lower rows or columns, so that they fit.");
   static_assert(Group >= 1, "switchyard: hopper_tile::group is at least 1.");
 
   /// The ring, which begins at a multiple of 1024 bytes, then the barriers, then the list of tiles.
@@ -188,14 +188,8 @@ struct grouped_product {
                                int block) {
     constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), chunks = line_bytes / chunk_bytes;
     constexpr int rows_apart = 128 / chunks, copies = Tiling::rows / rows_apart;
-    int const thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32;
+    int const thread = static_cast<int>(threadIdx.x) % 128;
     int const row = thread / chunks, column = thread % chunks * size;
-    int lag = -1;  // the stage before, whose rows are still on their way
-    auto const show_rows = [&] {
-      show_to_async_proxy();
-      __syncwarp();
-      if (lane == 0) arrive(ring.full(lag));
-    };
     for (std::int64_t place = blockIdx.x / Tiling::cluster; place < list.size(); place += gridDim.x / Tiling::cluster) {
       grouped_tile const tile = list.at(place, block);
       product_side<element> const& side = tile.shared ? args.product.shared : args.product.routed;
@@ -227,18 +221,9 @@ struct grouped_product {
                 rows_apart * line_bytes, first, depth - first - column, b * (64 / rows_apart));
           }
         }
-        commit_copies();
-        if (lag >= 0) {
-          wait_for_copies<1>();
-          show_rows();
-        }
-        lag = ring.stage();
+        arrive_when_copied(ring.full());
         ring.advance();
       }
-    }
-    if (lag >= 0) {
-      wait_for_copies<0>();
-      show_rows();
     }
   }
 
@@ -252,6 +237,8 @@ struct grouped_product {
       ring.wait_until_full();
       if (step == count - 1) has_come();
       if constexpr (Blocks > 0) {
+        // Here and not where rows are brought: there it could wait for those of the next stages, too.
+        show_to_async_proxy();
         begin_products();
 #pragma unroll
         for (int part = 0; part < 4; ++part) {
@@ -436,8 +423,8 @@ struct grouped_product {
     std::int32_t* const list_memory = reinterpret_cast<std::int32_t*>(memory + (after_ring - shared_address(memory)));
     int const block = Tiling::cluster == 1 ? 0 : static_cast<int>(block_in_cluster());
     if (threadIdx.x == 0) {
-      // Full: a warp each says that its rows have come, and one thread what weights to expect.
-      ring.make_barriers(4 + 1, 4 * multiplying_groups * Tiling::cluster);
+      // Full: all threads that bring rows, and one that says what weights to expect. Empty: all warps that multiply.
+      ring.make_barriers(128 + 1, 4 * multiplying_groups * Tiling::cluster);
       publish_barriers();
     }
     tiles::template make<Tiling::threads>(list_memory, args.product.offsets, args.product.experts);

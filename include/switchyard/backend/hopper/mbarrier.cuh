@@ -37,6 +37,11 @@ __device__ inline void arrive_at(std::uint32_t barrier, std::uint32_t block) {
       : "memory");
 }
 
+/// Arrives when all copies of 16 bytes that this thread has begun have come. Does not wait for that.
+__device__ inline void arrive_when_copied(std::uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
+
 /// Arrives, and lets the phase wait for so many bytes of copies.
 __device__ inline void arrive_and_expect(std::uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
@@ -84,7 +89,8 @@ __device__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Count));
 }
 
-/// What this thread has written to shared memory before, copies and tensor cores see after it.
+/// What ordinary writes and copies of 16 bytes have left in shared memory, as far as this thread has waited for it, tensor
+/// cores see after it.
 __device__ inline void show_to_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
 }  // namespace switchyard::backend::device
