@@ -52,7 +52,7 @@ TEST_CASE("on Hopper experts with more rows than a tile, and with none, agree wi
   });
 }
 
-TEST_CASE("on Hopper the result has the same bits on every run, and in place", "[gpu][hopper]") {
+TEST_CASE("on Hopper the result has the same bits on every run, and in place", "[gpu][hopper][small]") {
   if (!has_device()) return;
   for_each_product([](any_layer const& layer) {
     problem const p = usual_problem(layer);
