@@ -44,26 +44,28 @@ T* numbers(std::size_t count) {
   return memory;
 }
 
-constexpr int tokens = 64;
-sy::bfloat16 *x, *y, *gate_up, *down;
-float* router;
-std::byte* scratch;
+constexpr int token_count = 64;
+struct {
+  sy::bfloat16 *x, *y, *gate_up, *down;
+  float* router;
+  std::byte* scratch;
+} on_device;
 
 template <class Layer>
 std::vector<sy::bfloat16> run() {
-  auto const in = Layer::split_gate_up(gate_up);
-  typename Layer::args const args{.tokens = Layer::rows(static_cast<sy::bfloat16 const*>(x), tokens),
-                                  .weights = {.router = {.weight = router},
+  auto const in = Layer::split_gate_up(on_device.gate_up);
+  typename Layer::args const args{.tokens = Layer::rows(static_cast<sy::bfloat16 const*>(on_device.x), token_count),
+                                  .weights = {.router = {.weight = on_device.router},
                                               .gate_proj = in.gate,
                                               .up_proj = in.up,
-                                              .down_proj = Layer::out_proj(down)},
-                                  .output = Layer::rows(y, tokens),
-                                  .workspace = {scratch, Layer::workspace_bytes(tokens)}};
+                                              .down_proj = Layer::out_proj(on_device.down)},
+                                  .output = Layer::rows(on_device.y, token_count),
+                                  .workspace = {on_device.scratch, Layer::workspace_bytes(token_count)}};
   bool const grouped = Layer::backend::template products_of<Layer>(args) == sy::hopper_products::grouped;
   std::printf("%s, products of %s\n", sy::describe<Layer>().c_str(), grouped ? "Hopper" : "backend::cuda");
   Layer::forward(args);
-  std::vector<sy::bfloat16> result(tokens * 64);
-  check(cudaMemcpy(result.data(), y, result.size() * sizeof result[0], cudaMemcpyDeviceToHost));
+  std::vector<sy::bfloat16> result(token_count * 64);
+  check(cudaMemcpy(result.data(), on_device.y, result.size() * sizeof result[0], cudaMemcpyDeviceToHost));
   return result;
 }
 
@@ -75,10 +77,13 @@ int main() {
   }
   using ours = mixtral<sy::backend::hopper>;
   using own = mixtral<sy::backend::hopper_with<beside_others>>;
-  x = numbers<sy::bfloat16>(tokens * 64), y = numbers<sy::bfloat16>(tokens * 64);
-  gate_up = numbers<sy::bfloat16>(8 * 2 * 224 * 64), down = numbers<sy::bfloat16>(8 * 64 * 224);
-  router = numbers<float>(8 * 64);
-  check(cudaMalloc(&scratch, ours::workspace_bytes(tokens)));
+  on_device = {.x = numbers<sy::bfloat16>(token_count * 64),
+               .y = numbers<sy::bfloat16>(token_count * 64),
+               .gate_up = numbers<sy::bfloat16>(8 * 2 * 224 * 64),
+               .down = numbers<sy::bfloat16>(8 * 64 * 224),
+               .router = numbers<float>(8 * 64),
+               .scratch = nullptr};
+  check(cudaMalloc(&on_device.scratch, ours::workspace_bytes(token_count)));
   auto const first = run<ours>(), second = run<own>();
   for (std::size_t i = 0; i < first.size(); ++i) {
     if (static_cast<float>(first[i]) != static_cast<float>(second[i])) return 1;  // where tiles run changes no bit
