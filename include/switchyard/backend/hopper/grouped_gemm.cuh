@@ -316,50 +316,33 @@ struct grouped_product {
       std::uint32_t words[2][4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        // Features of this lane: two neighbours. Where gate and up sums take turns, a lane has one feature of each eight
-        // columns; two lanes trade, so that each has two neighbours of eight features.
-        constexpr int turns = 2;
+        // A lane has the sums of two neighbouring columns of each eight. Where gate and up take turns, these are one
+        // feature; two lanes trade, so that each has two neighbours of eight features.
+        constexpr int up = pairs ? 1 : apart ? Sums / 2 : 0;  // how far the up sum is from the gate sum
         int const block = first / 8 + i;
-        float values[2][turns];
-        if constexpr (pairs) {
+        float values[2][2];
 #pragma unroll
-          for (int c = 0; c < 2; ++c) {  // the columns of 8 features are two blocks
-            int const feature = first_feature + block * 8 + c * 4 + quarter;
-            float bias = 0.0f, gate_bias = 0.0f;
-            if constexpr (expert::traits.bias) {
-              bias = bias_at(side.bias, feature);
-              gate_bias = bias_at(side.gate_bias, feature);
-            }
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              int const at = (2 * block + c) * 4 + 2 * h;
-              values[h][c] = value(h, sums[at], sums[at + 1], gate_bias, bias);
-            }
+        for (int c = 0; c < 2; ++c) {
+          int const feature = first_feature + block * 8 + (pairs ? c * 4 + quarter : quarter * 2 + c);
+          float bias = 0.0f, gate_bias = 0.0f;
+          if constexpr (expert::traits.bias) {
+            bias = bias_at(side.bias, feature);
+            if constexpr (Problem::gated) gate_bias = bias_at(side.gate_bias, feature);
           }
-          bool const odd = quarter % 2 != 0;
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
+            int const at = pairs ? (2 * block + c) * 4 + 2 * h : block * 4 + 2 * h + c;
+            values[h][c] = value(h, sums[at], sums[at + up], gate_bias, bias);
+          }
+        }
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if constexpr (pairs) {
+            bool const odd = quarter % 2 != 0;
             float const got = __shfl_xor_sync(~0u, odd ? values[h][0] : values[h][1], 1);
-            words[h][i] = odd ? pack(element{}, got, values[h][1]) : pack(element{}, values[h][0], got);
+            (odd ? values[h][0] : values[h][1]) = got;
           }
-        } else {
-          int const feature = first_feature + block * 8 + quarter * 2;
-#pragma unroll
-          for (int c = 0; c < 2; ++c) {
-            float bias = 0.0f, gate_bias = 0.0f;
-            if constexpr (expert::traits.bias) {
-              bias = bias_at(side.bias, feature + c);
-              if constexpr (Problem::gated) gate_bias = bias_at(side.gate_bias, feature + c);
-            }
-            constexpr int up = apart ? Sums / 2 : 0;
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-              int const at = block * 4 + 2 * h + c;
-              values[h][c] = value(h, sums[at], sums[at + up], gate_bias, bias);
-            }
-          }
-#pragma unroll
-          for (int h = 0; h < 2; ++h) words[h][i] = pack(element{}, values[h][0], values[h][1]);
+          words[h][i] = pack(element{}, values[h][0], values[h][1]);
         }
       }
       int const feature = first_feature + first + quarter * 8;
