@@ -32,8 +32,8 @@ SWITCHYARD_HD inline float exponential(float x) {
 #endif
 }
 
-/// a / b within two units of the last place, for b from 1e-38 to 8e37; 0 for larger ones. A division that is right to the
-/// last bit takes a GPU longer than the exponential before it.
+/// a / b within two units of the last place, for b from 1e-38 to 8e37; 0 for larger ones. A GPU has no instruction for a
+/// division that is right to the last bit, and takes many.
 SWITCHYARD_HD inline float quotient(float a, float b) {
 #if defined(__CUDA_ARCH__)
   float reciprocal;
