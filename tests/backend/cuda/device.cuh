@@ -29,6 +29,15 @@ inline bool has_device() {
   return false;
 }
 
+/// The same for a Hopper GPU, which is what tests of `backend::hopper` are compiled for.
+inline bool has_hopper() {
+  if (!has_device()) return false;
+  int major = 0;
+  check_cuda(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, 0));
+  if (major != 9) std::printf("skipped: no CUDA device of compute capability 9.0\n");
+  return major == 9;
+}
+
 /// A stream of its own, so that nothing leans on the default stream.
 class stream {
  public:

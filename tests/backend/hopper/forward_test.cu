@@ -28,7 +28,7 @@ void for_each_product(Body body) {
 }  // namespace
 
 TEST_CASE("on Hopper forward agrees with the reference", "[gpu][hopper]") {
-  if (!has_device()) return;
+  if (!has_hopper()) return;
   for_each_layer([](any_layer const& layer) {
     int turn = 0;
     for (std::int64_t tokens : {0, 7, tested_tokens}) {
@@ -41,7 +41,7 @@ TEST_CASE("on Hopper forward agrees with the reference", "[gpu][hopper]") {
 }
 
 TEST_CASE("on Hopper experts with more rows than a tile, and with none, agree with the reference", "[gpu][hopper]") {
-  if (!has_device()) return;
+  if (!has_hopper()) return;
   for_each_product([](any_layer const& layer) {
     // Of three experts one has no token; then one has all, with a last tile of one row.
     for (auto [tokens, where] : {std::pair{200, routing::half_of_the_experts}, std::pair{257, routing::one_expert}}) {
@@ -53,7 +53,7 @@ TEST_CASE("on Hopper experts with more rows than a tile, and with none, agree wi
 }
 
 TEST_CASE("on Hopper the result has the same bits on every run, and in place", "[gpu][hopper][small]") {
-  if (!has_device()) return;
+  if (!has_hopper()) return;
   for_each_product([](any_layer const& layer) {
     problem const p = usual_problem(layer);
     outcome const once = run(p);
@@ -63,7 +63,7 @@ TEST_CASE("on Hopper the result has the same bits on every run, and in place", "
 }
 
 TEST_CASE("on Hopper weights may be stored in any layout, and rows may stand apart", "[gpu][hopper]") {
-  if (!has_device()) return;
+  if (!has_hopper()) return;
   for_each_product([](any_layer const& layer) {
     problem const p = usual_problem(layer);
     outcome const separate = run(p);
@@ -84,7 +84,7 @@ TEST_CASE("on Hopper weights may be stored in any layout, and rows may stand apa
 }
 
 TEST_CASE("on Hopper steps, and a graph that was captured, give the bits of forward", "[gpu][hopper]") {
-  if (!has_device()) return;
+  if (!has_hopper()) return;
   for_each_product([](any_layer const& layer) {
     problem const p = usual_problem(layer);
     outcome const expected = run(p);
@@ -100,7 +100,7 @@ TEST_CASE("on Hopper steps, and a graph that was captured, give the bits of forw
 }
 
 TEST_CASE("on Hopper a token that is not a number leaves the others what they were", "[gpu][hopper]") {
-  if (!has_device()) return;
+  if (!has_hopper()) return;
   for_each_product([](any_layer const& layer) {
     if (layer.capacity.drops) return;
     problem p = usual_problem(layer);
@@ -139,7 +139,7 @@ sy::hopper_products products_of(int tokens, sy::weight_view<typename Layer::elem
 }  // namespace
 
 TEST_CASE("backend::hopper says what the products of a call are", "[gpu][hopper]") {
-  if (!has_device()) return;
+  if (!has_hopper()) return;
   using layer = tested::shaped<48, 40, sy::expert::gated_mlp<sy::silu>, sy::bfloat16>;
   using floats = tested::shaped<48, 40, sy::expert::gated_mlp<sy::silu>, float>;
   using sy::hopper_products;

@@ -59,6 +59,7 @@ __device__ inline void wait_for_phase(std::uint32_t barrier, std::uint32_t parit
       "r"(parity)
       : "memory");
 }
+
 /// One warpgroup waits at a barrier of the block until another has passed it, which does not wait.
 __device__ inline void wait_for_warpgroup(int barrier) {
   asm volatile("barrier.sync.aligned %0, 256;" ::"r"(barrier) : "memory");

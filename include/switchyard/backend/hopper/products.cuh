@@ -12,7 +12,6 @@
 #include <cstdint>
 #include <optional>
 #include <string>
-#include <type_traits>
 
 /// How `backend::hopper` launches the two products.
 namespace switchyard {

@@ -116,6 +116,7 @@ int main() {
   std::printf(
       "flops, weights: over the least possible, of rows that exist and of each expert's weights once;\n"
       "/tiles': over what tiles that share nothing but within a cluster need; multicast: the share brought for two\n");
+  if (!has_hopper()) return 0;
   counters from;
   return measure_all(static_cast<measured_layers*>(nullptr), from) ? 0 : 1;
 }
