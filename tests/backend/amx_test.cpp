@@ -8,7 +8,8 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "support.hpp"
+#include "support/compare.hpp"
+#include "support/random_numbers.hpp"
 
 namespace sy = switchyard;
 using namespace sy::backend::detail;

@@ -5,7 +5,13 @@
 #include "backend/check.hpp"
 #include "catch.hpp"
 #include "layers.hpp"
-#include "support.hpp"
+#include "reference.hpp"
+#include "support/any_layer.hpp"
+#include "support/call.hpp"
+#include "support/compare.hpp"
+#include "support/random_numbers.hpp"
+#include "support/random_problem.hpp"
+#include "support/threads.hpp"
 
 namespace sy = switchyard;
 using namespace support;

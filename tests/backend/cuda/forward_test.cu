@@ -8,6 +8,12 @@
 #include "backend/check.hpp"
 #include "catch.hpp"
 #include "device.cuh"
+#include "reference.hpp"
+#include "support/any_layer.hpp"
+#include "support/call.hpp"
+#include "support/compare.hpp"
+#include "support/random_numbers.hpp"
+#include "support/random_problem.hpp"
 
 using namespace support;
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "backend/cuda/device.cuh"
+#include "support/random_numbers.hpp"
 
 /// What an emulator that stands in for the CUDA runtime counts: one JSON object per launch, in the file that PTXEMU_STATS
 /// names.
