@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstring>
 #include <map>
+#include <utility>
 
 #include "support/compare.hpp"
 #include "support/memory.hpp"
@@ -64,6 +65,20 @@ stored_input store_input(any_layer const& layer, reference::numbers const& gate,
   return out;
 }
 
+/// The biases [experts, features] of gate and up in the order that their matrices have in a layout.
+struct stored_biases {
+  std::vector<std::byte> memory;
+  any_vector gate, up;
+};
+
+stored_biases store_biases(any_layer const& layer, reference::numbers const& gate, reference::numbers const& up,
+                           std::int64_t features, layout l) {
+  if (up.empty()) return {};
+  stored_input as_columns = store_input(layer, gate, up, features, 1, static_cast<layout>(static_cast<int>(l) % 3));
+  auto const vector = [](any_matrix const& m) { return any_vector{m.data, m.expert_stride, m.row_stride}; };
+  return {std::move(as_columns.memory), vector(as_columns.gate), vector(as_columns.up)};
+}
+
 }  // namespace
 
 outcome run(problem const& p, call const& how) {
@@ -80,18 +95,25 @@ outcome run(problem const& p, call const& how) {
 
   stored_input const in = store_input(layer, w.gate_proj, w.up_proj, c.intermediate, c.hidden, how.stored);
   stored_input const down = store_input(layer, {}, w.down_proj, c.hidden, c.intermediate, how.stored);
-  std::vector<std::byte> const gate_bias = elements(w.gate_bias), up_bias = elements(w.up_bias);
+  stored_biases const in_bias = store_biases(layer, w.gate_bias, w.up_bias, c.intermediate, how.stored);
   std::vector<std::byte> const down_bias = elements(w.down_bias), shared_gate = elements(w.shared_gate);
   std::vector<float> const router = floats(w.router), bias = floats(w.router_bias);
   std::vector<float> const correction = floats(w.correction_bias);
 
   placement placed(layer.memory);
   std::map<void const*, std::byte const*> tensors;  // gate and up may be in one, and then are so for the layer, too
+  auto const placed_at = [&](std::vector<std::byte> const& memory, void const* data) {
+    auto const [tensor, is_new] = tensors.try_emplace(memory.data());
+    if (is_new) tensor->second = placed.place(memory);
+    return tensor->second + (static_cast<std::byte const*>(data) - memory.data());
+  };
   auto const matrix_of = [&](stored_input const& stored, any_matrix view) {
-    auto const [tensor, is_new] = tensors.try_emplace(stored.memory.data());
-    if (is_new) tensor->second = placed.place(stored.memory);
-    auto const offset = static_cast<std::byte const*>(view.data) - stored.memory.data();
-    return any_matrix{tensor->second + offset, view.expert_stride, view.row_stride, view.column_stride};
+    view.data = placed_at(stored.memory, view.data);
+    return view;
+  };
+  auto const vector_of = [&](stored_biases const& stored, any_vector view) {
+    view.data = placed_at(stored.memory, view.data);
+    return view;
   };
   any_args args;
   args.rows = tokens;
@@ -105,7 +127,7 @@ outcome run(problem const& p, call const& how) {
       args.router[i] = {weight + std::int64_t{row} * c.hidden, b == nullptr ? nullptr : b + row,
                         cb == nullptr ? nullptr : cb + row};
       if (c.strata.empty()) break;
-      args.norm[i] = {norms + i * c.hidden, norm_biases + i * c.hidden};
+      args.norm[i] = {norms + i * c.hidden, norm_biases + i * c.hidden, static_cast<float>(c.norm_epsilon)};
       row += c.experts - closed;
       closed += c.strata[i];
     }
@@ -113,8 +135,8 @@ outcome run(problem const& p, call const& how) {
   if (!w.gate_proj.empty()) args.gate_proj = matrix_of(in, in.gate);
   args.up_proj = matrix_of(in, in.up);
   args.down_proj = matrix_of(down, down.up);
-  args.gate_bias = {placed.place(gate_bias), c.intermediate, 1};
-  args.up_bias = {placed.place(up_bias), c.intermediate, 1};
+  if (!w.gate_bias.empty()) args.gate_bias = vector_of(in_bias, in_bias.gate);
+  if (!w.up_bias.empty()) args.up_bias = vector_of(in_bias, in_bias.up);
   args.down_bias = {placed.place(down_bias), c.hidden, 1};
   stored_input shared_in, shared_down;
   if (c.shared_intermediate > 0) {

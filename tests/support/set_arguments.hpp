@@ -8,7 +8,7 @@
 namespace support {
 
 /// Of the layers that our programs know.
-inline constexpr int most_strata = 4;
+inline constexpr int most_strata = 8;
 
 /// What only some layers take. What a layer does not have is not read.
 template <class Element>

@@ -14,6 +14,7 @@
 #include "support/compare.hpp"
 #include "support/random_numbers.hpp"
 #include "support/random_problem.hpp"
+#include "support/set_arguments.hpp"
 
 using namespace support;
 
@@ -205,12 +206,7 @@ void check_routes_of_equal_logits() {
       args.tokens = layer_type::rows(from, tokens);
       args.output = layer_type::rows(to, tokens);
       args.workspace = scratch;
-      if constexpr (layer_type::router_traits.gate == sy::gate_owner::model) {
-        args.shared_router = router;
-      } else {
-        args.weights.router = router;
-      }
-      if constexpr (layer_type::expert_traits.gated) args.weights.gate_proj = layer_type::in_proj(m);
+      set_arguments(args, {.router = {router}, .gate_proj = layer_type::in_proj(m)});
       args.weights.up_proj = layer_type::in_proj(m);
       args.weights.down_proj = layer_type::out_proj(m);
       args.decisions = {.experts = experts, .weights = combine};
