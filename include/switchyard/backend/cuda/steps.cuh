@@ -415,11 +415,14 @@ class layer_steps {
                                 .top_k = dims.top_k,
                                 .offsets = p.plan.offsets,
                                 .pair_of = p.plan.pair_of,
-                                .weights = p.weights,
+                                .weights = nullptr,
                                 .tokens = args.tokens.rows};
     auto second = first;
+    if constexpr (Layer::router_traits.weighs_input) first.weights = p.weights;
     access const by_tokens = is_aligned(args.tokens) ? access::by_chunks : access::along_columns;
-    first.routed = {.rows = args.tokens.data,
+    first.routed = {.depth = dims.hidden,
+                    .features = dims.intermediate,
+                    .rows = args.tokens.data,
                     .row_stride = args.tokens.row_stride,
                     .how = by_tokens,
                     .gate = {},
@@ -428,7 +431,9 @@ class layer_steps {
                     .bias = {},
                     .result = p.inner,
                     .result_stride = p.inner_stride};
-    second.routed = {.rows = p.inner,
+    second.routed = {.depth = dims.intermediate,
+                     .features = dims.hidden,
+                     .rows = p.inner,
                      .row_stride = p.inner_stride,
                      .how = access::by_chunks,
                      .gate = {},
@@ -445,12 +450,14 @@ class layer_steps {
     }
     if constexpr (traits.shared_intermediate > 0) {
       first.shared = first.routed;
+      first.shared.features = traits.shared_intermediate;
       first.shared.weight = weights_of(args.weights.shared.up_proj);
       if constexpr (traits.gated) first.shared.gate = weights_of(args.weights.shared.gate_proj);
       first.shared.gate_bias = first.shared.bias = {};
       first.shared.result = p.shared_inner;
       first.shared.result_stride = p.shared_inner_stride;
       second.shared = second.routed;
+      second.shared.depth = traits.shared_intermediate;
       second.shared.rows = p.shared_inner;
       second.shared.row_stride = p.shared_inner_stride;
       second.shared.weight = weights_of(args.weights.shared.down_proj);
