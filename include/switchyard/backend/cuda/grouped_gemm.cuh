@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
 
   // Which tile this is.
-  auto const column_tiles = [](int count) { return (count + features - 1) / features; };
+  auto const column_tiles = [](int count) { return static_cast<int>(divide_up(count, features)); };
   std::int64_t const shared_tiles = divide_up(args.tokens, tile.rows) * column_tiles(args.shared.features);
   bool const shared = blockIdx.x < shared_tiles;
   product_side<element> const& side = shared ? args.shared : args.routed;
