@@ -235,7 +235,12 @@ __global__ void __launch_bounds__(most_combine_threads)
         for (int i = 0; i < width; ++i) to[i] = q + i < hidden ? from[q + i] : 0.0f;
       }
     };
-    layer_norm const norm = above.norm.after[next - 1];
+    // An index that only the device knows would put the arguments into local memory.
+    layer_norm norm = above.norm.after[0];
+#pragma unroll
+    for (int i = 1; i < strata; ++i) {
+      if (next == i + 1) norm = above.norm.after[i];
+    }
     float const scale = 1.0f / std::sqrt(variance + norm.epsilon);
 #pragma unroll
     for (int turn = 0; turn < Turns; ++turn) {
