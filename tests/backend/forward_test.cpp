@@ -20,16 +20,26 @@ problem usual_problem(any_layer const& layer) { return random_problem(layer, 133
 
 }  // namespace
 
-TEMPLATE_LIST_TEST_CASE("forward agrees with the reference", "[forward]", tested_layers) {
-  any_layer const& layer = compiled(sy::describe<TestType>());
-  INFO(layer.name);
-  for (std::int64_t tokens : {0, 1, 7, 133}) {
-    for (routing where : {routing::free, routing::one_expert, routing::half_of_the_experts}) {
+namespace {
+
+void check_all_layers(routing where) {
+  for_each_layer([&](any_layer const& layer) {
+    for (std::int64_t tokens : {0, 1, 7, 133}) {
+      INFO(tokens << " tokens");
       problem const p = random_problem(layer, tokens, where, static_cast<unsigned>(tokens));
-      INFO(tokens << " tokens, routing: " << name_of(where));
       check_against_reference(p, run(p, {.context = {.threads = 2}}));
     }
-  }
+  });
+}
+
+}  // namespace
+
+TEST_CASE("forward agrees with the reference", "[forward]") { check_all_layers(routing::free); }
+TEST_CASE("forward agrees with the reference where one expert has a row of every token", "[forward]") {
+  check_all_layers(routing::one_expert);
+}
+TEST_CASE("forward agrees with the reference where half of the experts have no row", "[forward]") {
+  check_all_layers(routing::half_of_the_experts);
 }
 
 TEST_CASE("every tested layer has a name of its own", "[forward]") {
