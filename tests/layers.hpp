@@ -65,7 +65,8 @@ using clustered_routers = std::tuple<
     routed<4, 1, shared<adaptive_clustering<switch_top1>>>,
     routed<4, 2, adaptive_clustering<shared<softmax_top_k>, counting_empty(vision)>>,
     layer<shape{20, 17, 4, 2}, on_input<adaptive_clustering<sigmoid_top_k>>, factor<1>, mlp<relu>>,
-    layer<shape{20, 17, 4, 2}, adaptive_clustering<softmax_top_k_raw, vision>, on_drop<factor<1, 2>, dropped::weighted_input>, with_shared<mlp<relu>, 9, shared_gate::sigmoid>>>;
+    layer<shape{20, 17, 4, 2}, adaptive_clustering<softmax_top_k_raw, vision>, on_drop<factor<1, 2>, dropped::weighted_input>, with_shared<mlp<relu>, 9, shared_gate::sigmoid>>,
+    layer<shape{20, 17, 4, 2}, adaptive_clustering<softmax_top_k_raw, vision>, on_drop<factor<1, 2>, dropped::input>, mlp<relu>>>;
 
 using stratified_routers = std::tuple<
     routed<8, 2, stratified<softmax_top_k, 4, 4>>,

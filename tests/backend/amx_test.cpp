@@ -7,55 +7,17 @@
 #include <type_traits>
 #include <vector>
 
+#include "backend/emulated_tiles.hpp"
 #include "catch.hpp"
 #include "support/compare.hpp"
 #include "support/random_numbers.hpp"
 
 namespace sy = switchyard;
 using namespace sy::backend::detail;
+using support::emulated_tiles;
 using sy::bfloat16;
 
 namespace {
-
-int begun = 0, ended = 0;
-
-/// What the instructions of AMX do to tiles of 16 rows of 64 bytes. Source: Intel 2024, Architecture Instruction Set
-/// Extensions Programming Reference, TDPBF16PS.
-struct emulated_tiles {
-  unsigned char tile[8][16][64];
-
-  void begin() { ++begun; }
-  void end() { ++ended; }
-  template <int Tile>
-  void zero() {
-    std::memset(tile[Tile], 0, sizeof tile[Tile]);
-  }
-  template <int Tile>
-  void load(void const* from, std::int64_t stride) {
-    for (int row = 0; row < 16; ++row) std::memcpy(tile[Tile][row], static_cast<char const*>(from) + row * stride, 64);
-  }
-  template <int Tile>
-  void store(void* to, std::int64_t stride) {
-    for (int row = 0; row < 16; ++row) std::memcpy(static_cast<char*>(to) + row * stride, tile[Tile][row], 64);
-  }
-  template <int Sums, int Weights, int Tokens>
-  void multiply() {
-    for (int m = 0; m < 16; ++m) {
-      float sums[16];
-      bfloat16 left[32], right[32];
-      std::memcpy(sums, tile[Sums][m], 64);
-      std::memcpy(left, tile[Weights][m], 64);
-      for (int pair = 0; pair < 16; ++pair) {
-        std::memcpy(right, tile[Tokens][pair], 64);
-        for (int n = 0; n < 16; ++n) {
-          sums[n] += static_cast<float>(left[2 * pair]) * static_cast<float>(right[2 * n]);
-          sums[n] += static_cast<float>(left[2 * pair + 1]) * static_cast<float>(right[2 * n + 1]);
-        }
-      }
-      std::memcpy(tile[Sums][m], sums, 64);
-    }
-  }
-};
 
 /// The products of four experts on random rows, in float: by tiles, or row by row.
 template <class Element>
@@ -117,10 +79,10 @@ TEMPLATE_TEST_CASE("panels of tiles compute what rows one by one do", "[experts]
   for (auto const& [hidden, intermediate] : sizes) {
     for (bool transposed : {false, true}) {
       INFO(hidden << " x " << intermediate << (transposed ? ", transposed" : ""));
-      begun = ended = 0;
+      emulated_tiles::begun = emulated_tiles::ended = 0;
       std::vector<float> const tiles = products<TestType>(true, hidden, intermediate, transposed, 1);
-      CHECK(begun > 0);
-      CHECK(begun == ended);
+      CHECK(emulated_tiles::begun > 0);
+      CHECK(emulated_tiles::begun == emulated_tiles::ended);
       std::vector<float> const rows = products<TestType>(false, hidden, intermediate, transposed, 1);
       CHECK(support::relative_error(tiles, rows) < allowed);
       CHECK(support::same_bits(tiles, products<TestType>(true, hidden, intermediate, transposed, 3)));

@@ -19,7 +19,7 @@ enum class queue {
 enum class dropped {
   zero,            ///< nothing: the residual connection outside of the layer carries the token
   weighted_input,  ///< combine weight times token, as if the expert were the identity
-  input            ///< nothing, but a token all of whose pairs are dropped is handed through unchanged
+  input  ///< nothing, but a token all of whose pairs are dropped is handed through as its experts would have seen it
 };
 
 struct capacity_traits {

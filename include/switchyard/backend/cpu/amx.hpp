@@ -17,6 +17,9 @@
 namespace switchyard::backend::detail::amx {
 
 /// The tiles of this processor, by number: sums 0 to 3, weights 4 and 5, tokens 6 and 7. All have 16 rows of 64 bytes.
+#if defined(SWITCHYARD_EMULATED_TILES)
+struct tiles : SWITCHYARD_EMULATED_TILES {};
+#else
 struct tiles {
 #if defined(__x86_64__)
   void begin() {
@@ -48,6 +51,7 @@ struct tiles {
   }
 #endif
 };
+#endif
 
 inline constexpr int chunk = 32, lanes = 16, features = 32;
 inline constexpr std::int64_t line = 64;                  // bytes of a tile's row

@@ -82,8 +82,16 @@ constexpr std::int64_t row_floats(std::int64_t depth) { return divide_up(depth, 
 #define SWITCHYARD_TILE_UNROLL _Pragma("GCC unroll 16")
 #endif
 
+// A test names a type here whose functions do what AMX's instructions do. The widest instruction sets then run on any
+// processor: the vectors of AVX-512 are those that the compiler makes of smaller ones.
+#if defined(SWITCHYARD_EMULATED_TILES)
+#define SWITCHYARD_AVX512_TARGET
+#else
+#define SWITCHYARD_AVX512_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#endif
+
 // Keeps what was loaded in a register: the compiler would load it again for each use.
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(SWITCHYARD_EMULATED_TILES)
 #define SWITCHYARD_TILE_LOADED(value) asm("" : "+v"(value))
 #else
 #define SWITCHYARD_TILE_LOADED(value)
@@ -119,7 +127,7 @@ namespace avx2 {
 }  // namespace avx2
 
 namespace avx512 {
-#define SWITCHYARD_TILE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")))
+#define SWITCHYARD_TILE_TARGET SWITCHYARD_AVX512_TARGET
 #define SWITCHYARD_TILE_BYTES 64
 #define SWITCHYARD_TILE_REGISTERS 32
 #define SWITCHYARD_TILE_ROWS 7
@@ -133,6 +141,7 @@ namespace avx512 {
 }  // namespace avx512
 #endif
 
+#undef SWITCHYARD_AVX512_TARGET
 #undef SWITCHYARD_TILE_UNROLL
 #undef SWITCHYARD_TILE_LOADED
 
@@ -161,7 +170,9 @@ inline bool has_amx() {
 
 /// The best instruction set of this machine; the processor is asked once per process.
 inline instruction_set best_instruction_set() {
-#if defined(__x86_64__)
+#if defined(SWITCHYARD_EMULATED_TILES)
+  return instruction_set::amx;
+#elif defined(__x86_64__)
   static instruction_set const best = [] {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
