@@ -10,7 +10,7 @@
 function(switchyard_add_fixtures target cuda_targets)
   set(generated ${CMAKE_CURRENT_BINARY_DIR}/generated)
   set(cases)
-  set(unit)  # nvcc gets several cases in one unit, for it takes seconds to read the headers
+  set(unit)  # nvcc gets many cases in one unit: it takes seconds to read the headers, and cases share kernels
   set(folders ${ARGN})
   list(REVERSE folders)
   foreach(folder IN LISTS folders)
@@ -34,18 +34,15 @@ function(switchyard_add_fixtures target cuda_targets)
       add_test(NAME reference.${case} COMMAND ${target} ${case} reference)
       # Waiting OpenMP threads that spin would take the cores from the tests that run at the same time.
       set_tests_properties(fixture.${case}.float fixture.${case}.bfloat16 reference.${case} PROPERTIES
-        LABELS fixtures
+        LABELS "fixtures;any_processor"
         ENVIRONMENT OMP_WAIT_POLICY=passive
         TIMEOUT 300)
       if(cuda_targets)
         string(APPEND unit "#include \"${generated}/${case}.cpp\"\n")
         list(LENGTH cases count)
-        math(EXPR rest "${count} % 6")
+        math(EXPR rest "${count} % 18")
         if(rest EQUAL 0)
-          file(CONFIGURE OUTPUT ${generated}/unit_${count}.cu CONTENT "${unit}" @ONLY)
-          foreach(cuda_target IN LISTS cuda_targets)
-            target_sources(${cuda_target} PRIVATE ${generated}/unit_${count}.cu)
-          endforeach()
+          switchyard_add_fixture_unit("${cuda_targets}" ${generated}/unit_${count}.cu "${unit}")
           set(unit)
         endif()
         list(GET cuda_targets 0 on_cuda)
@@ -60,11 +57,15 @@ function(switchyard_add_fixtures target cuda_targets)
     endforeach()
   endforeach()
   if(unit)
-    file(CONFIGURE OUTPUT ${generated}/unit_rest.cu CONTENT "${unit}" @ONLY)
-    foreach(cuda_target IN LISTS cuda_targets)
-      target_sources(${cuda_target} PRIVATE ${generated}/unit_rest.cu)
-    endforeach()
+    switchyard_add_fixture_unit("${cuda_targets}" ${generated}/unit_rest.cu "${unit}")
   endif()
+endfunction()
+
+function(switchyard_add_fixture_unit targets path content)
+  file(CONFIGURE OUTPUT ${path} CONTENT "${content}" @ONLY)
+  foreach(target IN LISTS targets)
+    target_sources(${target} PRIVATE ${path})
+  endforeach()
 endfunction()
 
 # The source of one case, or why it is skipped.

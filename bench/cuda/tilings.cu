@@ -53,8 +53,11 @@ void add(std::vector<named_product>& to, Args const& args, cuda_context const& w
   };
   (to.push_back({name(Tilings{}), First,
                  [args, where](int turn) {
+                   namespace device = backend::device;
+                   constexpr bool adjusted =
+                       First ? device::first_is_adjusted<Layer> : device::second_is_adjusted<Layer>;
                    auto const both = hopper_parts::products(args(turn));
-                   backend::device::enqueue_grouped<Layer, Problem, Tilings, backend::device::weight_order::depth>(
+                   device::enqueue_grouped<Problem, adjusted, Tilings, device::weight_order::depth>(
                        where, "product", First ? both.first : both.second, 1 << 16);
                  }}),
    ...);

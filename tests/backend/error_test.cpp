@@ -457,7 +457,9 @@ TEST_CASE("a context that cannot be met is refused", "[errors]") {
   refuses<full>([](auto& c) { c.context.threads = -1; },
                 "layer::forward, context.threads: expected 0 (all) or more, got -1");
   refuses<full>([](auto& c) { c.context.least_panel_rows = -1; },
-                "layer::forward, context.least_panel_rows: expected 0 (usual) or more, got -1");
+                "layer::forward, context.least_panel_rows: expected 0 (usual), or 16 or more, got -1");
+  refuses<full>([](auto& c) { c.context.least_panel_rows = 15; },
+                "layer::forward, context.least_panel_rows: expected 0 (usual), or 16 or more, got 15");
   refuses<full>(
       [](auto& c) {
         c.context.floats = sy::float_products::three_of_bfloat16;

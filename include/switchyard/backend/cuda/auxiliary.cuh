@@ -2,7 +2,7 @@
 
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/cuda/pass_size.cuh>
-#include <switchyard/layer.hpp>
+#include <switchyard/core/lanes.hpp>
 
 #include <cuda_runtime.h>
 
@@ -17,12 +17,12 @@ namespace switchyard::backend::device {
 inline constexpr int auxiliary_threads = 512, auxiliary_warps = auxiliary_threads / 32;
 
 /// As `switchyard::auxiliary`, in one block: each warp takes some tokens of a group, each lane an expert. Sums are taken
-/// in double and in an order that depends on nothing but the sizes. `log_sums` is scratch, [tokens].
-template <class Layer>
-__global__ void __launch_bounds__(auxiliary_threads, 1)
-    auxiliary_of_pass(routing_record const record, pass_size const* pass, double* log_sums,
+/// in double and in an order that depends on nothing but the sizes. `log_sums` is scratch, [tokens]. The number of threads
+/// is a parameter, so that the kernel is compiled only where somebody launches it.
+template <int Threads>
+__global__ void __launch_bounds__(Threads, 1)
+    auxiliary_of_pass(routing_record const record, int experts, int top_k, pass_size const* pass, double* log_sums,
                       switchyard::auxiliary_values* result) {
-  constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
   constexpr int sums = 5;  // probability, first choices, kept choices, combine weights, load: of one expert
   __shared__ double partial[sums][auxiliary_warps][32];
   extern __shared__ __align__(16) double batch[];  // [experts] probability, [experts] load

@@ -10,6 +10,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <type_traits>
 
 /// What `router::adaptive_clustering` needs before step 1 of `backend::cuda`: a weight for every feature of every cluster.
 ///
@@ -23,6 +24,8 @@ inline constexpr int clustering_threads = 256, clustering_warps = clustering_thr
 /// What computing the weights reads and writes, all on the device.
 template <class Element>
 struct clustering_args {
+  int hidden, experts;
+  bool counts_empty;  ///< clusters without a token count in the means over clusters
   view<Element const> tokens;
   std::uint8_t const* active;  ///< null: all
   token_clusters clusters;
@@ -38,6 +41,12 @@ struct clustering_args {
   float* dispersion;       ///< [experts, hidden], or null
   float* inverse_lengths;  ///< [experts], null: rows are taken as they are
   int tile_rows;
+};
+
+/// The constants of a router, which kernels are compiled for.
+template <clustering_traits Form>
+struct clustering_form {
+  static constexpr clustering_traits form = Form;
 };
 
 /// Rows of a cluster that a block sums up: no more than 256 tiles have many tokens.
@@ -66,9 +75,9 @@ __device__ inline float sum_of_block(float value) {
 }
 
 /// One over the length of a row of the router weight, by a block.
-template <class Layer>
-__device__ void write_inverse_length(clustering_args<typename Layer::element> const& args, int expert) {
-  constexpr int hidden = Layer::dims.hidden;
+template <class Element>
+__device__ void write_inverse_length(clustering_args<Element> const& args, int expert) {
+  int const hidden = args.hidden;
   if (args.inverse_lengths == nullptr) return;
   float square = 0.0f;
   for (int q = static_cast<int>(threadIdx.x); q < hidden; q += clustering_threads) {
@@ -82,17 +91,15 @@ __device__ void write_inverse_length(clustering_args<typename Layer::element> co
 }
 
 /// The lengths alone, for a call whose weights of features are given.
-template <class Layer>
-__global__ void __launch_bounds__(clustering_threads) row_lengths(clustering_args<typename Layer::element> const args) {
-  write_inverse_length<Layer>(args, static_cast<int>(blockIdx.x));
+template <class Element>
+__global__ void __launch_bounds__(clustering_threads) row_lengths(clustering_args<Element> const args) {
+  write_inverse_length(args, static_cast<int>(blockIdx.x));
 }
 
 /// Lists the active tokens of one cluster, in their order; clusters follow each other. Every block reads all labels.
-template <class Layer>
-__global__ void __launch_bounds__(clustering_threads)
-    order_by_cluster(clustering_args<typename Layer::element> const args) {
-  constexpr int experts = Layer::dims.experts;
-  constexpr clustering_traits form = Layer::router_traits.clustering;
+template <class Element>
+__global__ void __launch_bounds__(clustering_threads) order_by_cluster(clustering_args<Element> const args) {
+  int const experts = args.experts;
   int const cluster = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   std::int64_t const tokens = args.tokens.rows;
   auto const label_of = [&](std::int64_t token) {
@@ -104,7 +111,7 @@ __global__ void __launch_bounds__(clustering_threads)
   for (std::int64_t token = thread; token < tokens; token += clustering_threads) {
     std::int32_t const label = label_of(token);
     below += label >= 0 && label < cluster;
-    if constexpr (form.counts_empty) {
+    if (args.counts_empty) {
       for (int k = 0; label >= 0 && k < args.clusters.choices; ++k) {
         largest = max(largest, args.clusters.labels[token * args.clusters.choices + k]);
       }
@@ -119,7 +126,7 @@ __global__ void __launch_bounds__(clustering_threads)
     place += scan.all;
   }
   if (thread == 0 && cluster == experts - 1) args.offsets[experts] = place;
-  if constexpr (form.counts_empty) {
+  if (args.counts_empty) {
     if (cluster == 0) {
       __shared__ std::int32_t of_warps[clustering_warps];
       largest = __reduce_max_sync(~0u, largest);
@@ -131,17 +138,16 @@ __global__ void __launch_bounds__(clustering_threads)
       }
     }
   }
-  write_inverse_length<Layer>(args, cluster);
+  write_inverse_length(args, cluster);
 }
 
-/// Sums the features of a tile of one cluster's tokens, or, `Deviations`, what they are away from the cluster's mean. A
+/// Sums the features of a tile of one cluster's tokens, or, with a `Form`, what they are away from the cluster's mean. A
 /// thread has one feature, and neighbours have neighbouring ones.
-template <class Layer, bool Deviations>
-__global__ void __launch_bounds__(clustering_threads) sum_rows(clustering_args<typename Layer::element> const args) {
-  using element = typename Layer::element;
-  constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts;
-  constexpr int columns = static_cast<int>(divide_up(hidden, clustering_threads));
-  constexpr clustering_traits form = Layer::router_traits.clustering;
+template <class Element, class Form = void>
+__global__ void __launch_bounds__(clustering_threads) sum_rows(clustering_args<Element> const args) {
+  int const hidden = args.hidden, experts = args.experts;
+  int const columns = static_cast<int>(divide_up(hidden, clustering_threads));
+  constexpr bool deviations = !std::is_void_v<Form>;
   std::int64_t const tile = blockIdx.x / columns;
   routed_tile const found = find_tile<clustering_threads>(args.offsets, experts, args.tile_rows, 1, tile);
   int const q = static_cast<int>(blockIdx.x % columns) * clustering_threads + static_cast<int>(threadIdx.x);
@@ -151,7 +157,7 @@ __global__ void __launch_bounds__(clustering_threads) sum_rows(clustering_args<t
   std::int64_t const first = args.offsets[found.expert] + found.number * args.tile_rows;
   std::int64_t const left = args.offsets[found.expert + 1] - first;
   int const rows = left < args.tile_rows ? static_cast<int>(left) : args.tile_rows;
-  float const mean = Deviations && has ? args.mean[std::int64_t{found.expert} * hidden + q] : 0.0f;
+  float const mean = deviations && has ? args.mean[std::int64_t{found.expert} * hidden + q] : 0.0f;
   float sum = 0.0f;
   for (int begin = 0; begin < rows; begin += 32) {
     // A lane reads which token a row is, and all lanes of the warp get it.
@@ -161,7 +167,11 @@ __global__ void __launch_bounds__(clustering_threads) sum_rows(clustering_args<t
     for (int r = 0; r < count; ++r) {
       std::int32_t const token = __shfl_sync(~0u, mine, r);
       float const x = has ? static_cast<float>(args.tokens.row(token)[q]) : 0.0f;
-      sum += Deviations ? clustering::deviation<form>(x - mean) : x;
+      if constexpr (deviations) {
+        sum += clustering::deviation<Form::form>(x - mean);
+      } else {
+        sum += x;
+      }
     }
   }
   if (has) args.partial[tile * hidden + q] = sum;
@@ -169,9 +179,9 @@ __global__ void __launch_bounds__(clustering_threads) sum_rows(clustering_args<t
 
 /// The mean over one cluster of what `sum_rows` summed: on the lanes of warp 0, one of 32 features each. 0 for an empty
 /// cluster.
-template <class Layer>
-__device__ float mean_of_tiles(clustering_args<typename Layer::element> const& args, int cluster, int q) {
-  constexpr int hidden = Layer::dims.hidden;
+template <class Element>
+__device__ float mean_of_tiles(clustering_args<Element> const& args, int cluster, int q) {
+  int const hidden = args.hidden;
   __shared__ float sums[clustering_warps][32];
   __shared__ std::int32_t tiles_before[clustering_warps];
   int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
@@ -198,50 +208,45 @@ __device__ float mean_of_tiles(clustering_args<typename Layer::element> const& a
 }
 
 /// A block per cluster and 32 features.
-template <class Layer>
-__global__ void __launch_bounds__(clustering_threads)
-    cluster_means(clustering_args<typename Layer::element> const args) {
-  constexpr int hidden = Layer::dims.hidden, slices = static_cast<int>(divide_up(hidden, 32));
+template <class Element>
+__global__ void __launch_bounds__(clustering_threads) cluster_means(clustering_args<Element> const args) {
+  int const hidden = args.hidden, slices = static_cast<int>(divide_up(hidden, 32));
   int const cluster = static_cast<int>(blockIdx.x) / slices;
   int const q = static_cast<int>(blockIdx.x) % slices * 32 + static_cast<int>(threadIdx.x) % 32;
-  float const mean = mean_of_tiles<Layer>(args, cluster, q);
+  float const mean = mean_of_tiles(args, cluster, q);
   if (threadIdx.x < 32 && q < hidden) args.mean[std::int64_t{cluster} * hidden + q] = mean;
 }
 
 /// Whether a cluster counts in the means over clusters.
-template <class Layer>
-__device__ bool counts(clustering_args<typename Layer::element> const& args, int cluster) {
-  if constexpr (Layer::router_traits.clustering.counts_empty) return cluster < *args.known;
+template <class Element>
+__device__ bool counts(clustering_args<Element> const& args, int cluster) {
+  if (args.counts_empty) return cluster < *args.known;
   return args.offsets[cluster + 1] > args.offsets[cluster];
 }
 
 /// Weights before they are clipped, and their sums. A block per cluster and 32 features.
-template <class Layer>
-__global__ void __launch_bounds__(clustering_threads)
-    cluster_weights(clustering_args<typename Layer::element> const args) {
-  constexpr int hidden = Layer::dims.hidden, slices = static_cast<int>(divide_up(hidden, 32));
-  constexpr clustering_traits form = Layer::router_traits.clustering;
+template <class Element, class Form>
+__global__ void __launch_bounds__(clustering_threads) cluster_weights(clustering_args<Element> const args) {
+  int const hidden = args.hidden, slices = static_cast<int>(divide_up(hidden, 32));
   int const cluster = static_cast<int>(blockIdx.x) / slices;
   int const q = static_cast<int>(blockIdx.x) % slices * 32 + static_cast<int>(threadIdx.x) % 32;
-  float const deviation = mean_of_tiles<Layer>(args, cluster, q);
+  float const deviation = mean_of_tiles(args, cluster, q);
   if (threadIdx.x >= 32) return;
   float weight = 0.0f;
   if (q < hidden) {
-    weight = clustering::raw_weight<form>(deviation);
+    weight = clustering::raw_weight<Form::form>(deviation);
     args.scale[std::int64_t{cluster} * hidden + q] = weight;
     if (args.dispersion != nullptr) args.dispersion[std::int64_t{cluster} * hidden + q] = deviation;
   }
   float const total = sum_of_lanes(weight);
-  if (threadIdx.x == 0) args.totals[blockIdx.x] = counts<Layer>(args, cluster) ? total : 0.0f;
+  if (threadIdx.x == 0) args.totals[blockIdx.x] = counts(args, cluster) ? total : 0.0f;
 }
 
 /// Clips the weights and scales them. A block per 32 features: warps share the clusters.
-template <class Layer>
-__global__ void __launch_bounds__(clustering_threads)
-    scale_weights(clustering_args<typename Layer::element> const args) {
-  constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts;
-  constexpr int slices = static_cast<int>(divide_up(hidden, 32));
-  constexpr clustering_traits form = Layer::router_traits.clustering;
+template <class Element, class Form>
+__global__ void __launch_bounds__(clustering_threads) scale_weights(clustering_args<Element> const args) {
+  int const hidden = args.hidden, experts = args.experts;
+  int const slices = static_cast<int>(divide_up(hidden, 32));
   __shared__ float mean_of_all, columns[clustering_warps][32];
   __shared__ int live_of_all;
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
@@ -249,18 +254,18 @@ __global__ void __launch_bounds__(clustering_threads)
 
   float total = 0.0f, live = 0.0f;
   for (int i = thread; i < experts * slices; i += clustering_threads) total += args.totals[i];
-  for (int c = thread; c < experts; c += clustering_threads) live += counts<Layer>(args, c) ? 1.0f : 0.0f;
+  for (int c = thread; c < experts; c += clustering_threads) live += counts(args, c) ? 1.0f : 0.0f;
   total = sum_of_block(total);
   live = sum_of_block(live);
   if (thread == 0) {
     live_of_all = live < 1.0f ? 1 : static_cast<int>(live);
-    mean_of_all = total / (static_cast<float>(live_of_all) * hidden);
+    mean_of_all = total / (static_cast<float>(live_of_all) * static_cast<float>(hidden));
   }
   __syncthreads();
   float column = 0.0f;
   for (int c = warp; c < experts && q < hidden; c += clustering_warps) {
-    if (counts<Layer>(args, c)) {
-      column += clustering::clipped<form>(args.scale[std::int64_t{c} * hidden + q], mean_of_all);
+    if (counts(args, c)) {
+      column += clustering::clipped<Form::form>(args.scale[std::int64_t{c} * hidden + q], mean_of_all);
     }
   }
   columns[warp][lane] = column;
@@ -268,32 +273,30 @@ __global__ void __launch_bounds__(clustering_threads)
   column = 0.0f;
   for (auto const& of_warp : columns) column += of_warp[lane];
   float divisor = 1.0f;
-  if constexpr (form.scaling == feature_scaling::per_feature) divisor = column / static_cast<float>(live_of_all);
-  if constexpr (form.scaling == feature_scaling::global) divisor = mean_of_all;
+  if constexpr (Form::form.scaling == feature_scaling::per_feature) divisor = column / static_cast<float>(live_of_all);
+  if constexpr (Form::form.scaling == feature_scaling::global) divisor = mean_of_all;
   for (int c = warp; c < experts && q < hidden; c += clustering_warps) {
     std::int64_t const at = std::int64_t{c} * hidden + q;
     float const weight =
-        counts<Layer>(args, c) ? clustering::clipped<form>(args.scale[at], mean_of_all) / divisor : 1.0f;
+        counts(args, c) ? clustering::clipped<Form::form>(args.scale[at], mean_of_all) / divisor : 1.0f;
     args.scale[at] = weight;
     if (args.scale_asked != nullptr) args.scale_asked[at] = weight;
   }
 }
 
 /// Tokens times the weights of their clusters, for experts that see them so. A block per token.
-template <class Layer>
+template <class Element>
 __global__ void __launch_bounds__(clustering_threads)
-    scale_tokens(clustering_args<typename Layer::element> const args, float const* scale, typename Layer::element* to,
-                 std::int64_t stride) {
-  using element = typename Layer::element;
-  constexpr int hidden = Layer::dims.hidden;
+    scale_tokens(clustering_args<Element> const args, float const* scale, Element* to, std::int64_t stride) {
+  int const hidden = args.hidden;
   std::int64_t const token = blockIdx.x;
   std::int32_t const label = args.clusters.labels[token * args.clusters.choices];
   bool const active = args.active == nullptr || args.active[token] != 0;
-  bool const scaled = active && label >= 0 && label < Layer::dims.experts;
-  element const* const x = args.tokens.row(token);
+  bool const scaled = active && label >= 0 && label < args.experts;
+  Element const* const x = args.tokens.row(token);
   for (int q = static_cast<int>(threadIdx.x); q < hidden; q += clustering_threads) {
-    element value = x[q];
-    if (scaled) value = element(static_cast<float>(value) * scale[std::int64_t{label} * hidden + q]);
+    Element value = x[q];
+    if (scaled) value = Element(static_cast<float>(value) * scale[std::int64_t{label} * hidden + q]);
     to[token * stride + q] = value;
   }
 }

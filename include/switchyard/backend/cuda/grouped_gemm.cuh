@@ -4,7 +4,6 @@
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/view.hpp>
-#include <switchyard/expert/expert_policy.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -40,23 +39,18 @@ struct many_rows {
   static constexpr product_tile tile{.rows = 128, .columns = 128, .row_warps = 2, .column_warps = 4, .stages = 3};
 };
 
-/// What one side of the product is: nothing in it depends on the number of experts or on the router, so that layers which
-/// differ in those alone share their kernels.
-template <class Expert, class Element, int Hidden, int Intermediate, bool WeighsInput>
+/// What the kernels of a product are compiled for. Widths, experts and rows are arguments, so that layers which differ in
+/// their shape share their kernels.
+template <class Element, class Activation, bool Gated>
 struct product_in {
   using element = Element;
-  using expert = Expert;
-  static constexpr int depth = Hidden, features = Intermediate, shared_depth = Hidden;
-  static constexpr int shared_features = Expert::traits.shared_intermediate;
-  static constexpr bool gathers = true, gated = Expert::traits.gated, weighs = WeighsInput;
+  using activation = Activation;
+  static constexpr bool gathers = true, gated = Gated;
 };
-template <class Expert, class Element, int Hidden, int Intermediate>
+template <class Element>
 struct product_out {
   using element = Element;
-  using expert = Expert;
-  static constexpr int depth = Intermediate, features = Hidden;
-  static constexpr int shared_depth = Expert::traits.shared_intermediate, shared_features = Hidden;
-  static constexpr bool gathers = false, gated = false, weighs = false;
+  static constexpr bool gathers = false, gated = false;
 };
 
 /// How a matrix in global memory is read.
@@ -72,9 +66,10 @@ struct product_weights {
   access how;
 };
 
-/// One set of experts: the routed ones, or the shared one.
+/// One set of experts: the routed ones, or the shared one, which has no features where there is none.
 template <class Element>
 struct product_side {
+  int depth, features;
   Element const* rows;  ///< left factor, [rows, depth]
   std::int64_t row_stride;
   access how;
@@ -90,7 +85,7 @@ struct product_args {
   int experts, top_k;
   std::int32_t const* offsets;  ///< [experts + 1]
   std::int32_t const* pair_of;  ///< [rows]
-  float const* weights;         ///< [tokens, top_k]
+  float const* weights;         ///< [tokens, top_k], factors of the routed experts' sums; null: none
   std::int64_t tokens;          ///< rows of the shared expert
 };
 
@@ -259,16 +254,14 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
   constexpr int row_blocks = warp_rows / 16, column_blocks = warp_columns / 8;
   constexpr int warp_features = warp_columns / (Problem::gated ? 2 : 1);
   constexpr int line = line_bytes / static_cast<int>(sizeof(element));
-  constexpr int column_tiles = static_cast<int>(divide_up(Problem::features, features));
-  constexpr int shared_column_tiles = static_cast<int>(divide_up(Problem::shared_features, features));
-  constexpr bool has_shared = Problem::expert::traits.shared_intermediate > 0;
   extern __shared__ __align__(128) char memory[];
   std::int32_t* const tokens = reinterpret_cast<std::int32_t*>(memory + layout::ring_bytes);
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
 
   // Which tile this is.
-  std::int64_t const shared_tiles = has_shared ? divide_up(args.tokens, tile.rows) * shared_column_tiles : 0;
-  bool const shared = has_shared && blockIdx.x < shared_tiles;
+  auto const column_tiles = [](int count) { return static_cast<int>(divide_up(count, features)); };
+  std::int64_t const shared_tiles = divide_up(args.tokens, tile.rows) * column_tiles(args.shared.features);
+  bool const shared = blockIdx.x < shared_tiles;
   product_side<element> const& side = shared ? args.shared : args.routed;
   int expert = 0, first_feature;
   std::int64_t first_row, end_row;
@@ -279,7 +272,8 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     first_feature = static_cast<int>(blockIdx.x / row_tiles) * features;
   } else {
     std::int64_t const index = blockIdx.x - shared_tiles;
-    routed_tile const found = find_tile<threads>(args.offsets, args.experts, tile.rows, column_tiles, index);
+    routed_tile const found =
+        find_tile<threads>(args.offsets, args.experts, tile.rows, column_tiles(args.routed.features), index);
     if (found.expert < 0) return;
     expert = found.expert;
     first_row = args.offsets[expert];
@@ -288,8 +282,7 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     first_row += found.number % row_tiles * tile.rows;
     first_feature = static_cast<int>(found.number / row_tiles) * features;
   }
-  int const depth = shared ? Problem::shared_depth : Problem::depth;
-  int const all_features = shared ? Problem::shared_features : Problem::features;
+  int const depth = side.depth, all_features = side.features;
   int const rows = static_cast<int>(end_row - first_row < tile.rows ? end_row - first_row : tile.rows);
 
   if constexpr (Problem::gathers) {
@@ -354,18 +347,18 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
   }
 
   int const steps = static_cast<int>(divide_up(depth, line));
-  for (int step = 0; step < tile.stages - 1; ++step) {
-    if (step < steps) load_stage(step);
-    commit_copies();
-  }
   float sums[row_blocks][column_blocks][4] = {};
   std::uint32_t const ring = shared_address(memory);
-  for (int step = 0; step < steps; ++step) {
-    wait_for_copies<tile.stages - 2>();
-    __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
+  // Steps before the first one fill all stages but one: the code of `load_stage` is there once.
+#pragma unroll 1
+  for (int step = 1 - tile.stages; step < steps; ++step) {
+    if (step >= 0) {
+      wait_for_copies<tile.stages - 2>();
+      __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
+    }
     if (step + tile.stages - 1 < steps) load_stage(step + tile.stages - 1);
     commit_copies();
-    multiply_stage<element>(sums, ring + step % tile.stages * layout::stage_bytes, a_line, b_line);
+    if (step >= 0) multiply_stage<element>(sums, ring + step % tile.stages * layout::stage_bytes, a_line, b_line);
   }
   wait_for_copies<0>();
   __syncthreads();  // stages make room for the result
@@ -377,16 +370,15 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     return has ? static_cast<float>(bias.data[expert * bias.expert_stride + feature * bias.stride]) : 0.0f;
   };
   constexpr int result_blocks = warp_features / 8;
+  bool const weighs = !shared && args.weights != nullptr;
 #pragma unroll
   for (int j = 0; j < result_blocks; ++j) {
     int const feature = first_warp_feature + j * 8 + lane % 4 * 2;
     float bias[2] = {}, gate_bias[2] = {};
-    if constexpr (Problem::expert::traits.bias) {
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        bias[c] = bias_at(side.bias, first_feature + feature + c);
-        if constexpr (Problem::gated) gate_bias[c] = bias_at(side.gate_bias, first_feature + feature + c);
-      }
+    for (int c = 0; c < 2; ++c) {
+      bias[c] = bias_at(side.bias, first_feature + feature + c);
+      if constexpr (Problem::gated) gate_bias[c] = bias_at(side.gate_bias, first_feature + feature + c);
     }
 #pragma unroll
     for (int i = 0; i < row_blocks; ++i) {
@@ -395,20 +387,20 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
         int const row = first_warp_row + 16 * i + 8 * h + lane / 4;
         // W (w x) = w (W x): the weight multiplies before the bias.
         float weight = 1.0f;
-        if constexpr (Problem::weighs) {
-          if (!shared && row < rows) weight = args.weights[args.pair_of[first_row + row]];
+        if constexpr (Problem::gathers) {
+          if (weighs && row < rows) weight = args.weights[args.pair_of[first_row + row]];
         }
         float values[2];
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          using activation = typename Problem::expert::activation;
+          float const sum = sums[i][j][2 * h + c];
           if constexpr (!Problem::gathers) {
-            values[c] = sums[i][j][2 * h + c] + bias[c];
+            values[c] = sum + bias[c];
           } else if constexpr (Problem::gated) {
-            values[c] = activation::apply(weight * sums[i][j][2 * h + c] + gate_bias[c],
-                                          weight * sums[i][j + result_blocks][2 * h + c] + bias[c]);
+            values[c] = Problem::activation::apply(weight * sum + gate_bias[c],
+                                                   weight * sums[i][j + result_blocks][2 * h + c] + bias[c]);
           } else {
-            values[c] = activation::apply(weight * sums[i][j][2 * h + c] + bias[c]);
+            values[c] = Problem::activation::apply(weight * sum + bias[c]);
           }
         }
         char* const to = memory + row * pitch + feature * static_cast<int>(sizeof(element));

@@ -3,9 +3,9 @@
 #include <switchyard/backend/cuda/block_scan.cuh>
 #include <switchyard/backend/cuda/pair_sets.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
+#include <switchyard/capacity/capacity_policy.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/dispatch/plan.hpp>
-#include <switchyard/layer.hpp>
 
 #include <cuda_runtime.h>
 
@@ -18,10 +18,14 @@
 /// for every expert again, nothing but bits is changed atomically, and the host reads nothing.
 namespace switchyard::backend::device {
 
+// A parameter of the kernels, so that only those are compiled that somebody launches.
 inline constexpr int plan_threads = 512, plan_warps = plan_threads / 32;
 
 /// What planning reads and writes, all on the device.
 struct plan_args {
+  int experts, top_k;
+  queue served;  ///< the order in which pairs ask for slots
+  bool renormalises;
   std::int64_t tokens;
   pass_size const* pass;    ///< null: all tokens; else there is one group
   std::int64_t group_size;  ///< tokens per group, at least 1
@@ -31,8 +35,8 @@ struct plan_args {
   pair_sets kept;                  ///< of them, those that it takes: `chosen` itself without drops
   pair_sets sorted;                ///< queue::priority: `chosen` by descending priority, a pair being (place, choice)
   std::int32_t const* below;       ///< [experts, pieces of kept]: pairs of each piece that chose a lower expert
-  std::int32_t* rows;              ///< [experts, groups], with drops: rows of each expert from each group
-  std::int32_t const* experts;     ///< [tokens, top_k], -1 where a pair goes nowhere
+  std::int32_t* rows;              ///< [experts, groups]: rows of each expert from each group; null without drops
+  std::int32_t const* choices;     ///< [tokens, top_k]: experts, -1 where a pair goes nowhere
   float const* routed_weights;     ///< [tokens, top_k] as the router made them
   float const* priority;           ///< [tokens], queue::priority
   std::int32_t *order, *scratch;   ///< [tokens], queue::priority: tokens of each group by descending priority
@@ -60,8 +64,8 @@ __device__ inline std::int32_t size_of(std::uint32_t const* set, std::int64_t wo
 /// A group's tokens by descending priority, equal ones in their order: a radix sort by 8 bits at a time, a block per
 /// group. CUB's sort of a whole device wants scratch memory whose size only the device at hand can tell; `workspace_bytes`
 /// is a constant.
-template <class Layer>
-__global__ void __launch_bounds__(plan_threads, 2) order_tokens(plan_args const args) {
+template <int Threads>
+__global__ void __launch_bounds__(Threads, 2) order_tokens(plan_args const args) {
   constexpr int digits = 256;
   __shared__ std::int32_t next[plan_warps][digits];  // how many, then the place of the next one
   __shared__ std::int32_t digit_begin[digits];
@@ -126,11 +130,11 @@ __global__ void __launch_bounds__(plan_threads, 2) order_tokens(plan_args const 
     }
     __syncthreads();
   }
-  constexpr int top_k = Layer::dims.top_k;
+  int const top_k = args.top_k;
   for (std::int64_t place = begin + thread; place < begin + size; place += plan_threads) {
     std::int64_t const token = args.order[place];
     for (int k = 0; k < top_k; ++k) {
-      std::int32_t const expert = args.experts[token * top_k + k];
+      std::int32_t const expert = args.choices[token * top_k + k];
       if (expert < 0) continue;
       pair_sets::place const sorted = args.sorted.place_of(place * top_k + k);
       atomicOr(args.sorted.of(expert) + sorted.word, 1u << sorted.bit);
@@ -139,27 +143,27 @@ __global__ void __launch_bounds__(plan_threads, 2) order_tokens(plan_args const 
 }
 
 /// The pairs of one expert and one group that the expert does not take: those past the first `slots` of the queue.
-template <class Layer>
-__global__ void __launch_bounds__(plan_threads) queue_pairs(plan_args const args) {
-  constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
-  constexpr queue order = Layer::capacity_traits.order;
+template <int Threads>
+__global__ void __launch_bounds__(Threads, 2) queue_pairs(plan_args const args) {
+  int const experts = args.experts, top_k = args.top_k;
+  bool const sorted = args.served == queue::priority;
   std::int32_t const expert = static_cast<std::int32_t>(blockIdx.x % experts);
   std::int64_t const group = blockIdx.x / experts, first = group * args.group_size * top_k;
   bool const last = group + 1 == args.groups;
   std::int64_t const tokens = tokens_at_hand(args.tokens, args.pass);
   std::int64_t const pairs = (last ? tokens - group * args.group_size : args.group_size) * top_k;
   std::int64_t const slots = args.pass != nullptr ? args.pass->slots : last ? args.slots_last : args.slots;
-  pair_sets const& queued = order == queue::priority ? args.sorted : args.chosen;
+  pair_sets const& queued = sorted ? args.sorted : args.chosen;
 
   std::int64_t number = 0;
-  constexpr int turns = order == queue::token_order ? 1 : top_k;  // all first choices before all second ones
+  int const turns = args.served == queue::token_order ? 1 : top_k;  // all first choices before all second ones
 #pragma unroll 1
   for (int k = 0; k < turns; ++k) {
     for (std::int64_t begin = 0; begin < pairs; begin += 32 * plan_threads) {
       std::int64_t const at = first + begin + 32 * static_cast<std::int64_t>(threadIdx.x);
       std::int64_t const left = first + pairs - at;
       std::uint32_t bits = left > 0 ? queued.window(queued.of(expert), at, left < 32 ? static_cast<int>(left) : 32) : 0;
-      if constexpr (turns > 1) {
+      if (turns > 1) {
         std::uint32_t turn = 0;
         for (int bit = static_cast<int>((k + top_k - at % top_k) % top_k); bit < 32; bit += top_k) turn |= 1u << bit;
         bits &= turn;
@@ -169,7 +173,7 @@ __global__ void __launch_bounds__(plan_threads) queue_pairs(plan_args const args
       for (; bits != 0; bits &= bits - 1, ++mine) {
         if (mine < slots) continue;
         std::int64_t pair = at + __ffs(static_cast<int>(bits)) - 1;
-        if constexpr (order == queue::priority) pair = std::int64_t{args.order[pair / top_k]} * top_k + pair % top_k;
+        if (sorted) pair = std::int64_t{args.order[pair / top_k]} * top_k + pair % top_k;
         args.dropped[pair] = 1;
         args.plan.row_of[pair] = -1;
         // Groups may share a word.
@@ -185,10 +189,10 @@ __global__ void __launch_bounds__(plan_threads) queue_pairs(plan_args const args
 }
 
 /// Gives the pairs that an expert keeps their rows, in the order of tokens; no rows between experts are left free.
-template <class Layer>
-__global__ void __launch_bounds__(plan_threads) assign_rows(plan_args const args) {
-  constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
-  constexpr capacity_traits capacity = Layer::capacity_traits;
+template <int Threads>
+__global__ void __launch_bounds__(Threads, 2) assign_rows(plan_args const args) {
+  int const experts = args.experts, top_k = args.top_k;
+  bool const drops = args.rows != nullptr;
   std::int32_t const expert = static_cast<std::int32_t>(blockIdx.x);
   int const thread = static_cast<int>(threadIdx.x);
   std::int64_t const tokens = tokens_at_hand(args.tokens, args.pass);
@@ -197,7 +201,7 @@ __global__ void __launch_bounds__(plan_threads) assign_rows(plan_args const args
   std::uint32_t const* const kept = args.kept.of(expert);
 
   std::int32_t const first_row =
-      capacity.drops ? sum_of(args.rows, expert * args.groups) : sum_of(args.below + expert * args.kept.pieces, pieces);
+      drops ? sum_of(args.rows, expert * args.groups) : sum_of(args.below + expert * args.kept.pieces, pieces);
   std::int32_t row = first_row;
   for (std::int64_t begin = 0; begin < words; begin += plan_threads) {
     std::int64_t const word = begin + thread;
@@ -218,11 +222,11 @@ __global__ void __launch_bounds__(plan_threads) assign_rows(plan_args const args
     if (args.counts != nullptr) args.counts[expert] = row - first_row;
   }
   if (args.load != nullptr) {
-    std::int32_t const load = capacity.drops ? size_of(args.chosen.of(expert), words) : row - first_row;
+    std::int32_t const load = drops ? size_of(args.chosen.of(expert), words) : row - first_row;
     if (thread == 0) args.load[expert] = load;
   }
 
-  if constexpr (capacity.renormalises) {  // one token here, the next in the block of the next expert
+  if (args.renormalises) {  // one token here, the next in the block of the next expert
     for (std::int64_t token = std::int64_t{thread} * experts + expert; token < tokens;
          token += std::int64_t{experts} * plan_threads) {
       std::int64_t const pair = token * top_k;

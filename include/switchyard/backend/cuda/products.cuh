@@ -14,11 +14,10 @@
 namespace switchyard::backend::device {
 
 template <class Layer>
-using first_product = product_in<typename Layer::expert, typename Layer::element, Layer::dims.hidden,
-                                 Layer::dims.intermediate, Layer::router_traits.weighs_input>;
+using first_product =
+    product_in<typename Layer::element, typename Layer::expert::activation, Layer::expert_traits.gated>;
 template <class Layer>
-using second_product =
-    product_out<typename Layer::expert, typename Layer::element, Layer::dims.hidden, Layer::dims.intermediate>;
+using second_product = product_out<typename Layer::element>;
 
 /// A matrix, and how it is read.
 template <class T>
@@ -37,44 +36,49 @@ std::int64_t rows_per_expert(std::int64_t tokens) {
 }
 
 /// One product with one tile.
-template <class Layer, class Problem, class Tile>
-void enqueue_product(cuda_context const& where, char const* what, product_args<typename Layer::element> const& with) {
-  constexpr shape dims = Layer::dims;
+template <class Problem, class Tile>
+void enqueue_product(cuda_context const& where, char const* what, product_args<typename Problem::element> const& with) {
   using layout = product_layout<Problem, Tile>;
   constexpr int features = layout::features, rows = Tile::tile.rows;
   // Every expert's last tile may have one row; there are no more tiles than pairs.
-  std::int64_t const pairs = with.tokens * dims.top_k, most = pairs / rows + dims.experts;
+  std::int64_t const pairs = with.tokens * with.top_k, most = pairs / rows + with.experts;
   std::int64_t const tiles = most < pairs ? most : pairs;
-  std::int64_t const shared_tiles = Layer::expert_traits.shared_intermediate > 0
-                                        ? divide_up(with.tokens, rows) * divide_up(Problem::shared_features, features)
-                                        : 0;
-  launch(where, what, product<Problem, Tile>, tiles * divide_up(Problem::features, features) + shared_tiles,
+  std::int64_t const shared_tiles = divide_up(with.tokens, rows) * divide_up(with.shared.features, features);
+  launch(where, what, product<Problem, Tile>, tiles * divide_up(with.routed.features, features) + shared_tiles,
          layout::threads, layout::shared_bytes, with);
 }
 
 /// Both products with one tile.
-template <class Layer, class Tile>
-void enqueue_products(cuda_context const& where, product_args<typename Layer::element> const& first,
-                      product_args<typename Layer::element> const& second) {
-  enqueue_product<Layer, first_product<Layer>, Tile>(where, "product (in)", first);
-  enqueue_product<Layer, second_product<Layer>, Tile>(where, "product (out)", second);
+template <class First, class Second, class Tile>
+void enqueue_products(cuda_context const& where, product_args<typename First::element> const& first,
+                      product_args<typename First::element> const& second) {
+  enqueue_product<First, Tile>(where, "product (in)", first);
+  enqueue_product<Second, Tile>(where, "product (out)", second);
 }
 
 /// The products of `backend::cuda`.
 struct portable_products {
-  /// Where rows per expert are few, a tile of many rows would multiply zeros. No device has been measured yet: the limits
-  /// are half a tile's rows.
+  /// Rows per expert, on average, up to which a tile of few rows is taken, and the one in between. No device has been
+  /// measured yet. The limits are half of the first tile's rows and three quarters of the second one's: the rows of experts
+  /// are spread about the average, and weights are read twice where they are more than a tile has.
+  static constexpr int few = few_rows::tile.rows / 2, some = 48;
+
+  template <class First, class Second>
+  static void enqueue(cuda_context const& where, std::int64_t rows, product_args<typename First::element> const& first,
+                      product_args<typename First::element> const& second) {
+    if (rows <= few) {
+      enqueue_products<First, Second, few_rows>(where, first, second);
+    } else if (rows <= some) {
+      enqueue_products<First, Second, some_rows>(where, first, second);
+    } else {
+      enqueue_products<First, Second, many_rows>(where, first, second);
+    }
+  }
+
   template <class Layer>
   static void enqueue(cuda_context const& where, product_args<typename Layer::element> const& first,
                       product_args<typename Layer::element> const& second) {
-    std::int64_t const rows = rows_per_expert<Layer>(first.tokens);
-    if (rows <= few_rows::tile.rows / 2) {
-      enqueue_products<Layer, few_rows>(where, first, second);
-    } else if (rows <= 48) {
-      enqueue_products<Layer, some_rows>(where, first, second);
-    } else {
-      enqueue_products<Layer, many_rows>(where, first, second);
-    }
+    enqueue<first_product<Layer>, second_product<Layer>>(where, rows_per_expert<Layer>(first.tokens), first, second);
   }
 };
 

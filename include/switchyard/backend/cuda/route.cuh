@@ -15,7 +15,19 @@
 /// Step 1 of `backend::cuda`: tokens to logits to expert ids and combine weights, in one kernel.
 namespace switchyard::backend::device {
 
-/// What routing reads and writes, all on the device.
+/// What routing writes, all on the device.
+struct route_results {
+  std::int32_t* experts;   ///< [tokens, top_k]
+  float* weights;          ///< [tokens, top_k]
+  float* priority;         ///< [tokens], null: nobody asks
+  pair_sets chosen;        ///< a block has a piece
+  pair_sets kept, sorted;  ///< the same and empty, for a plan that changes them; null: nobody asks
+  std::int32_t* below;     ///< [experts, pieces]: pairs of the piece that chose a lower expert; or null
+  std::int32_t* row_of;    ///< [tokens, top_k]: -1 where a pair goes nowhere
+  std::uint8_t* dropped;   ///< [tokens, top_k]: zeros, null: nobody asks
+};
+
+/// What `route_tokens` reads and writes, all on the device.
 template <class Element>
 struct route_args {
   view<Element const> tokens;
@@ -26,15 +38,8 @@ struct route_args {
   token_clusters clusters;              ///< adaptive_clustering: labels, and a table of weights by cluster
   bool aligned_scale;
   float const* inverse_lengths;  ///< [experts], factors of the logits; null: none
-  std::int32_t* experts;         ///< [tokens, top_k]
-  float* weights;                ///< [tokens, top_k]
-  float* priority;               ///< [tokens], null: nobody asks
   float* logits;                 ///< [tokens, experts], null: nobody asks
-  pair_sets chosen;              ///< written; a block has a piece
-  pair_sets kept, sorted;        ///< the same and empty, for a plan that changes them; null: nobody asks
-  std::int32_t* below;           ///< [experts, pieces]: pairs of the piece that chose a lower expert; or null
-  std::int32_t* row_of;          ///< [tokens, top_k]: -1 where a pair goes nowhere
-  std::uint8_t* dropped;         ///< [tokens, top_k]: zeros, null: nobody asks
+  route_results to;
 };
 
 /// The sets of one piece while its block collects them in shared memory.
@@ -50,47 +55,56 @@ struct piece_sets {
   }
 
   /// Says where a pair goes, by its number in the piece; an expert of -1 is nowhere.
-  template <class Element>
-  __device__ void add(int expert, int number, std::int64_t pair, route_args<Element> const& args) const {
-    args.experts[pair] = expert;
+  __device__ void add(int expert, int number, std::int64_t pair, route_results const& to) const {
+    to.experts[pair] = expert;
     if (expert >= 0) {
       atomicOr(words + expert * piece_words + number / 32, 1u << number % 32);
     } else {
-      args.row_of[pair] = -1;
+      to.row_of[pair] = -1;
     }
-    if (args.dropped != nullptr) args.dropped[pair] = 0;
+    if (to.dropped != nullptr) to.dropped[pair] = 0;
   }
 
   /// Writes the piece of this block, when all have added theirs.
-  template <class Element>
-  __device__ void write(int experts, route_args<Element> const& args) const {
+  __device__ void write(int experts, route_results const& to) const {
     int const thread = static_cast<int>(threadIdx.x);
-    std::int64_t const stride = args.chosen.words_per_expert(), first = std::int64_t{blockIdx.x} * piece_words;
+    std::int64_t const stride = to.chosen.words_per_expert(), first = std::int64_t{blockIdx.x} * piece_words;
     for (int i = thread; i < experts * piece_words; i += Threads) {
-      std::int64_t const to = i / piece_words * stride + first + i % piece_words;
-      args.chosen.words[to] = words[i];
-      if (args.kept.words != nullptr) args.kept.words[to] = words[i];
-      if (args.sorted.words != nullptr) args.sorted.words[to] = 0;
+      std::int64_t const at = i / piece_words * stride + first + i % piece_words;
+      to.chosen.words[at] = words[i];
+      if (to.kept.words != nullptr) to.kept.words[at] = words[i];
+      if (to.sorted.words != nullptr) to.sorted.words[at] = 0;
     }
-    if (args.below == nullptr) return;
+    if (to.below == nullptr) return;
     std::int32_t below = 0;
     for (int begin = 0; begin < experts; begin += Threads) {
       int const e = begin + thread;
       std::int32_t count = 0;
       for (int w = 0; e < experts && w < piece_words; ++w) count += __popc(words[e * piece_words + w]);
       scanned const place = scan_block<Threads>(count);
-      if (e < experts) args.below[e * args.chosen.pieces + blockIdx.x] = below + place.before;
+      if (e < experts) to.below[e * to.chosen.pieces + blockIdx.x] = below + place.before;
       below += place.all;
     }
   }
 };
 
+/// What `route_tokens` is compiled for. The width of a token is an argument.
+template <class Element, class Router, int Experts, int TopK>
+struct routing_of {
+  using element = Element;
+  using router = Router;
+  static constexpr int experts = Experts, top_k = TopK;
+};
+template <class Layer>
+using layer_routing =
+    routing_of<typename Layer::element, typename Layer::router, Layer::dims.experts, Layer::dims.top_k>;
+
 /// How a block of `route_tokens` is cut. Sixteen tokens, or a multiple of them, meet all experts, `pass` experts at a time;
 /// warps share the experts of a pass, and the depth of the product where there are few experts.
-template <class Layer, int TokenBlocks>
+template <class Routing, int TokenBlocks>
 struct route_tile {
-  using element = typename Layer::element;
-  static constexpr int experts = Layer::dims.experts;
+  using element = typename Routing::element;
+  static constexpr int experts = Routing::experts;
   static constexpr int threads = 256, warps = threads / 32;
   static constexpr int tokens = 16 * TokenBlocks;
   static constexpr int depth = 32;  // features per stage: 128 bytes of the router weight
@@ -103,7 +117,7 @@ struct route_tile {
   static constexpr int token_chunks = depth * static_cast<int>(sizeof(element)) / chunk_bytes;  // of a line
   static constexpr int weight_chunks = depth * 4 / chunk_bytes;
   static constexpr int weight_copies = static_cast<int>(divide_up(pass * weight_chunks, threads));
-  static constexpr bool scales = Layer::router_traits.clustering.scales;
+  static constexpr bool scales = Routing::router::traits.clustering.scales;
   static constexpr int token_tile = tokens * token_chunks * chunk_bytes;
   static constexpr int scale_tile = scales ? tokens * weight_chunks * chunk_bytes : 0;  // a line of floats per token
   static constexpr int stage_bytes = token_tile + scale_tile + weight_copies * threads * chunk_bytes;
@@ -111,7 +125,7 @@ struct route_tile {
   static constexpr int stages = wanted_stages < 2 ? 2 : wanted_stages > 4 ? 4 : wanted_stages;
   static constexpr int partial_pitch = pass + 8;  // floats; shifts rows by 8 banks
   static constexpr int partial_bytes = depth_warps * tokens * partial_pitch * 4;
-  static constexpr int piece_pairs = tokens * Layer::dims.top_k;
+  static constexpr int piece_pairs = tokens * Routing::top_k;
   static constexpr int set_bytes = piece_sets<threads>::bytes(experts, piece_pairs);
   static constexpr int largest(int a, int b) { return a > b ? a : b; }
   // The stages make room for the sums of the warps, and those for the sets of pairs.
@@ -155,14 +169,15 @@ __device__ void copy_elements(char* to, Element const* from, int count) {
 ///
 /// tokens, router weight --copies--> stages in shared memory --tensor cores--> sums of each warp --> logits in shared
 /// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
-template <class Layer, int TokenBlocks>
-__global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route_tile<Layer, TokenBlocks>::resident)
-    route_tokens(route_args<typename Layer::element> const args) {
-  using element = typename Layer::element;
-  using tile = route_tile<Layer, TokenBlocks>;
-  constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts, top_k = Layer::dims.top_k;
+template <class Routing, int TokenBlocks>
+__global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, route_tile<Routing, TokenBlocks>::resident)
+    route_tokens(route_args<typename Routing::element> const args) {
+  using element = typename Routing::element;
+  using router = typename Routing::router;
+  using tile = route_tile<Routing, TokenBlocks>;
+  constexpr int experts = Routing::experts, top_k = Routing::top_k;
   constexpr int element_chunk = chunk_bytes / static_cast<int>(sizeof(element)), float_chunk = 4;
-  constexpr int steps = static_cast<int>(divide_up(hidden, tile::depth));
+  int const hidden = static_cast<int>(args.tokens.columns), steps = static_cast<int>(divide_up(hidden, tile::depth));
   extern __shared__ __align__(128) char memory[];
   float* const logits = reinterpret_cast<float*>(memory + tile::work_bytes);  // [tokens, experts]
 
@@ -239,16 +254,17 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
       }
     };
 
-    for (int step = 0; step < tile::stages - 1; ++step) {
-      if (step < steps) load_stage(step);
-      commit_copies();
-    }
     float sums[TokenBlocks][tile::blocks][4] = {};
-    for (int step = 0; step < steps; ++step) {
-      wait_for_copies<tile::stages - 2>();
-      __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
+    // Steps before the first one fill all stages but one: the code of `load_stage` is there once.
+#pragma unroll 1
+    for (int step = 1 - tile::stages; step < steps; ++step) {
+      if (step >= 0) {
+        wait_for_copies<tile::stages - 2>();
+        __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
+      }
       if (step + tile::stages - 1 < steps) load_stage(step + tile::stages - 1);
       commit_copies();
+      if (step < 0) continue;
 
       char const* const stage = memory + step % tile::stages * tile::stage_bytes;
 #pragma unroll
@@ -316,17 +332,15 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
       for (int d = 0; d < tile::depth_warps; ++d) {
         sum += partial[(d * tile::tokens + token) * tile::partial_pitch + e];
       }
-      if constexpr (Layer::router_traits.clustering.unit_rows && tile::scales) {
-        sum *= args.inverse_lengths[first_expert + e];
-      }
-      if constexpr (Layer::router_traits.bias) sum += args.router.bias[first_expert + e];
+      if (args.inverse_lengths != nullptr) sum *= args.inverse_lengths[first_expert + e];
+      if (args.router.bias != nullptr) sum += args.router.bias[first_expert + e];
       logits[token * experts + first_expert + e] = sum;
       if (args.logits != nullptr) args.logits[(first_token + token) * experts + first_expert + e] = sum;
     }
     __syncthreads();
   }
 
-  piece_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), args.chosen.piece_words()};
+  piece_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), args.to.chosen.piece_words()};
   sets.clear(experts);
   __syncthreads();
   using share = per_expert<experts, warp_lanes>;
@@ -344,7 +358,7 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
         int const e = share::expert(lanes, i);
         values.value[i] = e < experts ? logits[t * experts + e] : share::closed;
       }
-      decided = Layer::router::template select<top_k, experts>(lanes, values, args.router);
+      decided = router::template select<top_k, experts>(lanes, values, args.router);
     }
 #pragma unroll
     for (int first = 0; first < top_k; first += 32) {  // a lane writes a pair
@@ -360,46 +374,46 @@ __global__ void __launch_bounds__(route_tile<Layer, TokenBlocks>::threads, route
       if (k >= top_k) continue;
       // Logits that are no numbers leave the router without a choice: such a pair goes nowhere, and shows as NaN.
       bool const exists = placed && expert >= 0 && expert < experts;
-      sets.add(exists ? expert : -1, t * top_k + k, token * top_k + k, args);
-      args.weights[token * top_k + k] = placed ? weight : 0.0f;
+      sets.add(exists ? expert : -1, t * top_k + k, token * top_k + k, args.to);
+      args.to.weights[token * top_k + k] = placed ? weight : 0.0f;
     }
-    if (args.priority != nullptr && lane == 0) args.priority[token] = placed ? decided.priority : 0.0f;
+    if (args.to.priority != nullptr && lane == 0) args.to.priority[token] = placed ? decided.priority : 0.0f;
   }
   __syncthreads();
-  sets.write(experts, args);
+  sets.write(experts, args.to);
 }
 
 /// How `take_routes` is cut: a block takes over the routes of a piece of the tokens, a thread per pair.
-template <class Layer>
 struct take_routes_tile {
   static constexpr int threads = 128, tokens = 32;
-  static constexpr int piece_pairs = tokens * Layer::dims.top_k;
-  static constexpr std::size_t shared_bytes = piece_sets<threads>::bytes(Layer::dims.experts, piece_pairs);
+  static constexpr std::size_t shared_bytes(int experts, int top_k) {
+    return piece_sets<threads>::bytes(experts, tokens * top_k);
+  }
 };
 
 /// Takes over the caller's routes. An id that does not exist goes nowhere, and shows as NaN.
-template <class Layer>
-__global__ void __launch_bounds__(take_routes_tile<Layer>::threads)
-    take_routes(precomputed_routes const from, std::int64_t tokens, route_args<typename Layer::element> const args) {
-  using tile = take_routes_tile<Layer>;
-  constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k;
+template <class Tile>
+__global__ void __launch_bounds__(Tile::threads)
+    take_routes(precomputed_routes const from, std::int64_t tokens, int experts, int top_k, std::uint8_t const* active,
+                route_results const to) {
   extern __shared__ __align__(128) char memory[];
-  piece_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), args.chosen.piece_words()};
+  piece_sets<Tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), to.chosen.piece_words()};
   sets.clear(experts);
   __syncthreads();
-  std::int64_t const first = std::int64_t{blockIdx.x} * tile::piece_pairs;
-  for (int i = static_cast<int>(threadIdx.x); i < tile::piece_pairs; i += tile::threads) {
+  int const piece_pairs = Tile::tokens * top_k;
+  std::int64_t const first = std::int64_t{blockIdx.x} * piece_pairs;
+  for (int i = static_cast<int>(threadIdx.x); i < piece_pairs; i += Tile::threads) {
     std::int64_t const pair = first + i, token = pair / top_k;
     if (token >= tokens) break;
-    bool const active = args.active == nullptr || args.active[token] != 0;
-    std::int32_t const expert = active ? from.experts[pair] : -1;
-    float const weight = active ? from.weights[pair] : 0.0f;
-    sets.add(expert >= 0 && expert < experts ? expert : -1, i, pair, args);
-    args.weights[pair] = weight;
-    if (args.priority != nullptr && i % top_k == 0) args.priority[token] = weight;
+    bool const here = active == nullptr || active[token] != 0;
+    std::int32_t const expert = here ? from.experts[pair] : -1;
+    float const weight = here ? from.weights[pair] : 0.0f;
+    sets.add(expert >= 0 && expert < experts ? expert : -1, i, pair, to);
+    to.weights[pair] = weight;
+    if (to.priority != nullptr && i % top_k == 0) to.priority[token] = weight;
   }
   __syncthreads();
-  sets.write(experts, args);
+  sets.write(experts, to);
 }
 
 }  // namespace switchyard::backend::device

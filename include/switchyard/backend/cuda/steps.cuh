@@ -169,11 +169,13 @@ class layer_steps {
 
     /// Tokens of a block that routes, in sixteens: with more of them the router weight is read less often, with fewer there
     /// are more blocks, and they fit devices with less shared memory.
-    static constexpr bool takes_two_blocks() { return route_tile<Layer, 2>::shared_bytes <= least_shared_bytes; }
+    static constexpr bool takes_two_blocks() {
+      return route_tile<layer_routing<Layer>, 2>::shared_bytes <= least_shared_bytes;
+    }
     static constexpr int route_blocks(std::int64_t tokens) { return tokens > 2048 && takes_two_blocks() ? 2 : 1; }
     static constexpr int piece_tokens(std::int64_t tokens) {
       if constexpr (Layer::router_traits.precomputed) {
-        return take_routes_tile<Layer>::tokens;
+        return take_routes_tile::tokens;
       } else {
         return 16 * route_blocks(tokens);
       }
@@ -255,49 +257,53 @@ class layer_steps {
     std::int64_t const tokens = args.tokens.rows;
     if (tokens == 0 && !Layer::router_traits.clustering.scales) return;
     pieces<Layer> const p(args);
-    route_args<element> to{.tokens = args.tokens,
-                           .pass = pass,
-                           .router = {},
-                           .active = args.active,
-                           .aligned_tokens = is_aligned(args.tokens),
-                           .aligned_router = false,
-                           .clusters = {},
-                           .aligned_scale = false,
-                           .inverse_lengths = nullptr,
-                           .experts = p.experts,
-                           .weights = p.routed_weights,
-                           .priority = p.priority,
-                           .logits = args.decisions.logits,
-                           .chosen = p.chosen,
-                           .kept = Layer::capacity_traits.drops ? p.kept : pair_sets{},
-                           .sorted = p.sorted,
-                           .below = p.below,
-                           .row_of = p.plan.row_of,
-                           .dropped = p.dropped};
+    route_results const results{.experts = p.experts,
+                                .weights = p.routed_weights,
+                                .priority = p.priority,
+                                .chosen = p.chosen,
+                                .kept = Layer::capacity_traits.drops ? p.kept : pair_sets{},
+                                .sorted = p.sorted,
+                                .below = p.below,
+                                .row_of = p.plan.row_of,
+                                .dropped = p.dropped};
     if constexpr (Layer::router_traits.precomputed) {
-      using tile = take_routes_tile<Layer>;
+      constexpr shape dims = Layer::dims;
+      constexpr std::size_t shared_bytes = take_routes_tile::shared_bytes(dims.experts, dims.top_k);
       static_assert(
-          tile::shared_bytes <= most_shared_bytes,
+          shared_bytes <= most_shared_bytes,
           "switchyard: backend::cuda keeps the pairs of 32 tokens in shared memory, a bit for every expert, which "
           "has no room for so many experts and choices. Use fewer of them.");
-      launch(where, "take_routes", take_routes<Layer>, p.chosen.pieces, tile::threads, tile::shared_bytes, args.routes,
-             tokens, to);
+      launch(where, "take_routes", take_routes<take_routes_tile>, p.chosen.pieces, take_routes_tile::threads,
+             shared_bytes, args.routes, tokens, dims.experts, dims.top_k, args.active, results);
     } else {
+      route_args<element> to{.tokens = args.tokens,
+                             .pass = pass,
+                             .router = {},
+                             .active = args.active,
+                             .aligned_tokens = is_aligned(args.tokens),
+                             .aligned_router = false,
+                             .clusters = {},
+                             .aligned_scale = false,
+                             .inverse_lengths = nullptr,
+                             .logits = args.decisions.logits,
+                             .to = results};
       if constexpr (Layer::router_traits.gate == gate_owner::model) {
         to.router = args.shared_router;
       } else {
         to.router = args.weights.router;
       }
+      if constexpr (!Layer::router_traits.bias) to.router.bias = nullptr;
       to.aligned_router = is_aligned(to.router.weight, Layer::dims.hidden);
       if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = p.logits;
       if constexpr (Layer::router_traits.clustering.scales) {
         enqueue_clustering(args, where, p, to);
         if (tokens == 0) return;
       }
+      using routing = layer_routing<Layer>;
       if constexpr (pieces<Layer>::takes_two_blocks()) {
-        if (p.route_blocks(tokens) == 2) return enqueue_route_tokens<Layer, 2>(where, to);
+        if (p.route_blocks(tokens) == 2) return enqueue_route_tokens<routing, 2>(where, to);
       }
-      enqueue_route_tokens<Layer, 1>(where, to);
+      enqueue_route_tokens<routing, 1>(where, to);
     }
   }
 
@@ -310,35 +316,40 @@ class layer_steps {
     constexpr std::int64_t slices = divide_up(dims.hidden, 32);
     constexpr int threads = clustering_threads;
     std::int64_t const tokens = args.tokens.rows;
-    clustering_args<typename Layer::element> const with{.tokens = args.tokens,
-                                                        .active = args.active,
-                                                        .clusters = args.clusters,
-                                                        .router = to.router.weight,
-                                                        .offsets = p.cluster_offsets,
-                                                        .order = p.cluster_order,
-                                                        .known = p.known_clusters,
-                                                        .partial = p.partial,
-                                                        .mean = p.mean,
-                                                        .totals = p.totals,
-                                                        .scale = p.scale,
-                                                        .scale_asked = args.decisions.feature_scale,
-                                                        .dispersion = args.decisions.dispersion,
-                                                        .inverse_lengths = p.inverse_lengths,
-                                                        .tile_rows = static_cast<int>(cluster_tile_rows(tokens))};
+    using element = typename Layer::element;
+    clustering_args<element> const with{.hidden = dims.hidden,
+                                        .experts = dims.experts,
+                                        .counts_empty = form.counts_empty,
+                                        .tokens = args.tokens,
+                                        .active = args.active,
+                                        .clusters = args.clusters,
+                                        .router = to.router.weight,
+                                        .offsets = p.cluster_offsets,
+                                        .order = p.cluster_order,
+                                        .known = p.known_clusters,
+                                        .partial = p.partial,
+                                        .mean = p.mean,
+                                        .totals = p.totals,
+                                        .scale = p.scale,
+                                        .scale_asked = args.decisions.feature_scale,
+                                        .dispersion = args.decisions.dispersion,
+                                        .inverse_lengths = p.inverse_lengths,
+                                        .tile_rows = static_cast<int>(cluster_tile_rows(tokens))};
     to.clusters = args.clusters;
     to.inverse_lengths = p.inverse_lengths;
     if (args.clusters.feature_scale == nullptr) {
       to.clusters.feature_scale = p.scale;
       std::int64_t const tiles = p.cluster_tiles(tokens) * divide_up(dims.hidden, threads);
-      launch(where, "order_by_cluster", order_by_cluster<Layer>, dims.experts, threads, 0, with);
-      launch(where, "sum_rows", sum_rows<Layer, false>, tiles, threads, 0, with);
-      launch(where, "cluster_means", cluster_means<Layer>, dims.experts * slices, threads, 0, with);
-      launch(where, "sum_rows (deviations)", sum_rows<Layer, true>, tiles, threads, 0, with);
-      launch(where, "cluster_weights", cluster_weights<Layer>, dims.experts * slices, threads, 0, with);
-      launch(where, "scale_weights", scale_weights<Layer>, slices, threads, 0, with);
+      launch(where, "order_by_cluster", order_by_cluster<element>, dims.experts, threads, 0, with);
+      launch(where, "sum_rows", sum_rows<element>, tiles, threads, 0, with);
+      launch(where, "cluster_means", cluster_means<element>, dims.experts * slices, threads, 0, with);
+      launch(where, "sum_rows (deviations)", sum_rows<element, clustering_form<form>>, tiles, threads, 0, with);
+      launch(where, "cluster_weights", cluster_weights<element, clustering_form<form>>, dims.experts * slices, threads,
+             0, with);
+      launch(where, "scale_weights", scale_weights<element, clustering_form<form>>, slices, threads, 0, with);
     } else {
       if constexpr (form.unit_rows) {
-        launch(where, "row_lengths", row_lengths<Layer>, dims.experts, threads, 0, with);
+        launch(where, "row_lengths", row_lengths<element>, dims.experts, threads, 0, with);
       }
       if (args.decisions.feature_scale != nullptr) {
         check("cudaMemcpyAsync",
@@ -349,19 +360,19 @@ class layer_steps {
     to.aligned_scale = is_aligned(to.clusters.feature_scale, dims.hidden);
     if constexpr (form.experts_see_scaled) {
       if (tokens == 0) return;
-      launch(where, "scale_tokens", scale_tokens<Layer>, tokens, threads, 0, with, to.clusters.feature_scale,
+      launch(where, "scale_tokens", scale_tokens<element>, tokens, threads, 0, with, to.clusters.feature_scale,
              p.scaled_tokens, p.outer_stride);
     }
   }
 
-  template <class Layer, int TokenBlocks>
-  static void enqueue_route_tokens(context const& where, route_args<typename Layer::element> const& to) {
-    using tile = route_tile<Layer, TokenBlocks>;
+  template <class Routing, int TokenBlocks>
+  static void enqueue_route_tokens(context const& where, route_args<typename Routing::element> const& to) {
+    using tile = route_tile<Routing, TokenBlocks>;
     static_assert(tile::shared_bytes <= most_shared_bytes,
                   "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
                   "experts. Use fewer experts, or router::precomputed.");
-    launch(where, "route_tokens", route_tokens<Layer, TokenBlocks>, to.chosen.pieces, tile::threads, tile::shared_bytes,
-           to);
+    launch(where, "route_tokens", route_tokens<Routing, TokenBlocks>, to.to.chosen.pieces, tile::threads,
+           tile::shared_bytes, to);
   }
 
   template <class Layer>
@@ -371,7 +382,11 @@ class layer_steps {
     std::int64_t const tokens = args.tokens.rows;
     pieces<Layer> const p(args);
     std::int64_t const size = group_size(args), groups = tokens == 0 ? 0 : divide_up(tokens, size);
-    plan_args const with{.tokens = tokens,
+    plan_args const with{.experts = dims.experts,
+                         .top_k = dims.top_k,
+                         .served = Layer::capacity_traits.order,
+                         .renormalises = Layer::capacity_traits.renormalises,
+                         .tokens = tokens,
                          .pass = pass,
                          .group_size = size,
                          .groups = groups,
@@ -382,7 +397,7 @@ class layer_steps {
                          .sorted = p.sorted,
                          .below = p.below,
                          .rows = p.rows,
-                         .experts = p.experts,
+                         .choices = p.experts,
                          .routed_weights = p.routed_weights,
                          .priority = p.priority,
                          .order = p.order,
@@ -395,12 +410,12 @@ class layer_steps {
     if constexpr (Layer::capacity_traits.drops) {
       if (tokens > 0) {
         if constexpr (Layer::capacity_traits.order == queue::priority) {
-          launch(where, "order_tokens", order_tokens<Layer>, groups, plan_threads, 0, with);
+          launch(where, "order_tokens", order_tokens<plan_threads>, groups, plan_threads, 0, with);
         }
-        launch(where, "queue_pairs", queue_pairs<Layer>, groups * dims.experts, plan_threads, 0, with);
+        launch(where, "queue_pairs", queue_pairs<plan_threads>, groups * dims.experts, plan_threads, 0, with);
       }
     }
-    launch(where, "assign_rows", assign_rows<Layer>, dims.experts, plan_threads, 0, with);
+    launch(where, "assign_rows", assign_rows<plan_threads>, dims.experts, plan_threads, 0, with);
   }
 
   /// The arguments of both products; `args.tokens` are what the experts see.
@@ -415,11 +430,14 @@ class layer_steps {
                                 .top_k = dims.top_k,
                                 .offsets = p.plan.offsets,
                                 .pair_of = p.plan.pair_of,
-                                .weights = p.weights,
+                                .weights = nullptr,
                                 .tokens = args.tokens.rows};
     auto second = first;
+    if constexpr (Layer::router_traits.weighs_input) first.weights = p.weights;
     access const by_tokens = is_aligned(args.tokens) ? access::by_chunks : access::along_columns;
-    first.routed = {.rows = args.tokens.data,
+    first.routed = {.depth = dims.hidden,
+                    .features = dims.intermediate,
+                    .rows = args.tokens.data,
                     .row_stride = args.tokens.row_stride,
                     .how = by_tokens,
                     .gate = {},
@@ -428,7 +446,9 @@ class layer_steps {
                     .bias = {},
                     .result = p.inner,
                     .result_stride = p.inner_stride};
-    second.routed = {.rows = p.inner,
+    second.routed = {.depth = dims.intermediate,
+                     .features = dims.hidden,
+                     .rows = p.inner,
                      .row_stride = p.inner_stride,
                      .how = access::by_chunks,
                      .gate = {},
@@ -445,12 +465,14 @@ class layer_steps {
     }
     if constexpr (traits.shared_intermediate > 0) {
       first.shared = first.routed;
+      first.shared.features = traits.shared_intermediate;
       first.shared.weight = weights_of(args.weights.shared.up_proj);
       if constexpr (traits.gated) first.shared.gate = weights_of(args.weights.shared.gate_proj);
       first.shared.gate_bias = first.shared.bias = {};
       first.shared.result = p.shared_inner;
       first.shared.result_stride = p.shared_inner_stride;
       second.shared = second.routed;
+      second.shared.depth = traits.shared_intermediate;
       second.shared.rows = p.shared_inner;
       second.shared.row_stride = p.shared_inner_stride;
       second.shared.weight = weights_of(args.weights.shared.down_proj);
@@ -475,27 +497,32 @@ class layer_steps {
       both_products<element> const products = products_at(p, args);
       Products::template enqueue<Layer>(where, products.first, products.second);
 
-      combine_args<element> sum{.tokens = args.tokens,
-                                .pass = pass,
-                                .output = args.output,
-                                .aligned = is_aligned(args.tokens) && is_aligned(args.output),
-                                .active = args.active,
-                                .experts = p.experts,
-                                .weights = p.weights,
-                                .dropped = p.dropped,
-                                .row_of = p.plan.row_of,
-                                .outer = p.outer,
-                                .outer_stride = p.outer_stride,
-                                .shared_outer = p.shared_outer,
-                                .shared_gate = nullptr,
-                                .decisions = args.decisions};
+      combine_args<element> sum{
+          .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator),
+          .weighs_input = Layer::router_traits.weighs_input,
+          .tokens = args.tokens,
+          .pass = pass,
+          .output = args.output,
+          .aligned = is_aligned(args.tokens) && is_aligned(args.output),
+          .active = args.active,
+          .experts = p.experts,
+          .weights = p.weights,
+          .dropped = p.dropped,
+          .row_of = p.plan.row_of,
+          .outer = p.outer,
+          .outer_stride = p.outer_stride,
+          .shared_outer = p.shared_outer,
+          .shared_gate = nullptr,
+          .decisions = args.decisions};
       if constexpr (traits.gate == shared_gate::sigmoid) sum.shared_gate = args.weights.shared.gate;
-      launch(where, "combine_rows", combine_rows<Layer>, tokens, combine_block<Layer>::threads, 0, sum);
+      constexpr dropped on_drop = Layer::capacity_traits.drops ? Layer::capacity_traits.on_drop : dropped::zero;
+      launch(where, "combine_rows", combine_rows<element, dims.top_k, on_drop>, tokens,
+             combine_threads<element>(dims.hidden), 0, sum);
     }
     if constexpr (!Layer::router_traits.precomputed) {
       if (args.auxiliary != nullptr) {
         // The rows between the products are not needed any more, and take at least 16 bytes per token.
-        launch(where, "auxiliary_of_pass", auxiliary_of_pass<Layer>, 1, auxiliary_threads,
+        launch(where, "auxiliary_of_pass", auxiliary_of_pass<auxiliary_threads>, 1, auxiliary_threads,
                2 * dims.experts * sizeof(double),
                routing_record{.tokens = tokens,
                               .tokens_per_group = args.tokens_per_group,
@@ -504,7 +531,7 @@ class layer_steps {
                               .weights = p.weights,
                               .dropped = p.dropped,
                               .active = args.active},
-               pass, reinterpret_cast<double*>(p.inner), args.auxiliary);
+               dims.experts, dims.top_k, pass, reinterpret_cast<double*>(p.inner), args.auxiliary);
       }
     }
   }
@@ -556,27 +583,34 @@ class layer_steps {
     using pass = dispatch::pass_layer<Layer, Stratum>;
     using element = typename Layer::element;
     std::int64_t const tokens = args.tokens.rows;
-    strata_args<Layer> with{.tokens = args.tokens,
-                            .residual = args.residual,
-                            .output = args.output,
-                            .aligned_tokens = is_aligned(args.tokens),
-                            .aligned_residual = is_aligned(args.residual),
-                            .aligned_output = is_aligned(args.output),
-                            .aligned_norms = true,
-                            .active = args.active,
-                            .norm = {},
-                            .decisions = args.decisions,
-                            .auxiliary = args.auxiliary,
-                            .record = p};
+    constexpr int strata = Layer::strata_or_one;
+    strata_args<element> const with{.strata = strata,
+                                    .top_k = Layer::dims.top_k,
+                                    .stratum = Stratum,
+                                    .first_expert = Layer::router::first_expert(Stratum),
+                                    .pass = pass::dims,
+                                    .tokens = args.tokens,
+                                    .residual = args.residual,
+                                    .output = args.output,
+                                    .aligned_tokens = is_aligned(args.tokens),
+                                    .aligned_residual = is_aligned(args.residual),
+                                    .aligned_output = is_aligned(args.output),
+                                    .active = args.active,
+                                    .decisions = args.decisions,
+                                    .auxiliary = args.auxiliary,
+                                    .record = p};
+    strata_above<strata> above{.first_expert = {}, .normalises = false, .aligned_norms = true, .norm = {}};
+    for (int i = 0; i < strata; ++i) above.first_expert[i] = Layer::router::first_expert(i);
     if constexpr (Layer::router_traits.stratification.norms) {
-      with.norm = args.weights.norm;
-      for (layer_norm const& norm : with.norm.after) {
-        with.aligned_norms = with.aligned_norms && is_aligned(norm.weight, 0) && is_aligned(norm.bias, 0);
+      above.normalises = true;
+      above.norm = args.weights.norm;
+      for (layer_norm const& norm : above.norm.after) {
+        above.aligned_norms = above.aligned_norms && is_aligned(norm.weight, 0) && is_aligned(norm.bias, 0);
       }
     }
     std::int64_t const blocks = tokens == 0 ? 1 : tokens;  // the counts of no token are written, too
-    launch(where, "gather_stratum", gather_stratum<Layer, Stratum>, divide_up(blocks, gathered_tokens), gather_threads,
-           0, with);
+    launch(where, "gather_stratum", gather_stratum<element, typename Layer::capacity>,
+           divide_up(blocks, gathered_tokens), gather_threads, 0, with);
     forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
     of_pass.tokens = {p.rows, tokens, Layer::dims.hidden, p.stride};
     of_pass.output = {p.rows, tokens, Layer::dims.hidden, p.stride};
@@ -588,7 +622,9 @@ class layer_steps {
     of_pass.decisions.load = p.load;
     if (args.auxiliary != nullptr) of_pass.auxiliary = p.auxiliary + Stratum;
     enqueue_once(of_pass, where, p.sizes + Stratum);
-    launch(where, "finish_pass", finish_pass<Layer, Stratum>, blocks, finish_block<Layer>::threads, 0, with);
+    constexpr int hidden = Layer::dims.hidden;
+    launch(where, "finish_pass", finish_pass<element, strata, finish_turns<element>(hidden)>, blocks,
+           combine_threads<element>(hidden), 0, with, above);
   }
 };
 

@@ -5,7 +5,6 @@
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/core/divide_up.hpp>
-#include <switchyard/dispatch/pass.hpp>
 #include <switchyard/layer.hpp>
 
 #include <cuda_runtime.h>
@@ -35,38 +34,46 @@ struct strata_record {
 
 /// What the kernels need of a call. Not the arguments of `forward` as they are: nvcc 13.0 lays out a kernel's parameter
 /// as if its members of no size had one.
-template <class Layer>
+template <class Element>
 struct strata_args {
-  using element = typename Layer::element;
-  view<element const> tokens, residual;
-  view<element> output;
-  bool aligned_tokens, aligned_residual, aligned_output, aligned_norms;  ///< may be moved by 16 bytes
-  std::uint8_t const* active;                                            ///< null: all
-  stratum_norms<Layer::strata_or_one> norm;
+  int strata, top_k;          ///< of the layer
+  int stratum, first_expert;  ///< of the pass
+  shape pass;
+  view<Element const> tokens, residual;
+  view<Element> output;
+  bool aligned_tokens, aligned_residual, aligned_output;  ///< may be moved by 16 bytes
+  std::uint8_t const* active;                             ///< null: all
   switchyard::decisions decisions;
   switchyard::auxiliary_values* auxiliary;  ///< null: nobody asks
-  strata_record<element> record;
+  strata_record<Element> record;
+};
+
+/// Where a token goes after a pass, and how it is normalised there.
+template <int Strata>
+struct strata_above {
+  int first_expert[Strata];
+  bool normalises, aligned_norms;
+  stratum_norms<Strata> norm;
 };
 
 inline constexpr int gathered_tokens = 32, gather_threads = 256;
 
 /// Copies the tokens of a stratum to rows that follow each other, in the order of tokens; a block has some tokens, and
 /// counts those before them for itself. In the lowest stratum all tokens begin, but padding, whose output is made zero.
-template <class Layer, int Stratum>
-__global__ void __launch_bounds__(gather_threads, 4) gather_stratum(strata_args<Layer> const args) {
-  using element = typename Layer::element;
-  constexpr int hidden = Layer::dims.hidden, top_k = Layer::dims.top_k, strata = Layer::strata_or_one;
-  constexpr int width = chunk_bytes / static_cast<int>(sizeof(element));
-  strata_record<element> const& record = args.record;
+template <class Element, class Capacity>
+__global__ void __launch_bounds__(gather_threads, 4) gather_stratum(strata_args<Element> const args) {
+  int const hidden = args.pass.hidden, top_k = args.top_k, stratum = args.stratum;
+  constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
+  strata_record<Element> const& record = args.record;
   std::int64_t const tokens = args.tokens.rows, first = std::int64_t{blockIdx.x} * gathered_tokens;
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   auto const is_here = [&](std::int64_t token) {
-    if constexpr (Stratum == 0) return args.active == nullptr || args.active[token] != 0;
-    return record.stratum[token] == Stratum;
+    if (stratum == 0) return args.active == nullptr || args.active[token] != 0;
+    return record.stratum[token] == stratum;
   };
 
   std::int32_t mine = 0;
-  if (Stratum == 0 && args.active == nullptr) {
+  if (stratum == 0 && args.active == nullptr) {
     mine = thread == 0 ? static_cast<std::int32_t>(first) : 0;
   } else {
 #pragma unroll 4
@@ -80,22 +87,22 @@ __global__ void __launch_bounds__(gather_threads, 4) gather_stratum(strata_args<
   std::int64_t const row = before + __popc(all_here & ((1u << lane) - 1));
   if (warp == 0) {
     if (here) record.token_of[row] = static_cast<std::int32_t>(token);
-    if (exists && Stratum == 0) {
-      record.stratum[token] = here ? 0 : strata;
+    if (exists && stratum == 0) {
+      record.stratum[token] = here ? 0 : static_cast<std::uint8_t>(args.strata);
       if (args.decisions.passes != nullptr) args.decisions.passes[token] = 0;
     }
     if (lane == 0 && first + gathered_tokens >= tokens) {
       std::int64_t const count = before + __popc(all_here);
-      record.sizes[Stratum] = {count, Layer::capacity::slots_per_expert(dispatch::pass_shape<Layer>(Stratum), count)};
+      record.sizes[stratum] = {count, Capacity::slots_per_expert(args.pass, count)};
     }
   }
   for (int i = warp; i < gathered_tokens && first + i < tokens; i += gather_threads / 32) {
     std::int64_t const t = first + i;
     bool const copied = (all_here >> i & 1u) != 0;
     if (copied) {
-      element const* const from = Stratum == 0 ? args.tokens.row(t) : args.output.row(t);
-      bool const aligned = Stratum == 0 ? args.aligned_tokens : args.aligned_output;
-      element* const to = record.rows + (before + __popc(all_here & ((1u << i) - 1))) * record.stride;
+      Element const* const from = stratum == 0 ? args.tokens.row(t) : args.output.row(t);
+      bool const aligned = stratum == 0 ? args.aligned_tokens : args.aligned_output;
+      Element* const to = record.rows + (before + __popc(all_here & ((1u << i) - 1))) * record.stride;
       for (int q = lane * width; q < hidden; q += 32 * width) {
         if (aligned && q + width <= hidden) {
           *reinterpret_cast<chunk*>(to + q) = *reinterpret_cast<chunk const*>(from + q);
@@ -104,11 +111,11 @@ __global__ void __launch_bounds__(gather_threads, 4) gather_stratum(strata_args<
         }
       }
     } else {
-      if (Stratum == 0) {
-        for (int q = lane; q < hidden; q += 32) args.output.row(t)[q] = element(0.0f);
+      if (stratum == 0) {
+        for (int q = lane; q < hidden; q += 32) args.output.row(t)[q] = Element(0.0f);
       }
       for (int k = lane; k < top_k; k += 32) {
-        std::int64_t const pair = (Stratum * tokens + t) * top_k + k;
+        std::int64_t const pair = (stratum * tokens + t) * top_k + k;
         if (args.decisions.experts != nullptr) args.decisions.experts[pair] = -1;
         if (args.decisions.weights != nullptr) args.decisions.weights[pair] = 0.0f;
         if (args.decisions.dropped != nullptr) args.decisions.dropped[pair] = 0;
@@ -117,50 +124,34 @@ __global__ void __launch_bounds__(gather_threads, 4) gather_stratum(strata_args<
   }
 }
 
-/// Threads of a block that finishes a token, and how often they go over its features.
-template <class Layer>
-struct finish_block : combine_block<Layer> {
-  static constexpr int width = chunk_bytes / static_cast<int>(sizeof(typename Layer::element));
-  static constexpr int turns = static_cast<int>(divide_up(Layer::dims.hidden, finish_block::threads* width));
-};
-
-/// The sum over the threads of a block, on each of them.
-template <int Threads>
-__device__ float sum_over_block(float value) {
-  __shared__ float partial[Threads / 32];
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
-  __syncthreads();  // the last sum was read by all
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0.0f;
-  for (float p : partial) sum += p;
-  return sum;
+/// How often the threads of a block that finishes a token go over its features.
+template <class Element>
+constexpr int finish_turns(int hidden) {
+  constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
+  return static_cast<int>(divide_up(hidden, combine_threads<Element>(hidden) * width));
 }
 
 /// Adds the residual to a row of the pass, normalises it, and brings it back to its token, which goes to its next stratum.
 /// A block per row; the first one also adds up what the passes counted.
-template <class Layer, int Stratum>
-__global__ void __launch_bounds__(finish_block<Layer>::threads) finish_pass(strata_args<Layer> const args) {
-  using element = typename Layer::element;
-  using block = finish_block<Layer>;
-  constexpr int hidden = Layer::dims.hidden, strata = Layer::strata_or_one, threads = block::threads,
-                width = block::width;
-  constexpr int top_k = Layer::dims.top_k, first_expert = Layer::router::first_expert(Stratum);
-  constexpr shape pass = dispatch::pass_shape<Layer>(Stratum);
-  constexpr stratification_traits form = Layer::router_traits.stratification;
-  strata_record<element> const& record = args.record;
+template <class Element, int Strata, int Turns>
+__global__ void __launch_bounds__(most_combine_threads)
+    finish_pass(strata_args<Element> const args, strata_above<Strata> const above) {
+  constexpr int strata = Strata, width = chunk_bytes / static_cast<int>(sizeof(Element));
+  shape const& pass = args.pass;
+  int const hidden = pass.hidden, top_k = args.top_k, stratum = args.stratum, first_expert = args.first_expert;
+  strata_record<Element> const& record = args.record;
   std::int64_t const row = blockIdx.x, tokens = args.tokens.rows;
-  int const thread = static_cast<int>(threadIdx.x);
+  int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 
   if (row == 0) {
     auto const add = [&](std::int64_t* to, std::int64_t const* from) {
       for (int e = thread; to != nullptr && e < pass.experts; e += threads) {
-        to[first_expert + e] = from[e] + (Stratum == 0 ? 0 : to[first_expert + e]);
+        to[first_expert + e] = from[e] + (stratum == 0 ? 0 : to[first_expert + e]);
       }
     };
     add(args.decisions.counts, record.counts);
     add(args.decisions.load, record.load);
-    if (Stratum == strata - 1 && args.auxiliary != nullptr && thread == 0) {
+    if (stratum == strata - 1 && args.auxiliary != nullptr && thread == 0) {
       mean_auxiliary of_passes;
       for (int i = 0; i < strata; ++i) {
         if (record.sizes[i].tokens > 0) of_passes.add(record.auxiliary[i]);
@@ -168,31 +159,35 @@ __global__ void __launch_bounds__(finish_block<Layer>::threads) finish_pass(stra
       *args.auxiliary = of_passes.mean();
     }
   }
-  if (row >= record.sizes[Stratum].tokens) return;
+  if (row >= record.sizes[stratum].tokens) return;
 
   std::int64_t const token = record.token_of[row];
   std::int32_t const first_choice = record.experts[row * pass.top_k];
   // A token that the router cannot place is a NaN by now, and done.
-  int const next = first_choice < 0 ? strata : dispatch::next_stratum<Layer>(first_expert + first_choice);
-  element const* const result = record.rows + row * record.stride;
-  element* const output = args.output.row(token);
-  element* const before_norm = record.sums == nullptr ? nullptr : record.sums + token * record.stride;
-  element const* const residual = Stratum == 0             ? args.residual.row(token)
+  int next = first_choice < 0 ? strata : 1;
+#pragma unroll
+  for (int i = 1; i < strata; ++i) {
+    if (first_choice >= 0 && first_expert + first_choice >= above.first_expert[i]) next = i + 1;
+  }
+  Element const* const result = record.rows + row * record.stride;
+  Element* const output = args.output.row(token);
+  Element* const before_norm = record.sums == nullptr ? nullptr : record.sums + token * record.stride;
+  Element const* const residual = stratum == 0             ? args.residual.row(token)
                                   : before_norm == nullptr ? output
                                                            : before_norm;
-  bool const residual_by_chunks = Stratum == 0 ? args.aligned_residual : before_norm != nullptr || args.aligned_output;
+  bool const residual_by_chunks = stratum == 0 ? args.aligned_residual : before_norm != nullptr || args.aligned_output;
 
-  auto const read = [&](element const* from, bool by_chunks, int q, float(&to)[width]) {
+  auto const read = [&](Element const* from, bool by_chunks, int q, float(&to)[width]) {
     if (by_chunks && q + width <= hidden) {
-      to_floats<element>(*reinterpret_cast<chunk const*>(from + q), to);
+      to_floats<Element>(*reinterpret_cast<chunk const*>(from + q), to);
     } else {
 #pragma unroll
       for (int i = 0; i < width; ++i) to[i] = q + i < hidden ? static_cast<float>(from[q + i]) : 0.0f;
     }
   };
-  float values[block::turns][width];
+  float values[Turns][width];
 #pragma unroll
-  for (int turn = 0; turn < block::turns; ++turn) {
+  for (int turn = 0; turn < Turns; ++turn) {
     int const q = (turn * threads + thread) * width;
     if (q >= hidden) continue;
     float added[width];
@@ -201,57 +196,66 @@ __global__ void __launch_bounds__(finish_block<Layer>::threads) finish_pass(stra
 #pragma unroll
     for (int i = 0; i < width; ++i) values[turn][i] += added[i];
   }
-  auto const write = [&](element* to, bool by_chunks, int q, float(&from)[width]) {
+  auto const write = [&](Element* to, bool by_chunks, int q, float(&from)[width]) {
     if (by_chunks && q + width <= hidden) {
-      *reinterpret_cast<chunk*>(to + q) = from_floats<element>(from);
+      *reinterpret_cast<chunk*>(to + q) = from_floats<Element>(from);
     } else {
 #pragma unroll
       for (int i = 0; i < width; ++i) {
-        if (q + i < hidden) to[q + i] = element(from[i]);
+        if (q + i < hidden) to[q + i] = Element(from[i]);
       }
     }
   };
-  if constexpr (form.norms) {
+  if (above.normalises) {
     auto const mean_of = [&](auto const& term) {
       float sum = 0.0f;
 #pragma unroll
-      for (int turn = 0; turn < block::turns; ++turn) {
+      for (int turn = 0; turn < Turns; ++turn) {
 #pragma unroll
         for (int i = 0; i < width; ++i) {
           if ((turn * threads + thread) * width + i < hidden) sum += term(values[turn][i]);
         }
       }
-      return sum_over_block<threads>(sum) / static_cast<float>(hidden);
+      return sum_over_block(sum) / static_cast<float>(hidden);
     };
     float const mean = mean_of([](float value) { return value; });
     float const variance = mean_of([mean](float value) { return (value - mean) * (value - mean); });
-    layer_norm const norm = args.norm.after[next - 1];
-    float const scale = 1.0f / std::sqrt(variance + norm.epsilon);
-#pragma unroll
-    for (int turn = 0; turn < block::turns; ++turn) {
-      int const q = (turn * threads + thread) * width;
-      if (q >= hidden) continue;
-      if (before_norm != nullptr) write(before_norm, true, q, values[turn]);
-      alignas(16) float weight[width], bias[width];
-      if (args.aligned_norms && q + width <= hidden) {
+    auto const read_norm = [&](float const* from, int q, float(&to)[width]) {
+      if (above.aligned_norms && q + width <= hidden) {
 #pragma unroll
         for (int i = 0; i < width; i += 4) {
-          *reinterpret_cast<float4*>(weight + i) = *reinterpret_cast<float4 const*>(norm.weight + q + i);
-          *reinterpret_cast<float4*>(bias + i) = *reinterpret_cast<float4 const*>(norm.bias + q + i);
+          float4 const four = *reinterpret_cast<float4 const*>(from + q + i);
+          to[i] = four.x;
+          to[i + 1] = four.y;
+          to[i + 2] = four.z;
+          to[i + 3] = four.w;
         }
       } else {
 #pragma unroll
-        for (int i = 0; i < width; ++i) {
-          weight[i] = q + i < hidden ? norm.weight[q + i] : 0.0f;
-          bias[i] = q + i < hidden ? norm.bias[q + i] : 0.0f;
-        }
+        for (int i = 0; i < width; ++i) to[i] = q + i < hidden ? from[q + i] : 0.0f;
       }
+    };
+    // An index that only the device knows would put the arguments into local memory.
+    layer_norm norm = above.norm.after[0];
+#pragma unroll
+    for (int i = 1; i < strata; ++i) {
+      if (next == i + 1) norm = above.norm.after[i];
+    }
+    float const scale = 1.0f / std::sqrt(variance + norm.epsilon);
+#pragma unroll
+    for (int turn = 0; turn < Turns; ++turn) {
+      int const q = (turn * threads + thread) * width;
+      if (q >= hidden) continue;
+      if (before_norm != nullptr) write(before_norm, true, q, values[turn]);
+      float weight[width], bias[width];
+      read_norm(norm.weight, q, weight);
+      read_norm(norm.bias, q, bias);
 #pragma unroll
       for (int i = 0; i < width; ++i) values[turn][i] = (values[turn][i] - mean) * scale * weight[i] + bias[i];
     }
   }
 #pragma unroll
-  for (int turn = 0; turn < block::turns; ++turn) {
+  for (int turn = 0; turn < Turns; ++turn) {
     int const q = (turn * threads + thread) * width;
     if (q < hidden) write(output, args.aligned_output, q, values[turn]);
   }
@@ -261,7 +265,7 @@ __global__ void __launch_bounds__(finish_block<Layer>::threads) finish_pass(stra
     if (args.decisions.passes != nullptr) args.decisions.passes[token] += 1;
   }
   for (int k = thread; k < top_k; k += threads) {
-    std::int64_t const from = row * pass.top_k + k, to = (Stratum * tokens + token) * top_k + k;
+    std::int64_t const from = row * pass.top_k + k, to = (stratum * tokens + token) * top_k + k;
     bool const chosen = k < pass.top_k && record.experts[from] >= 0;
     if (args.decisions.experts != nullptr)
       args.decisions.experts[to] = chosen ? first_expert + record.experts[from] : -1;

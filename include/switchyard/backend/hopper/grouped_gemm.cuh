@@ -9,7 +9,6 @@
 #include <switchyard/backend/hopper/tuning.cuh>
 #include <switchyard/backend/hopper/wgmma.cuh>
 #include <switchyard/core/divide_up.hpp>
-#include <switchyard/expert/expert_policy.hpp>
 
 #include <cuda.h>
 
@@ -131,28 +130,30 @@ __device__ inline void transpose_among_four(std::uint32_t (&words)[4]) {
   }
 }
 
-/// One product of all tiles.
-template <class Problem, class Tiling, weight_order Order>
+/// One product of all tiles. `Adjusted`: sums may be multiplied by combine weights or have a bias. Where they never do, that
+/// costs nothing: a compiler may not leave out 1 * x + 0.
+template <class Problem, bool Adjusted, class Tiling, weight_order Order>
 struct grouped_product {
   using element = typename Problem::element;
-  using expert = typename Problem::expert;
   using tiles = typename Tiling::tiles;
   static constexpr lines_along lines = Order == weight_order::depth ? lines_along::depth : lines_along::features;
   static constexpr bool pairs = Order == weight_order::feature_pairs;
   static constexpr bool apart = Problem::gated && !pairs;  // gate and up features fill one half of the columns each
   static constexpr int features = Tiling::columns / (Problem::gated ? 2 : 1);  // of a tile of the result
-  static constexpr bool has_shared = expert::traits.shared_intermediate > 0;
-  static constexpr int column_tiles = static_cast<int>(divide_up(Problem::features, features));
-  static constexpr int shared_column_tiles =
-      has_shared ? static_cast<int>(divide_up(Problem::shared_features, features)) : 0;
-  static constexpr int steps = static_cast<int>(divide_up(Problem::depth, Tiling::depth));
-  static constexpr int shared_steps = static_cast<int>(divide_up(Problem::shared_depth, Tiling::depth));
-  static constexpr int multiplying_groups = Tiling::cooperative ? 2 : 1;  // at one tile
+  static constexpr int multiplying_groups = Tiling::cooperative ? 2 : 1;       // at one tile
 
   static_assert(
       features % 32 == 0 && (lines == lines_along::depth || Tiling::columns / (apart ? 2 : 1) % 64 == 0),
       "switchyard: this hopper_tile has too few columns, or a number of them that stored weights cannot be cut "
       "into. Use 128 or 256 where experts are gated, 64, 128, 192 or 256 elsewhere.");
+
+  /// Tiles of columns, and stages that one tile takes.
+  __host__ __device__ static constexpr int column_tiles(product_side<element> const& side) {
+    return static_cast<int>(divide_up(side.features, features));
+  }
+  __host__ __device__ static constexpr int steps(product_side<element> const& side) {
+    return static_cast<int>(divide_up(side.depth, Tiling::depth));
+  }
 
   /// What one copy of weights brings. Half of a stage is brought by each block of the cluster, if they need the same.
   static constexpr std::uint32_t box[2] = {64, lines == lines_along::depth ? Tiling::columns / 2u : 32u};
@@ -194,7 +195,7 @@ struct grouped_product {
       grouped_tile const tile = list.at(place, block);
       product_side<element> const& side = tile.shared ? args.product.shared : args.product.routed;
       CUtensorMap const(&maps)[2] = tile.shared ? args.shared : args.routed;
-      int const depth = tile.shared ? Problem::shared_depth : Problem::depth;
+      int const depth = side.depth;
       row_copies<element, copies> rows;
 #pragma unroll
       for (int i = 0; i < copies; ++i) {
@@ -203,7 +204,7 @@ struct grouped_product {
         if (Problem::gathers && !tile.shared && r < tile.rows) from = args.product.pair_of[from] / args.product.top_k;
         rows.set(i, r < tile.rows ? side.rows + from * side.row_stride : nullptr, column, side.rows);
       }
-      int const count = tile.shared ? shared_steps : steps;
+      int const count = steps(side);
 #pragma unroll 1
       for (int step = 0; step < count; ++step) {
         ring.wait_until_empty();
@@ -277,16 +278,17 @@ struct grouped_product {
   __device__ static void store(float const (&sums)[Sums], product_args<element> const& args, grouped_tile const& tile,
                                int first_row) {
     product_side<element> const& side = tile.shared ? args.shared : args.routed;
-    int const all_features = tile.shared ? Problem::shared_features : Problem::features;
+    int const all_features = side.features;
     int const thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32, quarter = lane % 4;
     int const rows[2] = {first_row + thread / 32 * 16 + lane / 4, first_row + thread / 32 * 16 + lane / 4 + 8};
     int const first_feature = tile.column * features;
 
     float weights[2] = {1.0f, 1.0f};  // W (w x) = w (W x): the weight multiplies before the bias
-    if constexpr (Problem::weighs) {
+    if constexpr (Adjusted && Problem::gathers) {
+      bool const weighs = args.weights != nullptr && !tile.shared;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        if (!tile.shared && rows[h] < tile.rows) weights[h] = args.weights[args.pair_of[tile.first_row + rows[h]]];
+        if (weighs && rows[h] < tile.rows) weights[h] = args.weights[args.pair_of[tile.first_row + rows[h]]];
       }
     }
     auto const bias_at = [&](bias_view<element> const& bias, int feature) {
@@ -294,19 +296,17 @@ struct grouped_product {
       return has ? static_cast<float>(bias.data[tile.expert * bias.expert_stride + feature * bias.stride]) : 0.0f;
     };
     auto const value = [&](int h, float gate, float sum, float gate_bias, float bias) {
-      using activation = typename expert::activation;
-      // What is not there costs nothing: a compiler may not leave out 1 * x + 0.
-      auto const biased = [&](float x, float b) {
-        if constexpr (Problem::weighs) x *= weights[h];
-        if constexpr (expert::traits.bias) x += b;
+      auto const adjusted = [&](float x, float b) {
+        if constexpr (Adjusted && Problem::gathers) x *= weights[h];
+        if constexpr (Adjusted) x += b;
         return x;
       };
       if constexpr (!Problem::gathers) {
-        return biased(sum, bias);
+        return adjusted(sum, bias);
       } else if constexpr (Problem::gated) {
-        return activation::apply(biased(gate, gate_bias), biased(sum, bias));
+        return Problem::activation::apply(adjusted(gate, gate_bias), adjusted(sum, bias));
       } else {
-        return activation::apply(biased(sum, bias));
+        return Problem::activation::apply(adjusted(sum, bias));
       }
     };
 
@@ -325,7 +325,7 @@ struct grouped_product {
         for (int c = 0; c < 2; ++c) {
           int const feature = first_feature + block * 8 + (pairs ? c * 4 + quarter : quarter * 2 + c);
           float bias = 0.0f, gate_bias = 0.0f;
-          if constexpr (expert::traits.bias) {
+          if constexpr (Adjusted) {
             bias = bias_at(side.bias, feature);
             if constexpr (Problem::gated) gate_bias = bias_at(side.gate_bias, feature);
           }
@@ -369,7 +369,7 @@ struct grouped_product {
     if (!Tiling::cooperative && group == 1 && first < list.size()) pass_to_warpgroup(1);
 #pragma unroll 1
     for (std::int64_t place = first; place < list.size(); place += apart_by) {
-      int const count = list.is_shared(place) ? shared_steps : steps;
+      int const count = steps(list.is_shared(place) ? args.product.shared : args.product.routed);
       if (!Tiling::cooperative && turn++ % 2 != group) {
         ring.skip(count);
         continue;
@@ -416,7 +416,8 @@ struct grouped_product {
     } else {
       __syncthreads();
     }
-    tiles const list(list_memory, args.product.experts, column_tiles, shared_column_tiles, args.product.tokens);
+    tiles const list(list_memory, args.product.experts, column_tiles(args.product.routed),
+                     column_tiles(args.product.shared), args.product.tokens);
     int const group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
     if (group == 0) {
       give_registers<Tiling::few_registers>();
@@ -441,10 +442,10 @@ inline constexpr bool compiles_for_hopper = false;
 /// tokens, by index --copies--.
 ///                              stages --tensor cores--> sums in registers --bias, activation--> result
 /// weights --tensor memory------'
-template <class Problem, class Tiling, weight_order Order>
+template <class Problem, bool Adjusted, class Tiling, weight_order Order>
 __global__ void __launch_bounds__(compiles_for_hopper ? Tiling::threads : 32, 1)
     grouped_products(__grid_constant__ grouped_args<typename Problem::element> const args) {
-  if constexpr (compiles_for_hopper) grouped_product<Problem, Tiling, Order>::run(args);
+  if constexpr (compiles_for_hopper) grouped_product<Problem, Adjusted, Tiling, Order>::run(args);
 }
 
 }  // namespace switchyard::backend::device

@@ -47,7 +47,12 @@ template <class Element>
 class mapped_weights {
  public:
   mapped_weights(bool gated, product_side<Element> const& side, int experts)
-      : gate_(side.gate.view), weight_(side.weight.view), gated_(gated), experts_(experts) {}
+      : gate_(side.gate.view),
+        weight_(side.weight.view),
+        depth_(side.depth),
+        features_(side.features),
+        experts_(experts),
+        gated_(gated) {}
 
   /// Whether the matrices stand in this order.
   bool stand_in(weight_order order) const {
@@ -63,17 +68,16 @@ class mapped_weights {
     return stands(weight_) && (!gated_ || stands(gate_));
   }
 
-  void map(tensor_maps const& make, weight_order order, int features, int depth, std::uint32_t const (&box)[2],
-           CUtensorMap (&maps)[2]) const {
+  void map(tensor_maps const& make, weight_order order, std::uint32_t const (&box)[2], CUtensorMap (&maps)[2]) const {
     auto const map_of = [&](CUtensorMap& result, weight_view<Element> const& view) {
       auto const long_as = [](auto size) { return static_cast<std::uint64_t>(size); };
       bool const by_depth = order == weight_order::depth;
-      int const wide = order == weight_order::feature_pairs ? 2 * features : features;
+      int const wide = order == weight_order::feature_pairs ? 2 * features_ : features_;
       // The stride of a single expert may be anything, but the driver looks at it.
       std::int64_t const line = by_depth ? view.row_stride : view.column_stride,
                          next = experts_ > 1 ? view.expert_stride : line;
       make.map(result, view.data,
-               {long_as(by_depth ? depth : wide), long_as(by_depth ? wide : depth), long_as(experts_)}, {line, next},
+               {long_as(by_depth ? depth_ : wide), long_as(by_depth ? wide : depth_), long_as(experts_)}, {line, next},
                box);
     };
     map_of(maps[0], gated_ ? gate_ : weight_);
@@ -87,8 +91,8 @@ class mapped_weights {
   }
 
   weight_view<Element> gate_, weight_;
+  int depth_, features_, experts_;
   bool gated_;
-  int experts_;
 };
 
 inline int device_attribute(cudaDeviceAttr which) {
@@ -117,37 +121,61 @@ void check_is_compiled_for_hopper(char const* what, void (*kernel)(Parameters...
        "one compiled for " + std::to_string(attributes.ptxVersion));
 }
 
+/// The order in which all matrices of a product stand, if there is one.
+template <class Element>
+std::optional<weight_order> order_of(bool gated, product_args<Element> const& with) {
+  mapped_weights const routed(gated, with.routed, with.experts), shared(gated, with.shared, 1);
+  for (weight_order order : {weight_order::depth, weight_order::feature, weight_order::feature_pairs}) {
+    if (routed.stand_in(order) && (with.shared.features == 0 || shared.stand_in(order))) return order;
+  }
+  return std::nullopt;
+}
+
 /// One product with one tile, on at most so many blocks. The matrices have to stand in the order that is named.
-template <class Layer, class Problem, class Tiling, weight_order Order>
-void enqueue_grouped(cuda_context const& where, char const* what, product_args<typename Layer::element> const& with,
+template <class Problem, bool Adjusted, class Tiling, weight_order Order>
+void enqueue_grouped(cuda_context const& where, char const* what, product_args<typename Problem::element> const& with,
                      int most_blocks) {
-  using product = grouped_product<Problem, Tiling, Order>;
-  constexpr std::size_t shared_bytes = Tiling::shared_bytes(Layer::dims.experts);
-  static_assert(shared_bytes <= most_shared_bytes,
-                "switchyard: the stages of a hopper_tile do not fit shared memory. Lower stages; hopper_stages says "
-                "how many fit.");
-  auto const kernel = grouped_products<Problem, Tiling, Order>;
+  using product = grouped_product<Problem, Adjusted, Tiling, Order>;
+  auto const kernel = grouped_products<Problem, Adjusted, Tiling, Order>;
   check_is_compiled_for_hopper(what, kernel, Tiling::threads);
   tensor_maps const make;
-  grouped_args<typename Layer::element> args{};
+  grouped_args<typename Problem::element> args{};
   args.product = with;
-  mapped_weights const routed(Problem::gated, with.routed, Layer::dims.experts);
-  routed.map(make, Order, Problem::features, Problem::depth, product::box, args.routed);
-  if constexpr (product::has_shared) {
-    mapped_weights const shared(Problem::gated, with.shared, 1);
-    shared.map(make, Order, Problem::shared_features, Problem::shared_depth, product::box, args.shared);
-  }
+  mapped_weights(Problem::gated, with.routed, with.experts).map(make, Order, product::box, args.routed);
+  if (with.shared.features > 0)
+    mapped_weights(Problem::gated, with.shared, 1).map(make, Order, product::box, args.shared);
   // No more blocks than there can be tiles, or than run at once.
-  std::int64_t const pairs = with.tokens * Layer::dims.top_k,
-                     most = std::min(pairs, pairs / Tiling::rows + Layer::dims.experts);
+  std::int64_t const pairs = with.tokens * with.top_k, most = std::min(pairs, pairs / Tiling::rows + with.experts);
   std::int64_t const clusters =
-      divide_up(most, Tiling::cluster) * product::column_tiles +
-      divide_up(divide_up(with.tokens, Tiling::rows), Tiling::cluster) * product::shared_column_tiles;
+      divide_up(most, Tiling::cluster) * product::column_tiles(with.routed) +
+      divide_up(divide_up(with.tokens, Tiling::rows), Tiling::cluster) * product::column_tiles(with.shared);
   int const blocks = std::min(device_attribute(cudaDevAttrMultiProcessorCount), most_blocks);
   std::int64_t const at_once = std::max(blocks / Tiling::cluster, 1);
-  launch_clusters(where, what, kernel, std::min(clusters, at_once) * Tiling::cluster, Tiling::threads, shared_bytes,
-                  Tiling::cluster, args);
+  launch_clusters(where, what, kernel, std::min(clusters, at_once) * Tiling::cluster, Tiling::threads,
+                  Tiling::shared_bytes(with.experts), Tiling::cluster, args);
 }
+
+/// The same in the order in which the matrices stand.
+template <class Problem, bool Adjusted, class Tiling>
+void enqueue_grouped(cuda_context const& where, char const* what, product_args<typename Problem::element> const& with,
+                     int most_blocks) {
+  switch (*order_of(Problem::gated, with)) {
+    case weight_order::depth:
+      return enqueue_grouped<Problem, Adjusted, Tiling, weight_order::depth>(where, what, with, most_blocks);
+    case weight_order::feature:
+      return enqueue_grouped<Problem, Adjusted, Tiling, weight_order::feature>(where, what, with, most_blocks);
+    case weight_order::feature_pairs:
+      if constexpr (Problem::gated) {
+        enqueue_grouped<Problem, Adjusted, Tiling, weight_order::feature_pairs>(where, what, with, most_blocks);
+      }
+  }
+}
+
+/// Whether the sums of a product may be multiplied by combine weights or have a bias.
+template <class Layer>
+inline constexpr bool first_is_adjusted = Layer::expert_traits.bias || Layer::router_traits.weighs_input;
+template <class Layer>
+inline constexpr bool second_is_adjusted = Layer::expert_traits.bias;
 
 /// The products of `backend::hopper`.
 template <class Tuning>
@@ -161,10 +189,8 @@ struct hopper_launches {
     if constexpr (!has_grouped_products<Layer>()) {
       portable_products::enqueue<Layer>(where, first, second);
     } else {
-      switch (choose<Layer>(first, second)) {
-        case hopper_products::few_rows: return enqueue_products<Layer, few_rows>(where, first, second);
-        case hopper_products::strided: return enqueue_products<Layer, some_rows>(where, first, second);
-        default: break;
+      if (choose<Layer>(first, second) != hopper_products::grouped) {
+        return portable_products::enqueue<Layer>(where, first, second);
       }
       enqueue_first<Layer>(where, first);
       enqueue_second<Layer>(where, second);
@@ -174,55 +200,32 @@ struct hopper_launches {
   // Each of the two alone, where `choose` says that the products are grouped.
   template <class Layer>
   static void enqueue_first(cuda_context const& where, product_args<typename Layer::element> const& with) {
-    constexpr hopper_tile tile = tuning<Layer>.in;
-    enqueue_in_order<Layer, first_product<Layer>,
-                     grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>>(
-        where, "grouped_products (in)", with);
+    enqueue_tiled<first_product<Layer>, first_is_adjusted<Layer>, Layer, false>(where, "grouped_products (in)", with);
   }
   template <class Layer>
   static void enqueue_second(cuda_context const& where, product_args<typename Layer::element> const& with) {
-    constexpr hopper_tile tile = tuning<Layer>.out;
-    enqueue_in_order<Layer, second_product<Layer>,
-                     grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>>(
-        where, "grouped_products (out)", with);
+    enqueue_tiled<second_product<Layer>, second_is_adjusted<Layer>, Layer, true>(where, "grouped_products (out)", with);
   }
 
   template <class Layer>
   static hopper_products choose(product_args<typename Layer::element> const& first,
                                 product_args<typename Layer::element> const& second) {
     if (rows_per_expert<Layer>(first.tokens) <= tuning<Layer>.few_rows) return hopper_products::few_rows;
-    bool const fit = first.routed.how == access::by_chunks && order_of<first_product<Layer>, Layer>(first) &&
-                     order_of<second_product<Layer>, Layer>(second);
+    bool const fit =
+        first.routed.how == access::by_chunks && order_of(Layer::expert_traits.gated, first) && order_of(false, second);
     return fit ? hopper_products::grouped : hopper_products::strided;
   }
 
  private:
-  /// The order in which all matrices stand, if there is one.
-  template <class Problem, class Layer>
-  static std::optional<weight_order> order_of(product_args<typename Layer::element> const& with) {
-    mapped_weights const routed(Problem::gated, with.routed, Layer::dims.experts),
-        shared(Problem::gated, with.shared, 1);
-    for (weight_order order : {weight_order::depth, weight_order::feature, weight_order::feature_pairs}) {
-      bool const shared_too = Layer::expert_traits.shared_intermediate == 0 || shared.stand_in(order);
-      if (routed.stand_in(order) && shared_too) return order;
-    }
-    return std::nullopt;
-  }
-
-  template <class Layer, class Problem, class Tiling>
-  static void enqueue_in_order(cuda_context const& where, char const* what,
-                               product_args<typename Layer::element> const& with) {
-    constexpr int most = tuning<Layer>.most_blocks;
-    switch (*order_of<Problem, Layer>(with)) {
-      case weight_order::depth:
-        return enqueue_grouped<Layer, Problem, Tiling, weight_order::depth>(where, what, with, most);
-      case weight_order::feature:
-        return enqueue_grouped<Layer, Problem, Tiling, weight_order::feature>(where, what, with, most);
-      case weight_order::feature_pairs:
-        if constexpr (Problem::gated) {
-          enqueue_grouped<Layer, Problem, Tiling, weight_order::feature_pairs>(where, what, with, most);
-        }
-    }
+  template <class Problem, bool Adjusted, class Layer, bool Second>
+  static void enqueue_tiled(cuda_context const& where, char const* what,
+                            product_args<typename Layer::element> const& with) {
+    constexpr hopper_tile tile = Second ? tuning<Layer>.out : tuning<Layer>.in;
+    using tiling = grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>;
+    static_assert(tiling::shared_bytes(Layer::dims.experts) <= most_shared_bytes,
+                  "switchyard: the stages of a hopper_tile do not fit shared memory. Lower stages; hopper_stages says "
+                  "how many fit.");
+    enqueue_grouped<Problem, Adjusted, tiling>(where, what, with, tuning<Layer>.most_blocks);
   }
 };
 

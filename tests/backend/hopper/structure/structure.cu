@@ -32,10 +32,10 @@ struct needed {
   std::int64_t steps = 0;                      ///< stages that a tile takes, over all tiles of both blocks
 };
 
-template <class Layer, class Problem>
-needed needs(hopper_tile tile, std::vector<std::int64_t> const& counts) {
-  constexpr std::int64_t size = sizeof(typename Layer::element), matrices = Problem::gated ? 2 : 1;
-  constexpr std::int64_t depth = Problem::depth, features = Problem::features * matrices;
+template <class Problem>
+needed needs(hopper_tile tile, std::int64_t depth, std::int64_t results, std::vector<std::int64_t> const& counts) {
+  constexpr std::int64_t size = sizeof(typename Problem::element), matrices = Problem::gated ? 2 : 1;
+  std::int64_t const features = results * matrices;
   std::int64_t const padded_depth = divide_up(depth, 64) * 64, columns = divide_up(features, tile.columns);
   needed all;
   std::vector<int> expert_of_tile;
@@ -45,7 +45,7 @@ needed needs(hopper_tile tile, std::vector<std::int64_t> const& counts) {
     all.tile_flops += 2 * divide_up(rows, 64) * 64 * padded_depth * columns * tile.columns;
     if (rows > 0) all.weights += depth * features * size;
     all.rows += columns * rows * (depth * size + (Problem::gathers ? 4 : 0));
-    all.results += rows * Problem::features * size;
+    all.results += rows * results * size;
     expert_of_tile.insert(expert_of_tile.end(), tiles, static_cast<int>(e));
   }
   for (std::size_t t = 0; t < expert_of_tile.size(); t += tile.cluster) {
@@ -85,6 +85,7 @@ bool check(char const* name, nlohmann::json const& launch, needed const& least) 
 template <class Layer>
 bool measure(counters& from, int rows) {
   constexpr hopper_tuning tuning = default_hopper_tuning::of<Layer>();
+  constexpr shape dims = Layer::dims;
   counted_call const call = count<Layer>(from, rows);
   std::printf("%-4s %6s %10s %10s %10s %10s %8s %8s %7s %14s\n", "", "blocks", "flops", "weights", "/tiles'",
               "multicast", "rows", "results", "wait%", "barriers/step");
@@ -94,9 +95,12 @@ bool measure(counters& from, int rows) {
     std::string const kernel = launch["kernel"];
     if (kernel.find("grouped_products") == std::string::npos) continue;
     bool const in = kernel.find("product_in<") != std::string::npos;
-    right = (in ? check("in", launch, needs<Layer, device::first_product<Layer>>(tuning.in, call.counts))
-                : check("out", launch, needs<Layer, device::second_product<Layer>>(tuning.out, call.counts))) &&
-            right;
+    right =
+        (in ? check("in", launch,
+                    needs<device::first_product<Layer>>(tuning.in, dims.hidden, dims.intermediate, call.counts))
+            : check("out", launch,
+                    needs<device::second_product<Layer>>(tuning.out, dims.intermediate, dims.hidden, call.counts))) &&
+        right;
     ++products;
   }
   if (products != 2) std::printf("%d products  <- instead of 2\n", products);
