@@ -127,7 +127,8 @@ outcome run(problem const& p, call const& how) {
       args.router[i] = {weight + std::int64_t{row} * c.hidden, b == nullptr ? nullptr : b + row,
                         cb == nullptr ? nullptr : cb + row};
       if (c.strata.empty()) break;
-      args.norm[i] = {norms + i * c.hidden, norm_biases + i * c.hidden, static_cast<float>(c.norm_epsilon)};
+      if (!norm_weight.empty())
+        args.norm[i] = {norms + i * c.hidden, norm_biases + i * c.hidden, static_cast<float>(c.norm_epsilon)};
       row += c.experts - closed;
       closed += c.strata[i];
     }

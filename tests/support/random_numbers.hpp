@@ -8,7 +8,7 @@ namespace support {
 class random_numbers {
  public:
   explicit random_numbers(unsigned seed) : engine_(seed) {}
-  double normal() {  // by the central limit: the same numbers with every standard library
+  double normal() {  // by the central limit
     double sum = 0;
     for (int i = 0; i < 12; ++i) sum += uniform();
     return sum - 6.0;

@@ -7,6 +7,7 @@
 #include "catch.hpp"
 #include "device.cuh"
 #include "support/call.hpp"
+#include "support/compare.hpp"
 #include "support/random_numbers.hpp"
 #include "support/random_problem.hpp"
 
