@@ -361,9 +361,9 @@ struct layer {
                    "a null pointer, for precomputed routes have no logits");
     } else if constexpr (router_traits.stratification.strata == 0) {
       if constexpr (router_traits.gate == gate_owner::model) {
-        check_router(a.shared_router, "shared_router.");
+        check_router(a.shared_router, {"shared_router."});
       } else {
-        check_router(a.weights.router, "weights.router.");
+        check_router(a.weights.router, {"weights.router."});
       }
     }
     check_strata(a);
@@ -380,18 +380,18 @@ struct layer {
   /// Rows and pairs are numbered with 32 bits; offsets in memory are 64 bits wide.
   static constexpr std::int64_t most_tokens = (std::int64_t{1} << 31) / Dims.top_k - 1;
 
-  static void check_router(router_weights const& w, char const* owner) {
-    checks::check_pointer(w.weight, "weight", "[experts, hidden] float", owner);
-    if constexpr (router_traits.bias) checks::check_pointer(w.bias, "bias", "[experts] float", owner);
+  static void check_router(router_weights const& w, checks::owner const& of) {
+    checks::check_pointer(w.weight, "weight", "[experts, hidden] float", of);
+    if constexpr (router_traits.bias) checks::check_pointer(w.bias, "bias", "[experts] float", of);
     if constexpr (router_traits.correction_bias) {
-      checks::check_pointer(w.correction_bias, "correction_bias", "[experts] float", owner);
+      checks::check_pointer(w.correction_bias, "correction_bias", "[experts] float", of);
     }
   }
 
   static void check_strata(args const& a) {
     if constexpr (router_traits.stratification.strata > 0) {
       checks::check_matrix(a.residual, "residual", a.tokens.rows, Dims.hidden);
-      check_each_stratum(a, std::make_integer_sequence<int, strata_or_one>{});
+      for (int stratum = 0; stratum < strata_or_one; ++stratum) check_stratum(a, stratum);
       if (a.tokens_per_group != 0) {
         fail("layer::forward, tokens_per_group", "0, for each pass of router::stratified is one group",
              std::to_string(a.tokens_per_group));
@@ -404,27 +404,19 @@ struct layer {
     }
   }
 
-  template <int... Stratum>
-  static void check_each_stratum(args const& a, std::integer_sequence<int, Stratum...>) {
-    (check_stratum<Stratum>(a), ...);
-  }
-  template <int Stratum>
-  static void check_stratum(args const& a) {
-    static constexpr auto number = "[" + decimal<Stratum>() + "].";
+  static void check_stratum(args const& a, int stratum) {
     if constexpr (router_traits.gate == gate_owner::model) {
-      static constexpr auto gate = "shared_router.gate" + number;
-      check_router(a.shared_router.gate[Stratum], gate.characters);
+      check_router(a.shared_router.gate[stratum], {"shared_router.gate", stratum});
     } else {
-      static constexpr auto gate = "weights.router.gate" + number;
-      check_router(a.weights.router.gate[Stratum], gate.characters);
+      check_router(a.weights.router.gate[stratum], {"weights.router.gate", stratum});
     }
     if constexpr (router_traits.stratification.norms) {
-      static constexpr auto name = "weights.norm.after" + number;
-      layer_norm const& norm = a.weights.norm.after[Stratum];
-      checks::check_pointer(norm.weight, "weight", "[hidden] float", name.characters);
-      checks::check_pointer(norm.bias, "bias", "[hidden] float", name.characters);
+      checks::owner const of{"weights.norm.after", stratum};
+      layer_norm const& norm = a.weights.norm.after[stratum];
+      checks::check_pointer(norm.weight, "weight", "[hidden] float", of);
+      checks::check_pointer(norm.bias, "bias", "[hidden] float", of);
       if (!(norm.epsilon >= 0.0f)) {
-        fail(std::string("layer::forward, ") + name.characters + "epsilon", "0 or more", std::to_string(norm.epsilon));
+        fail("layer::forward, " + of.text() + "epsilon", "0 or more", std::to_string(norm.epsilon));
       }
     }
   }

@@ -21,8 +21,16 @@ struct pointer {
   pointer(T const* first) : address(first), alignment(alignof(T)) {}
 };
 
-inline void check_pointer(pointer p, char const* name, char const* expected, char const* owner = "") {
-  auto const what = [&] { return std::string("layer::forward, ") + owner + name; };
+/// What a member belongs to: `before`, or `before` with the number of one of several.
+struct owner {
+  char const* before = "";
+  int number = -1;
+
+  std::string text() const { return number < 0 ? before : before + ("[" + std::to_string(number) + "]."); }
+};
+
+inline void check_pointer(pointer p, char const* name, char const* expected, owner const& of = {}) {
+  auto const what = [&] { return "layer::forward, " + of.text() + name; };
   if (p.address == nullptr) fail(what(), expected, "a null pointer");
   if (reinterpret_cast<std::uintptr_t>(p.address) % p.alignment != 0) {
     fail(what(), "an address that is a multiple of " + std::to_string(p.alignment), "one that is not");

@@ -207,14 +207,18 @@ struct cpu {
     return std::max({workspace_bytes<dispatch::pass_layer<Layer, Stratum>>(tokens)...});
   }
 
+  template <class Layer>
+  static constexpr detail::strata_shape strata_of{Layer::dims.hidden, Layer::dims.experts, Layer::dims.top_k,
+                                                  Layer::router_traits.stratification.strata};
+
   /// A stratified layer, pass by pass. The output is written when all passes have succeeded.
   template <class Layer>
   static void forward_by_strata(forward_args<Layer> const& args, context const& where) {
     carver split(args.workspace.data());
     strata_pieces<Layer> p(split, args.tokens.rows);
-    detail::begin_strata(args, p);
+    detail::begin_strata(strata_of<Layer>, args.tokens.rows, args.active, p);
     run_passes(args, where, p, std::make_integer_sequence<int, Layer::strata_or_one>{});
-    detail::end_strata(args, where, p);
+    detail::end_strata(strata_of<Layer>, args.output, args.active, args.decisions, args.auxiliary, where, p);
   }
 
   template <class Layer, int... Stratum>
@@ -226,7 +230,8 @@ struct cpu {
   template <int Stratum, class Layer>
   static void run_pass(forward_args<Layer> const& args, context const& where, strata_pieces<Layer>& p) {
     using pass = dispatch::pass_layer<Layer, Stratum>;
-    std::int64_t const tokens = detail::gather_stratum<Stratum>(args, where, p, p.rows);
+    constexpr int first_expert = Layer::router::first_expert(Stratum);
+    std::int64_t const tokens = detail::gather_stratum(Stratum, args.tokens, Layer::dims.hidden, where, p, p.rows);
     if (tokens == 0) return;
     forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
     auxiliary_values auxiliary;
@@ -236,8 +241,20 @@ struct cpu {
     of_pass.decisions = {
         .experts = p.experts, .weights = p.weights, .dropped = p.dropped, .counts = p.counts, .load = p.load};
     if (args.auxiliary != nullptr) of_pass.auxiliary = &auxiliary;
-    forward_once(of_pass, where, {p.token_of, Layer::router::first_expert(Stratum)});
-    detail::finish_pass<Stratum>(args, where, of_pass, p);
+    forward_once(of_pass, where, {p.token_of, first_expert});
+    layer_norm const* norms = nullptr;
+    if constexpr (Layer::router_traits.stratification.norms) norms = args.weights.norm.after;
+    detail::finish_pass<typename Layer::element>(
+        {.stratum = Stratum,
+         .first_expert = first_expert,
+         .experts = pass::dims.experts,
+         .top_k = pass::dims.top_k,
+         .residual = args.residual,
+         .rows = of_pass.output,
+         .decided = of_pass.decisions,
+         .norms = norms,
+         .next_stratum = [](int expert) { return dispatch::next_stratum<Layer>(expert); }},
+        strata_of<Layer>, where, p);
     if (args.auxiliary != nullptr) p.auxiliary.add(auxiliary);
   }
 

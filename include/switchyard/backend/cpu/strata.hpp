@@ -4,7 +4,7 @@
 #include <switchyard/backend/cpu/context.hpp>
 #include <switchyard/backend/cpu/route.hpp>
 #include <switchyard/core/divide_up.hpp>
-#include <switchyard/dispatch/pass.hpp>
+#include <switchyard/core/view.hpp>
 #include <switchyard/layer.hpp>
 
 #include <algorithm>
@@ -31,34 +31,40 @@ struct strata_record {
 
 inline constexpr int strata_tokens = 8;  // tokens per item
 
+/// The sizes of a stratified layer.
+struct strata_shape {
+  int hidden, experts, top_k, strata;
+};
+
 /// Puts every token into the lowest stratum, and padding past the highest.
-template <class Layer>
-void begin_strata(forward_args<Layer> const& args, strata_record<typename Layer::element> const& to) {
-  constexpr int strata = Layer::router_traits.stratification.strata;
-  std::int64_t const tokens = args.tokens.rows, pairs = strata * tokens * Layer::dims.top_k;
-  for (std::int64_t t = 0; t < tokens; ++t) to.stratum[t] = is_active(args.active, t) ? 0 : strata;
+template <class Element>
+void begin_strata(strata_shape const& of, std::int64_t tokens, std::uint8_t const* active,
+                  strata_record<Element> const& to) {
+  std::int64_t const pairs = of.strata * tokens * of.top_k;
+  for (std::int64_t t = 0; t < tokens; ++t) {
+    to.stratum[t] = is_active(active, t) ? std::uint8_t{0} : static_cast<std::uint8_t>(of.strata);
+  }
   std::fill(to.passes, to.passes + tokens, std::uint8_t{0});
   std::fill(to.experts_of, to.experts_of + pairs, -1);
   std::fill(to.weights_of, to.weights_of + pairs, 0.0f);
   std::fill(to.dropped_of, to.dropped_of + pairs, std::uint8_t{0});
-  std::fill(to.count_of, to.count_of + Layer::dims.experts, std::int64_t{0});
-  std::fill(to.load_of, to.load_of + Layer::dims.experts, std::int64_t{0});
+  std::fill(to.count_of, to.count_of + of.experts, std::int64_t{0});
+  std::fill(to.load_of, to.load_of + of.experts, std::int64_t{0});
 }
 
 /// The tokens in a stratum, one after the other: returns how many.
-template <int Stratum, class Layer>
-std::int64_t gather_stratum(forward_args<Layer> const& args, cpu_context const& where,
-                            strata_record<typename Layer::element> const& of, typename Layer::element* rows) {
-  constexpr std::int64_t hidden = Layer::dims.hidden;
+template <class Element>
+std::int64_t gather_stratum(int stratum, view<Element const> const& tokens, int hidden, cpu_context const& where,
+                            strata_record<Element> const& of, Element* rows) {
   std::int64_t count = 0;
-  for (std::int64_t t = 0; t < args.tokens.rows; ++t) {
-    if (of.stratum[t] == Stratum) of.token_of[count++] = static_cast<std::int32_t>(t);
+  for (std::int64_t t = 0; t < tokens.rows; ++t) {
+    if (of.stratum[t] == stratum) of.token_of[count++] = static_cast<std::int32_t>(t);
   }
   parallel_for(where, divide_up(count, strata_tokens), [&](std::int64_t item) {
     std::int64_t const end = std::min(count, (item + 1) * strata_tokens);
     for (std::int64_t row = item * strata_tokens; row < end; ++row) {
       std::int64_t const t = of.token_of[row];
-      auto const* const from = Stratum == 0 ? args.tokens.row(t) : of.current + t * hidden;
+      Element const* const from = stratum == 0 ? tokens.row(t) : of.current + t * hidden;
       std::copy(from, from + hidden, rows + row * hidden);
     }
   });
@@ -94,69 +100,76 @@ void add_and_normalise(Element const* result, Element const* residual, layer_nor
   }
 }
 
-/// Brings the rows of a pass back to their tokens, and each token to its next stratum. `of_pass` has the rows as output.
-template <int Stratum, class Layer, class Pass>
-void finish_pass(forward_args<Layer> const& args, cpu_context const& where, forward_args<Pass> const& of_pass,
-                 strata_record<typename Layer::element> const& to) {
-  constexpr int hidden = Layer::dims.hidden, top_k = Layer::dims.top_k, pass_top_k = Pass::dims.top_k;
-  constexpr int first_expert = Layer::router::first_expert(Stratum);
-  decisions const& decided = of_pass.decisions;
-  std::int64_t const rows = of_pass.tokens.rows;
+/// A pass that has been made: its rows as output, its decisions, and what its experts are called in the layer.
+template <class Element>
+struct made_pass {
+  int stratum, first_expert, experts, top_k;
+  view<Element const> residual;  ///< that of the block, which the first pass adds
+  view<Element> rows;
+  decisions decided;
+  layer_norm const* norms;          ///< [strata], null: none
+  int (*next_stratum)(int expert);  ///< of a token with this first choice
+};
+
+/// Brings the rows of a pass back to their tokens, and each token to its next stratum.
+template <class Element>
+void finish_pass(made_pass<Element> const& pass, strata_shape const& of, cpu_context const& where,
+                 strata_record<Element> const& to) {
+  decisions const& decided = pass.decided;
+  std::int64_t const rows = pass.rows.rows, hidden = of.hidden;
   parallel_for(where, divide_up(rows, strata_tokens), [&](std::int64_t item) {
     std::int64_t const end = std::min(rows, (item + 1) * strata_tokens);
     for (std::int64_t row = item * strata_tokens; row < end; ++row) {
       std::int64_t const t = to.token_of[row];
-      int const next = dispatch::next_stratum<Layer>(first_expert + decided.experts[row * pass_top_k]);
+      int const next = pass.next_stratum(pass.first_expert + decided.experts[row * pass.top_k]);
       to.stratum[t] = static_cast<std::uint8_t>(next);
       ++to.passes[t];
-      layer_norm const* norm = nullptr;
-      if constexpr (Layer::router_traits.stratification.norms) norm = &args.weights.norm.after[next - 1];
-      auto* const residual = to.residual + t * hidden;
-      add_and_normalise(of_pass.output.row(row), Stratum == 0 ? args.residual.row(t) : residual, norm, hidden,
-                        to.current + t * hidden, to.residual == to.current ? nullptr : residual);
-      std::int64_t const pairs = (Stratum * args.tokens.rows + t) * top_k;
-      for (int k = 0; k < pass_top_k; ++k) {
-        std::int64_t const pair = row * pass_top_k + k;
-        to.experts_of[pairs + k] = first_expert + decided.experts[pair];
+      layer_norm const* const norm = pass.norms == nullptr ? nullptr : pass.norms + (next - 1);
+      Element* const residual = to.residual + t * hidden;
+      add_and_normalise<Element>(pass.rows.row(row), pass.stratum == 0 ? pass.residual.row(t) : residual, norm,
+                                 of.hidden, to.current + t * hidden, to.residual == to.current ? nullptr : residual);
+      std::int64_t const pairs = (pass.stratum * pass.residual.rows + t) * of.top_k;
+      for (int k = 0; k < pass.top_k; ++k) {
+        std::int64_t const pair = row * pass.top_k + k;
+        to.experts_of[pairs + k] = pass.first_expert + decided.experts[pair];
         to.weights_of[pairs + k] = decided.weights[pair];
         to.dropped_of[pairs + k] = decided.dropped[pair];
       }
     }
   });
-  for (int e = 0; e < Pass::dims.experts; ++e) {
-    to.count_of[first_expert + e] += decided.counts[e];
-    to.load_of[first_expert + e] += decided.load[e];
+  for (int e = 0; e < pass.experts; ++e) {
+    to.count_of[pass.first_expert + e] += decided.counts[e];
+    to.load_of[pass.first_expert + e] += decided.load[e];
   }
 }
 
 /// Writes the output and what the caller wants to know. Nothing can fail from here on.
-template <class Layer>
-void end_strata(forward_args<Layer> const& args, cpu_context const& where,
-                strata_record<typename Layer::element> const& from) {
-  constexpr std::int64_t hidden = Layer::dims.hidden;
-  std::int64_t const tokens = args.tokens.rows;
+template <class Element>
+void end_strata(strata_shape const& of, view<Element> const& output, std::uint8_t const* active, decisions const& asked,
+                auxiliary_values* auxiliary, cpu_context const& where, strata_record<Element> const& from) {
+  std::int64_t const tokens = output.rows, hidden = of.hidden;
   parallel_for(where, divide_up(tokens, strata_tokens), [&](std::int64_t item) {
     std::int64_t const end = std::min(tokens, (item + 1) * strata_tokens);
     for (std::int64_t t = item * strata_tokens; t < end; ++t) {
-      auto* const y = args.output.row(t);
-      if (is_active(args.active, t)) {
+      Element* const y = output.row(t);
+      if (is_active(active, t)) {
         std::copy(from.current + t * hidden, from.current + (t + 1) * hidden, y);
       } else {
-        std::fill(y, y + hidden, typename Layer::element(0.0f));
+        std::fill(y, y + hidden, Element(0.0f));
       }
     }
   });
   auto const report = [](auto const* values, std::int64_t count, auto* to) {
     if (to != nullptr) std::copy(values, values + count, to);
   };
-  std::int64_t const pairs = Layer::router_traits.stratification.strata * tokens * Layer::dims.top_k;
-  report(from.experts_of, pairs, args.decisions.experts);
-  report(from.weights_of, pairs, args.decisions.weights);
-  report(from.dropped_of, pairs, args.decisions.dropped);
-  report(from.count_of, Layer::dims.experts, args.decisions.counts);
-  report(from.load_of, Layer::dims.experts, args.decisions.load);
-  report(from.passes, tokens, args.decisions.passes);
-  if (args.auxiliary != nullptr) *args.auxiliary = from.auxiliary.mean();
+  std::int64_t const pairs = of.strata * tokens * of.top_k;
+  report(from.experts_of, pairs, asked.experts);
+  report(from.weights_of, pairs, asked.weights);
+  report(from.dropped_of, pairs, asked.dropped);
+  report(from.count_of, of.experts, asked.counts);
+  report(from.load_of, of.experts, asked.load);
+  report(from.passes, tokens, asked.passes);
+  if (auxiliary != nullptr) *auxiliary = from.auxiliary.mean();
 }
 
 }  // namespace switchyard::backend::detail
