@@ -15,6 +15,7 @@ using namespace switchyard::router;
 using namespace switchyard::capacity;
 using namespace switchyard::expert;
 using selection::group_score;
+using switchyard::half;  // CUDA has one too
 
 template <int Groups, int KeptGroups, group_score Judge>
 using grouped_corrected = selection::grouped<Groups, KeptGroups, Judge, selection::corrected>;
