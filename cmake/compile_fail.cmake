@@ -1,8 +1,8 @@
 # Tests that the compiler accepts or refuses one file. CTest runs them, so that a build does not stop at them.
 #
-#   switchyard_compile_test(<name> <source> [FAILS] [LABEL <label>])
+#   switchyard_compile_test(<name> <source> [FAILS] [LABEL <label>] [READ_ONCE])
 #
-# A .cu file is compiled by nvcc, for the architecture of its line `// architecture: <number>` (else 80).
+# With READ_ONCE gcc reads the library's headers from a precompiled one. A .cu file is compiled by nvcc, for the architecture of its line `// architecture: <number>` (else 80).
 #
 # With FAILS the test passes when the compiler refuses the file and its output has the sentence of each line
 # `// expect: <sentence>` of the file. Without it, when the compiler accepts the file.
@@ -36,7 +36,7 @@ endif()
 set(switchyard_compile_test_script ${CMAKE_CURRENT_LIST_FILE})
 
 function(switchyard_compile_test name source)
-  cmake_parse_arguments(PARSE_ARGV 2 arg "FAILS" "LABEL" "")
+  cmake_parse_arguments(PARSE_ARGV 2 arg "FAILS;READ_ONCE" "LABEL" "")
   if(source MATCHES "[.]cu$")
     file(STRINGS ${source} architecture REGEX "^// architecture: ")
     string(REPLACE "// architecture: " "" architecture "${architecture}")
@@ -49,15 +49,42 @@ function(switchyard_compile_test name source)
       list(APPEND compile -Werror all-warnings)
     endif()
   else()
-    separate_arguments(user_flags UNIX_COMMAND "${CMAKE_CXX_FLAGS}")
-    set(compile
-      ${CMAKE_CXX_COMPILER} ${CMAKE_CXX20_STANDARD_COMPILE_OPTION} ${user_flags} ${switchyard_warning_options}
-      -fsyntax-only -I${PROJECT_SOURCE_DIR}/include)
-    if(SWITCHYARD_WARNINGS_AS_ERRORS)
-      list(APPEND compile -Werror)
+    switchyard_compile_command(compile)
+    list(APPEND compile -fsyntax-only)
+    if(arg_READ_ONCE AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+      switchyard_read_once(header)
+      list(APPEND compile -include ${header})
     endif()
   endif()
   add_test(NAME ${name} COMMAND ${CMAKE_COMMAND}
     "-DCOMPILE=${compile}" -DSOURCE=${source} -DFAILS=${arg_FAILS} -P ${switchyard_compile_test_script})
   set_tests_properties(${name} PROPERTIES LABELS ${arg_LABEL})
+endfunction()
+
+# How a C++ file is compiled.
+function(switchyard_compile_command variable)
+  separate_arguments(user_flags UNIX_COMMAND "${CMAKE_CXX_FLAGS}")
+  set(compile
+    ${CMAKE_CXX_COMPILER} ${CMAKE_CXX20_STANDARD_COMPILE_OPTION} ${user_flags} ${switchyard_warning_options}
+    -I${PROJECT_SOURCE_DIR}/include)
+  if(SWITCHYARD_WARNINGS_AS_ERRORS)
+    list(APPEND compile -Werror)
+  endif()
+  set(${variable} ${compile} PARENT_SCOPE)
+endfunction()
+
+# A header that includes the library and is precompiled by the build. Without that it is a header like any other.
+function(switchyard_read_once variable)
+  set(header ${PROJECT_BINARY_DIR}/read_once/switchyard.hpp)
+  set(${variable} ${header} PARENT_SCOPE)
+  if(TARGET switchyard_read_once)
+    return()
+  endif()
+  file(CONFIGURE OUTPUT ${header} CONTENT "#include <switchyard/switchyard.hpp>\n" @ONLY)
+  file(GLOB_RECURSE headers CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/include/*.hpp ${PROJECT_SOURCE_DIR}/include/*.inl)
+  switchyard_compile_command(compile)
+  add_custom_command(OUTPUT ${header}.gch
+    COMMAND ${compile} -x c++-header ${header} -o ${header}.gch
+    DEPENDS ${headers} COMMENT "Precompiling the library's headers for the compile tests" VERBATIM)
+  add_custom_target(switchyard_read_once ALL DEPENDS ${header}.gch)
 endfunction()

@@ -4,10 +4,13 @@
 #
 # makes <target> known in the whole project. It tries, in the order of SWITCHYARD_DEPENDENCIES:
 #   system        an installed copy, by find_package
-#   distribution  the package of a Debian-like system, downloaded and unpacked into the build folder; needs no root
+#   distribution  the package of a Debian-like system, downloaded and unpacked into the dependency folder; needs no root
 #   archive       the pinned archive of the project itself, checked by its hash and built here
 set(SWITCHYARD_DEPENDENCIES "system;distribution;archive" CACHE STRING
   "Where test, bench and example dependencies may come from, in this order")
+
+set(SWITCHYARD_DEPENDENCY_FOLDER ${PROJECT_BINARY_DIR} CACHE PATH
+  "Where they are downloaded to; build folders may share it")
 
 function(switchyard_dependency package)
   cmake_parse_arguments(PARSE_ARGV 1 arg "" "TARGET;DEBIAN_PACKAGE;URL;SHA256" "")
@@ -36,7 +39,7 @@ endfunction()
 # Downloads a package and the packages of the same source that it needs, and unpacks them below the folder that it
 # returns in `root_variable`. Does nothing more than that on a system without apt-get, or without a network.
 function(switchyard_unpack_debian_package package root_variable)
-  set(folder ${PROJECT_BINARY_DIR}/distribution)
+  set(folder ${SWITCHYARD_DEPENDENCY_FOLDER}/distribution)
   set(root ${folder}/${package})
   set(${root_variable} ${root} PARENT_SCOPE)
   find_program(APT_GET apt-get)
@@ -66,13 +69,13 @@ Acquire::https::Timeout \"20\";
   set(quietly WORKING_DIRECTORY ${folder} INPUT_FILE /dev/null OUTPUT_QUIET TIMEOUT 300)
   get_property(lists_are_new GLOBAL PROPERTY switchyard_package_lists_are_new)
   if(NOT lists_are_new)
-    message(STATUS "switchyard: fetching the distribution's package lists into the build folder")
+    message(STATUS "switchyard: fetching the distribution's package lists into the dependency folder")
     # No check: a broken third-party source fails the update, and what we want may still be there.
     execute_process(COMMAND ${apt_get} update ${quietly} ERROR_QUIET)
     set_property(GLOBAL PROPERTY switchyard_package_lists_are_new TRUE)
   endif()
 
-  message(STATUS "switchyard: downloading the distribution's package ${package} into the build folder")
+  message(STATUS "switchyard: downloading the distribution's package ${package} into the dependency folder")
   set(wanted ${package})
   while(wanted)
     list(POP_FRONT wanted name)
@@ -95,7 +98,7 @@ endfunction()
 # Downloads an archive of upstream, checks it and adds its targets. Not by FetchContent, which answers a missing
 # network with minutes of retries and no clear sentence, and installs the fetched library together with ours.
 function(switchyard_fetch_archive package url sha256)
-  set(folder ${PROJECT_BINARY_DIR}/archives/${package})
+  set(folder ${SWITCHYARD_DEPENDENCY_FOLDER}/archives/${package})
   if(NOT EXISTS ${folder}/source)
     message(STATUS "switchyard: downloading ${url}")
     file(DOWNLOAD ${url} ${folder}/archive INACTIVITY_TIMEOUT 60 STATUS status)
@@ -117,7 +120,7 @@ function(switchyard_fetch_archive package url sha256)
   set(CMAKE_POLICY_DEFAULT_CMP0077 NEW)
   set(BENCHMARK_ENABLE_TESTING OFF)
   set(BENCHMARK_ENABLE_WERROR OFF)
-  add_subdirectory(${folder}/source ${folder}/build EXCLUDE_FROM_ALL SYSTEM)
+  add_subdirectory(${folder}/source ${PROJECT_BINARY_DIR}/archives/${package} EXCLUDE_FROM_ALL SYSTEM)
 endfunction()
 
 # One function for each package: what needs it calls it, so that a build without benches needs no Google Benchmark.

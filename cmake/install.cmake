@@ -19,5 +19,6 @@ write_basic_package_version_file(${PROJECT_BINARY_DIR}/switchyardConfigVersion.c
 install(FILES
     ${PROJECT_BINARY_DIR}/switchyardConfig.cmake
     ${PROJECT_BINARY_DIR}/switchyardConfigVersion.cmake
+    ${PROJECT_SOURCE_DIR}/cmake/kernels.cmake
   DESTINATION ${package_dir}
   COMPONENT switchyard)

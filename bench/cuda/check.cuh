@@ -2,8 +2,10 @@
 
 #include "compare.cuh"
 #include "memory.cuh"
+#include "reference.hpp"
 #include "setup.hpp"
-#include "support.hpp"
+#include "support/described_layer.hpp"
+#include "support/margins.hpp"
 
 #include <algorithm>
 #include <cmath>

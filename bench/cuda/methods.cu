@@ -2,6 +2,7 @@
 #include "gpu_backend.cuh"
 #include "memory.cuh"
 #include "setup.hpp"
+#include "support/set_arguments.hpp"
 #include "timing.hpp"
 
 #include <switchyard/switchyard.cuh>
@@ -65,25 +66,21 @@ void run(method_call const& call, std::int64_t tokens, bool given, typename Laye
   args.output = Layer::rows(call.output, tokens);
   args.workspace = call.workspace;
   auto const in = Layer::split_gate_up(call.gate_up);
-  args.weights.gate_proj = in.gate;
   args.weights.up_proj = in.up;
   args.weights.down_proj = Layer::out_proj(call.down);
   args.decisions.experts = call.experts;
+  support::optional_arguments<bfloat16> optional{.residual = args.tokens,
+                                                 .router = {{call.router}},
+                                                 .gate_proj = in.gate,
+                                                 .clusters = {call.labels, dims.top_k, given ? call.ones : nullptr}};
   if constexpr (Layer::router_traits.stratification.strata > 0) {
-    args.residual = args.tokens;
     for (int i = 0; i < Layer::strata_or_one; ++i) {
-      args.weights.router.gate[i].weight = call.router + Layer::router::first_expert(i) * dims.hidden;
-      args.weights.norm.after[i] = {call.ones, call.ones};
+      optional.router[i].weight = call.router + Layer::router::first_expert(i) * dims.hidden;
+      optional.norm[i] = {call.ones, call.ones};
     }
     args.decisions.passes = call.passes;
-  } else if constexpr (Layer::router_traits.gate == gate_owner::model) {
-    args.shared_router.weight = call.router;
-  } else {
-    args.weights.router.weight = call.router;
   }
-  if constexpr (Layer::router_traits.clustering.scales) {
-    args.clusters = {call.labels, dims.top_k, given ? call.ones : nullptr};
-  }
+  support::set_arguments(args, optional);
   Layer::forward(args, where);
 }
 

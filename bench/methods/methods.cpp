@@ -1,4 +1,5 @@
 #include "../memory.hpp"
+#include "support/set_arguments.hpp"
 
 #include <algorithm>
 #include <chrono>
@@ -31,26 +32,23 @@ void call(bench::call_data<base> const& data, bench::weight_copy<base> const& fr
           sy::view<sy::bfloat16> output, float const* table, std::uint8_t* passes, sy::cpu_context const& where) {
   typename Layer::args args{};
   args.tokens = {data.input.data(), data.tokens, base::dims.hidden};
-  args.weights.gate_proj = from.weights().gate_proj;
   args.weights.up_proj = from.weights().up_proj;
   args.weights.down_proj = from.weights().down_proj;
+  support::optional_arguments<sy::bfloat16> optional{
+      .residual = args.tokens,
+      .router = {from.router()},
+      .gate_proj = from.weights().gate_proj,
+      .clusters = {data.experts.data(), base::dims.top_k, table}};  // as if the layer before had chosen alike
   if constexpr (Layer::router_traits.stratification.strata > 0) {
-    args.residual = args.tokens;
     for (int i = 0; i < strata; ++i) {  // a gate that has the base router's rows of its experts
-      args.weights.router.gate[i].weight = from.router().weight + Layer::router::first_expert(i) * Layer::dims.hidden;
-      args.weights.norm.after[i] = {table, table};
+      optional.router[i].weight = from.router().weight + Layer::router::first_expert(i) * Layer::dims.hidden;
+      optional.norm[i] = {table, table};
     }
     args.decisions.passes = passes;
-  } else if constexpr (Layer::router_traits.gate == sy::gate_owner::model) {
-    args.shared_router = from.router();
-  } else {
-    args.weights.router = from.router();
   }
+  support::set_arguments(args, optional);
   args.output = output;
   args.workspace = workspace;
-  if constexpr (Layer::router_traits.clustering.scales) {
-    args.clusters = {data.experts.data(), base::dims.top_k, table};  // as if the layer before had chosen alike
-  }
   Layer::forward(args, where);
 }
 

@@ -11,6 +11,8 @@
 #include <string_view>
 #include <vector>
 
+#include "support/set_arguments.hpp"
+
 /// The model's Mixture-of-Experts layers, as its readers call them: on whichever backend they run.
 namespace tiny_lm {
 
@@ -145,26 +147,23 @@ typename Layer::args arguments(moe_pointers const& w, float const* tokens, float
                                float* output, std::span<std::byte> workspace, std::int32_t const* before) {
   typename Layer::args args{};
   args.tokens = Layer::rows(tokens, rows);
-  args.weights.gate_proj = Layer::in_proj(w.gate_proj);
   args.weights.up_proj = Layer::in_proj(w.up_proj);
   args.weights.down_proj = Layer::out_proj(w.down_proj);
+  support::optional_arguments<float> optional{
+      .residual = Layer::rows(residual, rows),
+      .router = {{w.router}},
+      .gate_proj = Layer::in_proj(w.gate_proj),
+      .clusters = {.labels = before, .choices = Layer::dims.top_k, .feature_scale = w.feature_scale}};
   if constexpr (Layer::router_traits.stratification.strata > 0) {
     std::int64_t row = 0;
     for (int i = 0; i < Layer::strata_or_one; ++i) {
-      args.weights.router.gate[i].weight = w.router + row * Layer::dims.hidden;
+      optional.router[i].weight = w.router + row * Layer::dims.hidden;
       row += Layer::dims.experts - Layer::router::first_expert(i);
       float const* const norm = w.norm + std::int64_t{2} * i * Layer::dims.hidden;
-      args.weights.norm.after[i] = {norm, norm + Layer::dims.hidden};
+      optional.norm[i] = {norm, norm + Layer::dims.hidden};
     }
-    args.residual = Layer::rows(residual, rows);
-  } else if constexpr (Layer::router_traits.gate == sy::gate_owner::model) {
-    args.shared_router.weight = w.router;
-  } else {
-    args.weights.router.weight = w.router;
   }
-  if constexpr (Layer::router_traits.clustering.scales) {
-    args.clusters = {.labels = before, .choices = Layer::dims.top_k, .feature_scale = w.feature_scale};
-  }
+  support::set_arguments(args, optional);
   args.output = Layer::rows(output, rows);
   args.workspace = workspace;
   return args;

@@ -3,6 +3,7 @@
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/backend_policy.hpp>
 #include <switchyard/capacity/capacity_policy.hpp>
+#include <switchyard/core/checks.hpp>
 #include <switchyard/core/element.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/shape.hpp>
@@ -327,7 +328,7 @@ struct layer {
 
   /// Bytes of scratch memory that `forward` needs for so many tokens; exact, and the same for every call.
   static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
-    if (tokens < 0 || tokens > most_tokens) fail_tokens("layer::workspace_bytes", tokens);
+    if (tokens < 0 || tokens > most_tokens) checks::fail_tokens("layer::workspace_bytes", most_tokens, tokens);
     return Backend::template workspace_bytes<layer>(tokens);
   }
 
@@ -345,19 +346,19 @@ struct layer {
 
   /// Throws `error` when an argument does not fit. `forward` calls it; so does a backend that offers single steps.
   static void check(args const& a) {
+    using namespace checks;
     std::int64_t const tokens = a.tokens.rows;
-    if (tokens < 0 || tokens > most_tokens) fail_tokens("layer::forward", tokens);
-    check_matrix(a.tokens, "tokens", tokens);
-    check_matrix(a.output, "output", tokens);
+    if (tokens < 0 || tokens > most_tokens) fail_tokens("layer::forward", most_tokens, tokens);
+    check_matrix(a.tokens, "tokens", tokens, Dims.hidden);
+    check_matrix(a.output, "output", tokens, Dims.hidden);
     check_weights(a.weights);
     if constexpr (router_traits.precomputed) {
       if (tokens > 0) {
         check_pointer(a.routes.experts, "routes.experts", "[tokens, top_k] int32");
         check_pointer(a.routes.weights, "routes.weights", "[tokens, top_k] float");
       }
-      if (a.decisions.logits != nullptr) {
-        fail("layer::forward, decisions.logits", "a null pointer, for precomputed routes have no logits", "a pointer");
-      }
+      check_absent(a.decisions.logits != nullptr, "decisions.logits",
+                   "a null pointer, for precomputed routes have no logits");
     } else if constexpr (router_traits.stratification.strata == 0) {
       if constexpr (router_traits.gate == gate_owner::model) {
         check_router(a.shared_router, "shared_router.");
@@ -371,16 +372,7 @@ struct layer {
       fail("layer::forward, tokens_per_group", "0 (one group) or more", std::to_string(a.tokens_per_group));
     }
     std::size_t const needed = workspace_bytes(tokens);
-    if (a.workspace.size() < needed) {
-      fail("layer::forward, workspace", std::to_string(needed) + " bytes for " + std::to_string(tokens) + " tokens",
-           std::to_string(a.workspace.size()) + " bytes");
-    }
-    if (needed > 0 && a.workspace.data() == nullptr) fail("layer::forward, workspace", "memory", "a null pointer");
-    auto const misplaced = reinterpret_cast<std::uintptr_t>(a.workspace.data()) % workspace_alignment;
-    if (needed > 0 && misplaced != 0) {
-      fail("layer::forward, workspace", "an address that is a multiple of " + std::to_string(workspace_alignment),
-           "one that is " + std::to_string(misplaced) + " bytes past it");
-    }
+    check_workspace(a.workspace.data(), a.workspace.size(), needed, tokens);
     check_overlap(a, needed);
   }
 
@@ -388,55 +380,27 @@ struct layer {
   /// Rows and pairs are numbered with 32 bits; offsets in memory are 64 bits wide.
   static constexpr std::int64_t most_tokens = (std::int64_t{1} << 31) / Dims.top_k - 1;
 
-  [[noreturn]] static void fail_tokens(char const* what, std::int64_t tokens) {
-    fail(std::string(what) + ", tokens", "0 to " + std::to_string(most_tokens), std::to_string(tokens));
-  }
-
-  // Sentences are put together only to be thrown: a call that is right does not allocate.
-
-  template <class T>
-  static void check_pointer(T const* pointer, char const* name, char const* expected, char const* owner = "") {
-    auto const what = [&] { return std::string("layer::forward, ") + owner + name; };
-    if (pointer == nullptr) fail(what(), expected, "a null pointer");
-    if (reinterpret_cast<std::uintptr_t>(pointer) % alignof(T) != 0) {
-      fail(what(), "an address that is a multiple of " + std::to_string(alignof(T)), "one that is not");
-    }
-  }
-
-  template <class T>
-  static void check_matrix(view<T> const& v, char const* name, std::int64_t rows) {
-    auto const what = [&] { return std::string("layer::forward, ") + name; };
-    if (v.rows != rows || v.columns != Dims.hidden) {
-      fail(what(), std::to_string(rows) + " x " + std::to_string(Dims.hidden) + " (tokens x hidden)",
-           std::to_string(v.rows) + " x " + std::to_string(v.columns));
-    }
-    if (rows > 1 && v.row_stride < Dims.hidden) {
-      fail(what() + ", row stride", "at least " + std::to_string(Dims.hidden), std::to_string(v.row_stride));
-    }
-    if (rows > 0) check_pointer(v.data, name, "a matrix");
-  }
-
   static void check_router(router_weights const& w, char const* owner) {
-    check_pointer(w.weight, "weight", "[experts, hidden] float", owner);
-    if constexpr (router_traits.bias) check_pointer(w.bias, "bias", "[experts] float", owner);
+    checks::check_pointer(w.weight, "weight", "[experts, hidden] float", owner);
+    if constexpr (router_traits.bias) checks::check_pointer(w.bias, "bias", "[experts] float", owner);
     if constexpr (router_traits.correction_bias) {
-      check_pointer(w.correction_bias, "correction_bias", "[experts] float", owner);
+      checks::check_pointer(w.correction_bias, "correction_bias", "[experts] float", owner);
     }
   }
 
   static void check_strata(args const& a) {
     if constexpr (router_traits.stratification.strata > 0) {
-      check_matrix(a.residual, "residual", a.tokens.rows);
+      checks::check_matrix(a.residual, "residual", a.tokens.rows, Dims.hidden);
       check_each_stratum(a, std::make_integer_sequence<int, strata_or_one>{});
       if (a.tokens_per_group != 0) {
         fail("layer::forward, tokens_per_group", "0, for each pass of router::stratified is one group",
              std::to_string(a.tokens_per_group));
       }
-      if (a.decisions.logits != nullptr) {
-        fail("layer::forward, decisions.logits", "a null pointer, for each stratum has logits of its own", "a pointer");
-      }
-    } else if (a.decisions.passes != nullptr) {
-      fail("layer::forward, decisions.passes", "a null pointer, for the router is no router::stratified", "a pointer");
+      checks::check_absent(a.decisions.logits != nullptr, "decisions.logits",
+                           "a null pointer, for each stratum has logits of its own");
+    } else {
+      checks::check_absent(a.decisions.passes != nullptr, "decisions.passes",
+                           "a null pointer, for the router is no router::stratified");
     }
   }
 
@@ -457,8 +421,8 @@ struct layer {
     if constexpr (router_traits.stratification.norms) {
       static constexpr auto name = "weights.norm.after" + number;
       layer_norm const& norm = a.weights.norm.after[Stratum];
-      check_pointer(norm.weight, "weight", "[hidden] float", name.characters);
-      check_pointer(norm.bias, "bias", "[hidden] float", name.characters);
+      checks::check_pointer(norm.weight, "weight", "[hidden] float", name.characters);
+      checks::check_pointer(norm.bias, "bias", "[hidden] float", name.characters);
       if (!(norm.epsilon >= 0.0f)) {
         fail(std::string("layer::forward, ") + name.characters + "epsilon", "0 or more", std::to_string(norm.epsilon));
       }
@@ -468,7 +432,7 @@ struct layer {
   static void check_clusters(args const& a) {
     if constexpr (router_traits.clustering.scales) {
       if (a.tokens.rows > 0) {
-        check_pointer(
+        checks::check_pointer(
             a.clusters.labels, "clusters.labels",
             "[tokens, choices] int32, the previous MoE layer's decisions.experts (a first layer takes the base "
             "router)");
@@ -476,38 +440,17 @@ struct layer {
       if (a.clusters.choices < 1) {
         fail("layer::forward, clusters.choices", "at least 1", std::to_string(a.clusters.choices));
       }
-      if (a.clusters.feature_scale != nullptr && a.decisions.dispersion != nullptr) {
-        fail("layer::forward, decisions.dispersion", "a null pointer, for clusters.feature_scale is given",
-             "a pointer");
-      }
-    } else if (a.decisions.feature_scale != nullptr || a.decisions.dispersion != nullptr) {
-      fail("layer::forward, decisions.feature_scale and dispersion",
-           "null pointers, for the router is no router::adaptive_clustering", "a pointer");
+      checks::check_absent(a.clusters.feature_scale != nullptr && a.decisions.dispersion != nullptr,
+                           "decisions.dispersion", "a null pointer, for clusters.feature_scale is given");
+    } else {
+      checks::check_absent(a.decisions.feature_scale != nullptr || a.decisions.dispersion != nullptr,
+                           "decisions.feature_scale and dispersion",
+                           "null pointers, for the router is no router::adaptive_clustering");
     }
   }
 
-  /// A stride of 0 is one that was forgotten, unless there is nothing to step to.
-  static void check_stride(std::int64_t stride, int count, char const* owner, char const* name) {
-    if (stride != 0 || count == 1) return;
-    fail(std::string("layer::forward, ") + owner + name,
-         "a number of elements other than 0 (layer::in_proj and its like set it)", "0");
-  }
-
-  static void check_weight(weight_view<Element> const& w, char const* name, char const* expected, int experts, int rows,
-                           int columns) {
-    check_pointer(w.data, name, expected);
-    check_stride(w.expert_stride, experts, name, ".expert_stride");
-    check_stride(w.row_stride, rows, name, ".row_stride");
-    check_stride(w.column_stride, columns, name, ".column_stride");
-  }
-
-  static void check_bias(bias_view<Element> const& b, char const* name, char const* expected, int size) {
-    check_pointer(b.data, name, expected);
-    check_stride(b.expert_stride, Dims.experts, name, ".expert_stride");
-    check_stride(b.stride, size, name, ".stride");
-  }
-
   static void check_weights(weights const& w) {
+    using namespace checks;
     constexpr int inner = Dims.intermediate, shared_inner = expert_traits.shared_intermediate;
     if constexpr (expert_traits.gated) {
       check_weight(w.gate_proj, "weights.gate_proj", "[experts, intermediate, hidden]", Dims.experts, inner,
@@ -517,10 +460,10 @@ struct layer {
     check_weight(w.down_proj, "weights.down_proj", "[experts, hidden, intermediate]", Dims.experts, Dims.hidden, inner);
     if constexpr (expert_traits.bias) {
       if constexpr (expert_traits.gated) {
-        check_bias(w.bias.gate, "weights.bias.gate", "[experts, intermediate]", inner);
+        check_bias(w.bias.gate, "weights.bias.gate", "[experts, intermediate]", Dims.experts, inner);
       }
-      check_bias(w.bias.up, "weights.bias.up", "[experts, intermediate]", inner);
-      check_bias(w.bias.down, "weights.bias.down", "[experts, hidden]", Dims.hidden);
+      check_bias(w.bias.up, "weights.bias.up", "[experts, intermediate]", Dims.experts, inner);
+      check_bias(w.bias.down, "weights.bias.down", "[experts, hidden]", Dims.experts, Dims.hidden);
     }
     if constexpr (shared_inner > 0) {
       if constexpr (expert_traits.gated) {
@@ -537,46 +480,17 @@ struct layer {
     }
   }
 
-  /// The bytes from a matrix's first element to behind its last.
-  struct range {
-    std::uintptr_t begin, end;
-    bool meets(range other) const { return begin < other.end && other.begin < end; }
-  };
-  template <class T>
-  static range bytes_of(view<T> const& v) {
-    return {reinterpret_cast<std::uintptr_t>(v.data),
-            reinterpret_cast<std::uintptr_t>(v.row(v.rows - 1) + Dims.hidden)};
-  }
-
   static void check_overlap(args const& a, std::size_t workspace_bytes) {
+    using namespace checks;
     if (a.tokens.rows == 0) return;
     check_output(a.output, a.tokens, "tokens");
     auto const scratch = reinterpret_cast<std::uintptr_t>(a.workspace.data());
     range const workspace{scratch, scratch + workspace_bytes};
-    auto const check_workspace = [&](range other, char const* name) {
-      if (!workspace.meets(other)) return;
-      fail("layer::forward, workspace", "memory apart from tokens and output",
-           std::string("memory that overlaps ") + name);
-    };
-    check_workspace(bytes_of(a.tokens), "tokens");
-    check_workspace(bytes_of(a.output), "output");
+    check_workspace_apart(workspace, a.tokens, "tokens");
+    check_workspace_apart(workspace, a.output, "output");
     if constexpr (router_traits.stratification.strata > 0) {
       check_output(a.output, a.residual, "residual");
-      check_workspace(bytes_of(a.residual), "residual");
-    }
-  }
-
-  static void check_output(view<Element> const& output, view<Element const> const& input, char const* name) {
-    range const in = bytes_of(input), out = bytes_of(output);
-    bool const alike = input.rows == 1 || input.row_stride == output.row_stride;
-    // Rows of the same stride may take turns in memory without sharing an element.
-    std::uintptr_t const stride = static_cast<std::uintptr_t>(input.row_stride) * sizeof(Element);
-    std::uintptr_t const row = Dims.hidden * sizeof(Element);
-    std::uintptr_t const apart = in.begin > out.begin ? in.begin - out.begin : out.begin - in.begin;
-    bool const take_turns = alike && input.rows > 1 && apart % stride >= row && stride - apart % stride >= row;
-    if (in.meets(out) && !take_turns && !(alike && apart == 0)) {
-      fail("layer::forward, output", std::string("memory apart from ") + name + ", or the same view",
-           std::string("a matrix that overlaps ") + name);
+      check_workspace_apart(workspace, a.residual, "residual");
     }
   }
 };

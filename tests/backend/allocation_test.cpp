@@ -4,8 +4,10 @@
 #include <new>
 
 #include "catch.hpp"
-#include "layers.hpp"
-#include "support.hpp"
+#include "support/any_layer.hpp"
+#include "support/call.hpp"
+#include "support/random_problem.hpp"
+#include "support/threads.hpp"
 
 namespace {
 

@@ -8,7 +8,8 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "support.hpp"
+#include "support/compare.hpp"
+#include "support/random_numbers.hpp"
 
 namespace sy = switchyard;
 using namespace sy::backend::detail;
@@ -87,17 +88,19 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
   std::vector<float> inner(places * row_floats(intermediate), nan), outer(places * row_floats(hidden), nan);
   std::int64_t first_place[experts + 1], first_item[experts + 1];
   sy::cpu_context const where = resolved({.threads = threads, .instructions = sy::instruction_set::portable});
-  run_products<expert, true>(
+  std::vector<std::int32_t> pair_of(rows);
+  std::vector<float> row_weights(rows);
+  for (int r = 0; r < rows; ++r) {
+    pair_of[r] = r;
+    row_weights[r] = 1.0f - 0.001f * static_cast<float>(r);
+  }
+  run_products<Element>(
       where, amx::panel_functions_with<emulated_tiles, Element>(),
       {offsets, first_place, first_item, experts, by_tiles ? 16 : 1'000'000, amx::lanes},
-      [&](std::int64_t first, int count, Element const** from, float* weight) {
-        for (int r = 0; r < count; ++r) {
-          from[r] = tokens.data() + (first + r) * hidden;
-          weight[r] = 1.0f - 0.001f * static_cast<float>(first + r);
-        }
-      },
-      in, view(down, hidden, intermediate), biases::packed(out_bias.data(), hidden), hidden, intermediate, inner.data(),
-      outer.data());
+      {.tokens = {tokens.data(), rows, hidden}, .pair_of = pair_of.data(), .weights = row_weights.data()},
+      activation_of<expert>(where.instructions),
+      {in, view(down, hidden, intermediate), biases::packed(out_bias.data(), hidden), hidden, intermediate},
+      inner.data(), outer.data());
   outer.resize(static_cast<std::size_t>(rows) * hidden);
   return outer;
 }

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "support/set_arguments.hpp"
 
 namespace sy = switchyard;
 
@@ -95,29 +96,23 @@ struct attempt {
     args.tokens = Layer::rows(x.data(), tokens);
     args.output = Layer::rows(y.data(), tokens);
     args.workspace = scratch;
-    args.weights.gate_proj = args.weights.up_proj = Layer::in_proj(matrix.data());
+    args.weights.up_proj = Layer::in_proj(matrix.data());
     args.weights.down_proj = Layer::out_proj(matrix.data());
-    args.weights.bias = {Layer::in_bias(biases.data()), Layer::in_bias(biases.data()), Layer::out_bias(biases.data())};
-    args.weights.shared = {Layer::shared_in_proj(matrix.data()), Layer::shared_in_proj(matrix.data()),
-                           Layer::shared_out_proj(matrix.data()), biases.data()};
     args.active = active.data();
     args.decisions = {.experts = written.experts,
                       .weights = written.weights,
                       .dropped = written.dropped,
                       .counts = written.counts,
                       .load = written.load};
-    sy::router_weights const own{router.data(), vector.data(), vector.data()};
-    if constexpr (Layer::router_traits.precomputed) {
-      args.routes = {ids.data(), id_weights.data()};
-    } else {
-      args.decisions.logits = written.logits;
-      args.auxiliary = &written.auxiliary;
-      if constexpr (Layer::router_traits.gate == sy::gate_owner::model) {
-        args.shared_router = own;
-      } else {
-        args.weights.router = own;
-      }
-    }
+    if (!Layer::router_traits.precomputed) args.decisions.logits = written.logits;
+    auto const shared_in = Layer::shared_in_proj(matrix.data());
+    support::set_arguments(
+        args, {.router = {{router.data(), vector.data(), vector.data()}},
+               .gate_proj = Layer::in_proj(matrix.data()),
+               .bias = {Layer::in_bias(biases.data()), Layer::in_bias(biases.data()), Layer::out_bias(biases.data())},
+               .shared = {shared_in, shared_in, Layer::shared_out_proj(matrix.data()), biases.data()},
+               .routes = {ids.data(), id_weights.data()},
+               .auxiliary = &written.auxiliary});
   }
 
   bool nothing_written() const {
@@ -462,7 +457,9 @@ TEST_CASE("a context that cannot be met is refused", "[errors]") {
   refuses<full>([](auto& c) { c.context.threads = -1; },
                 "layer::forward, context.threads: expected 0 (all) or more, got -1");
   refuses<full>([](auto& c) { c.context.least_panel_rows = -1; },
-                "layer::forward, context.least_panel_rows: expected 0 (usual) or more, got -1");
+                "layer::forward, context.least_panel_rows: expected 0 (usual), or 16 or more, got -1");
+  refuses<full>([](auto& c) { c.context.least_panel_rows = 15; },
+                "layer::forward, context.least_panel_rows: expected 0 (usual), or 16 or more, got 15");
   refuses<full>(
       [](auto& c) {
         c.context.floats = sy::float_products::three_of_bfloat16;

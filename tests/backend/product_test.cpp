@@ -7,7 +7,8 @@
 #include <vector>
 
 #include "catch.hpp"
-#include "support.hpp"
+#include "support/compare.hpp"
+#include "support/random_numbers.hpp"
 
 namespace {
 

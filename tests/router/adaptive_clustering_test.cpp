@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "support/set_arguments.hpp"
 
 namespace sy = switchyard;
 using sy::router::adaptive_clustering;
@@ -54,13 +55,13 @@ struct call {
     std::vector<std::byte> scratch(Layer::workspace_bytes(count));
     typename Layer::args args{};
     args.tokens = Layer::rows(tokens.data(), count);
-    args.weights.router.weight = router.data();
     args.weights.up_proj = Layer::in_proj(matrices.data());
     args.weights.down_proj = Layer::out_proj(matrices.data());
     args.output = Layer::rows(out.output.data(), count);
     args.workspace = scratch;
-    if constexpr (Layer::router_traits.clustering.scales) {
-      args.clusters = {labels.data(), choices, scale.empty() ? nullptr : scale.data()};
+    support::set_arguments(args, {.router = {{router.data()}},
+                                  .clusters = {labels.data(), choices, scale.empty() ? nullptr : scale.data()}});
+    if (Layer::router_traits.clustering.scales) {
       args.decisions.feature_scale = out.scale.data();
       if (scale.empty()) args.decisions.dispersion = out.dispersion.data();
     }

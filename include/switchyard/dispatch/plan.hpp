@@ -34,69 +34,70 @@ struct assignment {
 /// The least denominator when weights are renormalised after dropping: the float epsilon, as in fairseq.
 inline constexpr float least_weight_sum = 1.1920929e-7f;
 
+namespace detail {
+
+/// What of a plan depends on the layer.
+struct plan_rules {
+  int experts, top_k;
+  capacity_traits capacity;
+  std::int64_t (*slots)(std::int64_t tokens);  ///< of each expert, for a group of so many tokens
+};
+
 /// Says of every pair whether its expert takes it: the `slots` first in the order of the queue, group by group.
-template <capacity_policy Capacity, shape Dims>
-void drop_pairs(assignment const& a) {
-  constexpr int top_k = Dims.top_k;
-  constexpr capacity_traits traits = Capacity::traits;
+inline void drop_pairs(assignment const& a, plan_rules const& rules) {
+  queue const order = rules.capacity.order;
   std::int64_t const group_size = a.tokens_per_group > 0 ? a.tokens_per_group : a.tokens;
   for (std::int64_t begin = 0; begin < a.tokens; begin += group_size) {
     std::int64_t const size = std::min(group_size, a.tokens - begin);
-    std::int64_t const slots = Capacity::slots_per_expert(Dims, size);
-    std::fill(a.used, a.used + Dims.experts, 0);
+    std::int64_t const slots = rules.slots(size);
+    std::fill(a.used, a.used + rules.experts, 0);
     auto const visit = [&](std::int64_t token, int k) {
-      std::int64_t const pair = token * top_k + k;
+      std::int64_t const pair = token * rules.top_k + k;
       std::int32_t const expert = a.experts[pair];
       a.dropped[pair] = expert >= 0 && a.used[expert] >= slots;
       if (expert >= 0) ++a.used[expert];
     };
-    if constexpr (traits.order == queue::token_order) {
+    if (order == queue::token_order) {
       for (std::int64_t token = begin; token < begin + size; ++token) {
-        for (int k = 0; k < top_k; ++k) visit(token, k);
+        for (int k = 0; k < rules.top_k; ++k) visit(token, k);
       }
     } else {
-      if constexpr (traits.order == queue::priority) {
+      if (order == queue::priority) {
         for (std::int64_t i = 0; i < size; ++i) a.order[i] = static_cast<std::int32_t>(begin + i);
         std::sort(a.order, a.order + size, [&](std::int32_t left, std::int32_t right) {
           return a.priority[left] > a.priority[right] || (a.priority[left] == a.priority[right] && left < right);
         });
       }
-      for (int k = 0; k < top_k; ++k) {
-        for (std::int64_t i = 0; i < size; ++i) {
-          visit(traits.order == queue::priority ? a.order[i] : begin + i, k);
-        }
+      for (int k = 0; k < rules.top_k; ++k) {
+        for (std::int64_t i = 0; i < size; ++i) visit(order == queue::priority ? a.order[i] : begin + i, k);
       }
     }
   }
 }
 
 /// Divides each token's weights by the sum of those that were kept; dropped ones become 0.
-template <shape Dims>
-void renormalise(assignment const& a) {
+inline void renormalise(assignment const& a, int top_k) {
   for (std::int64_t token = 0; token < a.tokens; ++token) {
-    float* const weight = a.weights + token * Dims.top_k;
-    std::uint8_t const* const dropped = a.dropped + token * Dims.top_k;
+    float* const weight = a.weights + token * top_k;
+    std::uint8_t const* const dropped = a.dropped + token * top_k;
     float total = 0.0f;
-    for (int k = 0; k < Dims.top_k; ++k) total += dropped[k] ? 0.0f : weight[k];
+    for (int k = 0; k < top_k; ++k) total += dropped[k] ? 0.0f : weight[k];
     total = std::max(total, least_weight_sum);
-    for (int k = 0; k < Dims.top_k; ++k) weight[k] = dropped[k] ? 0.0f : weight[k] / total;
+    for (int k = 0; k < top_k; ++k) weight[k] = dropped[k] ? 0.0f : weight[k] / total;
   }
 }
 
-/// From decisions to rows, on one thread: O(tokens * top_k + groups * experts), and a sort under queue::priority.
-template <capacity_policy Capacity, shape Dims>
-void make_plan(assignment const& a, dispatch_plan const& plan) {
-  constexpr int top_k = Dims.top_k;
-  std::int64_t const pairs = a.tokens * top_k;
-  if constexpr (Capacity::traits.drops) {
-    drop_pairs<Capacity, Dims>(a);
-    if constexpr (Capacity::traits.renormalises) renormalise<Dims>(a);
+inline void make_plan(assignment const& a, plan_rules const& rules, dispatch_plan const& plan) {
+  std::int64_t const pairs = a.tokens * rules.top_k;
+  if (rules.capacity.drops) {
+    drop_pairs(a, rules);
+    if (rules.capacity.renormalises) renormalise(a, rules.top_k);
   } else {
     std::fill(a.dropped, a.dropped + pairs, std::uint8_t{0});
   }
 
-  std::fill(a.load, a.load + Dims.experts, std::int64_t{0});
-  std::fill(a.used, a.used + Dims.experts, 0);  // now: rows of each expert
+  std::fill(a.load, a.load + rules.experts, std::int64_t{0});
+  std::fill(a.used, a.used + rules.experts, 0);  // now: rows of each expert
   for (std::int64_t pair = 0; pair < pairs; ++pair) {
     std::int32_t const expert = a.experts[pair];
     if (expert < 0) continue;
@@ -104,7 +105,7 @@ void make_plan(assignment const& a, dispatch_plan const& plan) {
     if (!a.dropped[pair]) ++a.used[expert];
   }
   plan.offsets[0] = 0;
-  for (int e = 0; e < Dims.experts; ++e) {
+  for (int e = 0; e < rules.experts; ++e) {
     plan.offsets[e + 1] = plan.offsets[e] + a.used[e];
     a.used[e] = plan.offsets[e];  // now: the next free row
   }
@@ -114,6 +115,15 @@ void make_plan(assignment const& a, dispatch_plan const& plan) {
     plan.row_of[pair] = kept ? a.used[expert]++ : -1;
     if (kept) plan.pair_of[plan.row_of[pair]] = static_cast<std::int32_t>(pair);
   }
+}
+
+}  // namespace detail
+
+/// From decisions to rows, on one thread: O(tokens * top_k + groups * experts), and a sort under queue::priority.
+template <capacity_policy Capacity, shape Dims>
+void make_plan(assignment const& a, dispatch_plan const& plan) {
+  auto const slots = [](std::int64_t tokens) { return Capacity::slots_per_expert(Dims, tokens); };
+  detail::make_plan(a, {Dims.experts, Dims.top_k, Capacity::traits, slots}, plan);
 }
 
 }  // namespace dispatch

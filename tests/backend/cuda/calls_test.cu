@@ -6,6 +6,9 @@
 #include "backend/check.hpp"
 #include "catch.hpp"
 #include "device.cuh"
+#include "support/call.hpp"
+#include "support/random_numbers.hpp"
+#include "support/random_problem.hpp"
 
 using namespace support;
 

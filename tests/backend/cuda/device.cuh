@@ -10,7 +10,8 @@
 #include <vector>
 
 #include "layers.hpp"
-#include "support.hpp"
+#include "support/any_layer.hpp"
+#include "support/compile.hpp"
 
 /// How the tests reach the GPU.
 namespace support {

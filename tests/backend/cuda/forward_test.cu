@@ -8,6 +8,13 @@
 #include "backend/check.hpp"
 #include "catch.hpp"
 #include "device.cuh"
+#include "reference.hpp"
+#include "support/any_layer.hpp"
+#include "support/call.hpp"
+#include "support/compare.hpp"
+#include "support/random_numbers.hpp"
+#include "support/random_problem.hpp"
+#include "support/set_arguments.hpp"
 
 using namespace support;
 
@@ -199,12 +206,7 @@ void check_routes_of_equal_logits() {
       args.tokens = layer_type::rows(from, tokens);
       args.output = layer_type::rows(to, tokens);
       args.workspace = scratch;
-      if constexpr (layer_type::router_traits.gate == sy::gate_owner::model) {
-        args.shared_router = router;
-      } else {
-        args.weights.router = router;
-      }
-      if constexpr (layer_type::expert_traits.gated) args.weights.gate_proj = layer_type::in_proj(m);
+      set_arguments(args, {.router = {router}, .gate_proj = layer_type::in_proj(m)});
       args.weights.up_proj = layer_type::in_proj(m);
       args.weights.down_proj = layer_type::out_proj(m);
       args.decisions = {.experts = experts, .weights = combine};

@@ -6,6 +6,8 @@
 
 #include "catch.hpp"
 #include "device.cuh"
+#include "support/compare.hpp"
+#include "support/random_numbers.hpp"
 
 using namespace support;
 

@@ -7,6 +7,10 @@
 #include "backend/cuda/device.cuh"
 #include "backend/hopper/hopper_layers.hpp"
 #include "catch.hpp"
+#include "support/any_layer.hpp"
+#include "support/call.hpp"
+#include "support/compare.hpp"
+#include "support/random_problem.hpp"
 
 using namespace support;
 

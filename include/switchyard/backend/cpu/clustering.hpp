@@ -29,13 +29,11 @@ inline constexpr int slice_features = 16;
 constexpr std::int64_t feature_slices(int hidden) { return divide_up(hidden, slice_features); }
 
 /// Throws when an active token's cluster does not exist.
-template <class Layer>
-void check_labels(forward_args<Layer> const& args) {
-  token_clusters const& clusters = args.clusters;
-  for (std::int64_t token = 0; token < args.tokens.rows; ++token) {
+inline void check_labels(token_clusters const& clusters, std::int64_t tokens, std::uint8_t const* active, int experts) {
+  for (std::int64_t token = 0; token < tokens; ++token) {
     std::int32_t const label = clusters.labels[token * clusters.choices];
-    if (is_active(args.active, token) && (label < 0 || label >= Layer::dims.experts)) {
-      fail("layer::forward, clusters.labels", "ids from 0 to " + std::to_string(Layer::dims.experts - 1),
+    if (is_active(active, token) && (label < 0 || label >= experts)) {
+      fail("layer::forward, clusters.labels", "ids from 0 to " + std::to_string(experts - 1),
            std::to_string(label) + " for token " + std::to_string(token));
     }
   }
@@ -43,59 +41,57 @@ void check_labels(forward_args<Layer> const& args) {
 
 /// The weights of all features by cluster, from the active tokens. O(tokens * hidden); the same bits for any number of
 /// threads. `dispersion` may be null. Clusters that do not count have weights of 1.
-template <class Layer>
-void make_feature_scale(forward_args<Layer> const& args, cpu_context const& where, clustering_scratch const& to,
+template <clustering_traits Form, class Element>
+void make_feature_scale(view<Element const> const& rows, std::uint8_t const* active, token_clusters const& clusters,
+                        int hidden, int experts, cpu_context const& where, clustering_scratch const& to,
                         float* dispersion) {
-  constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts;
-  constexpr clustering_traits form = Layer::router_traits.clustering;
-  token_clusters const& clusters = args.clusters;
-  std::int64_t const tokens = args.tokens.rows;
+  std::int64_t const tokens = rows.rows;
 
   std::fill(to.counts, to.counts + experts, 0);
   int known = 0;  // one more than the largest id in any column, which is where the published code ends its table
   for (std::int64_t token = 0; token < tokens; ++token) {
-    if (!is_active(args.active, token)) continue;
+    if (!is_active(active, token)) continue;
     std::int32_t const* const label = clusters.labels + token * clusters.choices;
     ++to.counts[label[0]];
     for (int k = 0; k < clusters.choices; ++k) known = std::max(known, label[k] + 1);
   }
-  auto const counts = [&](int c) { return form.counts_empty ? c < std::min(known, experts) : to.counts[c] > 0; };
+  auto const counts = [&](int c) { return Form.counts_empty ? c < std::min(known, experts) : to.counts[c] > 0; };
   auto const add_tokens = [&](int first, int end, auto const& value) {
-    for (int c = 0; c < experts; ++c) std::fill(to.sums + c * hidden + first, to.sums + c * hidden + end, 0.0);
+    for (std::int64_t c = 0; c < experts; ++c) {
+      std::fill(to.sums + c * hidden + first, to.sums + c * hidden + end, 0.0);
+    }
     for (std::int64_t token = 0; token < tokens; ++token) {
-      if (!is_active(args.active, token)) continue;
+      if (!is_active(active, token)) continue;
       std::int64_t const c = clusters.labels[token * clusters.choices];
-      auto const* const x = args.tokens.row(token);
+      Element const* const x = rows.row(token);
       for (int q = first; q < end; ++q) to.sums[c * hidden + q] += value(static_cast<float>(x[q]), c * hidden + q);
     }
   };
-  auto const mean_of = [&](int c, int q) {
+  auto const mean_of = [&](std::int64_t c, int q) {
     return to.counts[c] == 0 ? 0.0f : static_cast<float>(to.sums[c * hidden + q] / to.counts[c]);
   };
   parallel_for(where, feature_slices(hidden), [&](std::int64_t slice) {
     int const first = static_cast<int>(slice) * slice_features, end = std::min(first + slice_features, hidden);
     auto const write_means = [&] {
-      for (int c = 0; c < experts; ++c) {
+      for (std::int64_t c = 0; c < experts; ++c) {
         for (int q = first; q < end; ++q) to.scale[c * hidden + q] = mean_of(c, q);
       }
     };
     add_tokens(first, end, [](float x, std::int64_t) { return x; });
     write_means();
-    add_tokens(first, end, [&](float x, std::int64_t at) { return clustering::deviation<form>(x - to.scale[at]); });
+    add_tokens(first, end, [&](float x, std::int64_t at) { return clustering::deviation<Form>(x - to.scale[at]); });
     write_means();
   });
   if (dispersion != nullptr) std::copy(to.scale, to.scale + std::int64_t{experts} * hidden, dispersion);
-  clustering::make_weights<form>(to.scale, experts, hidden, counts);
+  clustering::make_weights<Form>(to.scale, experts, hidden, counts);
 }
 
 /// One over the length of each row of the router weight.
-template <class Layer>
-void make_inverse_lengths(router_weights const& router, float* inverse) {
-  constexpr int hidden = Layer::dims.hidden;
-  for (int e = 0; e < Layer::dims.experts; ++e) {
+inline void make_inverse_lengths(float const* weight, int hidden, int experts, float* inverse) {
+  for (int e = 0; e < experts; ++e) {
     double square = 0.0;
     for (int q = 0; q < hidden; ++q) {
-      double const w = router.weight[std::int64_t{e} * hidden + q];
+      double const w = weight[std::int64_t{e} * hidden + q];
       square += w * w;
     }
     inverse[e] = 1.0f / std::max(static_cast<float>(std::sqrt(square)), clustering::least_row_length);
@@ -103,20 +99,18 @@ void make_inverse_lengths(router_weights const& router, float* inverse) {
 }
 
 /// Tokens times the weights of their clusters, for experts that see them so.
-template <class Layer>
-void scale_tokens(forward_args<Layer> const& args, cpu_context const& where, float const* scale,
-                  typename Layer::element* to) {
-  using element = typename Layer::element;
-  constexpr int hidden = Layer::dims.hidden;
+template <class Element>
+void scale_tokens(view<Element const> const& tokens, feature_weights const& features, int hidden,
+                  cpu_context const& where, Element* to) {
   constexpr std::int64_t tokens_per_item = 16;
-  parallel_for(where, divide_up(args.tokens.rows, tokens_per_item), [&](std::int64_t item) {
-    std::int64_t const end = std::min(args.tokens.rows, (item + 1) * tokens_per_item);
+  parallel_for(where, divide_up(tokens.rows, tokens_per_item), [&](std::int64_t item) {
+    std::int64_t const end = std::min(tokens.rows, (item + 1) * tokens_per_item);
     for (std::int64_t token = item * tokens_per_item; token < end; ++token) {
-      element const* const x = args.tokens.row(token);
-      element* const scaled = to + token * hidden;
-      float const* const weight = feature_scale_of<Layer>(args, scale, token);
+      Element const* const x = tokens.row(token);
+      Element* const scaled = to + token * hidden;
+      float const* const weight = features.of(token, hidden);
       for (int q = 0; q < hidden; ++q) {
-        scaled[q] = weight == nullptr ? x[q] : element(static_cast<float>(x[q]) * weight[q]);
+        scaled[q] = weight == nullptr ? x[q] : Element(static_cast<float>(x[q]) * weight[q]);
       }
     }
   });

@@ -30,8 +30,8 @@ struct cpu_context {
   int threads = 0;
   thread_pool const* pool = nullptr;  ///< the caller's own threads, instead of OpenMP's
   instruction_set instructions = instruction_set::automatic;
-  /// Experts with so many rows or more are computed by panels of rows, those with fewer by small groups; at least 16, 0: what
-  /// is usually fastest, 32, or 16 with AMX's tiles. The two add in another order: a row has the same bits whatever rows stand
+  /// Experts with so many rows or more are computed by panels of rows, those with fewer by small groups: 16 or more, or 0 for
+  /// what is usually fastest, 32, or 16 with AMX's tiles. The two add in another order: a row has the same bits whatever rows stand
   /// beside it only where all calls take the same way, such as with a number that no expert reaches.
   int least_panel_rows = 0;
   float_products floats = float_products::exact;  ///< another one is never chosen silently
@@ -39,11 +39,15 @@ struct cpu_context {
 
 namespace backend::detail {
 
+inline constexpr int least_rows_of_panels = 16;
+
 /// The context with its choices made: a number of threads and an instruction set that this machine has.
 inline cpu_context resolved(cpu_context where) {
   if (where.threads < 0) fail("layer::forward, context.threads", "0 (all) or more", std::to_string(where.threads));
-  if (where.least_panel_rows < 0) {
-    fail("layer::forward, context.least_panel_rows", "0 (usual) or more", std::to_string(where.least_panel_rows));
+  // An expert that is computed by panels has room for whole vectors of the widest instructions.
+  if (where.least_panel_rows != 0 && where.least_panel_rows < least_rows_of_panels) {
+    fail("layer::forward, context.least_panel_rows", "0 (usual), or 16 or more",
+         std::to_string(where.least_panel_rows));
   }
   if (where.pool != nullptr && (where.pool->run == nullptr || where.pool->workers < 1)) {
     fail("layer::forward, context.pool", "a run function and at least 1 worker",

@@ -4,6 +4,7 @@
 #include <switchyard/backend/cpu/combine.hpp>
 #include <switchyard/backend/cpu/context.hpp>
 #include <switchyard/backend/cpu/experts.hpp>
+#include <switchyard/backend/cpu/kernels.hpp>
 #include <switchyard/backend/cpu/route.hpp>
 #include <switchyard/backend/cpu/strata.hpp>
 #include <switchyard/core/workspace.hpp>
@@ -22,10 +23,10 @@ namespace switchyard {
 
 namespace backend {
 
-/// Runs a layer on the CPU in four steps: route, plan, experts, combine. All of them are parallel but the plan, taking
-/// over precomputed routes, and auxiliary values, which need little time. The result has the same bits for any number
-/// of threads and on every run with the same instruction set. Rows that are not active cost a row of the router and of
-/// the shared expert.
+/// Runs a layer on the CPU in four steps: route, plan, experts, combine. What takes little time is done on the calling thread:
+/// the plan, taking over precomputed routes, checks, copies of decisions, auxiliary values, and between the products of clusters
+/// and strata the counting and the tables of weights. The rest is parallel. The result has the same bits for any number of threads
+/// and on every run with the same instruction set. Rows that are not active cost a row of the router and of the shared expert.
 struct cpu {
   static constexpr std::string_view name = "cpu";
   using context = cpu_context;
@@ -64,21 +65,13 @@ struct cpu {
     carver split(args.workspace.data());
     pieces<Layer> const p(split, tokens);
 
-    router_weights router{};
     if constexpr (Layer::router_traits.precomputed) {
-      detail::copy_routes(args, p.experts, p.weights, p.priority);
+      detail::copy_routes(args.routes, tokens, dims.top_k, dims.experts, args.active, p.experts, p.weights, p.priority);
     } else {
-      if constexpr (Layer::router_traits.gate == gate_owner::model) {
-        router = args.shared_router;
-      } else {
-        router = args.weights.router;
-      }
-      if constexpr (Layer::router_traits.clustering.scales) {
-        make_clustered_logits(args, router, where, p);
-      } else {
-        detail::make_logits(args, router, where, p.logits);
-      }
-      detail::select_experts(args, router, where, p.logits, p.experts, p.weights, p.priority, called);
+      router_weights const& router = router_of(args);
+      make_logits(args, router, where, p);
+      detail::select_experts<typename Layer::router, dims.experts, dims.top_k>(
+          tokens, args.active, router, where, p.logits, p.experts, p.weights, p.priority, called);
     }
     if constexpr (Layer::router_traits.clustering.experts_see_scaled)
       args.tokens = Layer::rows(p.scaled_tokens, tokens);
@@ -100,7 +93,16 @@ struct cpu {
       detail::run_shared_expert(args, where, {p.first_place, p.first_item, p.shared_inner, p.shared_outer});
     }
     report(args, p);
-    detail::combine(args, where, plan, p.weights, p.dropped, p.outer, p.shared_outer);
+    combine(args, where, p);
+  }
+
+  template <class Layer>
+  static router_weights const& router_of(forward_args<Layer> const& args) {
+    if constexpr (Layer::router_traits.gate == gate_owner::model) {
+      return args.shared_router;
+    } else {
+      return args.weights.router;
+    }
   }
 
   /// Every temporary of a call.
@@ -239,26 +241,59 @@ struct cpu {
     if (args.auxiliary != nullptr) p.auxiliary.add(auxiliary);
   }
 
-  /// Logits of tokens that are scaled by the weights of their clusters: the caller's, or those of the tokens at hand.
+  /// The router's logits. With `adaptive_clustering` tokens are scaled by the weights of their clusters: the caller's, or
+  /// those of the tokens at hand.
   template <class Layer>
-  static void make_clustered_logits(forward_args<Layer> const& args, router_weights const& router, context const& where,
-                                    pieces<Layer> const& p) {
-    detail::check_labels(args);
-    float const* scale = args.clusters.feature_scale;
-    if (scale == nullptr) {
-      detail::make_feature_scale(args, where, p.clusters, args.decisions.dispersion);
-      scale = p.clusters.scale;
+  static void make_logits(forward_args<Layer> const& args, router_weights const& router, context const& where,
+                          pieces<Layer> const& p) {
+    constexpr shape dims = Layer::dims;
+    constexpr clustering_traits form = Layer::router_traits.clustering;
+    detail::router_product<typename Layer::element> product{args.tokens, dims.hidden, dims.experts, router.weight,
+                                                            Layer::router_traits.bias ? router.bias : nullptr};
+    if constexpr (form.scales) {
+      detail::check_labels(args.clusters, args.tokens.rows, args.active, dims.experts);
+      float const* scale = args.clusters.feature_scale;
+      if (scale == nullptr) {
+        detail::make_feature_scale<form>(args.tokens, args.active, args.clusters, dims.hidden, dims.experts, where,
+                                         p.clusters, args.decisions.dispersion);
+        scale = p.clusters.scale;
+      }
+      product.features = {scale, args.clusters.labels, args.clusters.choices, args.active};
+      if constexpr (form.unit_rows) {
+        detail::make_inverse_lengths(router.weight, dims.hidden, dims.experts, p.inverse_lengths);
+        product.inverse_lengths = p.inverse_lengths;
+      }
+      if constexpr (form.experts_see_scaled) {
+        detail::scale_tokens(args.tokens, product.features, dims.hidden, where, p.scaled_tokens);
+      }
+      if (args.decisions.feature_scale != nullptr) {
+        std::copy(scale, scale + std::int64_t{dims.experts} * dims.hidden, args.decisions.feature_scale);
+      }
     }
-    if constexpr (Layer::router_traits.clustering.unit_rows) {
-      detail::make_inverse_lengths<Layer>(router, p.inverse_lengths);
-    }
-    detail::make_logits(args, router, where, p.logits, scale, p.inverse_lengths);
-    if constexpr (Layer::router_traits.clustering.experts_see_scaled) {
-      detail::scale_tokens(args, where, scale, p.scaled_tokens);
-    }
-    if (args.decisions.feature_scale != nullptr) {
-      std::copy(scale, scale + std::int64_t{Layer::dims.experts} * Layer::dims.hidden, args.decisions.feature_scale);
-    }
+    detail::make_logits(product, where, p.logits);
+  }
+
+  template <class Layer>
+  static void combine(forward_args<Layer> const& args, context const& where, pieces<Layer> const& p) {
+    constexpr expert_traits traits = Layer::expert_traits;
+    typename Layer::element const* gate = nullptr;
+    if constexpr (traits.gate == shared_gate::sigmoid) gate = args.weights.shared.gate;
+    detail::combine<typename Layer::element>(
+        {.tokens = args.tokens,
+         .output = args.output,
+         .hidden = Layer::dims.hidden,
+         .top_k = Layer::dims.top_k,
+         .active = args.active,
+         .row_of = p.row_of,
+         .weights = p.weights,
+         .dropped_pairs = p.dropped,
+         .outer = p.outer,
+         .shared_outer = p.shared_outer,
+         .shared_gate = gate,
+         .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator),
+         .weighs_input = Layer::router_traits.weighs_input,
+         .on_drop = Layer::capacity_traits.on_drop},
+        where);
   }
 
   /// Copies what the caller wants to know. Nothing can fail from here on.

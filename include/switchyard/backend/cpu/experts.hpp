@@ -67,10 +67,28 @@ struct expert_rows {
 
 /// So many rows at most that all experts together have places for, when there are `rows` rows.
 constexpr std::int64_t most_places(std::int64_t rows, int experts) {
-  constexpr std::int64_t lanes = 16;  // of the widest instructions; an expert computed by panels has so many rows
+  constexpr std::int64_t lanes = least_rows_of_panels;  // as many as the widest instructions have lanes
   std::int64_t const with_panels = rows / lanes < experts ? rows / lanes : experts;
   return rows + with_panels * (lanes - 1);
 }
+
+/// The left factor of the first product: the tokens that some experts see.
+template <class Element>
+struct token_rows {
+  view<Element const> tokens;
+  std::int32_t const* pair_of = nullptr;  ///< [rows], the pair that each row serves; null: every token is a row
+  int top_k = 1;
+  float const* weights = nullptr;  ///< [pairs], for routers that weigh the input; null: nothing does
+
+  void locate(std::int64_t first, int count, Element const** rows) const {
+    for (int r = 0; r < count; ++r) {
+      rows[r] = tokens.row(pair_of == nullptr ? first + r : pair_of[first + r] / top_k);
+    }
+  }
+  void weights_of(std::int64_t first, int count, float* to) const {
+    for (int r = 0; r < count; ++r) to[r] = weights[pair_of == nullptr ? first + r : pair_of[first + r]];
+  }
+};
 
 /// What the first product reads: the weights of one kind of expert.
 template <class Element>
@@ -111,13 +129,13 @@ void weigh_and_shift(float* values, int rows, int features, float const* row_wei
 /// wants them. `next` is what is multiplied after it.
 ///
 /// `row_weight` scales the products of a row where the router weighs the input: W (w x) = w (W x).
-template <class Expert, class Element>
-void project_rows_in(instruction_set set, row_functions<Element> const& with, grouped_rows const& rows,
+template <class Element>
+void project_rows_in(expert_activation const& activation, row_functions<Element> const& with, grouped_rows const& rows,
                      float const* row_weight, input_projection<Element> const& weights, std::int64_t expert, int first,
                      int features, int hidden, int intermediate, feature_tile<Element> const& next, float* inner) {
   float gate[block_rows * block_features], up[block_rows * block_features];
   feature_tile<Element> const of_up = features_of(weights.up, expert, first, features);
-  if constexpr (Expert::traits.gated) {
+  if (activation.gated) {
     multiply_rows(with, rows, features_of(weights.gate, expert, first, features), hidden, of_up, gate, block_features);
     weigh_and_shift(gate, rows.count, features, row_weight, weights.gate_bias, expert, first);
   }
@@ -126,7 +144,7 @@ void project_rows_in(instruction_set set, row_functions<Element> const& with, gr
   for (int r = 0; r < rows.count; ++r) {
     float values[block_features];
     int const at = r * block_features;
-    activate<Expert>(set, gate + at, up + at, nullptr, 0.0f, 0.0f, features, values);
+    activation.apply(gate + at, up + at, nullptr, 0.0f, 0.0f, features, values);
     with.put(values, features, first, r, rows.count, intermediate, inner);
   }
 }
@@ -153,11 +171,11 @@ int panel_block_features(panel_functions<Element> const& with, int projections) 
 
 /// Gate and up products of some features and their activations, in the places of a panel's depth: what `project_panels_out`
 /// takes in. `row_weight` is null or has a factor for every place of a row.
-template <class Expert, class Element>
-void project_panels_in(instruction_set set, panel_functions<Element> const& with, panel_rows const& tokens,
-                       float const* row_weight, input_projection<Element> const& weights, std::int64_t expert,
-                       int first, int hidden, int intermediate, float* inner) {
-  constexpr bool gated = Expert::traits.gated;
+template <class Element>
+void project_panels_in(expert_activation const& activation, panel_functions<Element> const& with,
+                       panel_rows const& tokens, float const* row_weight, input_projection<Element> const& weights,
+                       std::int64_t expert, int first, int hidden, int intermediate, float* inner) {
+  bool const gated = activation.gated;
   int const half = gated ? with.block_tiles / 2 : with.block_tiles;
   alignas(64) float sums[most_sums];
   feature_tile<Element> tiles[most_tiles] = {};
@@ -165,9 +183,9 @@ void project_panels_in(instruction_set set, panel_functions<Element> const& with
     tiles[t] = features_of(matrix, expert, feature, std::max(0, std::min(with.features, intermediate - feature)));
   };
   // Gate and up tiles take turns, so that those without features come last.
-  constexpr int step = gated ? 2 : 1;
+  int const step = gated ? 2 : 1;
   for (int t = 0; t < half; ++t) {
-    if constexpr (gated) set_tile(2 * t, weights.gate, first + t * with.features);
+    if (gated) set_tile(2 * t, weights.gate, first + t * with.features);
     set_tile(step * t + step - 1, weights.up, first + t * with.features);
   }
   multiply_panels(with, tiles, tokens, hidden, sums);
@@ -182,8 +200,8 @@ void project_panels_in(instruction_set set, panel_functions<Element> const& with
         float const* const up = sums_at(with, sums, step * t + step - 1, p) + f * width;
         float const* const gate = sums_at(with, sums, step * t, p) + f * width;
         float values[most_panel_width];
-        activate<Expert>(set, gate, up, row_weight == nullptr ? nullptr : row_weight + p * tokens.width, gate_bias,
-                         up_bias, width, values);
+        activation.apply(gate, up, row_weight == nullptr ? nullptr : row_weight + p * tokens.width, gate_bias, up_bias,
+                         width, values);
         with.put(values, width, feature, intermediate,
                  inner + std::int64_t{p} * tokens.width * row_floats(intermediate));
       }
@@ -219,13 +237,25 @@ void project_panels_out(panel_functions<Element> const& with, panel_rows const& 
   }
 }
 
-/// Both products over all rows. `rows_of(first, count, rows, weight)` says where rows come from. `inner` has room for
-/// `most_places` rows of `row_floats(intermediate)` floats, `outer` for as many of `row_floats(hidden)`: until the first
-/// product is done, it has the tokens as that wants them.
-template <class Expert, bool WeighsInput, class Element, class RowsOf>
+/// What both products read besides rows: the weights of some experts, [intermediate, hidden] and back.
+template <class Element>
+struct expert_weights {
+  input_projection<Element> in;
+  weight_view<Element> down;
+  bias_view<Element> down_bias;  ///< null data: no bias
+  int hidden, intermediate;
+};
+
+/// Both products over all rows. `inner` has room for `most_places` rows of `row_floats(intermediate)` floats, `outer` for
+/// as many of `row_floats(hidden)`: until the first product is done, it has the tokens as that wants them.
+template <class Element>
 void run_products(cpu_context const& where, panel_functions<Element> const& with, expert_rows const& all,
-                  RowsOf const& rows_of, input_projection<Element> const& in, weight_view<Element> down,
-                  bias_view<Element> down_bias, int hidden, int intermediate, float* inner, float* outer) {
+                  token_rows<Element> const& tokens, expert_activation const& activation,
+                  expert_weights<Element> const& weights, float* inner, float* outer) {
+  input_projection<Element> const& in = weights.in;
+  weight_view<Element> const& down = weights.down;
+  bias_view<Element> const& down_bias = weights.down_bias;
+  int const hidden = weights.hidden, intermediate = weights.intermediate;
   row_functions<Element> const few = row_functions_of<Element>(where.instructions);
   int const rows_in_panels = with.block_panels * with.width;
   auto const inner_of = [&](expert_rows::item const& i) {
@@ -263,8 +293,7 @@ void run_products(cpu_context const& where, panel_functions<Element> const& with
   parallel_for(where, pieces, [&](std::int64_t index) {
     expert_rows::item const item = all.at(index, block_rows, with.width);
     Element const* rows[std::max(block_rows, most_panel_width)];
-    float weight[std::max(block_rows, most_panel_width)];
-    rows_of(all.offsets[item.expert] + item.first_row, item.rows, rows, weight);
+    tokens.locate(all.offsets[item.expert] + item.first_row, item.rows, rows);
     if (all.by_panels(item.expert)) {
       int const width = item.rows > with.lanes ? with.width : with.lanes;
       with.pack(rows, item.rows, width, hidden, tokens_of(item));
@@ -273,29 +302,26 @@ void run_products(cpu_context const& where, panel_functions<Element> const& with
     }
   });
 
-  constexpr bool gated = Expert::traits.gated;
   cut const in_cut{intermediate, features_of_item<Element>(hidden, intermediate, row_blocks, where.threads),
-                   panel_block_features(with, Expert::traits.input_projections())};
+                   panel_block_features(with, activation.gated ? 2 : 1)};
   std::int64_t const in_items = count_items(in_cut);
   parallel_for(where, in_items, [&](std::int64_t index, std::int64_t next) {
     expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
     int const e = item.expert;
     float weight[most_panel_rows];
-    if constexpr (WeighsInput) {
-      Element const* rows[most_panel_rows];
-      rows_of(all.offsets[e] + item.first_row, item.rows, rows, weight);
+    if (tokens.weights != nullptr) {
+      tokens.weights_of(all.offsets[e] + item.first_row, item.rows, weight);
       for (int i = item.rows; i < divide_up(item.rows, with.width) * with.width; ++i) weight[i] = 0.0f;
     }
-    float const* const row_weight = WeighsInput ? weight : nullptr;
+    float const* const row_weight = tokens.weights != nullptr ? weight : nullptr;
     if (all.by_panels(e)) {
-      project_panels_in<Expert>(where.instructions, with, {tokens_of(item), item.rows, with.lanes, with.width},
-                                row_weight, in, e, item.feature_block * in_cut.by_panels, hidden, intermediate,
-                                inner_of(item));
+      project_panels_in(activation, with, {tokens_of(item), item.rows, with.lanes, with.width}, row_weight, in, e,
+                        item.feature_block * in_cut.by_panels, hidden, intermediate, inner_of(item));
     } else {
       int const first = item.feature_block * in_cut.by_rows;
-      project_rows_in<Expert>(where.instructions, few, {tokens_of(item), item.rows}, row_weight, in, e, first,
-                              std::min(in_cut.by_rows, intermediate - first), hidden, intermediate,
-                              weights_of(in_cut, next, in_items, gated ? in.gate : in.up), inner_of(item));
+      project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, e, first,
+                      std::min(in_cut.by_rows, intermediate - first), hidden, intermediate,
+                      weights_of(in_cut, next, in_items, activation.gated ? in.gate : in.up), inner_of(item));
     }
   });
 
@@ -325,55 +351,50 @@ struct products_scratch {
   float* outer;                            ///< [most_places(rows), row_floats(hidden)]: the result is [rows, hidden]
 };
 
+/// Both products of some experts over their rows: `offsets` says which rows of `tokens` each has. `Element` alone decides
+/// what is compiled, so that layers of any shape and policies share it.
 template <class Element>
-expert_rows rows_in(cpu_context const& where, panel_functions<Element> const& with, std::int32_t const* offsets,
-                    int experts, products_scratch const& scratch) {
-  int const least = where.least_panel_rows > 0 ? std::max(where.least_panel_rows, 16) : with.usual_rows;
-  return {offsets, scratch.first_place, scratch.first_item, experts, least, with.lanes};
+void run_products(cpu_context const& where, std::int32_t const* offsets, int experts, token_rows<Element> const& tokens,
+                  expert_activation const& activation, expert_weights<Element> const& weights,
+                  products_scratch const& scratch) {
+  panel_functions<Element> const with = panel_functions_of<Element>(where.instructions, where.floats);
+  int const least = where.least_panel_rows > 0 ? where.least_panel_rows : with.usual_rows;
+  expert_rows const rows{offsets, scratch.first_place, scratch.first_item, experts, least, with.lanes};
+  run_products(where, with, rows, tokens, activation, weights, scratch.inner, scratch.outer);
 }
 
 /// Runs the routed experts over the plan's rows.
 template <class Layer>
 void run_experts(forward_args<Layer> const& args, cpu_context const& where, dispatch_plan const& plan,
                  float const* weights, products_scratch const& scratch) {
-  using element = typename Layer::element;
-  input_projection<element> in{};
-  bias_view<element> down_bias{};
-  in.up = args.weights.up_proj;
-  if constexpr (Layer::expert_traits.gated) in.gate = args.weights.gate_proj;
+  expert_weights<typename Layer::element> of{};
+  of.in.up = args.weights.up_proj;
+  of.down = args.weights.down_proj;
+  of.hidden = Layer::dims.hidden;
+  of.intermediate = Layer::dims.intermediate;
+  if constexpr (Layer::expert_traits.gated) of.in.gate = args.weights.gate_proj;
   if constexpr (Layer::expert_traits.bias) {
-    in.up_bias = args.weights.bias.up;
-    if constexpr (Layer::expert_traits.gated) in.gate_bias = args.weights.bias.gate;
-    down_bias = args.weights.bias.down;
+    of.in.up_bias = args.weights.bias.up;
+    if constexpr (Layer::expert_traits.gated) of.in.gate_bias = args.weights.bias.gate;
+    of.down_bias = args.weights.bias.down;
   }
-  auto const rows_of = [&](std::int64_t first, int count, element const** rows, float* weight) {
-    for (int r = 0; r < count; ++r) {
-      std::int32_t const pair = plan.pair_of[first + r];
-      rows[r] = args.tokens.row(pair / Layer::dims.top_k);
-      weight[r] = weights[pair];
-    }
-  };
-  auto const with = panel_functions_of<element>(where.instructions, where.floats);
-  run_products<typename Layer::expert, Layer::router_traits.weighs_input>(
-      where, with, rows_in(where, with, plan.offsets, Layer::dims.experts, scratch), rows_of, in,
-      args.weights.down_proj, down_bias, Layer::dims.hidden, Layer::dims.intermediate, scratch.inner, scratch.outer);
+  run_products(where, plan.offsets, Layer::dims.experts,
+               {args.tokens, plan.pair_of, Layer::dims.top_k, Layer::router_traits.weighs_input ? weights : nullptr},
+               activation_of<typename Layer::expert>(where.instructions), of, scratch);
 }
 
 /// Runs the shared expert: one more expert that every token visits.
 template <class Layer>
 void run_shared_expert(forward_args<Layer> const& args, cpu_context const& where, products_scratch const& scratch) {
-  using element = typename Layer::element;
-  input_projection<element> in{};
-  in.up = args.weights.shared.up_proj;
-  if constexpr (Layer::expert_traits.gated) in.gate = args.weights.shared.gate_proj;
+  expert_weights<typename Layer::element> of{};
+  of.in.up = args.weights.shared.up_proj;
+  of.down = args.weights.shared.down_proj;
+  of.hidden = Layer::dims.hidden;
+  of.intermediate = Layer::expert_traits.shared_intermediate;
+  if constexpr (Layer::expert_traits.gated) of.in.gate = args.weights.shared.gate_proj;
   std::int32_t const offsets[2] = {0, static_cast<std::int32_t>(args.tokens.rows)};
-  auto const rows_of = [&](std::int64_t first, int count, element const** rows, float*) {
-    for (int r = 0; r < count; ++r) rows[r] = args.tokens.row(first + r);
-  };
-  auto const with = panel_functions_of<element>(where.instructions, where.floats);
-  run_products<typename Layer::expert, false>(where, with, rows_in(where, with, offsets, 1, scratch), rows_of, in,
-                                              args.weights.shared.down_proj, bias_view<element>{}, Layer::dims.hidden,
-                                              Layer::expert_traits.shared_intermediate, scratch.inner, scratch.outer);
+  run_products(where, offsets, 1, {args.tokens}, activation_of<typename Layer::expert>(where.instructions), of,
+               scratch);
 }
 
 }  // namespace switchyard::backend::detail

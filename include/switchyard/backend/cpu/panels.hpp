@@ -73,19 +73,26 @@ panel_functions<Element> panel_functions_of(instruction_set set, float_products 
 }
 #undef SWITCHYARD_PANEL_FUNCTIONS
 
-/// `activate` of tile.inl.
-template <class Expert>
-void activate(instruction_set set, float const* gate, float const* up, float const* weights, float gate_bias,
-              float up_bias, int width, float* to) {
+/// What happens between the two products: `activate` of tile.inl.
+struct expert_activation {
+  bool gated;
+  void (*apply)(float const* gate, float const* up, float const* weights, float gate_bias, float up_bias, int width,
+                float* to);
+};
+
+template <class Activation, bool Gated>
+expert_activation activation_with(instruction_set set) {
 #if defined(__x86_64__)
-  if (set >= instruction_set::avx512) {
-    return avx512::activate<Expert>(gate, up, weights, gate_bias, up_bias, width, to);
-  }
-  if (set == instruction_set::avx2) return avx2::activate<Expert>(gate, up, weights, gate_bias, up_bias, width, to);
+  if (set >= instruction_set::avx512) return {Gated, &avx512::activate<Activation, Gated>};
+  if (set == instruction_set::avx2) return {Gated, &avx2::activate<Activation, Gated>};
 #else
   (void)set;
 #endif
-  portable::activate<Expert>(gate, up, weights, gate_bias, up_bias, width, to);
+  return {Gated, &portable::activate<Activation, Gated>};
+}
+template <class Expert>
+expert_activation activation_of(instruction_set set) {
+  return activation_with<typename Expert::activation, Expert::traits.gated>(set);
 }
 
 /// The panels of some rows: full ones, and a last one that may be of half the width.

@@ -391,16 +391,15 @@ SWITCHYARD_TILE_TARGET void multiply_panel(ready_weights const& ready, float con
 
 /// to[i] = activation of a gate and an up feature of `width` rows, biases added first; `weights`, where it is not null,
 /// multiplies the products of each row.
-template <class Expert>
+template <class Activation, bool Gated>
 SWITCHYARD_TILE_TARGET void activate(float const* gate, float const* up, float const* weights, float gate_bias,
                                      float up_bias, int width, float* to) {
-  using activation = typename Expert::activation;
   for (int i = 0; i < width; ++i) {
     float const weight = weights == nullptr ? 1.0f : weights[i];
-    if constexpr (Expert::traits.gated) {
-      to[i] = activation::apply(weight * gate[i] + gate_bias, weight * up[i] + up_bias);
+    if constexpr (Gated) {
+      to[i] = Activation::apply(weight * gate[i] + gate_bias, weight * up[i] + up_bias);
     } else {
-      to[i] = activation::apply(weight * up[i] + up_bias);
+      to[i] = Activation::apply(weight * up[i] + up_bias);
     }
   }
 }

@@ -9,6 +9,8 @@
 #include <vector>
 
 #include "backend/cuda/device.cuh"
+#include "support/random_numbers.hpp"
+#include "support/set_arguments.hpp"
 
 /// What an emulator that stands in for the CUDA runtime counts: one JSON object per launch, in the file that PTXEMU_STATS
 /// names.
@@ -95,21 +97,15 @@ counted_call count(counters& from, int rows) {
   std::vector<std::int32_t> chosen(tokens * dims.top_k);
   for (std::int32_t& label : chosen) label = random.below(dims.experts);
   device_array<std::int32_t> const labels(chosen);
-  if constexpr (Layer::router_traits.stratification.strata > 0) {
-    args.residual = args.tokens;
-    args.weights.router.gate[0].weight = router.data();
-    args.weights.norm.after[0] = {ones.data(), ones.data()};
-  } else {
-    args.weights.router.weight = router.data();
-  }
-  if constexpr (Layer::router_traits.clustering.scales) args.clusters = {labels.data(), dims.top_k};
   args.weights.up_proj = Layer::in_proj(weight.data());
   args.weights.down_proj = Layer::out_proj(weight.data());
-  if constexpr (Layer::expert_traits.gated) args.weights.gate_proj = args.weights.up_proj;
-  if constexpr (shared > 0) {
-    args.weights.shared.up_proj = args.weights.shared.gate_proj = Layer::shared_in_proj(shared_weight.data());
-    args.weights.shared.down_proj = Layer::shared_out_proj(shared_weight.data());
-  }
+  auto const shared_in = Layer::shared_in_proj(shared_weight.data());
+  set_arguments(args, {.residual = args.tokens,
+                       .router = {{router.data()}},
+                       .norm = {{ones.data(), ones.data()}},
+                       .gate_proj = args.weights.up_proj,
+                       .shared = {shared_in, shared_in, Layer::shared_out_proj(shared_weight.data())},
+                       .clusters = {labels.data(), dims.top_k}});
   args.decisions.counts = counts.data();
   stream own;
   Layer::forward(args, {.stream = own});

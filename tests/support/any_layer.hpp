@@ -1,0 +1,75 @@
+#pragma once
+
+#include <switchyard/switchyard.hpp>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "reference.hpp"
+#include "support/set_arguments.hpp"
+
+/// Layers behind function pointers, so that the tests are compiled once and not once per layer.
+namespace support {
+
+namespace sy = switchyard;
+
+using any_matrix = sy::weight_view<void>;
+using any_vector = sy::bias_view<void>;
+
+/// `forward_args` of any layer. What a layer does not have is not read.
+struct any_args {
+  void const* tokens = nullptr;
+  std::int64_t rows = 0;
+  std::int64_t token_stride = 0;
+  void const* residual = nullptr;
+  std::int64_t residual_stride = 0;
+  sy::router_weights router[most_strata] = {};  ///< a layer without strata has the first
+  sy::layer_norm norm[most_strata] = {};
+  any_matrix gate_proj, up_proj, down_proj;
+  any_vector gate_bias, up_bias, down_bias;
+  any_matrix shared_gate_proj, shared_up_proj, shared_down_proj;
+  void const* shared_gate = nullptr;
+  void* output = nullptr;
+  std::int64_t output_stride = 0;
+  std::span<std::byte> workspace;
+  sy::precomputed_routes routes;
+  sy::token_clusters clusters;
+  std::int64_t tokens_per_group = 0;
+  std::uint8_t const* active = nullptr;
+  sy::decisions decisions;
+  sy::auxiliary_values* auxiliary = nullptr;
+};
+
+/// Memory that a layer's arguments point to. Null functions: the host's.
+struct memory_space {
+  void* (*allocate)(std::size_t bytes) = nullptr;  ///< at a multiple of 256
+  void (*release)(void* memory) = nullptr;
+  void (*copy_in)(void* to, void const* from, std::size_t bytes) = nullptr;
+  void (*copy_out)(void* to, void const* from, std::size_t bytes) = nullptr;
+};
+
+struct any_layer {
+  std::string name;
+  sy::router_traits router;
+  sy::capacity_traits capacity;
+  sy::expert_traits expert;
+  reference::config reference;
+  std::string_view element;
+  std::size_t element_bytes;
+  memory_space memory;
+  std::size_t (*workspace_bytes)(std::int64_t tokens);
+  void (*forward)(any_args const& args, sy::cpu_context const& context);
+  void (*store)(double const* from, std::size_t count, void* to);  ///< as elements
+  void (*load)(void const* from, std::size_t count, float* to);
+};
+
+/// The layers that the program has compiled, from the lists of layers.hpp.
+std::vector<any_layer> const& compiled_layers();
+
+any_layer const& compiled(std::string const& name);
+
+}  // namespace support

@@ -1,0 +1,207 @@
+#include "support/random_problem.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <stdexcept>
+#include <vector>
+
+#include "support/margins.hpp"
+#include "support/random_numbers.hpp"
+
+namespace support {
+namespace {
+
+/// Random numbers of a deviation that the element type holds exactly.
+reference::numbers random_elements(any_layer const& layer, random_numbers& random, std::size_t count,
+                                   double deviation) {
+  reference::numbers values(count);
+  for (double& v : values) v = deviation * random.normal();
+  std::vector<std::byte> stored(count * layer.element_bytes);
+  std::vector<float> loaded(count);
+  layer.store(values.data(), count, stored.data());
+  layer.load(stored.data(), count, loaded.data());
+  return {loaded.begin(), loaded.end()};
+}
+
+/// Random numbers that a float holds exactly.
+reference::numbers random_floats(random_numbers& random, std::size_t count, double deviation) {
+  reference::numbers values(count);
+  for (double& v : values) v = static_cast<float>(deviation * random.normal());
+  return values;
+}
+
+/// Draws tokens again until no decision of a layer with clusters hangs on rounding: the weights of the features depend on
+/// all tokens. One cluster in four has no token.
+void redraw_until_clear(problem& p, random_numbers& random) {
+  reference::config const& c = p.config;
+  std::size_t const hidden = c.hidden, tokens = p.tokens.size() / hidden;
+  p.inputs.label_choices = 2;
+  for (std::size_t t = 0; t < tokens; ++t) {
+    int label = 0;
+    do label = random.below(c.experts);
+    while (label % 4 == 1);
+    p.inputs.labels.insert(p.inputs.labels.end(), {label, random.below(c.experts)});
+  }
+  for (int round = 0; round < 10000; ++round) {
+    reference::cluster_table const table = reference::cluster_features(c, p.tokens, p.inputs);
+    reference::numbers const logits =
+        reference::router_logits(c, p.weights, reference::scaled_tokens(c, p.tokens, p.inputs, table.scale));
+    bool clear = true;
+    std::vector<double> queue;
+    for (std::size_t t = 0; t < tokens; ++t) {
+      reference::numbers const mine(logits.begin() + t * c.experts, logits.begin() + (t + 1) * c.experts);
+      double const priority = reference::route(c, mine, p.weights.correction_bias).priority;
+      auto const close = [&](double other) { return std::abs(other - priority) < least_queue_margin; };
+      bool const tied = c.order == reference::queue::priority && std::any_of(queue.begin(), queue.end(), close);
+      queue.push_back(priority);
+      if (!tied && choice_is_clear(c, mine, p.weights.correction_bias)) continue;
+      clear = false;
+      reference::numbers token = random_elements(*p.layer, random, hidden, 1.0);
+      token[0] = 1.0;
+      std::copy(token.begin(), token.end(), p.tokens.begin() + t * hidden);
+    }
+    if (clear) return;
+  }
+  throw std::logic_error("no tokens with a margin: " + p.layer->name);
+}
+
+/// The same for a layer with strata, whose later passes see what earlier ones made, stored as elements.
+void redraw_until_each_pass_is_clear(problem& p, random_numbers& random) {
+  reference::config const& c = p.config;
+  std::size_t const hidden = c.hidden;
+  for (int round = 0; round < 10000; ++round) {
+    std::vector<std::int64_t> unclear;
+    for (reference::result::pass const& pass : reference::forward(c, p.weights, p.tokens, p.inputs).made) {
+      reference::config of_pass = c;
+      int closed = 0;
+      std::size_t router_row = 0;
+      for (int i = 0; i < pass.stratum; ++i) {
+        router_row += c.experts - closed;
+        closed += c.strata[i];
+      }
+      of_pass.experts = c.experts - closed;
+      of_pass.top_k = std::min(c.top_k, of_pass.experts);
+      reference::numbers correction = p.weights.correction_bias;
+      if (!correction.empty()) {
+        correction.assign(p.weights.correction_bias.begin() + router_row,
+                          p.weights.correction_bias.begin() + router_row + of_pass.experts);
+      }
+      double const margin = pass.stratum > 0 && p.layer->element_bytes < 4 ? 2e-2 : least_margin;
+      std::vector<double> queue;
+      for (std::size_t row = 0; row < pass.tokens.size(); ++row) {
+        auto const first = pass.logits.begin() + row * of_pass.experts;
+        reference::numbers const mine(first, first + of_pass.experts);
+        double const priority = reference::route(of_pass, mine, correction).priority;
+        auto const close = [&](double other) { return std::abs(other - priority) < least_queue_margin; };
+        bool const tied = c.order == reference::queue::priority && std::any_of(queue.begin(), queue.end(), close);
+        queue.push_back(priority);
+        if (tied || !choice_is_clear(of_pass, mine, correction, margin)) unclear.push_back(pass.tokens[row]);
+      }
+    }
+    if (unclear.empty()) return;
+    for (std::int64_t t : unclear) {
+      reference::numbers token = random_elements(*p.layer, random, hidden, 1.0);
+      token[0] = 1.0;
+      std::copy(token.begin(), token.end(), p.tokens.begin() + t * hidden);
+    }
+  }
+  throw std::logic_error("no tokens with a margin: " + p.layer->name);
+}
+
+}  // namespace
+
+problem random_problem(any_layer const& layer, std::int64_t tokens, routing where, unsigned seed) {
+  random_numbers random(seed);
+  problem p;
+  p.layer = &layer;
+  p.config = layer.reference;
+  reference::config const& c = p.config;
+  std::size_t const matrix = std::size_t(c.hidden) * c.intermediate;
+  double const in = 1.0 / std::sqrt(c.hidden), out = 1.0 / std::sqrt(c.intermediate);
+  auto const elements = [&](std::size_t count, double deviation) {
+    return random_elements(layer, random, count, deviation);
+  };
+  reference::weights& w = p.weights;
+  w.up_proj = elements(c.experts * matrix, in);
+  w.down_proj = elements(c.experts * matrix, out);
+  if (c.gated) w.gate_proj = elements(c.experts * matrix, in);
+  if (layer.expert.bias) {
+    w.up_bias = elements(std::size_t(c.experts) * c.intermediate, 0.5);
+    w.down_bias = elements(std::size_t(c.experts) * c.hidden, 0.5);
+    if (c.gated) w.gate_bias = elements(std::size_t(c.experts) * c.intermediate, 0.5);
+  }
+  if (c.shared_intermediate > 0) {
+    std::size_t const shared = std::size_t(c.hidden) * c.shared_intermediate;
+    w.shared_up_proj = elements(shared, in);
+    w.shared_down_proj = elements(shared, 1.0 / std::sqrt(c.shared_intermediate));
+    if (c.gated) w.shared_gate_proj = elements(shared, in);
+    if (layer.expert.gate == sy::shared_gate::sigmoid) w.shared_gate = elements(c.hidden, in);
+  }
+
+  // The first feature of every token is 1, so the first column of the router weight moves all tokens.
+  int const hot = c.experts / 2;
+  auto const closed = [&](int e) {
+    return where == routing::half_of_the_experts && e >= std::max(c.top_k, c.experts / 2);
+  };
+  if (c.scores != reference::score::precomputed) {
+    std::size_t const rows = reference::router_rows(c);
+    w.router = random_floats(random, rows * c.hidden, in);
+    for (int e = 0; e < c.experts; ++e) {  // with strata: of the first gate
+      double& constant = w.router[std::size_t(e) * c.hidden];
+      if (closed(e)) constant = -8.0;
+      if (where == routing::one_expert && e == hot) constant = 5.0;
+    }
+    if (layer.router.bias) w.router_bias = random_floats(random, rows, 0.5);
+    if (layer.router.correction_bias) w.correction_bias = random_floats(random, rows, 0.1);
+  }
+  if (!c.strata.empty()) {
+    w.norm_weight = random_floats(random, c.strata.size() * c.hidden, 0.2);
+    for (double& v : w.norm_weight) v = static_cast<float>(v + 1.0);
+    w.norm_bias = random_floats(random, c.strata.size() * c.hidden, 0.2);
+    p.inputs.residual = elements(std::size_t(tokens) * c.hidden, 1.0);
+  }
+
+  std::vector<double> queue;
+  int tries = 0;
+  for (std::int64_t t = 0; t < tokens;) {
+    if (++tries > 100000) throw std::logic_error("no tokens with a margin: " + layer.name);
+    reference::numbers token = elements(c.hidden, 1.0);
+    token[0] = 1.0;
+    reference::choice chosen;
+    if (!c.strata.empty()) {
+      p.tokens.insert(p.tokens.end(), token.begin(), token.end());
+      ++t;
+      continue;
+    }
+    if (c.scores == reference::score::precomputed) {
+      int const open = where == routing::half_of_the_experts ? std::max(c.top_k, c.experts / 2) : c.experts;
+      while (static_cast<int>(chosen.ids.size()) < c.top_k) {
+        int const id = where == routing::one_expert && chosen.ids.empty() ? hot : random.below(open);
+        if (std::find(chosen.ids.begin(), chosen.ids.end(), id) == chosen.ids.end()) chosen.ids.push_back(id);
+      }
+      chosen.weights = random_floats(random, c.top_k, 1.0);
+      chosen.priority = chosen.weights[0];
+    } else {
+      reference::numbers const logits = reference::router_logits(c, w, token);
+      if (!choice_is_clear(c, logits, w.correction_bias)) continue;
+      chosen = reference::route(c, logits, w.correction_bias);
+    }
+    if (c.order == reference::queue::priority) {
+      auto const close = [&](double other) { return std::abs(other - chosen.priority) < least_queue_margin; };
+      if (std::any_of(queue.begin(), queue.end(), close)) continue;
+      queue.push_back(chosen.priority);
+    }
+    if (c.scores == reference::score::precomputed) {
+      p.inputs.ids.insert(p.inputs.ids.end(), chosen.ids.begin(), chosen.ids.end());
+      p.inputs.id_weights.insert(p.inputs.id_weights.end(), chosen.weights.begin(), chosen.weights.end());
+    }
+    p.tokens.insert(p.tokens.end(), token.begin(), token.end());
+    ++t;
+  }
+  if (c.clusters.scales) redraw_until_clear(p, random);
+  if (!c.strata.empty()) redraw_until_each_pass_is_clear(p, random);
+  return p;
+}
+
+}  // namespace support
