@@ -5,6 +5,10 @@
 #include "backend/check.hpp"
 #include "catch.hpp"
 #include "device.cuh"
+#include "support/call.hpp"
+#include "support/compare.hpp"
+#include "support/compile.hpp"
+#include "support/random_problem.hpp"
 
 /// What the small layers of layers.hpp do not reach: loops that go round once with them, and kernels for large numbers.
 using namespace support;
@@ -55,7 +59,8 @@ TEST_CASE("on the GPU a token may choose more experts than a warp has lanes", "[
   check<on_gpu<8, 40, 33, precomputed>>(40);
 }
 
-TEST_CASE("on the GPU rows that take a block several rounds between the passes of strata are the reference's", "[gpu]") {
+TEST_CASE("on the GPU rows that take a block several rounds between the passes of strata are the reference's",
+          "[gpu]") {
   if (!has_device()) return;
   using strata = stratified<softmax_top_k, 2, 2>;
   check<on_gpu<2056, 4, 2, strata, dropless, sy::bfloat16>>(20);

@@ -1,12 +1,17 @@
 #include <cstdint>
 #include <limits>
-#include <stdexcept>
 #include <vector>
 
 #include "backend/check.hpp"
 #include "backend/cuda/device.cuh"
 #include "backend/hopper/hopper_layers.hpp"
 #include "catch.hpp"
+#include "reference.hpp"
+#include "support/any_layer.hpp"
+#include "support/call.hpp"
+#include "support/compare.hpp"
+#include "support/random_numbers.hpp"
+#include "support/random_problem.hpp"
 
 /// What calls of backend::hopper share with backend::cuda, and where one becomes the other.
 using namespace support;
