@@ -38,7 +38,7 @@ class hopper_parts : public backend::hopper {
  public:
   template <class Layer>
   static backend::device::both_products<typename Layer::element> products(forward_args<Layer> const& args) {
-    return products_at(pieces<Layer>(args), args);
+    return products_at(temporaries_of(args), args, args.tokens);
   }
 };
 

@@ -7,8 +7,8 @@
 
 #include "layers.hpp"
 
-/// The layers that run the products of backend::hopper: the policies of the CPU's list in two-byte elements, at widths
-/// that these products take, and what is particular about them.
+/// The layers that run the products of backend::hopper: policies of the CPU's list in two-byte elements, at widths that these
+/// products take, and what is particular about them.
 namespace tested {
 
 template <class Layer, class Element>
@@ -28,6 +28,31 @@ struct all_on_hopper<std::tuple<Layers...>, Element> {
 /// The policies of a list.
 template <class List, class Element = bfloat16>
 using on_hopper = typename all_on_hopper<List, Element>::type;
+
+// clang-format off
+/// What the products see of routers and capacities: routes and plans, the weights of pairs that multiply the input, tokens
+/// that stand elsewhere, weights that begin at a higher expert. The rest of a layer is that of backend::cuda.
+using policies = on_hopper<std::tuple<
+    routed<8, 2, softmax_top_k>,
+    routed<4, 1, switch_top1>,
+    routed<1, 1, softmax_top_k>,
+    routed<40, 8, softmax_top_k>,
+    routed<8, 2, precomputed>,
+    routed<3, 2, on_input<precomputed>>,
+    routed<8, 2, shared<router::with_bias<softmax_top_k>>>,
+    routed<16, 4, router::scaled<top_k<scores::sigmoid, grouped_corrected<4, 2, group_score::top2_sum>, weighting::sum>, 5, 2>>,
+    routed<8, 2, adaptive_clustering<top_k_softmax>>,
+    layer<shape{20, 17, 4, 2}, on_input<adaptive_clustering<sigmoid_top_k>>, factor<1>, mlp<relu>>,
+    layer<shape{20, 17, 4, 2}, adaptive_clustering<softmax_top_k_raw, vision>, on_drop<factor<1, 2>, dropped::weighted_input>, with_shared<mlp<relu>, 16, shared_gate::sigmoid>>,
+    routed<8, 2, stratified<softmax_top_k_raw, 2, 2, 4>>,
+    layer<shape{20, 17, 8, 2}, on_input<stratified<sigmoid_top_k, 5, 3>>, dropless, expert::with_bias<mlp<relu>>>,
+    layer<shape{20, 17, 4, 2}, with_separate_residual<stratified<softmax_top_k, 2, 2>>, on_drop<queued<fixed<9>, queue::token_order>, dropped::input>, mlp<relu>>,
+    limited<4, 2, fixed<0>>,
+    limited<4, 1, factor<5, 4>, switch_top1>,
+    limited<8, 3, queued<factor<1>, queue::choice_order>, softmax_top_k_raw>,
+    limited<4, 2, queued<fixed<9>, queue::priority>, precomputed>,
+    limited<8, 3, on_drop<renormalised<fixed<5>>, dropped::input>, softmax_top_k_raw>>>;
+// clang-format on
 
 template <int Hidden, int Intermediate, class Expert, class Element, class Backend = switchyard::backend::hopper>
 using shaped = layer<shape{Hidden, Intermediate, 3, 2}, softmax_top_k, dropless, Expert, Backend, Element>;

@@ -11,6 +11,7 @@
 #include <switchyard/backend/cuda/products.cuh>
 #include <switchyard/backend/cuda/route.cuh>
 #include <switchyard/backend/cuda/strata.cuh>
+#include <switchyard/backend/cuda/temporaries.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/dispatch/pass.hpp>
@@ -38,6 +39,70 @@ struct both_products {
   product_args<Element> first, second;
 };
 
+/// The matrices and vectors of a layer's experts; what there is none of is empty.
+template <class Element>
+struct expert_weights {
+  weight_view<Element> gate = {}, up = {}, down = {};
+  expert_biases<Element> bias = {};
+  shared_expert_weights<Element> shared = {};
+};
+
+/// The arguments of both products; `tokens` are what the experts see.
+template <class Element>
+both_products<Element> arguments_of_products(layer_sizes const& layer, temporaries<Element> const& p, bool weighs_input,
+                                             expert_weights<Element> const& weights,
+                                             view<Element const> const& tokens) {
+  product_args<Element> first{.routed = {},
+                              .shared = {},
+                              .experts = layer.dims.experts,
+                              .top_k = layer.dims.top_k,
+                              .offsets = p.plan.offsets,
+                              .pair_of = p.plan.pair_of,
+                              .weights = nullptr,
+                              .tokens = tokens.rows};
+  auto second = first;
+  if (weighs_input) first.weights = p.weights;
+  first.routed = {.depth = layer.dims.hidden,
+                  .features = layer.dims.intermediate,
+                  .rows = tokens.data,
+                  .row_stride = tokens.row_stride,
+                  .how = is_aligned(tokens) ? access::by_chunks : access::along_columns,
+                  .gate = weights_of(weights.gate),
+                  .weight = weights_of(weights.up),
+                  .gate_bias = weights.bias.gate,
+                  .bias = weights.bias.up,
+                  .result = p.inner,
+                  .result_stride = p.inner_stride};
+  second.routed = {.depth = layer.dims.intermediate,
+                   .features = layer.dims.hidden,
+                   .rows = p.inner,
+                   .row_stride = p.inner_stride,
+                   .how = access::by_chunks,
+                   .gate = {},
+                   .weight = weights_of(weights.down),
+                   .gate_bias = {},
+                   .bias = weights.bias.down,
+                   .result = p.outer,
+                   .result_stride = p.outer_stride};
+  if (layer.shared_intermediate > 0) {
+    first.shared = first.routed;
+    first.shared.features = layer.shared_intermediate;
+    first.shared.gate = weights_of(weights.shared.gate_proj);
+    first.shared.weight = weights_of(weights.shared.up_proj);
+    first.shared.gate_bias = first.shared.bias = {};
+    first.shared.result = p.shared_inner;
+    first.shared.result_stride = p.shared_inner_stride;
+    second.shared = second.routed;
+    second.shared.depth = layer.shared_intermediate;
+    second.shared.rows = p.shared_inner;
+    second.shared.row_stride = p.shared_inner_stride;
+    second.shared.weight = weights_of(weights.shared.down_proj);
+    second.shared.bias = {};
+    second.shared.result = p.shared_outer;
+  }
+  return {first, second};
+}
+
 /// What the backends of the GPU have in common: the steps of a layer as launches. `Products` has the two products,
 /// `enqueue<Layer>(where, first, second)`.
 template <class Products>
@@ -49,9 +114,9 @@ class layer_steps {
   static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
     carver measure;
     if constexpr (is_stratified<Layer>) {
-      strata_pieces<Layer>(measure, tokens);
+      strata_temporaries_of<Layer>(measure, tokens);
     } else {
-      pieces<Layer>(measure, tokens);
+      temporaries<typename Layer::element>(sizes_of<Layer>, measure, tokens);
     }
     return measure.bytes();
   }
@@ -60,7 +125,7 @@ class layer_steps {
   static void forward(forward_args<Layer> const& args, context const& where) {
     if constexpr (is_stratified<Layer>) {
       carver split(args.workspace.data());
-      enqueue_passes(args, where, strata_pieces<Layer>(split, args.tokens.rows), strata_of<Layer>{});
+      enqueue_passes(args, where, strata_temporaries_of<Layer>(split, args.tokens.rows), strata_of<Layer>{});
     } else {
       enqueue_once(args, where);
     }
@@ -83,35 +148,35 @@ class layer_steps {
   template <class Layer>
   static void route(forward_args<Layer> const& args, context const& where = {}) {
     check_step(args);
-    enqueue_route(args, where);
+    enqueue_route(args, where, temporaries_of(args));
   }
 
   /// The second step: from the routes in the workspace to the rows of each expert.
   template <class Layer>
   static void plan(forward_args<Layer> const& args, context const& where = {}) {
     check_step(args);
-    enqueue_plan(args, where);
+    enqueue_plan(args, where, temporaries_of(args));
   }
 
   /// The third step: both products, and the sum over each token's experts.
   template <class Layer>
   static void experts(forward_args<Layer> const& args, context const& where = {}) {
     check_step(args);
-    enqueue_experts(args, where);
+    enqueue_experts(args, where, temporaries_of(args));
   }
 
   /// Where the routes of a call stand after `route`. An engine that makes its own hands them to a layer of
   /// `router::precomputed`, whose `route` takes them over.
   template <class Layer>
   static cuda_routes routes_of(forward_args<Layer> const& args) {
-    pieces<Layer> const p(args);
+    auto const p = temporaries_of(args);
     return {p.experts, p.routed_weights};
   }
 
   /// Where the plan of a call stands after `plan`, to be read. `pair_of` has as many entries as there are rows: `offsets[experts]`.
   template <class Layer>
   static dispatch_plan plan_of(forward_args<Layer> const& args) {
-    return pieces<Layer>(args).plan;
+    return temporaries_of(args).plan;
   }
 
  protected:
@@ -129,113 +194,27 @@ class layer_steps {
     Layer::check(args);
   }
 
-  /// Every temporary of a call.
   template <class Layer>
-  struct pieces {
-    using element = typename Layer::element;
-    static constexpr shape dims = Layer::dims;
-    static constexpr capacity_traits capacity = Layer::capacity_traits;
-    static constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
-    static constexpr bool sorts = capacity.drops && capacity.order == queue::priority;
-    static constexpr clustering_traits clustering = Layer::router_traits.clustering;
-
-    std::int32_t *cluster_offsets = nullptr, *cluster_order = nullptr, *known_clusters = nullptr;  // see clustering.cuh
-    float *partial = nullptr, *mean = nullptr, *totals = nullptr, *scale = nullptr, *inverse_lengths = nullptr;
-    element* scaled_tokens = nullptr;                   // [tokens, outer_stride]
-    float* logits = nullptr;                            // [tokens, experts], written for auxiliary values only
-    std::int32_t* experts;                              // [tokens, top_k]
-    float *routed_weights, *weights;                    // [tokens, top_k]
-    float* priority = nullptr;                          // [tokens]
-    std::int32_t *order = nullptr, *scratch = nullptr;  // [tokens]
-    std::uint8_t* dropped = nullptr;                    // [tokens, top_k]
-    pair_sets chosen, kept, sorted;                     // see plan.cuh
-    std::int32_t *below = nullptr, *rows = nullptr;     // [experts, pieces], [experts, groups]
-    dispatch_plan plan;
-    element *inner, *outer;                                    // [rows, inner_stride], [rows, outer_stride]
-    element *shared_inner = nullptr, *shared_outer = nullptr;  // [tokens, ...]
-
-    static constexpr std::int64_t cluster_tiles(std::int64_t tokens) {
-      return tokens / cluster_tile_rows(tokens) + dims.experts;
-    }
-
-    /// Rows start at multiples of 16 bytes.
-    static constexpr std::int64_t padded(int width) {
-      constexpr int size = chunk_bytes / static_cast<int>(sizeof(element));
-      return divide_up(width, size) * size;
-    }
-    static constexpr std::int64_t inner_stride = padded(dims.intermediate);
-    static constexpr std::int64_t outer_stride = padded(dims.hidden);
-    static constexpr std::int64_t shared_inner_stride = padded(shared_intermediate);
-
-    /// Tokens of a block that routes, in sixteens: with more of them the router weight is read less often, with fewer there
-    /// are more blocks, and they fit devices with less shared memory.
-    static constexpr bool takes_two_blocks() {
+  static constexpr bool may_route_two_blocks() {
+    if constexpr (Layer::router_traits.precomputed) {
+      return false;
+    } else {
       return route_tile<layer_routing<Layer>, 2>::shared_bytes <= least_shared_bytes;
     }
-    static constexpr int route_blocks(std::int64_t tokens) { return tokens > 2048 && takes_two_blocks() ? 2 : 1; }
-    static constexpr int piece_tokens(std::int64_t tokens) {
-      if constexpr (Layer::router_traits.precomputed) {
-        return take_routes_tile::tokens;
-      } else {
-        return 16 * route_blocks(tokens);
-      }
-    }
+  }
+  template <class Layer>
+  static constexpr layer_sizes sizes_of{.dims = Layer::dims,
+                                        .shared_intermediate = Layer::expert_traits.shared_intermediate,
+                                        .capacity = Layer::capacity_traits,
+                                        .clustering = Layer::router_traits.clustering,
+                                        .precomputed = Layer::router_traits.precomputed,
+                                        .may_route_two_blocks = may_route_two_blocks<Layer>()};
 
-    constexpr pieces(carver& from, std::int64_t tokens) {
-      std::int64_t const pairs = tokens * dims.top_k;
-      if constexpr (!Layer::router_traits.precomputed) logits = from.take<float>(tokens * dims.experts);
-      if constexpr (clustering.scales) {
-        constexpr std::int64_t table = std::int64_t{dims.experts} * dims.hidden;
-        cluster_offsets = from.take<std::int32_t>(dims.experts + 1);
-        cluster_order = from.take<std::int32_t>(tokens);
-        known_clusters = from.take<std::int32_t>(1);
-        partial = from.take<float>(cluster_tiles(tokens) * dims.hidden);
-        mean = from.take<float>(table);
-        totals = from.take<float>(dims.experts * divide_up(dims.hidden, 32));
-        scale = from.take<float>(table);
-        if constexpr (clustering.unit_rows) inverse_lengths = from.take<float>(dims.experts);
-        if constexpr (clustering.experts_see_scaled) scaled_tokens = from.take<element>(tokens * outer_stride);
-      }
-      experts = from.take<std::int32_t>(pairs);
-      weights = routed_weights = from.take<float>(pairs);
-      if constexpr (capacity.renormalises) weights = from.take<float>(pairs);
-      if constexpr (sorts) {
-        priority = from.take<float>(tokens);
-        order = from.take<std::int32_t>(tokens);
-        scratch = from.take<std::int32_t>(tokens);
-      }
-      auto const sets = [&] {
-        pair_sets result;
-        result.piece_pairs = piece_tokens(tokens) * dims.top_k;
-        result.pieces = divide_up(tokens, piece_tokens(tokens));
-        result.words = from.take<std::uint32_t>(dims.experts * result.words_per_expert());
-        return result;
-      };
-      kept = chosen = sets();
-      if constexpr (capacity.drops) {
-        kept = sets();
-        if constexpr (sorts) sorted = sets();
-        dropped = from.take<std::uint8_t>(pairs);
-        rows = from.take<std::int32_t>(dims.experts * tokens);  // as many groups as tokens at most
-      } else {
-        below = from.take<std::int32_t>(dims.experts * chosen.pieces);
-      }
-      plan.offsets = from.take<std::int32_t>(dims.experts + 1);
-      plan.pair_of = from.take<std::int32_t>(pairs);
-      plan.row_of = from.take<std::int32_t>(pairs);
-      inner = from.take<element>(pairs * inner_stride);
-      outer = from.take<element>(pairs * outer_stride);
-      if constexpr (shared_intermediate > 0) {
-        shared_inner = from.take<element>(tokens * shared_inner_stride);
-        shared_outer = from.take<element>(tokens * outer_stride);
-      }
-    }
-
-    explicit pieces(forward_args<Layer> const& args) : pieces(carver(args.workspace.data()), args.tokens.rows) {}
-
-   private:
-    pieces(carver&& from, std::int64_t tokens) : pieces(from, tokens) {}
-  };
+  template <class Layer>
+  static temporaries<typename Layer::element> temporaries_of(forward_args<Layer> const& args) {
+    carver split(args.workspace.data());
+    return {sizes_of<Layer>, split, args.tokens.rows};
+  }
 
   template <class Layer>
   static std::int64_t group_size(forward_args<Layer> const& args) {
@@ -246,17 +225,18 @@ class layer_steps {
   /// The steps of a layer without strata, or of a pass.
   template <class Layer>
   static void enqueue_once(forward_args<Layer> const& args, context const& where, pass_size const* pass = nullptr) {
-    enqueue_route(args, where, pass);
-    enqueue_plan(args, where, pass);
-    enqueue_experts(args, where, pass);
+    auto const p = temporaries_of(args);
+    enqueue_route(args, where, p, pass);
+    enqueue_plan(args, where, p, pass);
+    enqueue_experts(args, where, p, pass);
   }
 
   template <class Layer>
-  static void enqueue_route(forward_args<Layer> const& args, context const& where, pass_size const* pass = nullptr) {
+  static void enqueue_route(forward_args<Layer> const& args, context const& where,
+                            temporaries<typename Layer::element> const& p, pass_size const* pass = nullptr) {
     using element = typename Layer::element;
     std::int64_t const tokens = args.tokens.rows;
     if (tokens == 0 && !Layer::router_traits.clustering.scales) return;
-    pieces<Layer> const p(args);
     route_results const results{.experts = p.experts,
                                 .weights = p.routed_weights,
                                 .priority = p.priority,
@@ -300,8 +280,8 @@ class layer_steps {
         if (tokens == 0) return;
       }
       using routing = layer_routing<Layer>;
-      if constexpr (pieces<Layer>::takes_two_blocks()) {
-        if (p.route_blocks(tokens) == 2) return enqueue_route_tokens<routing, 2>(where, to);
+      if constexpr (may_route_two_blocks<Layer>()) {
+        if (sizes_of<Layer>.route_blocks(tokens) == 2) return enqueue_route_tokens<routing, 2>(where, to);
       }
       enqueue_route_tokens<routing, 1>(where, to);
     }
@@ -309,7 +289,8 @@ class layer_steps {
 
   /// The weights of the features, unless the caller gives them, and what else routing needs of them.
   template <class Layer>
-  static void enqueue_clustering(forward_args<Layer> const& args, context const& where, pieces<Layer> const& p,
+  static void enqueue_clustering(forward_args<Layer> const& args, context const& where,
+                                 temporaries<typename Layer::element> const& p,
                                  route_args<typename Layer::element>& to) {
     constexpr shape dims = Layer::dims;
     constexpr clustering_traits form = Layer::router_traits.clustering;
@@ -339,7 +320,7 @@ class layer_steps {
     to.inverse_lengths = p.inverse_lengths;
     if (args.clusters.feature_scale == nullptr) {
       to.clusters.feature_scale = p.scale;
-      std::int64_t const tiles = p.cluster_tiles(tokens) * divide_up(dims.hidden, threads);
+      std::int64_t const tiles = sizes_of<Layer>.cluster_tiles(tokens) * divide_up(dims.hidden, threads);
       launch(where, "order_by_cluster", order_by_cluster<element>, dims.experts, threads, 0, with);
       launch(where, "sum_rows", sum_rows<element>, tiles, threads, 0, with);
       launch(where, "cluster_means", cluster_means<element>, dims.experts * slices, threads, 0, with);
@@ -376,11 +357,11 @@ class layer_steps {
   }
 
   template <class Layer>
-  static void enqueue_plan(forward_args<Layer> const& args, context const& where, pass_size const* pass = nullptr) {
+  static void enqueue_plan(forward_args<Layer> const& args, context const& where,
+                           temporaries<typename Layer::element> const& p, pass_size const* pass = nullptr) {
     using capacity = typename Layer::capacity;
     constexpr shape dims = Layer::dims;
     std::int64_t const tokens = args.tokens.rows;
-    pieces<Layer> const p(args);
     std::int64_t const size = group_size(args), groups = tokens == 0 ? 0 : divide_up(tokens, size);
     plan_args const with{.experts = dims.experts,
                          .top_k = dims.top_k,
@@ -418,92 +399,49 @@ class layer_steps {
     launch(where, "assign_rows", assign_rows<plan_threads>, dims.experts, plan_threads, 0, with);
   }
 
-  /// The arguments of both products; `args.tokens` are what the experts see.
+  /// The arguments of both products; `tokens` are what the experts see.
   template <class Layer>
-  static both_products<typename Layer::element> products_at(pieces<Layer> const& p, forward_args<Layer> const& args) {
-    using element = typename Layer::element;
-    constexpr shape dims = Layer::dims;
+  static both_products<typename Layer::element> products_at(temporaries<typename Layer::element> const& p,
+                                                            forward_args<Layer> const& args,
+                                                            view<typename Layer::element const> const& tokens) {
     constexpr expert_traits traits = Layer::expert_traits;
-    product_args<element> first{.routed = {},
-                                .shared = {},
-                                .experts = dims.experts,
-                                .top_k = dims.top_k,
-                                .offsets = p.plan.offsets,
-                                .pair_of = p.plan.pair_of,
-                                .weights = nullptr,
-                                .tokens = args.tokens.rows};
-    auto second = first;
-    if constexpr (Layer::router_traits.weighs_input) first.weights = p.weights;
-    access const by_tokens = is_aligned(args.tokens) ? access::by_chunks : access::along_columns;
-    first.routed = {.depth = dims.hidden,
-                    .features = dims.intermediate,
-                    .rows = args.tokens.data,
-                    .row_stride = args.tokens.row_stride,
-                    .how = by_tokens,
-                    .gate = {},
-                    .weight = weights_of(args.weights.up_proj),
-                    .gate_bias = {},
-                    .bias = {},
-                    .result = p.inner,
-                    .result_stride = p.inner_stride};
-    second.routed = {.depth = dims.intermediate,
-                     .features = dims.hidden,
-                     .rows = p.inner,
-                     .row_stride = p.inner_stride,
-                     .how = access::by_chunks,
-                     .gate = {},
-                     .weight = weights_of(args.weights.down_proj),
-                     .gate_bias = {},
-                     .bias = {},
-                     .result = p.outer,
-                     .result_stride = p.outer_stride};
-    if constexpr (traits.gated) first.routed.gate = weights_of(args.weights.gate_proj);
-    if constexpr (traits.bias) {
-      first.routed.bias = args.weights.bias.up;
-      if constexpr (traits.gated) first.routed.gate_bias = args.weights.bias.gate;
-      second.routed.bias = args.weights.bias.down;
+    expert_weights<typename Layer::element> weights{.up = args.weights.up_proj, .down = args.weights.down_proj};
+    if constexpr (traits.gated) weights.gate = args.weights.gate_proj;
+    if constexpr (traits.bias) weights.bias = args.weights.bias;
+    if constexpr (traits.shared_intermediate > 0) weights.shared = args.weights.shared;
+    return arguments_of_products(sizes_of<Layer>, p, Layer::router_traits.weighs_input, weights, tokens);
+  }
+
+  /// What the experts see: the tokens of the call, or those that a router has scaled.
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(temporaries<typename Layer::element> const& p,
+                                                               forward_args<Layer> const& args) {
+    if constexpr (Layer::router_traits.clustering.experts_see_scaled) {
+      return {p.scaled_tokens, args.tokens.rows, Layer::dims.hidden, p.outer_stride};
+    } else {
+      return args.tokens;
     }
-    if constexpr (traits.shared_intermediate > 0) {
-      first.shared = first.routed;
-      first.shared.features = traits.shared_intermediate;
-      first.shared.weight = weights_of(args.weights.shared.up_proj);
-      if constexpr (traits.gated) first.shared.gate = weights_of(args.weights.shared.gate_proj);
-      first.shared.gate_bias = first.shared.bias = {};
-      first.shared.result = p.shared_inner;
-      first.shared.result_stride = p.shared_inner_stride;
-      second.shared = second.routed;
-      second.shared.depth = traits.shared_intermediate;
-      second.shared.rows = p.shared_inner;
-      second.shared.row_stride = p.shared_inner_stride;
-      second.shared.weight = weights_of(args.weights.shared.down_proj);
-      second.shared.bias = {};
-      second.shared.result = p.shared_outer;
-    }
-    return {first, second};
   }
 
   template <class Layer>
-  static void enqueue_experts(forward_args<Layer> const& given, context const& where, pass_size const* pass = nullptr) {
+  static void enqueue_experts(forward_args<Layer> const& args, context const& where,
+                              temporaries<typename Layer::element> const& p, pass_size const* pass = nullptr) {
     using element = typename Layer::element;
     constexpr shape dims = Layer::dims;
     constexpr expert_traits traits = Layer::expert_traits;
-    pieces<Layer> const p(given);
-    forward_args<Layer> args = given;
-    std::int64_t const tokens = args.tokens.rows;
-    if constexpr (Layer::router_traits.clustering.experts_see_scaled) {
-      args.tokens = {p.scaled_tokens, tokens, dims.hidden, p.outer_stride};
-    }
+    view<element const> const seen = tokens_of_experts(p, args);
+    std::int64_t const tokens = seen.rows;
     if (tokens > 0) {
-      both_products<element> const products = products_at(p, args);
+      both_products<element> const products = products_at(p, args, seen);
       Products::template enqueue<Layer>(where, products.first, products.second);
 
       combine_args<element> sum{
           .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator),
           .weighs_input = Layer::router_traits.weighs_input,
-          .tokens = args.tokens,
+          .tokens = seen,
           .pass = pass,
           .output = args.output,
-          .aligned = is_aligned(args.tokens) && is_aligned(args.output),
+          .aligned = is_aligned(seen) && is_aligned(args.output),
           .active = args.active,
           .experts = p.experts,
           .weights = p.weights,
@@ -536,34 +474,17 @@ class layer_steps {
     }
   }
 
-  /// Every temporary of a call of a stratified layer.
   template <class Layer>
-  struct strata_pieces : strata_record<typename Layer::element> {
-    static constexpr shape dims = Layer::dims;
-    static constexpr stratification_traits form = Layer::router_traits.stratification;
-
-    std::span<std::byte> scratch;
-
-    constexpr strata_pieces(carver& from, std::int64_t tokens) {
-      using element = typename Layer::element;
-      std::int64_t const pairs = tokens * dims.top_k;
-      this->stride = pieces<dispatch::pass_layer<Layer, 0>>::outer_stride;
-      this->sizes = from.take<pass_size>(form.strata);
-      this->token_of = from.take<std::int32_t>(tokens);
-      this->stratum = from.take<std::uint8_t>(tokens);
-      this->rows = from.take<element>(tokens * this->stride);
-      this->sums = nullptr;
-      if constexpr (form.norms && !form.normalised_residual) this->sums = from.take<element>(tokens * this->stride);
-      this->experts = from.take<std::int32_t>(pairs);
-      this->weights = from.take<float>(pairs);
-      this->dropped = from.take<std::uint8_t>(pairs);
-      this->counts = from.take<std::int64_t>(dims.experts);
-      this->load = from.take<std::int64_t>(dims.experts);
-      this->auxiliary = from.take<auxiliary_values>(form.strata);
-      std::size_t const bytes = scratch_bytes<Layer>(tokens, strata_of<Layer>{});
-      scratch = {from.take<std::byte>(static_cast<std::int64_t>(bytes)), bytes};
-    }
-  };
+  static constexpr strata_temporaries<typename Layer::element> strata_temporaries_of(carver& from,
+                                                                                     std::int64_t tokens) {
+    constexpr stratification_traits form = Layer::router_traits.stratification;
+    return {Layer::dims,
+            form.strata,
+            form.norms && !form.normalised_residual,
+            scratch_bytes<Layer>(tokens, strata_of<Layer>{}),
+            from,
+            tokens};
+  }
 
   /// What the largest pass needs.
   template <class Layer, int... Stratum>
@@ -572,14 +493,16 @@ class layer_steps {
   }
 
   template <class Layer, int... Stratum>
-  static void enqueue_passes(forward_args<Layer> const& args, context const& where, strata_pieces<Layer> const& p,
+  static void enqueue_passes(forward_args<Layer> const& args, context const& where,
+                             strata_temporaries<typename Layer::element> const& p,
                              std::integer_sequence<int, Stratum...>) {
     (enqueue_pass<Stratum>(args, where, p), ...);
   }
 
   /// Gathers the tokens of a stratum, runs the layer of its experts and those above, and brings the tokens back.
   template <int Stratum, class Layer>
-  static void enqueue_pass(forward_args<Layer> const& args, context const& where, strata_pieces<Layer> const& p) {
+  static void enqueue_pass(forward_args<Layer> const& args, context const& where,
+                           strata_temporaries<typename Layer::element> const& p) {
     using pass = dispatch::pass_layer<Layer, Stratum>;
     using element = typename Layer::element;
     std::int64_t const tokens = args.tokens.rows;
@@ -614,7 +537,7 @@ class layer_steps {
     forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
     of_pass.tokens = {p.rows, tokens, Layer::dims.hidden, p.stride};
     of_pass.output = {p.rows, tokens, Layer::dims.hidden, p.stride};
-    of_pass.workspace = p.scratch;
+    of_pass.workspace = p.of_pass;
     of_pass.decisions.experts = p.experts;
     of_pass.decisions.weights = p.weights;
     of_pass.decisions.dropped = p.dropped;

@@ -51,8 +51,9 @@ class hopper_with : public device::layer_steps<device::hopper_launches<Tuning>> 
     if constexpr (!device::has_grouped_products<Layer>()) {
       return hopper_products::portable;
     } else {
-      typename steps::template pieces<Layer> const p(args);
-      device::both_products<typename Layer::element> const both = steps::products_at(p, args);
+      auto const p = steps::temporaries_of(args);
+      device::both_products<typename Layer::element> const both =
+          steps::products_at(p, args, steps::tokens_of_experts(p, args));
       return device::hopper_launches<Tuning>::template choose<Layer>(both.first, both.second);
     }
   }

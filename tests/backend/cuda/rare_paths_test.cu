@@ -1,0 +1,84 @@
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+#include "backend/check.hpp"
+#include "catch.hpp"
+#include "device.cuh"
+#include "support/call.hpp"
+#include "support/compare.hpp"
+#include "support/compile.hpp"
+#include "support/random_problem.hpp"
+
+/// What the small layers of layers.hpp do not reach: loops that go round once with them, and kernels for large numbers.
+using namespace support;
+
+namespace {
+
+using namespace tested;
+
+template <int Hidden, int Experts, int TopK, class Router, class Capacity = dropless, class Element = float>
+using on_gpu = layer<shape{Hidden, 8, Experts, TopK}, Router, Capacity, mlp<relu>, switchyard::backend::cuda, Element>;
+
+/// Runs a layer on so many tokens and compares all that it gives with the reference.
+template <class Layer>
+void check(std::int64_t tokens, routing where = routing::free) {
+  any_layer const layer = erase<Layer>();
+  INFO(layer.name << ", " << tokens << " tokens, routing: " << name_of(where));
+  problem const p = random_problem(layer, tokens, where, 5);
+  check_against_reference(p, run(p));
+}
+
+using deepseek_router =
+    router::scaled<top_k<scores::sigmoid, grouped_corrected<8, 4, group_score::top2_sum>, weighting::sum>, 5, 2>;
+
+}  // namespace
+
+TEST_CASE("on the GPU a router chooses among hundreds of experts as the reference does", "[gpu]") {
+  if (!has_device()) return;
+  check<on_gpu<8, 256, 8, deepseek_router>>(20);  // four warps beside each other
+  check<on_gpu<8, 300, 2, softmax_top_k>>(20);    // eight
+  check<on_gpu<8, 600, 2, softmax_top_k>>(20);    // in three sweeps
+  check<on_gpu<8, 600, 2, softmax_top_k>>(20, routing::one_expert);
+}
+
+TEST_CASE("on the GPU products find their tiles among more experts than a block has threads", "[gpu]") {
+  if (!has_device()) return;
+  using layer = on_gpu<8, 300, 2, softmax_top_k>;
+  // Blocks of 128 threads; then more than eight rows per expert, whose blocks have 256.
+  std::int64_t const few = 150, more = 1360;
+  REQUIRE(sy::backend::device::rows_per_expert<layer>(few) <= sy::backend::device::portable_products::few);
+  REQUIRE(sy::backend::device::rows_per_expert<layer>(more) > sy::backend::device::portable_products::few);
+  for (std::int64_t tokens : {few, more}) check<layer>(tokens);
+}
+
+TEST_CASE("on the GPU a token may choose more experts than a warp has lanes", "[gpu]") {
+  if (!has_device()) return;
+  check<on_gpu<8, 40, 33, softmax_top_k>>(40);
+  check<on_gpu<8, 40, 33, softmax_top_k, on_drop<fixed<30>, dropped::weighted_input>>>(40);
+  check<on_gpu<8, 40, 33, precomputed>>(40);
+}
+
+TEST_CASE("on the GPU rows that take a block several rounds between the passes of strata are the reference's",
+          "[gpu]") {
+  if (!has_device()) return;
+  using strata = stratified<softmax_top_k, 2, 2>;
+  check<on_gpu<2056, 4, 2, strata, dropless, sy::bfloat16>>(20);
+  check<on_gpu<1030, 4, 2, with_separate_residual<strata>>>(20);
+}
+
+TEST_CASE("a graph of forward with given weights of features has as many kernels as the layer says", "[gpu]") {
+  if (!has_device()) return;
+  for_each_layer([](any_layer const& layer) {
+    if (!layer.router.clustering.scales) return;
+    problem p = random_problem(layer, 30, routing::free, 7);
+    outcome const computed = run(p);
+    p.inputs.feature_scale.assign(computed.feature_scale.begin(), computed.feature_scale.end());
+    current_call_mode() = call_mode::captured;
+    outcome given;
+    // Without decisions: the weights asked for would be a copy more.
+    REQUIRE_NOTHROW(given = run(p, {.decisions = false}));
+    current_call_mode() = call_mode::whole;
+    CHECK(same_bits(given.output, computed.output));
+  });
+}
