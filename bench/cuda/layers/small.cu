@@ -8,9 +8,14 @@
 namespace switchyard::bench {
 
 static bool const layers_compiled = compile_layers<0>();
-static bool const methods_compiled = compile_methods<small_shape>(true);
+
+template <shape Dims>
+bool compile_small() {
 #if defined(SWITCHYARD_BENCH_ON_HOPPER)
-static bool const tilings_compiled = compile_tilings<methods<small_shape, gpu_backend>::base>(true);
+  compile_tilings<typename methods<Dims, gpu_backend>::base>(true);
 #endif
+  return compile_methods<Dims>(true);
+}
+static bool const methods_and_tilings_compiled = compile_small<small_shape>();
 
 }  // namespace switchyard::bench

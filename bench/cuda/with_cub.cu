@@ -2,12 +2,14 @@
 
 #include "kernels.hpp"
 
+#include <cub/device/device_for.cuh>
 #include <cub/device/device_histogram.cuh>
 #include <cub/device/device_radix_sort.cuh>
 #include <cub/device/device_scan.cuh>
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <numeric>
 #include <vector>
 
@@ -21,7 +23,61 @@ std::vector<std::int32_t> first_numbers(std::int64_t count) {
   return result;
 }
 
+/// Tokens whose first features name their experts; where there are no experts, noise.
+struct element_at {
+  shape dims;
+  skew spread;
+  std::uint32_t set, seed;
+  float scale;
+  __device__ bfloat16 operator()(std::int64_t i) const {
+    if (dims.experts > 0 && i % dims.hidden < dims.experts) {
+      return bfloat16(naming_feature(i / dims.hidden, static_cast<int>(i % dims.hidden), dims.experts, dims.top_k,
+                                     spread, set));
+    }
+    return bfloat16(scale * noise(i, seed));
+  }
+};
+
+/// A matrix with so much on its diagonal, and noise.
+struct float_at {
+  int columns;
+  float diagonal;
+  std::uint32_t seed;
+  float scale;
+  __device__ float operator()(std::int64_t i) const {
+    return (i % columns == i / columns ? diagonal : 0.0f) + scale * noise(i, seed);
+  }
+};
+
+/// to[i] = value(i)
+template <class T, class Value>
+struct tabulated {
+  T* to;
+  Value value;
+  __device__ void operator()(std::int64_t i) const { to[i] = value(i); }
+};
+
+/// As `thrust::tabulate`, whose header costs as much to compile as all of this file.
+template <class T, class Value>
+void tabulate(T* to, std::int64_t count, Value const& value) {
+  check_cuda(cub::DeviceFor::Bulk(count, tabulated<T, Value>{to, value}));
+}
+
 }  // namespace
+
+void fill_noise(bfloat16* to, std::int64_t count, std::uint32_t seed, float scale) {
+  tabulate(to, count, element_at{{.experts = 0}, skew::uniform, 0, seed, scale});
+}
+void fill_noise(float* to, std::int64_t count, std::uint32_t seed, float scale) {
+  tabulate(to, count, float_at{1, 0.0f, seed, scale});
+}
+void fill_router(float* to, shape dims) {
+  tabulate(to, std::int64_t{dims.experts} * dims.hidden,
+           float_at{dims.hidden, 1.0f, 77, 0.1f / std::sqrt(static_cast<float>(dims.hidden))});
+}
+void fill_tokens(bfloat16* to, std::int64_t tokens, shape dims, skew spread, std::uint32_t set) {
+  tabulate(to, tokens * dims.hidden, element_at{dims, spread, set, 1000 + set, 1.7320508f});
+}
 
 cub_plan::cub_plan(std::int64_t pairs, int experts)
     : offsets(experts + 1),
