@@ -24,8 +24,8 @@ layer_memory<Element>& memory_of(cpu_layer<Element> const& of) {
   static void const* owner = nullptr;
   if (owner != &of) {
     current.reset();
-    current = std::make_shared<layer_memory<Element>>(of.facts, weight_copies(weight_bytes(of)),
-                                                      current_settings().threads);
+    current =
+        std::make_shared<layer_memory<Element>>(of.facts, weight_copies(weight_bytes(of)), current_settings().threads);
     owner = &of;
   }
   return *static_cast<layer_memory<Element>*>(current.get());
@@ -65,12 +65,11 @@ void add_lines(cpu_layer<Element> const& of) {
       for (skew const spread : all_skews) {
         if (tokens == 1 && spread != skew::uniform) continue;  // one token has no skew
         if (with.smoke && spread == skew::zipf) continue;
-        std::string const name = std::string(step_names[step]) + "/" + of.name +
-                                 "/tokens:" + std::to_string(tokens) + "/skew:" + name_of(spread);
+        std::string const name = std::string(step_names[step]) + "/" + of.name + "/tokens:" + std::to_string(tokens) +
+                                 "/skew:" + name_of(spread);
         auto* const line = benchmark::RegisterBenchmark(
-            name.c_str(), [&of, step, tokens, spread](benchmark::State& state) {
-              run_line(state, of, step, tokens, spread);
-            });
+            name.c_str(),
+            [&of, step, tokens, spread](benchmark::State& state) { run_line(state, of, step, tokens, spread); });
         line->UseRealTime()->Unit(benchmark::kMillisecond);
         if (!with.has_min_time) line->MinTime(with.seconds());
         if (!with.has_repetitions) line->Repetitions(with.repetitions());

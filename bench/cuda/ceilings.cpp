@@ -18,10 +18,7 @@ ceilings measure_gpu_ceilings(gpu_setup const& gpu) {
     device_memory<unsigned> const sink(1);
     int const blocks = gpu.smoke ? 2 : 8 * attribute(cudaDevAttrMultiProcessorCount);
     auto const times = take_turns(
-        {{"read",
-          [&](int) {
-            read_all(from.data(), bytes, sink.data(), blocks, gpu.stream);
-          }},
+        {{"read", [&](int) { read_all(from.data(), bytes, sink.data(), blocks, gpu.stream); }},
          {"copy",
           [&](int) {
             check_cuda(cudaMemcpyAsync(to.data(), from.data(), bytes / 2, cudaMemcpyDeviceToDevice, gpu.stream));

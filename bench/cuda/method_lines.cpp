@@ -197,8 +197,8 @@ void add_method_lines() {
   bool const smoke = current_gpu().smoke;
   for (gpu_methods const& of : compiled_methods()) {
     if (of.small != smoke) continue;
-    for (std::int64_t tokens : smoke ? std::vector<std::int64_t>{1, 70}
-                                     : std::vector<std::int64_t>{2048, 64, 512, 8192, 1}) {
+    for (std::int64_t tokens :
+         smoke ? std::vector<std::int64_t>{1, 70} : std::vector<std::int64_t>{2048, 64, 512, 8192, 1}) {
       for (std::size_t which = 0; which < method_names.size(); ++which) {
         add_line(std::string(method_names[which]) + "/methods around " + of.base.name +
                      "/tokens:" + std::to_string(tokens) + "/skew:uniform",

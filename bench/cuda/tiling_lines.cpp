@@ -28,8 +28,7 @@ tiling_times measure(gpu_tilings const& of, std::int64_t tokens) {
     calls.back().plan(output.data(), gpu.stream);
     of.layer.enqueue[whole_step](calls.back().memory(output.data()), gpu.stream);  // what the second product reads
   }
-  double const product =
-      2.0 * static_cast<double>(calls[0].rows) * of.layer.dims.hidden * of.layer.dims.intermediate;
+  double const product = 2.0 * static_cast<double>(calls[0].rows) * of.layer.dims.hidden * of.layer.dims.intermediate;
   tiling_times result{product * of.layer.expert.input_projections(), product, {}};
   std::vector<contender> contenders;
   for (gpu_tiling const& p : of.products) {

@@ -31,8 +31,8 @@ struct element_at {
   float scale;
   __device__ bfloat16 operator()(std::int64_t i) const {
     if (dims.experts > 0 && i % dims.hidden < dims.experts) {
-      return bfloat16(naming_feature(i / dims.hidden, static_cast<int>(i % dims.hidden), dims.experts, dims.top_k,
-                                     spread, set));
+      return bfloat16(
+          naming_feature(i / dims.hidden, static_cast<int>(i % dims.hidden), dims.experts, dims.top_k, spread, set));
     }
     return bfloat16(scale * noise(i, seed));
   }
@@ -106,8 +106,8 @@ void cub_plan::enqueue(std::int32_t const* expert_of_pair, cudaStream_t stream) 
                                              pair_of.data(), count, 0, bits, stream));
   check_cuda(cub::DeviceHistogram::HistogramEven(scratch_.data(), bytes, expert_of_pair, counts_.data(), experts_ + 2,
                                                  0, experts_ + 1, count, stream));
-  check_cuda(cub::DeviceScan::ExclusiveSum(scratch_.data(), bytes, counts_.data(), offsets.data(), experts_ + 1,
-                                           stream));
+  check_cuda(
+      cub::DeviceScan::ExclusiveSum(scratch_.data(), bytes, counts_.data(), offsets.data(), experts_ + 1, stream));
   rows_of_pairs(pair_of.data(), pairs_, offsets.data(), experts_, row_of.data(), stream);
 }
 

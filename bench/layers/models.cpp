@@ -6,7 +6,7 @@ namespace switchyard::bench {
 
 namespace {
 
-bool const compiled = compile_layers<    //
+bool const compiled = compile_layers<     //
     presets::granite_1b_a400m<bfloat16>,  //
     presets::olmoe_1b_7b<float>,          //
     presets::olmoe_1b_7b<bfloat16>,       //

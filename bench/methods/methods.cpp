@@ -51,8 +51,10 @@ int main(int argc, char** argv) {
     std::fputs("usage: methods_bench [threads, default 2]\n", stderr);
     return 1;
   }
-  std::printf("%s, %d threads; ms of a call, and x base: medians, least and most of the rounds\n%6s  %-40s %10s %19s %8s %17s\n",
-              sy::describe<base>().c_str(), threads, "tokens", "router", "ms", "", "x base", "");
+  std::printf(
+      "%s, %d threads; ms of a call, and x base: medians, least and most of the rounds\n%6s  %-40s %10s %19s %8s "
+      "%17s\n",
+      sy::describe<base>().c_str(), threads, "tokens", "router", "ms", "", "x base", "");
   bench::layer_memory<sy::bfloat16> memory(bench::facts_of<base>(), 2, threads);
   std::vector<float> const ones(std::size_t{base::dims.experts} * base::dims.hidden, 1.0f);
   struct {

@@ -198,14 +198,14 @@ class comparison {
     }
     for (auto how : {peers::threading::one_expert_each, peers::threading::inside_products}) {
       bool const each = how == peers::threading::one_expert_each;
-      contenders_.push_back(
-          {peer_name + (each ? ", one expert per thread" : ", threads inside"),
-           [peer](std::int64_t tokens, std::int32_t const* routes) { peer->prepare(tokens, routes); },
-           [this, peer, how](auto& data, auto const& weights) {
-             peer->forward({data.tokens, data.input.data(), data.experts.data(), data.weight.data(), theirs_.data(),
-                            static_cast<std::size_t>(&weights - memory_->copies().data())},
-                           how);
-           }});
+      contenders_.push_back({peer_name + (each ? ", one expert per thread" : ", threads inside"),
+                             [peer](std::int64_t tokens, std::int32_t const* routes) { peer->prepare(tokens, routes); },
+                             [this, peer, how](auto& data, auto const& weights) {
+                               peer->forward(
+                                   {data.tokens, data.input.data(), data.experts.data(), data.weight.data(),
+                                    theirs_.data(), static_cast<std::size_t>(&weights - memory_->copies().data())},
+                                   how);
+                             }});
     }
   }
 
@@ -254,11 +254,13 @@ int main(int argc, char** argv) {
   compare<switch_base<float>>("switch", with, {{1, 101}, {64, 41}, {1024, 15}, {4096, 7}});
 
   std::printf(
-      "\nMedians of calls in turn, on cold weights, and in brackets the least and the most. limit: the least time for the experts' products, by arithmetic or "
+      "\nMedians of calls in turn, on cold weights, and in brackets the least and the most. limit: the least time for "
+      "the experts' products, by arithmetic or "
       "by\n"
       "reading the weights of the experts chosen. Last columns: our speed over the peer's, by wall time and by what "
       "the\n"
-      "process computed, medians of the rounds' ratios; above 1 we are faster. We also route; the peers get the routes, and weights packed "
+      "process computed, medians of the rounds' ratios; above 1 we are faster. We also route; the peers get the "
+      "routes, and weights packed "
       "beforehand.\n");
   if (!with.agrees) std::printf("Outputs differ.\n");
   return with.agrees ? 0 : 1;

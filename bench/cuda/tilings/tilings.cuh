@@ -39,9 +39,10 @@ std::string name_of_tiling() {
 
 template <class Layer, bool First, class... Tilings>
 void add(std::vector<gpu_tiling>& to, tilings<Tilings...>) {
-  using problem = std::conditional_t<First, backend::device::first_product<Layer>, backend::device::second_product<Layer>>;
-  (to.push_back({(First ? "in:" : "out:") + name_of_tiling<Tilings>(), First,
-                 &enqueue_product<Layer, problem, Tilings, First>}),
+  using problem =
+      std::conditional_t<First, backend::device::first_product<Layer>, backend::device::second_product<Layer>>;
+  (to.push_back(
+       {(First ? "in:" : "out:") + name_of_tiling<Tilings>(), First, &enqueue_product<Layer, problem, Tilings, First>}),
    ...);
 }
 
