@@ -1,9 +1,11 @@
 #include "ceilings.hpp"
+#include "lasting_json.hpp"
 #include "steps.hpp"
 #include "table.hpp"
 
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -11,6 +13,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <variant>
 
 namespace {
 
@@ -35,6 +38,7 @@ bool read_options(int& argc, char** argv, bench::settings& to) {
       threads = argv[i] + std::strlen("--threads=");
     } else {
       if (option.starts_with("--benchmark_min_time")) to.has_min_time = true;
+      if (option.starts_with("--benchmark_repetitions")) to.has_repetitions = true;
       argv[kept++] = argv[i];
     }
   }
@@ -65,13 +69,6 @@ std::string compiler_name() {
 #endif
 }
 
-/// Whether a layer is part of a smoke run.
-bool is_small(std::size_t layer) {
-  bool result = false;
-  bench::at_layer(layer, [&]<class Layer>() { result = bench::weight_bytes<Layer>() <= 64 * bench::mib; });
-  return result;
-}
-
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -80,10 +77,11 @@ int main(int argc, char** argv) {
     std::fputs(usage, stderr);
     return 1;
   }
-  bool wants_own_table = true;
+  bool wants_own_table = true, has_file = false;
   for (int i = 1; i < argc; ++i) {
     std::string_view const option = argv[i];
     if (option.starts_with("--benchmark_format") || option.starts_with("--benchmark_list")) wants_own_table = false;
+    if (option.starts_with("--benchmark_out=")) has_file = true;
   }
   benchmark::Initialize(&argc, argv);
   if (benchmark::ReportUnrecognizedArguments(argc, argv)) {
@@ -103,14 +101,17 @@ int main(int argc, char** argv) {
       {"read_gigabytes_per_second", one_decimal(with.machine.bytes / 1e9)}};
   for (auto const& [key, value] : context) benchmark::AddCustomContext(key, value);
 
-  for (std::size_t layer = 0; layer < bench::layer_count; ++layer) {
-    if (with.smoke && !is_small(layer)) continue;
-    bench::register_route(layer);
-    bench::register_dispatch(layer);
-    bench::register_experts(layer);
-    bench::register_forward(layer);
+  auto& layers = bench::compiled_layers();
+  std::sort(layers.begin(), layers.end(), [](auto const& a, auto const& b) { return a.place < b.place; });
+  for (bench::compiled_layer const& one : layers) {
+    std::visit(
+        [&](auto const& layer) {
+          if (!with.smoke || bench::weight_bytes(layer) <= 64 * bench::mib) bench::add_lines(layer);
+        },
+        one.layer);
   }
   bench::table_reporter table;
-  benchmark::RunSpecifiedBenchmarks(wants_own_table ? &table : nullptr);
+  bench::lasting_json file;
+  benchmark::RunSpecifiedBenchmarks(wants_own_table ? &table : nullptr, has_file ? &file : nullptr);
   benchmark::Shutdown();
 }

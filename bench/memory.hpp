@@ -1,5 +1,6 @@
 #pragma once
 
+#include "arguments.hpp"
 #include "skew.hpp"
 
 #include <switchyard/switchyard.hpp>
@@ -67,108 +68,141 @@ pages<T> zero_pages(std::int64_t count) {
   return result;
 }
 
-/// One copy of a layer's weights.
+/// What the bench has to know of a layer on the CPU.
+template <class Element>
+struct layer_facts {
+  shape dims;
+  expert_traits expert;
+  router_traits router;
+  std::int64_t parameters = 0;
+  std::size_t (*workspace_bytes)(std::int64_t tokens) = nullptr;
+  /// Logits, experts and combine weights of a call; null where routes are given.
+  void (*route)(call_memory<Element> const& call, cpu_context const& where, float* logits, std::int32_t* experts,
+                float* weights, float* priority) = nullptr;
+  void (*plan)(dispatch::assignment const& from, dispatch_plan to) = nullptr;
+};
+
 template <class Layer>
+layer_facts<typename Layer::element> facts_of() {
+  using element = typename Layer::element;
+  // What tokens are made of, see `make_tokens`.
+  static_assert(Layer::dims.experts <= Layer::dims.hidden, "tokens name their experts by their first features");
+  layer_facts<element> result;
+  result.dims = Layer::dims;
+  result.expert = Layer::expert_traits;
+  result.router = Layer::router_traits;
+  result.parameters = costs<Layer>(0).parameters;
+  result.workspace_bytes = &Layer::workspace_bytes;
+  if constexpr (!Layer::router_traits.precomputed) {
+    result.route = [](call_memory<element> const& call, cpu_context const& where, float* logits, std::int32_t* experts,
+                      float* weights, float* priority) {
+      constexpr shape dims = Layer::dims;
+      backend::detail::router_product<element> const product{Layer::rows(call.input, call.tokens), dims.hidden,
+                                                             dims.experts, call.router.weight,
+                                                             Layer::router_traits.bias ? call.router.bias : nullptr};
+      backend::detail::make_logits(product, where, logits);
+      backend::detail::select_experts<typename Layer::router, dims.experts, dims.top_k>(
+          call.tokens, nullptr, call.router, where, logits, experts, weights, priority);
+    };
+  }
+  result.plan = [](dispatch::assignment const& from, dispatch_plan to) {
+    dispatch::make_plan<typename Layer::capacity, Layer::dims>(from, to);
+  };
+  return result;
+}
+
+/// One copy of a layer's weights.
+template <class Element>
 class weight_copy {
  public:
-  using element = typename Layer::element;
-
-  explicit weight_copy(std::uint32_t seed) {
-    constexpr shape dims = Layer::dims;
-    constexpr expert_traits traits = Layer::expert_traits;
-    constexpr std::int64_t matrix = std::int64_t{dims.hidden} * dims.intermediate;
+  weight_copy(layer_facts<Element> const& of, std::uint32_t seed) {
+    std::int64_t const hidden = of.dims.hidden, intermediate = of.dims.intermediate, experts = of.dims.experts;
+    std::int64_t const matrix = hidden * intermediate;
     seed *= 16;
-    up_ = projection(dims.experts * matrix, ++seed, dims.hidden);
-    down_ = projection(dims.experts * matrix, ++seed, dims.intermediate);
-    weights_.up_proj = weight_view<element>::packed(up_.data(), dims.intermediate, dims.hidden);
-    weights_.down_proj = weight_view<element>::packed(down_.data(), dims.hidden, dims.intermediate);
-    if constexpr (traits.gated) {
-      gate_ = projection(dims.experts * matrix, ++seed, dims.hidden);
-      weights_.gate_proj = weight_view<element>::packed(gate_.data(), dims.intermediate, dims.hidden);
+    up_ = projection(experts * matrix, ++seed, of.dims.hidden);
+    down_ = projection(experts * matrix, ++seed, of.dims.intermediate);
+    call_.up_proj = weight_view<Element>::packed(up_.data(), intermediate, hidden);
+    call_.down_proj = weight_view<Element>::packed(down_.data(), hidden, intermediate);
+    if (of.expert.gated) {
+      gate_ = projection(experts * matrix, ++seed, of.dims.hidden);
+      call_.gate_proj = weight_view<Element>::packed(gate_.data(), intermediate, hidden);
     }
-    if constexpr (traits.bias) {
-      bias_ = noise_pages<element>(std::int64_t{dims.experts} * std::max(dims.intermediate, dims.hidden), ++seed, 0.1f);
-      if constexpr (traits.gated) weights_.bias.gate = bias_view<element>::packed(bias_.data(), dims.intermediate);
-      weights_.bias.up = bias_view<element>::packed(bias_.data(), dims.intermediate);
-      weights_.bias.down = bias_view<element>::packed(bias_.data(), dims.hidden);
+    if (of.expert.bias) {
+      bias_ = noise_pages<Element>(experts * std::max(intermediate, hidden), ++seed, 0.1f);
+      call_.bias.gate = bias_view<Element>::packed(bias_.data(), intermediate);
+      call_.bias.up = bias_view<Element>::packed(bias_.data(), intermediate);
+      call_.bias.down = bias_view<Element>::packed(bias_.data(), hidden);
     }
-    if constexpr (traits.shared_intermediate > 0) {
-      constexpr std::int64_t width = traits.shared_intermediate, size = width * dims.hidden;
-      shared_ = projection(3 * size, ++seed, dims.hidden);
-      if constexpr (traits.gated) {
-        weights_.shared.gate_proj = weight_view<element>::packed(shared_.data(), width, dims.hidden);
-      }
-      weights_.shared.up_proj = weight_view<element>::packed(shared_.data() + size, width, dims.hidden);
-      weights_.shared.down_proj = weight_view<element>::packed(shared_.data() + 2 * size, dims.hidden, width);
-      if constexpr (traits.gate == shared_gate::sigmoid) weights_.shared.gate = shared_.data();
+    if (of.expert.shared_intermediate > 0) {
+      std::int64_t const width = of.expert.shared_intermediate, size = width * hidden;
+      shared_ = projection(3 * size, ++seed, of.dims.hidden);
+      call_.shared.gate_proj = weight_view<Element>::packed(shared_.data(), width, hidden);
+      call_.shared.up_proj = weight_view<Element>::packed(shared_.data() + size, width, hidden);
+      call_.shared.down_proj = weight_view<Element>::packed(shared_.data() + 2 * size, hidden, width);
+      call_.shared.gate = shared_.data();
     }
-    if constexpr (!Layer::router_traits.precomputed) {
-      // Expert e reads feature e and nothing else: tokens then say by these features where they go. Products with
-      // zero take as long as any other.
-      static_assert(dims.experts <= dims.hidden, "tokens name their experts by their first features");
-      router_matrix_ = zero_pages<float>(std::int64_t{dims.experts} * dims.hidden);
-      router_vectors_ = zero_pages<float>(dims.experts);
-      for (int e = 0; e < dims.experts; ++e) router_matrix_.data()[std::int64_t{e} * dims.hidden + e] = 1.0f;
-      if constexpr (Layer::router_traits.gate == gate_owner::layer) weights_.router = router();
-    }
+    if (of.router.precomputed) return;
+    // Expert e reads feature e and nothing else: tokens then say by these features where they go. Products with zero take
+    // as long as any other.
+    router_matrix_ = zero_pages<float>(experts * hidden);
+    router_vectors_ = zero_pages<float>(experts);
+    for (std::int64_t e = 0; e < experts; ++e) router_matrix_.data()[e * hidden + e] = 1.0f;
+    call_.router = {router_matrix_.data(), router_vectors_.data(), router_vectors_.data()};
   }
 
-  typename Layer::weights const& weights() const { return weights_; }
-  router_weights router() const { return {router_matrix_.data(), router_vectors_.data(), router_vectors_.data()}; }
+  /// The weights in a call, of which the rest is empty.
+  call_memory<Element> const& call() const { return call_; }
 
  private:
-  static pages<element> projection(std::int64_t count, std::uint32_t seed, int inputs) {
-    return noise_pages<element>(count, seed, 1.0f / std::sqrt(static_cast<float>(inputs)));
+  static pages<Element> projection(std::int64_t count, std::uint32_t seed, int inputs) {
+    return noise_pages<Element>(count, seed, 1.0f / std::sqrt(static_cast<float>(inputs)));
   }
 
-  pages<element> gate_, up_, down_, bias_, shared_;
+  pages<Element> gate_, up_, down_, bias_, shared_;
   pages<float> router_matrix_, router_vectors_;
-  typename Layer::weights weights_;
+  call_memory<Element> call_;
 };
 
 /// Tokens whose routes have a given skew. Another `set` has other tokens, and other experts are popular.
-template <class Layer>
-pages<typename Layer::element> make_tokens(std::int64_t tokens, skew spread, std::uint32_t set) {
-  constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts, top_k = Layer::dims.top_k;
-  using element = typename Layer::element;
-  pages<element> result = noise_pages<element>(tokens * hidden, 1000 + set, 1.0f);
+template <class Element>
+pages<Element> make_tokens(shape dims, std::int64_t tokens, skew spread, std::uint32_t set) {
+  pages<Element> result = noise_pages<Element>(tokens * dims.hidden, 1000 + set, 1.0f);
   for (std::int64_t t = 0; t < tokens; ++t) {
-    for (int e = 0; e < experts; ++e) {
-      result.data()[t * hidden + e] = element(naming_feature(t, e, experts, top_k, spread, set));
+    for (int e = 0; e < dims.experts; ++e) {
+      result.data()[t * dims.hidden + e] = Element(naming_feature(t, e, dims.experts, dims.top_k, spread, set));
     }
   }
   return result;
 }
 
 /// Everything that the steps of one call read and write.
-template <class Layer>
+template <class Element>
 class call_data {
  public:
-  using element = typename Layer::element;
-  static constexpr shape dims = Layer::dims;
-
-  call_data(std::int64_t token_count, skew spread, std::uint32_t set, weight_copy<Layer> const& weights,
-            cpu_context const& where)
-      : tokens(token_count),
-        input(make_tokens<Layer>(tokens, spread, set)),
-        logits(tokens * dims.experts),
-        experts(tokens * dims.top_k),
-        weight(tokens * dims.top_k),
-        routed_weight(tokens * dims.top_k),
+  call_data(layer_facts<Element> const& layer, std::int64_t token_count, skew spread, std::uint32_t set,
+            weight_copy<Element> const& weights, cpu_context const& where)
+      : of(&layer),
+        tokens(token_count),
+        input(make_tokens<Element>(of->dims, tokens, spread, set)),
+        logits(tokens * of->dims.experts),
+        experts(tokens * of->dims.top_k),
+        weight(tokens * of->dims.top_k),
+        routed_weight(tokens * of->dims.top_k),
         priority(tokens),
-        dropped(tokens * dims.top_k),
+        dropped(tokens * of->dims.top_k),
         order(tokens),
-        load(dims.experts),
-        used(dims.experts),
-        offsets(dims.experts + 1),
-        first_place(dims.experts + 1),
-        first_item(dims.experts + 1),
-        pair_of(tokens * dims.top_k),
-        row_of(tokens * dims.top_k) {
-    if constexpr (Layer::router_traits.precomputed) {  // spread evenly, whatever the skew
+        load(of->dims.experts),
+        used(of->dims.experts),
+        offsets(of->dims.experts + 1),
+        first_place(of->dims.experts + 1),
+        first_item(of->dims.experts + 1),
+        pair_of(tokens * of->dims.top_k),
+        row_of(tokens * of->dims.top_k) {
+    shape const dims = of->dims;
+    if (of->route == nullptr) {  // spread evenly, whatever the skew
       for (std::int64_t pair = 0; pair < tokens * dims.top_k; ++pair) {
         experts[pair] = static_cast<std::int32_t>((pair + set) % dims.experts);
-        weight[pair] = 1.0f / dims.top_k;
+        weight[pair] = 1.0f / static_cast<float>(dims.top_k);
       }
     } else {
       route(weights, where);
@@ -179,41 +213,36 @@ class call_data {
     rows = offsets[dims.experts];
   }
 
-  forward_args<Layer> args(weight_copy<Layer> const& from) const {
-    forward_args<Layer> result{};
-    result.tokens = {input.data(), tokens, dims.hidden};
-    result.weights = from.weights();
-    if constexpr (Layer::router_traits.precomputed) {
-      result.routes = {experts.data(), routed_weight.data()};
-    } else if constexpr (Layer::router_traits.gate == gate_owner::model) {
-      result.shared_router = from.router();
-    }
+  /// A call without output and workspace.
+  call_memory<Element> memory(weight_copy<Element> const& from) const {
+    call_memory<Element> result = from.call();
+    result.tokens = tokens;
+    result.input = input.data();
+    result.routes = {experts.data(), routed_weight.data()};
     return result;
   }
 
-  void route(weight_copy<Layer> const& from, cpu_context const& where) {
-    forward_args<Layer> const a = args(from);
-    backend::detail::make_logits(a, from.router(), where, logits.data());
-    backend::detail::select_experts(a, from.router(), where, logits.data(), experts.data(), weight.data(),
-                                    priority.data());
+  void route(weight_copy<Element> const& from, cpu_context const& where) {
+    of->route(memory(from), where, logits.data(), experts.data(), weight.data(), priority.data());
   }
 
   void plan() {
-    dispatch::make_plan<typename Layer::capacity, dims>({.tokens = tokens,
-                                                         .experts = experts.data(),
-                                                         .weights = weight.data(),
-                                                         .priority = priority.data(),
-                                                         .dropped = dropped.data(),
-                                                         .load = load.data(),
-                                                         .used = used.data(),
-                                                         .order = order.data()},
-                                                        the_plan());
+    of->plan({.tokens = tokens,
+              .experts = experts.data(),
+              .weights = weight.data(),
+              .priority = priority.data(),
+              .dropped = dropped.data(),
+              .load = load.data(),
+              .used = used.data(),
+              .order = order.data()},
+             the_plan());
   }
 
   dispatch_plan the_plan() { return {offsets.data(), pair_of.data(), row_of.data()}; }
 
+  layer_facts<Element> const* of;
   std::int64_t tokens;
-  pages<element> input;
+  pages<Element> input;
   std::vector<float> logits;
   std::vector<std::int32_t> experts;
   std::vector<float> weight, routed_weight, priority;
@@ -228,46 +257,47 @@ class call_data {
 };
 
 /// Weights and tokens of one layer. Each call takes the next token set and the next copy of the weights.
-template <class Layer>
+template <class Element>
 class layer_memory {
  public:
   static constexpr int sets = 8;
 
-  layer_memory(std::int64_t weight_copies, int threads) : where_(backend::detail::resolved({.threads = threads})) {
-    for (std::int64_t c = 0; c < weight_copies; ++c) copies_.emplace_back(static_cast<std::uint32_t>(c));
+  layer_memory(layer_facts<Element> const& of, std::int64_t weight_copies, int threads)
+      : of_(of), where_(backend::detail::resolved({.threads = threads})) {
+    for (std::int64_t c = 0; c < weight_copies; ++c) copies_.emplace_back(of_, static_cast<std::uint32_t>(c));
   }
+  layer_memory(layer_memory const&) = delete;
 
   /// Makes the tokens, unless the last call asked for the same.
   void prepare(std::int64_t tokens, skew spread) {
     if (!data_.empty() && data_[0].tokens == tokens && spread_ == spread) return;
     data_.clear();
-    for (std::uint32_t s = 0; s < sets; ++s) data_.emplace_back(tokens, spread, s, copies_[0], where_);
+    for (std::uint32_t s = 0; s < sets; ++s) data_.emplace_back(of_, tokens, spread, s, copies_[0], where_);
     spread_ = spread;
-    workspace_ = zero_pages<std::byte>(static_cast<std::int64_t>(Layer::workspace_bytes(tokens)));
-    output_ = zero_pages<typename Layer::element>(tokens * Layer::dims.hidden);
+    workspace_ = zero_pages<std::byte>(static_cast<std::int64_t>(of_.workspace_bytes(tokens)));
+    output_ = zero_pages<Element>(tokens * of_.dims.hidden);
   }
 
   /// The next call's data and weights.
-  std::pair<call_data<Layer>&, weight_copy<Layer> const&> next() {
+  std::pair<call_data<Element>&, weight_copy<Element> const&> next() {
     ++calls_;
     return {data_[calls_ % sets], copies_[calls_ % copies_.size()]};
   }
 
   cpu_context const& where() const { return where_; }
-  std::vector<call_data<Layer>>& data() { return data_; }
-  std::vector<weight_copy<Layer>> const& copies() const { return copies_; }
+  std::vector<call_data<Element>>& data() { return data_; }
+  std::vector<weight_copy<Element>> const& copies() const { return copies_; }
   std::span<std::byte> workspace() const { return {workspace_.data(), static_cast<std::size_t>(workspace_.size())}; }
-  view<typename Layer::element> output() const {
-    return {output_.data(), output_.size() / Layer::dims.hidden, Layer::dims.hidden};
-  }
+  Element* output() const { return output_.data(); }
 
  private:
+  layer_facts<Element> of_;
   cpu_context where_;
-  std::vector<weight_copy<Layer>> copies_;
-  std::vector<call_data<Layer>> data_;
+  std::vector<weight_copy<Element>> copies_;
+  std::vector<call_data<Element>> data_;
   skew spread_ = skew::uniform;
   pages<std::byte> workspace_;
-  pages<typename Layer::element> output_;
+  pages<Element> output_;
   std::size_t calls_ = 0;
 };
 

@@ -14,24 +14,9 @@ struct moved_to<layer<Dims, Router, Capacity, Expert, From, Element>, Backend> {
   using type = layer<Dims, Router, Capacity, Expert, Backend, Element>;
 };
 
-/// The same layer on another backend.
+/// The same layer on another backend. The steps of a call leave the same in the workspace on both.
 template <class Layer, class Backend>
 using on_backend = typename moved_to<Layer, Backend>::type;
-
-/// The same arguments for it. The steps of a call leave the same in the workspace on both.
-template <class Other, class Layer>
-typename Other::args same_args(forward_args<Layer> const& from) {
-  typename Other::args to;
-  to.tokens = from.tokens;
-  to.output = from.output;
-  to.workspace = from.workspace;
-  to.weights.router = from.weights.router;
-  if constexpr (Other::expert_traits.gated) to.weights.gate_proj = from.weights.gate_proj;
-  to.weights.up_proj = from.weights.up_proj;
-  to.weights.down_proj = from.weights.down_proj;
-  if constexpr (Other::expert_traits.bias) to.weights.bias = from.weights.bias;
-  return to;
-}
 
 /// What `backend::hopper` hands to its products.
 class hopper_parts : public backend::hopper {

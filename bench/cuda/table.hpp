@@ -20,6 +20,7 @@ class gpu_table : public benchmark::BenchmarkReporter {
         << "floor: the least time that the step can take on this GPU, as a share of the time it took\n"
            "forward/peer, experts/peer: our speed over the peer's, above 1 we are faster; peers get the routes\n"
            "spread: slowest less fastest sample, over the median; graph: replayed as a CUDA graph\n"
+           "contenders of a case take turns, and ratios are medians over the rounds\n"
         << std::flush;
     return true;
   }
@@ -38,7 +39,9 @@ class gpu_table : public benchmark::BenchmarkReporter {
       std::string const tokens = between(name, "/tokens:");
       std::printf("%6s  %-8s %-20s", tokens.c_str(), between(name, "/skew:").c_str(), line.c_str());
       if (run.error_occurred) {
-        std::printf(" FAILED: %s\n", run.error_message.c_str());
+        bool const fault = !run.error_message.starts_with("left out");
+        std::printf(" %s%s\n", fault ? "FAILED: " : "", run.error_message.c_str());
+        if (!fault) ++left_out_;
         continue;
       }
       auto const counter = [&](char const* key) {
@@ -56,7 +59,10 @@ class gpu_table : public benchmark::BenchmarkReporter {
         of.experts += std::log(counter("experts_over_peer"));
         ++of.cases;
       }
-      if (run.counters.contains("x_base")) std::printf(" %12.3fx base", counter("x_base"));
+      if (run.counters.contains("x_base")) {
+        std::printf(" %12.3fx base (%.3f to %.3f)", counter("x_base"), counter("x_base_least"), counter("x_base_most"));
+      }
+      if (run.counters.contains("x_best")) std::printf(" %12.3fx best", counter("x_best"));
       if (run.counters.contains("passes")) std::printf(", %.2f passes of a token", counter("passes"));
       std::printf("%s%s\n", run.report_label.empty() ? "" : "  ", run.report_label.c_str());
     }
@@ -64,6 +70,7 @@ class gpu_table : public benchmark::BenchmarkReporter {
   }
 
   void Finalize() override {
+    if (left_out_ > 0) std::printf("\n%d lines were left out\n", left_out_);
     if (!peers_.empty()) std::printf("\nOur speed over the peer's, geometric means\n");
     for (auto const& [peer, few_and_many] : peers_) {
       for (int many = 0; many < 2; ++many) {
@@ -90,6 +97,7 @@ class gpu_table : public benchmark::BenchmarkReporter {
   }
 
   std::string layer_;
+  int left_out_ = 0;
   std::map<std::string, means[2]> peers_;
 };
 

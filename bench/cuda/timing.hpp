@@ -1,5 +1,7 @@
 #pragma once
 
+#include "../samples.hpp"
+
 #include <cuda_runtime.h>
 
 #include <functional>
@@ -18,9 +20,11 @@ struct contender {
 
 /// Seconds of one call.
 struct timing {
-  double median = 0.0, least = 0.0, most = 0.0;
-  int samples = 0;
-  bool replayed = false;  ///< as a CUDA graph
+  std::vector<double> rounds;  ///< one sample each; a round is the same time for all contenders
+  bool replayed = false;       ///< as a CUDA graph
+
+  samples_range range() const { return range_of(rounds); }
+  double median() const { return range().median; }
 };
 
 struct schedule {
@@ -29,6 +33,11 @@ struct schedule {
   double sample_seconds = 2e-3;  ///< between two events, at least: the calls of one sample follow each other
   int least_rounds = 3, most_rounds = 25;
 };
+
+/// Once each, for a smoke run.
+inline schedule once(int turns) {
+  return {.turns = turns, .seconds = 0.0, .sample_seconds = 0.0, .least_rounds = 1, .most_rounds = 1};
+}
 
 /// Times all contenders by events on the stream. Each round every one runs for one sample, and another one begins, so
 /// that a clock that changes meets them alike.

@@ -14,6 +14,7 @@ bench/run_gpu runs it beside our own bench. Nothing is installed for it; what is
 import argparse
 import importlib
 import json
+import os
 import statistics
 import time
 import types
@@ -159,9 +160,19 @@ def main():
         except Exception as error:  # what is not installed, or has another interface in this version
             print(f"{name}: left out, {type(error).__name__}: {error}")
 
+    gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
+    absent = [name for name in ("torch", "transformers", "fused") if name not in contenders]
+    context = {"torch": torch.__version__, "gpu": gpu, "left_out": absent}
+
+    def write():  # after every case, so that a run that is stopped leaves what it has measured
+        if chosen.out:
+            with open(chosen.out + ".part", "w") as file:
+                json.dump({"context": context, "lines": lines}, file, indent=1)
+            os.replace(chosen.out + ".part", chosen.out)
+
     shapes = {"tiny": (64, 32, 8, 2)} if chosen.smoke else SHAPES
     begin, lines = time.monotonic(), []
-    print(f"{'shape':14} {'tokens':>6} {'skew':8} {'':13} {'us':>10} {'TFLOP/s':>8} {'error':>9}")
+    print(f"{'shape':14} {'tokens':>6} {'skew':8} {'':13} {'us':>10} {'TFLOP/s':>8} {'spread':>7} {'error':>9}")
     for name, shape in shapes.items():
         for tokens in (40,) if chosen.smoke else TOKENS:
             for skew in ("uniform", "zipf"):
@@ -188,19 +199,17 @@ def main():
                         times[contender].append(seconds(contenders[contender], layer, device, 0.0 if chosen.smoke else 2e-3))
                 for contender, all_of in times.items():
                     median = statistics.median(all_of)
+                    spread = (max(all_of) - min(all_of)) / median
                     error = errors.get(contender)
                     lines.append(
                         {"shape": name, "tokens": tokens, "skew": skew, "contender": contender, "seconds": median,
                          "samples": all_of, "flops": flops, "error": error})
                     print(
                         f"{name:14} {tokens:6} {skew:8} {contender:13} {1e6 * median:10.1f} {flops / median / 1e12:8.1f} "
+                        f"{100 * spread:6.1f}% "
                         f"{'' if error is None else format(error, '9.1e')}")
+                write()
                 del layer
-    if chosen.out:
-        gpu = torch.cuda.get_device_name() if device == "cuda" else "none"
-        context = {"torch": torch.__version__, "gpu": gpu, "left_out": [n for n in ("torch", "transformers", "fused") if n not in contenders]}
-        with open(chosen.out, "w") as file:
-            json.dump({"context": context, "lines": lines}, file, indent=1)
     wrong = [line for line in lines if line["error"] is not None and not line["error"] < 2e-2]
     return 1 if wrong or not lines else 0
 

@@ -1,8 +1,9 @@
 #include "../memory.hpp"
-#include "support/set_arguments.hpp"
+#include "../samples.hpp"
 
 #include <algorithm>
 #include <chrono>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -24,38 +25,23 @@ using base = olmoe<base_router>;
 using shared = olmoe<sy::router::shared<base_router>>;
 using clustered = olmoe<sy::router::adaptive_clustering<base_router>>;
 using stratified = olmoe<sy::router::stratified<base_router, 32, 32>>;
-constexpr int strata = stratified::strata_or_one;
-
-/// One call of a layer with the base layer's data.
+/// One call of a layer on the base layer's data.
 template <class Layer>
-void call(bench::call_data<base> const& data, bench::weight_copy<base> const& from, std::span<std::byte> workspace,
-          sy::view<sy::bfloat16> output, float const* table, std::uint8_t* passes, sy::cpu_context const& where) {
-  typename Layer::args args{};
-  args.tokens = {data.input.data(), data.tokens, base::dims.hidden};
-  args.weights.up_proj = from.weights().up_proj;
-  args.weights.down_proj = from.weights().down_proj;
-  support::optional_arguments<sy::bfloat16> optional{
-      .residual = args.tokens,
-      .router = {from.router()},
-      .gate_proj = from.weights().gate_proj,
-      .clusters = {data.experts.data(), base::dims.top_k, table}};  // as if the layer before had chosen alike
-  if constexpr (Layer::router_traits.stratification.strata > 0) {
-    for (int i = 0; i < strata; ++i) {  // a gate that has the base router's rows of its experts
-      optional.router[i].weight = from.router().weight + Layer::router::first_expert(i) * Layer::dims.hidden;
-      optional.norm[i] = {table, table};
-    }
-    args.decisions.passes = passes;
-  }
-  support::set_arguments(args, optional);
-  args.output = output;
-  args.workspace = workspace;
-  Layer::forward(args, where);
+void call(bench::call_memory<sy::bfloat16> const& memory, sy::cpu_context const& where) {
+  Layer::forward(bench::args_of<Layer>(memory), where);
 }
 
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
+struct contender {
+  char const* name;
+  void (*call)(bench::call_memory<sy::bfloat16> const&, sy::cpu_context const&);
+  bool weights_given;
+};
+constexpr contender contenders[] = {{"base", &call<base>, false},
+                                    {"shared", &call<shared>, false},
+                                    {"adaptive_clustering, computed weights", &call<clustered>, false},
+                                    {"adaptive_clustering, given weights", &call<clustered>, true},
+                                    {"stratified<32,32>", &call<stratified>, false}};
+constexpr std::size_t count = std::size(contenders);
 
 }  // namespace
 
@@ -65,13 +51,12 @@ int main(int argc, char** argv) {
     std::fputs("usage: methods_bench [threads, default 2]\n", stderr);
     return 1;
   }
-  constexpr int contenders = 5;
-  char const* const names[contenders] = {"base", "shared", "adaptive_clustering, computed weights",
-                                         "adaptive_clustering, given weights", "stratified<32,32>"};
-  std::printf("%s, %d threads\n%6s  %-40s %10s %8s\n", sy::describe<base>().c_str(), threads, "tokens", "router", "ms",
-              "x base");
-  bench::layer_memory<base> memory(2, threads);
-  std::vector<float> const table(std::size_t{base::dims.experts} * base::dims.hidden, 1.0f);
+  std::printf(
+      "%s, %d threads; ms of a call, and x base: medians, least and most of the rounds\n%6s  %-40s %10s %19s %8s "
+      "%17s\n",
+      sy::describe<base>().c_str(), threads, "tokens", "router", "ms", "", "x base", "");
+  bench::layer_memory<sy::bfloat16> memory(bench::facts_of<base>(), 2, threads);
+  std::vector<float> const ones(std::size_t{base::dims.experts} * base::dims.hidden, 1.0f);
   struct {
     std::int64_t tokens;
     int rounds;
@@ -82,37 +67,40 @@ int main(int argc, char** argv) {
         static_cast<std::int64_t>(std::max({base::workspace_bytes(tokens), shared::workspace_bytes(tokens),
                                             clustered::workspace_bytes(tokens), stratified::workspace_bytes(tokens)})));
     std::vector<std::uint8_t> passes(static_cast<std::size_t>(tokens));
-    auto const run = [&](int contender) {
+    auto const run = [&](contender const& which) {
       auto&& [data, weights] = memory.next();
-      std::span<std::byte> const scratch(workspace.data(), static_cast<std::size_t>(workspace.size()));
-      float const* const ones = contender >= 3 ? table.data() : nullptr;
-      auto* const forward = contender == 0   ? &call<base>
-                            : contender == 1 ? &call<shared>
-                            : contender < 4  ? &call<clustered>
-                                             : &call<stratified>;
-      forward(data, weights, scratch, memory.output(), ones, passes.data(), memory.where());
+      bench::call_memory<sy::bfloat16> call = data.memory(weights);
+      call.output = memory.output();
+      call.workspace = {workspace.data(), static_cast<std::size_t>(workspace.size())};
+      call.ones = ones.data();
+      // As if the layer before had chosen alike.
+      call.clusters = {data.experts.data(), base::dims.top_k, which.weights_given ? ones.data() : nullptr};
+      if (which.call == &::call<stratified>) call.decisions.passes = passes.data();
+      which.call(call, memory.where());
     };
-    std::vector<double> seconds[contenders];
+    std::vector<double> seconds[count];
     for (int round = -1; round < rounds; ++round) {  // the first touches all memory and is not counted
-      for (int turn = 0; turn < contenders; ++turn) {
-        int const contender = (turn + round + 1) % contenders;
-        run(contender);
+      for (std::size_t turn = 0; turn < count; ++turn) {
+        std::size_t const which = (turn + static_cast<std::size_t>(round + 1)) % count;
+        run(contenders[which]);
         auto const begin = std::chrono::steady_clock::now();
-        run(contender);
+        run(contenders[which]);
         double const passed = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-        if (round >= 0) seconds[contender].push_back(passed);
+        if (round >= 0) seconds[which].push_back(passed);
       }
     }
-    for (int c = 0; c < contenders; ++c) {
-      std::printf("%6lld  %-40s %10.2f %8.3f\n", static_cast<long long>(tokens), names[c], median(seconds[c]) * 1e3,
-                  median(seconds[c]) / median(seconds[0]));
+    for (std::size_t c = 0; c < count; ++c) {
+      bench::samples_range const time = bench::range_of(seconds[c]), over = bench::ratios_of(seconds[c], seconds[0]);
+      std::printf("%6lld  %-40s %10.2f %8.2f - %8.2f %8.3f %7.3f - %7.3f\n", static_cast<long long>(tokens),
+                  contenders[c].name, time.median * 1e3, time.least * 1e3, time.most * 1e3, over.median, over.least,
+                  over.most);
     }
     double made = 0.0;
     for (std::uint8_t p : passes) made += p;
     made /= static_cast<double>(tokens);
-    std::printf("%6lld  %-40s %10.2f %8.3f\n", static_cast<long long>(tokens),
-                "  passes of a token, and x base for each", made,
-                median(seconds[contenders - 1]) / median(seconds[0]) / made);
+    std::printf("%6lld  %-40s %10.2f %19s %8.3f\n", static_cast<long long>(tokens),
+                "  passes of a token, and x base for each", made, "",
+                bench::ratios_of(seconds[count - 1], seconds[0]).median / made);
     std::fflush(stdout);
   }
   return 0;

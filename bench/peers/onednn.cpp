@@ -38,11 +38,6 @@ class onednn_products final : public products<Element> {
     }
   }
 
-  std::string name() const override {
-    auto const* const version = dnnl::version();
-    return "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
-           std::to_string(version->patch);
-  }
   void announce(std::int64_t rows) override {
     in_.announce(rows);
     out_.announce(rows);
@@ -131,6 +126,12 @@ class onednn_products final : public products<Element> {
 };
 
 }  // namespace
+
+std::string onednn_name() {
+  auto const* const version = dnnl::version();
+  return "oneDNN " + std::to_string(version->major) + "." + std::to_string(version->minor) + "." +
+         std::to_string(version->patch);
+}
 
 template <class Element>
 std::unique_ptr<products<Element>> onednn(problem<Element> const& of, int threads) {

@@ -13,10 +13,6 @@ class openblas_products final : public products<float> {
  public:
   explicit openblas_products(problem<float> const& of) : of_(of) {}
 
-  std::string name() const override {
-    std::string const config = openblas_get_config();  // "OpenBLAS 0.3.21 ..."
-    return config.substr(0, config.find(' ', config.find(' ') + 1)) + " " + openblas_get_corename();
-  }
   void announce(std::int64_t) override {}
   void use_threads(int threads) override { openblas_set_num_threads(threads); }
 
@@ -51,6 +47,11 @@ class openblas_products final : public products<float> {
 };
 
 }  // namespace
+
+std::string openblas_name() {
+  std::string const config = openblas_get_config();  // "OpenBLAS 0.3.21 ..."
+  return config.substr(0, config.find(' ', config.find(' ') + 1)) + " " + openblas_get_corename();
+}
 
 std::unique_ptr<products<float>> openblas(problem<float> const& of) { return std::make_unique<openblas_products>(of); }
 

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
 
 namespace switchyard::bench::peers {
 
@@ -101,8 +102,17 @@ void loop_over_experts<Element>::forward(call<Element> const& c, threading how) 
   group(c.tokens, c.routes);
   if (how == threading::one_expert_each) {
     with_->use_threads(1);
+    std::exception_ptr failure;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads_)
-    for (int e = 0; e < of_.experts; ++e) expert(c, e);
+    for (int e = 0; e < of_.experts; ++e) {
+      try {
+        expert(c, e);
+      } catch (...) {  // no exception may leave the region
+#pragma omp critical
+        failure = std::current_exception();
+      }
+    }
+    if (failure != nullptr) std::rethrow_exception(failure);
 #pragma omp parallel for num_threads(threads_)
     for (std::int64_t token = 0; token < c.tokens; ++token) combine(c, token);
   } else {

@@ -50,7 +50,6 @@ template <class Element>
 class products {
  public:
   virtual ~products() = default;
-  virtual std::string name() const = 0;
   virtual void announce(std::int64_t rows) = 0;
   /// Before a call: how many threads one product has.
   virtual void use_threads(int threads) = 0;
@@ -60,8 +59,11 @@ class products {
   virtual void out(std::size_t copy, int expert, std::int64_t rows, Element const* inner, float* outer) = 0;
 };
 
+// Whatever a library throws means that it does not make such products here. Its name is known before.
+std::string openblas_name();
 std::unique_ptr<products<float>> openblas(problem<float> const& of);
 
+std::string onednn_name();
 /// Weights are packed once, as the library likes them best: that is not timed.
 template <class Element>
 std::unique_ptr<products<Element>> onednn(problem<Element> const& of, int threads);
@@ -73,7 +75,6 @@ class loop_over_experts {
   loop_over_experts(problem<Element> const& of, std::unique_ptr<products<Element>> with, int threads)
       : of_(of), with_(std::move(with)), threads_(threads) {}
 
-  std::string name() const { return with_->name(); }
   /// Before the first call with such routes.
   void prepare(std::int64_t tokens, std::int32_t const* routes);
   void forward(call<Element> const& c, threading how);

@@ -1,5 +1,6 @@
 #include "../ceilings.hpp"
 #include "../memory.hpp"
+#include "../samples.hpp"
 #include "peer.hpp"
 
 #include <algorithm>
@@ -8,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <ctime>
+#include <exception>
 #include <functional>
 #include <initializer_list>
 #include <list>
@@ -30,17 +32,6 @@ namespace peers = switchyard::bench::peers;
 template <class Element>
 using switch_base = sy::layer<sy::presets::switch_base_8<>::dims, sy::router::switch_top1, sy::capacity::dropless,
                               sy::expert::mlp<sy::relu>, sy::backend::cpu, Element>;
-
-/// Other work on the machine lengthens a call but not the time that it computes, which is per thread and includes waiting
-/// for one another.
-struct times {
-  double wall = 0.0, cpu = 0.0;
-};
-
-double median(std::vector<double> values) {
-  std::nth_element(values.begin(), values.begin() + values.size() / 2, values.end());
-  return values[values.size() / 2];
-}
 
 template <class Element>
 double distance(std::vector<Element> const& a, std::vector<Element> const& b) {
@@ -87,36 +78,45 @@ class comparison {
     ours_.resize(tokens * dims.hidden);
     theirs_.resize(ours_.size());
     double used = 0.0;
-    for (auto const& data : memory_->data()) {
-      used += data.experts_used / static_cast<double>(memory_->data().size());
-      for (auto& peer : peers_) peer.prepare(tokens, data.experts.data());
-    }
-
+    for (auto const& data : memory_->data()) used += data.experts_used / static_cast<double>(memory_->data().size());
+    std::vector<absence> left_out = absent_;
+    // Those that run this case, ours first.
+    std::vector<contender const*> running;
     double error = 0.0;
     {  // once on the same data: compares outputs, touches all memory, starts all threads
       auto&& [data, weights] = memory_->next();
-      for (std::size_t c = 0; c < contenders_.size(); ++c) {
-        run(c, data, weights);
-        if (c > 0) error = std::max(error, distance(theirs_, ours_));
+      for (contender const& c : contenders_) {
+        try {
+          for (auto const& set : memory_->data()) c.prepare(tokens, set.experts.data());
+          c.run(data, weights);
+        } catch (std::exception const& e) {
+          if (running.empty()) throw;  // that is us
+          left_out.push_back({c.name, e.what()});
+          continue;
+        }
+        if (!running.empty()) error = std::max(error, distance(theirs_, ours_));
+        running.push_back(&c);
       }
     }
-    std::size_t const count = contenders_.size();
+    std::size_t const count = running.size();
     std::vector<std::vector<double>> wall(count), cpu(count);
     for (int round = 0; round < rounds; ++round) {
       for (std::size_t turn = 0; turn < count; ++turn) {
-        std::size_t const c = (turn + round) % count;
+        std::size_t const c = (turn + static_cast<std::size_t>(round)) % count;
         // Threads of the one before still spin for a while, waiting for more to do. Then, threads that wake up are
         // often put on one core together: untimed calls, until they have moved apart.
         std::this_thread::sleep_for(std::chrono::milliseconds(60));
         auto const warm = clock::now() + std::chrono::milliseconds(30);
         do {
           auto&& [data, weights] = memory_->next();
-          run(c, data, weights);
+          running[c]->run(data, weights);
         } while (clock::now() < warm);
         auto&& [data, weights] = memory_->next();
         auto const begin = clock::now();
         double const cpu_begin = process_seconds();
-        run(c, data, weights);
+        running[c]->run(data, weights);
+        // Other work on the machine lengthens a call but not the time that it computes, which is per thread and
+        // includes waiting for one another.
         cpu[c].push_back((process_seconds() - cpu_begin) / with_.threads);
         wall[c].push_back(std::chrono::duration<double>(clock::now() - begin).count());
       }
@@ -129,15 +129,19 @@ class comparison {
     double const limit = std::max(by_flops, by_bytes);
     std::printf("\n%s   limit %.2f ms (%s)\n", line.c_str(), limit * 1e3,
                 by_flops > by_bytes ? "arithmetic" : "memory");
-    times ours;
     for (std::size_t c = 0; c < count; ++c) {
-      times const t{median(wall[c]), median(cpu[c])};
-      if (c == 0) ours = t;
-      std::printf("  %-44s %9.2f ms %8.2f x limit %8.1f GFLOP/s %6.1f GB/s", contenders_[c].name.c_str(), t.wall * 1e3,
-                  t.wall / limit, flops / t.wall / 1e9, bytes / t.wall / 1e9);
-      if (c > 0) std::printf(" %7.2fx %7.2fx cpu", t.wall / ours.wall, t.cpu / ours.cpu);
+      bench::samples_range const time = bench::range_of(wall[c]);
+      std::printf("  %-44s %9.2f ms (%.2f - %.2f) %8.2f x limit %8.1f GFLOP/s %6.1f GB/s", running[c]->name.c_str(),
+                  time.median * 1e3, time.least * 1e3, time.most * 1e3, time.median / limit, flops / time.median / 1e9,
+                  bytes / time.median / 1e9);
+      if (c > 0) {
+        bench::samples_range const faster = bench::ratios_of(wall[c], wall[0]);
+        std::printf(" %7.2fx (%.2f - %.2f) %7.2fx cpu", faster.median, faster.least, faster.most,
+                    bench::ratios_of(cpu[c], cpu[0]).median);
+      }
       std::printf("\n");
     }
+    for (absence const& one : left_out) std::printf("  %-44s left out: %s\n", one.name.c_str(), one.why.c_str());
     std::fflush(stdout);
     constexpr double allowed = std::is_same_v<element, float> ? 1e-4 : 2e-2;
     if (error > allowed) std::printf("  the outputs differ by %.1e\n", error);
@@ -147,58 +151,71 @@ class comparison {
  private:
   struct contender {
     std::string name;
-    std::function<void(bench::call_data<Layer>&, bench::weight_copy<Layer> const&)> run;
+    std::function<void(std::int64_t tokens, std::int32_t const* routes)> prepare;
+    std::function<void(bench::call_data<element>&, bench::weight_copy<element> const&)> run;
+  };
+  /// A peer that does not run here, and what it says.
+  struct absence {
+    std::string name, why;
   };
 
   /// Makes the weights: more than 2.5 GB of them.
   void start() {
     double const bytes = dims.experts * expert_values * sizeof(element);
-    memory_ = std::make_unique<bench::layer_memory<Layer>>(static_cast<std::int64_t>(2.5e9 / bytes) + 1, with_.threads);
+    memory_ = std::make_unique<bench::layer_memory<element>>(
+        bench::facts_of<Layer>(), static_cast<std::int64_t>(2.5e9 / bytes) + 1, with_.threads);
     peers::problem<element> problem{dims.hidden, dims.intermediate, dims.experts, dims.top_k, gated, {}};
     for (auto const& copy : memory_->copies()) {
-      auto const& weights = copy.weights();
-      problem.copies.push_back({nullptr, weights.up_proj.data, weights.down_proj.data});
-      if constexpr (gated) problem.copies.back().gate_proj = weights.gate_proj.data;
+      auto const& weights = copy.call();
+      problem.copies.push_back({weights.gate_proj.data, weights.up_proj.data, weights.down_proj.data});
     }
-    auto const add = [&](std::unique_ptr<peers::products<element>> products) {
-      peers_.emplace_back(problem, std::move(products), with_.threads);
-    };
+    contenders_.push_back({"switchyard", [](std::int64_t, std::int32_t const*) {},
+                           [this](auto& data, auto const& weights) {
+                             bench::call_memory<element> call = data.memory(weights);
+                             call.output = ours_.data();
+                             call.workspace = memory_->workspace();
+                             Layer::forward(bench::args_of<Layer>(call), memory_->where());
+                           }});
 #if defined(SWITCHYARD_PEER_ONEDNN)
-    add(peers::onednn(problem, with_.threads));
+    add(problem, peers::onednn_name(), [&] { return peers::onednn(problem, with_.threads); });
 #endif
 #if defined(SWITCHYARD_PEER_OPENBLAS)
-    if constexpr (std::is_same_v<element, float>) add(peers::openblas(problem));
-#endif
-    contenders_.push_back({"switchyard", [this](auto& data, auto const& weights) {
-                             typename Layer::args args = data.args(weights);
-                             args.output = Layer::rows(ours_.data(), data.tokens);
-                             args.workspace = memory_->workspace();
-                             Layer::forward(args, memory_->where());
-                           }});
-    for (auto& peer : peers_) {
-      for (auto how : {peers::threading::one_expert_each, peers::threading::inside_products}) {
-        bool const each = how == peers::threading::one_expert_each;
-        contenders_.push_back({peer.name() + (each ? ", one expert per thread" : ", threads inside"),
-                               [this, &peer, how](auto& data, auto const& weights) {
-                                 peer.forward(
-                                     {data.tokens, data.input.data(), data.experts.data(), data.weight.data(),
-                                      theirs_.data(), static_cast<std::size_t>(&weights - memory_->copies().data())},
-                                     how);
-                               }});
-      }
+    if constexpr (std::is_same_v<element, float>) {
+      add(problem, peers::openblas_name(), [&] { return peers::openblas(problem); });
     }
+#endif
   }
 
-  void run(std::size_t c, bench::call_data<Layer>& data, bench::weight_copy<Layer> const& weights) {
-    contenders_[c].run(data, weights);
+  /// Both ways of a peer. A library that does not make such products on this processor says so here, or in the first call.
+  template <class Make>
+  void add(peers::problem<element> const& problem, std::string const& peer_name, Make const& make) {
+    peers::loop_over_experts<element>* peer = nullptr;
+    try {
+      peer = &peers_.emplace_back(problem, make(), with_.threads);
+    } catch (std::exception const& e) {
+      absent_.push_back({peer_name, e.what()});
+      return;
+    }
+    for (auto how : {peers::threading::one_expert_each, peers::threading::inside_products}) {
+      bool const each = how == peers::threading::one_expert_each;
+      contenders_.push_back({peer_name + (each ? ", one expert per thread" : ", threads inside"),
+                             [peer](std::int64_t tokens, std::int32_t const* routes) { peer->prepare(tokens, routes); },
+                             [this, peer, how](auto& data, auto const& weights) {
+                               peer->forward(
+                                   {data.tokens, data.input.data(), data.experts.data(), data.weight.data(),
+                                    theirs_.data(), static_cast<std::size_t>(&weights - memory_->copies().data())},
+                                   how);
+                             }});
+    }
   }
 
   std::string name_;
   options& with_;
-  std::unique_ptr<bench::layer_memory<Layer>> memory_;
+  std::unique_ptr<bench::layer_memory<element>> memory_;
   std::vector<element> ours_, theirs_;
   std::list<peers::loop_over_experts<element>> peers_;
   std::vector<contender> contenders_;
+  std::vector<absence> absent_;
 };
 
 template <class Layer>
@@ -237,11 +254,13 @@ int main(int argc, char** argv) {
   compare<switch_base<float>>("switch", with, {{1, 101}, {64, 41}, {1024, 15}, {4096, 7}});
 
   std::printf(
-      "\nMedians of calls in turn, on cold weights. limit: the least time for the experts' products, by arithmetic or "
+      "\nMedians of calls in turn, on cold weights, and in brackets the least and the most. limit: the least time for "
+      "the experts' products, by arithmetic or "
       "by\n"
       "reading the weights of the experts chosen. Last columns: our speed over the peer's, by wall time and by what "
       "the\n"
-      "process computed; above 1 we are faster. We also route; the peers get the routes, and weights packed "
+      "process computed, medians of the rounds' ratios; above 1 we are faster. We also route; the peers get the "
+      "routes, and weights packed "
       "beforehand.\n");
   if (!with.agrees) std::printf("Outputs differ.\n");
   return with.agrees ? 0 : 1;

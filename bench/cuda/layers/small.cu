@@ -1,10 +1,21 @@
-#include "../layer_bench.cuh"
+#include "../methods/methods.cuh"
 
-// Everything that the bench knows: biases, a capacity that drops, a gated expert.
-namespace sy = switchyard;
-using small_layer =
-    sy::layer<sy::shape{.hidden = 64, .intermediate = 96, .experts = 8, .top_k = 2},
-              sy::router::with_bias<sy::router::softmax_top_k>, sy::capacity::factor<5, 4>,
-              sy::expert::with_bias<sy::expert::gated_mlp<sy::silu>>, sy::bench::gpu_backend, sy::bfloat16>;
+#if defined(SWITCHYARD_BENCH_ON_HOPPER)
+#include "../tilings/tilings.cuh"
+#endif
 
-static bool const added = sy::bench::add_layer<small_layer>(true);
+// What a smoke run takes. In one file where methods and tilings have kernels in common.
+namespace switchyard::bench {
+
+static bool const layers_compiled = compile_layers<0>();
+
+template <shape Dims>
+bool compile_small() {
+#if defined(SWITCHYARD_BENCH_ON_HOPPER)
+  compile_tilings<typename methods<Dims, gpu_backend>::base>(true);
+#endif
+  return compile_methods<Dims>(true);
+}
+static bool const methods_and_tilings_compiled = compile_small<small_shape>();
+
+}  // namespace switchyard::bench

@@ -1,4 +1,4 @@
-#include "../layer_bench.cuh"
+#include "tilings.cuh"
 
-static bool const added = switchyard::bench::add_layer<
+static bool const compiled = switchyard::bench::compile_tilings<
     switchyard::presets::qwen3_30b_a3b<switchyard::bfloat16, switchyard::bench::gpu_backend>>();

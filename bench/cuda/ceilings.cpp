@@ -1,4 +1,4 @@
-#include "memory.cuh"
+#include "memory.hpp"
 #include "setup.hpp"
 #include "timing.hpp"
 
@@ -8,24 +8,8 @@
 
 namespace switchyard::bench {
 
-namespace {
-
-/// Reads everything; writes only where the sum is one that it hardly has, so that the reading has to be done.
-__global__ void read_all(uint4 const* from, std::int64_t count, unsigned* sink) {
-  unsigned sum = 0;
-#pragma unroll 8
-  for (std::int64_t i = thread_index(); i < count; i += thread_count()) {
-    uint4 const v = from[i];
-    sum += (v.x ^ v.y) + (v.z ^ v.w);
-  }
-  if (sum == 0x9e3779b9u) *sink = sum;
-}
-
-}  // namespace
-
 ceilings measure_gpu_ceilings(gpu_setup const& gpu) {
-  schedule const with = gpu.smoke ? schedule{.seconds = 0.0, .sample_seconds = 0.0, .least_rounds = 1, .most_rounds = 1}
-                                  : schedule{.seconds = 0.4, .sample_seconds = 1e-2};
+  schedule const with = gpu.smoke ? once(1) : schedule{.seconds = 0.4, .sample_seconds = 1e-2};
   ceilings result;
   {
     std::int64_t const bytes = gpu.smoke ? 1 << 16 : std::int64_t{2} << 30;
@@ -34,19 +18,14 @@ ceilings measure_gpu_ceilings(gpu_setup const& gpu) {
     device_memory<unsigned> const sink(1);
     int const blocks = gpu.smoke ? 2 : 8 * attribute(cudaDevAttrMultiProcessorCount);
     auto const times = take_turns(
-        {{"read",
-          [&](int) {
-            read_all<<<blocks, 256, 0, gpu.stream>>>(reinterpret_cast<uint4 const*>(from.data()), bytes / 16,
-                                                     sink.data());
-            check_cuda(cudaGetLastError());
-          }},
+        {{"read", [&](int) { read_all(from.data(), bytes, sink.data(), blocks, gpu.stream); }},
          {"copy",
           [&](int) {
             check_cuda(cudaMemcpyAsync(to.data(), from.data(), bytes / 2, cudaMemcpyDeviceToDevice, gpu.stream));
           }}},
         with, gpu.stream);
     // The copy reads as much as it writes.
-    result.bytes = static_cast<double>(bytes) / std::min(times[0].median, times[1].median);
+    result.bytes = static_cast<double>(bytes) / std::min(times[0].median(), times[1].median());
   }
   if (gpu.peer != nullptr) {
     int const size = gpu.smoke ? 256 : 8192;
@@ -55,7 +34,7 @@ ceilings measure_gpu_ceilings(gpu_setup const& gpu) {
     device_memory<bfloat16> const c(std::int64_t{size} * size);
     cublas_product const product{size, size, size, a.data(), b.data(), c.data()};
     auto const times = take_turns({{"product", [&](int) { gpu.peer->multiply(product); }}}, with, gpu.stream);
-    result.flops = 2.0 * size * static_cast<double>(size) * size / times[0].median;
+    result.flops = 2.0 * size * static_cast<double>(size) * size / times[0].median();
   }
   return result;
 }

@@ -1,6 +1,6 @@
 #include "timing.hpp"
 
-#include "device.cuh"
+#include "device.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -100,18 +100,13 @@ std::vector<timing> take_turns(std::vector<contender> const& contenders, schedul
   int const rounds = std::clamp(static_cast<int>(with.seconds * static_cast<double>(count) / round_seconds),
                                 with.least_rounds, with.most_rounds);
 
-  std::vector<std::vector<double>> samples(count);
+  std::vector<timing> result(count);
+  for (std::size_t i = 0; i < count; ++i) result[i].replayed = runners[i]->replayed();
   for (int round = 0; round < rounds; ++round) {
     for (std::size_t i = 0; i < count; ++i) {
       std::size_t const which = (i + static_cast<std::size_t>(round)) % count;
-      samples[which].push_back(runners[which]->time(passes[which]));
+      result[which].rounds.push_back(runners[which]->time(passes[which]));
     }
-  }
-  std::vector<timing> result;
-  for (std::size_t i = 0; i < count; ++i) {
-    std::vector<double>& s = samples[i];
-    std::sort(s.begin(), s.end());
-    result.push_back({s[s.size() / 2], s.front(), s.back(), rounds, runners[i]->replayed()});
   }
   return result;
 }

@@ -1,6 +1,6 @@
 #include "cublas.hpp"
 
-#include "device.cuh"
+#include "device.hpp"
 
 #include <cublas_v2.h>
 
