@@ -1,17 +1,19 @@
-# What the GPU backends cost the compiler, for one architecture: prints the processor time of an empty .cu file, of one
-# that includes switchyard.cuh, and of those that run a layer, and fails beyond the limits.
+# What the library costs the compilers: prints the processor time of empty files, of those that include the library, of those
+# that run a layer, and what a second layer costs that differs in its sizes alone; fails beyond the limits.
 #
-#   cmake -DNVCC=<compiler> -DINCLUDE=<folder> -DSOURCE=<kernels.cu> -DFOLDER=<to write to> -P compile_cost.cmake
+#   cmake -DNVCC=<compiler> -DCXX=<compiler> -DINCLUDE=<folder> -DSOURCE=<kernels.cu> -DFOLDER=<to write to> -P compile_cost.cmake
 cmake_minimum_required(VERSION 3.25)
 
 set(most_include_ms 4000)  # over an empty file
 set(most_layer_ms 20000)
 set(most_hopper_layer_ms 30000)
+set(most_second_layer_ms 1000)
+set(most_second_gpu_layer_ms 2000)
 
 # compile(<variable> <argument>...): milliseconds, user and system, which other programs on the machine hardly change.
 function(compile variable)
   execute_process(
-    COMMAND sh -c "\"$@\" && times" sh ${NVCC} -std=c++20 -I${INCLUDE} -c -o ${FOLDER}/cost.o ${ARGN}
+    COMMAND sh -c "\"$@\" && times" sh ${compiler} -std=c++20 -I${INCLUDE} -c -o ${FOLDER}/cost.o ${ARGN}
     OUTPUT_VARIABLE output RESULT_VARIABLE result)
   # Two lines, of the shell and of its children: 0m0.01s 0m0.02s
   if(NOT result EQUAL 0 OR NOT output MATCHES "\n([0-9]+)m([0-9]+)[.]([0-9]+)s ([0-9]+)m([0-9]+)[.]([0-9]+)s\n$")
@@ -28,7 +30,51 @@ function(compile variable)
   set(${variable} ${milliseconds} PARENT_SCOPE)
 endfunction()
 
+# compile_layers(<variable> <count> <header> <backend> <argument>...): a file with so many layers of different sizes, the faster
+# of two times.
+function(compile_layers variable count header backend source)
+  set(text "#include <switchyard/${header}>\nusing namespace switchyard;\n")
+  set(shapes "2048, 1024, 64, 8" "1024, 512, 32, 4")
+  foreach(index RANGE 1 ${count})
+    math(EXPR place "${index} - 1")
+    list(GET shapes ${place} shape)
+    string(APPEND text "using layer_${index} = layer<shape{${shape}}, router::softmax_top_k, capacity::dropless, "
+      "expert::gated_mlp<silu>, backend::${backend}, bfloat16>;\n"
+      "void run(layer_${index}::args const& args) { layer_${index}::forward(args); }\n")
+  endforeach()
+  file(WRITE ${FOLDER}/${source} "${text}")
+  compile(first ${ARGN} ${FOLDER}/${source})
+  compile(second ${ARGN} ${FOLDER}/${source})
+  if(second LESS first)
+    set(first ${second})
+  endif()
+  set(${variable} ${first} PARENT_SCOPE)
+endfunction()
+
 file(MAKE_DIRECTORY ${FOLDER})
+set(compiler ${CXX})
+file(WRITE ${FOLDER}/empty.cpp "")
+file(WRITE ${FOLDER}/include.cpp "#include <switchyard/switchyard.hpp>\n")
+compile(cpu_empty -O2 ${FOLDER}/empty.cpp)
+compile(cpu_include -O2 ${FOLDER}/include.cpp)
+compile_layers(cpu_one 1 switchyard.hpp cpu one.cpp -O2)
+compile_layers(cpu_two 2 switchyard.hpp cpu two.cpp -O2)
+compile_layers(cpu_extern 1 switchyard.hpp cpu one.cpp -O2 -DSWITCHYARD_EXTERN_KERNELS)
+math(EXPR cpu_include_more "${cpu_include} - ${cpu_empty}")
+math(EXPR cpu_second "${cpu_two} - ${cpu_one}")
+math(EXPR cpu_layer "${cpu_one} - ${cpu_include}")
+math(EXPR cpu_layer_alone "${cpu_extern} - ${cpu_include}")
+message("switchyard.hpp: ${cpu_include_more} ms more than an empty file
+one layer: ${cpu_layer} ms more, ${cpu_layer_alone} where kernels are compiled once
+a second layer of other sizes: ${cpu_second} ms more, at most ${most_second_layer_ms}")
+if(cpu_second GREATER most_second_layer_ms)
+  message(FATAL_ERROR "too slow to compile")
+endif()
+if(NOT NVCC)
+  return()
+endif()
+
+set(compiler ${NVCC})
 file(WRITE ${FOLDER}/empty.cu "")
 file(WRITE ${FOLDER}/include.cu "#include <switchyard/switchyard.cuh>\n")
 compile(empty -arch=sm_80 ${FOLDER}/empty.cu)
@@ -36,11 +82,16 @@ compile(include -arch=sm_80 ${FOLDER}/include.cu)
 compile(layer -arch=sm_80 -DPRESET=mixtral_8x7b -DELEMENT=bfloat16 -DBACKEND=cuda ${SOURCE})
 compile(hopper_layer -gencode arch=compute_90a,code=sm_90a
   -DPRESET=gpt_oss_20b -DELEMENT=bfloat16 -DBACKEND=hopper ${SOURCE})
+compile_layers(gpu_one 1 switchyard.cuh cuda one.cu -arch=compute_80)
+compile_layers(gpu_two 2 switchyard.cuh cuda two.cu -arch=compute_80)
+math(EXPR second "${gpu_two} - ${gpu_one}")
 math(EXPR include_more "${include} - ${empty}")
 message("an empty file: ${empty} ms
 switchyard.cuh: ${include_more} ms more, at most ${most_include_ms}
 one layer: ${layer} ms, at most ${most_layer_ms}
+a second layer of other sizes: ${second} ms more, at most ${most_second_gpu_layer_ms}
 one layer on Hopper: ${hopper_layer} ms, at most ${most_hopper_layer_ms}")
-if(include_more GREATER most_include_ms OR layer GREATER most_layer_ms OR hopper_layer GREATER most_hopper_layer_ms)
+if(include_more GREATER most_include_ms OR layer GREATER most_layer_ms OR hopper_layer GREATER most_hopper_layer_ms OR
+  second GREATER most_second_gpu_layer_ms)
   message(FATAL_ERROR "too slow to compile")
 endif()

@@ -1,3 +1,0 @@
-#include "../erase.cuh"
-
-static bool const compiled = switchyard::bench::compile_layers<1, 3>();
