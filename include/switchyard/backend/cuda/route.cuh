@@ -39,7 +39,7 @@ struct route_args {
   bool aligned_scale;
   float const* inverse_lengths;  ///< [experts], factors of the logits; null: none
   float* logits;                 ///< [tokens, experts], null: nobody asks
-  route_results to;
+  route_results results;
 };
 
 /// The sets of one piece while its block collects them in shared memory.
@@ -55,34 +55,34 @@ struct piece_sets {
   }
 
   /// Says where a pair goes, by its number in the piece; an expert of -1 is nowhere.
-  __device__ void add(int expert, int number, std::int64_t pair, route_results const& to) const {
-    to.experts[pair] = expert;
+  __device__ void add(int expert, int number, std::int64_t pair, route_results const& results) const {
+    results.experts[pair] = expert;
     if (expert >= 0) {
       atomicOr(words + expert * piece_words + number / 32, 1u << number % 32);
     } else {
-      to.row_of[pair] = -1;
+      results.row_of[pair] = -1;
     }
-    if (to.dropped != nullptr) to.dropped[pair] = 0;
+    if (results.dropped != nullptr) results.dropped[pair] = 0;
   }
 
   /// Writes the piece of this block, when all have added theirs.
-  __device__ void write(int experts, route_results const& to) const {
+  __device__ void write(int experts, route_results const& results) const {
     int const thread = static_cast<int>(threadIdx.x);
-    std::int64_t const stride = to.chosen.words_per_expert(), first = std::int64_t{blockIdx.x} * piece_words;
+    std::int64_t const stride = results.chosen.words_per_expert(), first = std::int64_t{blockIdx.x} * piece_words;
     for (int i = thread; i < experts * piece_words; i += Threads) {
       std::int64_t const at = i / piece_words * stride + first + i % piece_words;
-      to.chosen.words[at] = words[i];
-      if (to.kept.words != nullptr) to.kept.words[at] = words[i];
-      if (to.sorted.words != nullptr) to.sorted.words[at] = 0;
+      results.chosen.words[at] = words[i];
+      if (results.kept.words != nullptr) results.kept.words[at] = words[i];
+      if (results.sorted.words != nullptr) results.sorted.words[at] = 0;
     }
-    if (to.below == nullptr) return;
+    if (results.below == nullptr) return;
     std::int32_t below = 0;
     for (int begin = 0; begin < experts; begin += Threads) {
       int const e = begin + thread;
       std::int32_t count = 0;
       for (int w = 0; e < experts && w < piece_words; ++w) count += __popc(words[e * piece_words + w]);
       scanned const place = scan_block<Threads>(count);
-      if (e < experts) to.below[e * to.chosen.pieces + blockIdx.x] = below + place.before;
+      if (e < experts) results.below[e * results.chosen.pieces + blockIdx.x] = below + place.before;
       below += place.all;
     }
   }
@@ -340,7 +340,7 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
     __syncthreads();
   }
 
-  piece_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), args.to.chosen.piece_words()};
+  piece_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), args.results.chosen.piece_words()};
   sets.clear(experts);
   __syncthreads();
   using share = per_expert<experts, warp_lanes>;
@@ -374,13 +374,13 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
       if (k >= top_k) continue;
       // Logits that are no numbers leave the router without a choice: such a pair goes nowhere, and shows as NaN.
       bool const exists = placed && expert >= 0 && expert < experts;
-      sets.add(exists ? expert : -1, t * top_k + k, token * top_k + k, args.to);
-      args.to.weights[token * top_k + k] = placed ? weight : 0.0f;
+      sets.add(exists ? expert : -1, t * top_k + k, token * top_k + k, args.results);
+      args.results.weights[token * top_k + k] = placed ? weight : 0.0f;
     }
-    if (args.to.priority != nullptr && lane == 0) args.to.priority[token] = placed ? decided.priority : 0.0f;
+    if (args.results.priority != nullptr && lane == 0) args.results.priority[token] = placed ? decided.priority : 0.0f;
   }
   __syncthreads();
-  sets.write(experts, args.to);
+  sets.write(experts, args.results);
 }
 
 /// How `take_routes` is cut: a block takes over the routes of a piece of the tokens, a thread per pair.
@@ -395,9 +395,9 @@ struct take_routes_tile {
 template <class Tile>
 __global__ void __launch_bounds__(Tile::threads)
     take_routes(precomputed_routes const from, std::int64_t tokens, int experts, int top_k, std::uint8_t const* active,
-                route_results const to) {
+                route_results const results) {
   extern __shared__ __align__(128) char memory[];
-  piece_sets<Tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), to.chosen.piece_words()};
+  piece_sets<Tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), results.chosen.piece_words()};
   sets.clear(experts);
   __syncthreads();
   int const piece_pairs = Tile::tokens * top_k;
@@ -408,12 +408,12 @@ __global__ void __launch_bounds__(Tile::threads)
     bool const here = active == nullptr || active[token] != 0;
     std::int32_t const expert = here ? from.experts[pair] : -1;
     float const weight = here ? from.weights[pair] : 0.0f;
-    sets.add(expert >= 0 && expert < experts ? expert : -1, i, pair, to);
-    to.weights[pair] = weight;
-    if (to.priority != nullptr && i % top_k == 0) to.priority[token] = weight;
+    sets.add(expert >= 0 && expert < experts ? expert : -1, i, pair, results);
+    results.weights[pair] = weight;
+    if (results.priority != nullptr && i % top_k == 0) results.priority[token] = weight;
   }
   __syncthreads();
-  sets.write(experts, to);
+  sets.write(experts, results);
 }
 
 }  // namespace switchyard::backend::device

@@ -20,7 +20,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <span>
 #include <utility>
 
 namespace switchyard {
@@ -266,7 +265,7 @@ class layer_steps {
                              .aligned_scale = false,
                              .inverse_lengths = nullptr,
                              .logits = args.decisions.logits,
-                             .to = results};
+                             .results = results};
       if constexpr (Layer::router_traits.gate == gate_owner::model) {
         to.router = args.shared_router;
       } else {
@@ -352,7 +351,7 @@ class layer_steps {
     static_assert(tile::shared_bytes <= most_shared_bytes,
                   "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
                   "experts. Use fewer experts, or router::precomputed.");
-    launch(where, "route_tokens", route_tokens<Routing, TokenBlocks>, to.to.chosen.pieces, tile::threads,
+    launch(where, "route_tokens", route_tokens<Routing, TokenBlocks>, to.results.chosen.pieces, tile::threads,
            tile::shared_bytes, to);
   }
 
