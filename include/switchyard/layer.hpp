@@ -416,7 +416,8 @@ struct layer {
       checks::check_pointer(norm.weight, "weight", "[hidden] float", of);
       checks::check_pointer(norm.bias, "bias", "[hidden] float", of);
       if (!(norm.epsilon >= 0.0f)) {
-        fail("layer::forward, " + of.text() + "epsilon", "0 or more", std::to_string(norm.epsilon));
+        fail(std::string("layer::forward, ").append(of.text()).append("epsilon"), "0 or more",
+             std::to_string(norm.epsilon));
       }
     }
   }

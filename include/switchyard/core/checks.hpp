@@ -26,11 +26,15 @@ struct owner {
   char const* before = "";
   int number = -1;
 
-  std::string text() const { return number < 0 ? before : before + ("[" + std::to_string(number) + "]."); }
+  std::string text() const {
+    std::string all(before);
+    if (number >= 0) all.append("[").append(std::to_string(number)).append("].");
+    return all;
+  }
 };
 
 inline void check_pointer(pointer p, char const* name, char const* expected, owner const& of = {}) {
-  auto const what = [&] { return "layer::forward, " + of.text() + name; };
+  auto const what = [&] { return std::string("layer::forward, ").append(of.text()).append(name); };
   if (p.address == nullptr) fail(what(), expected, "a null pointer");
   if (reinterpret_cast<std::uintptr_t>(p.address) % p.alignment != 0) {
     fail(what(), "an address that is a multiple of " + std::to_string(p.alignment), "one that is not");
