@@ -132,9 +132,10 @@ constexpr int finish_turns(int hidden) {
 }
 
 /// Adds the residual to a row of the pass, normalises it, and brings it back to its token, which goes to its next stratum.
-/// A block per row; the first one also adds up what the passes counted.
+/// A block per row; the first one also adds up what the passes counted. Blocks that share a multiprocessor are said, because
+/// the compiler else saves registers for more, and spills.
 template <class Element, int Strata, int Turns>
-__global__ void __launch_bounds__(most_combine_threads)
+__global__ void __launch_bounds__(most_combine_threads, Turns <= 4 ? 4 : 1)
     finish_pass(strata_args<Element> const args, strata_above<Strata> const above) {
   constexpr int strata = Strata, width = chunk_bytes / static_cast<int>(sizeof(Element));
   shape const& pass = args.pass;

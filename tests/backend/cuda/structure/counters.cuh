@@ -68,9 +68,9 @@ struct counted_call {
   std::vector<std::int32_t> clusters;  ///< [tokens, top_k]: the labels of the tokens
 };
 
-/// Runs a layer on random tokens, so many rows per expert.
+/// Runs a layer on random tokens, so many rows per expert, with so many elements between tokens.
 template <class Layer>
-counted_call count(counters& from, int rows) {
+counted_call count(counters& from, int rows, int apart = 0) {
   using element = typename Layer::element;
   constexpr sy::shape dims = Layer::dims;
   constexpr int shared = Layer::expert_traits.shared_intermediate;
@@ -82,7 +82,7 @@ counted_call count(counters& from, int rows) {
     return made;
   };
   std::int64_t const matrices = std::int64_t{dims.experts} * dims.hidden * dims.intermediate;
-  device_array<element> const x(values(element{}, tokens * dims.hidden)), y(tokens * dims.hidden);
+  device_array<element> const x(values(element{}, tokens * (dims.hidden + apart))), y(tokens * dims.hidden);
   device_array<element> const weight(values(element{}, matrices)),
       shared_weight(values(element{}, dims.hidden * shared));
   device_array<float> const router(values(float{}, dims.experts * dims.hidden));
@@ -90,7 +90,7 @@ counted_call count(counters& from, int rows) {
   device_array<std::byte> const workspace(Layer::workspace_bytes(tokens));
 
   typename Layer::args args{};
-  args.tokens = Layer::rows(static_cast<element const*>(x.data()), tokens);
+  args.tokens = {x.data(), tokens, dims.hidden, dims.hidden + apart};
   args.output = Layer::rows(y.data(), tokens);
   args.workspace = {workspace.data(), workspace.size()};
   device_array<float> const ones(std::vector<float>(dims.hidden, 1.0f));

@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "backend/cuda/structure/counters.cuh"
 
@@ -107,6 +109,23 @@ bool measure(counters& from, int rows) {
   return right && products == 2;
 }
 
+/// Whether calls whose rows cannot be moved by 16 bytes take the tiles that backend::cuda would take.
+template <class Layer>
+bool takes_tiles_of_cuda(counters& from) {
+  bool right = true;
+  for (auto [rows, tile] : {std::pair{8, "few_rows"}, std::pair{32, "some_rows"}, std::pair{100, "many_rows"}}) {
+    int products = 0;
+    for (nlohmann::json const& launch : count<Layer>(from, rows, 5).launches) {
+      std::string const kernel = launch["kernel"];
+      bool const is_product = kernel.find("device::product<") != std::string::npos;
+      products += is_product && kernel.find(tile) != std::string::npos ? 1 : 0;
+    }
+    if (products != 2) std::printf("%d products with the tile %s  <- instead of 2\n", products, tile);
+    right = right && products == 2;
+  }
+  return right;
+}
+
 template <class... Layers>
 bool measure_all(std::tuple<Layers...> const*, counters& from) {
   bool right = true;
@@ -122,5 +141,6 @@ int main() {
       "/tiles': over what tiles that share nothing but within a cluster need; multicast: the share brought for two\n");
   if (!has_hopper()) return 0;
   counters from;
-  return measure_all(static_cast<measured_layers*>(nullptr), from) ? 0 : 1;
+  bool const right = takes_tiles_of_cuda<std::tuple_element_t<0, measured_layers>>(from);
+  return measure_all(static_cast<measured_layers*>(nullptr), from) && right ? 0 : 1;
 }
