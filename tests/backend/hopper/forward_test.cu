@@ -2,6 +2,8 @@
 #include <cstdint>
 #include <limits>
 #include <string>
+#include <tuple>
+#include <utility>
 
 #include "backend/check.hpp"
 #include "backend/cuda/device.cuh"
@@ -30,6 +32,14 @@ void for_each_product(Body body) {
 }
 
 }  // namespace
+
+TEST_CASE("every layer of Hopper's lists is tested", "[gpu][hopper]") {
+  if (!has_hopper()) return;
+  CHECK(compiled_layers().size() ==
+        std::tuple_size_v<tested::policies> + std::tuple_size_v<tested::on_hopper<tested::experts>> +
+            std::tuple_size_v<tested::hopper_shapes> + std::tuple_size_v<tested::fallen_back> +
+            std::tuple_size_v<tested::hopper_tilings>);
+}
 
 TEST_CASE("on Hopper forward agrees with the reference", "[gpu][hopper]") {
   if (!has_hopper()) return;
