@@ -371,6 +371,14 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
   };
   constexpr int result_blocks = warp_features / 8;
   bool const weighs = !shared && args.weights != nullptr;
+  // The rows' tokens are not needed any more, and make room for what multiplies the rows.
+  float* const row_weights = reinterpret_cast<float*>(tokens);
+  if (Problem::gathers && weighs) {
+    for (int r = thread; r < tile.rows; r += threads) {
+      row_weights[r] = r < rows ? args.weights[args.pair_of[first_row + r]] : 1.0f;
+    }
+    __syncthreads();
+  }
 #pragma unroll
   for (int j = 0; j < result_blocks; ++j) {
     int const feature = first_warp_feature + j * 8 + lane % 4 * 2;
@@ -386,10 +394,7 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
       for (int h = 0; h < 2; ++h) {
         int const row = first_warp_row + 16 * i + 8 * h + lane / 4;
         // W (w x) = w (W x): the weight multiplies before the bias.
-        float weight = 1.0f;
-        if constexpr (Problem::gathers) {
-          if (weighs && row < rows) weight = args.weights[args.pair_of[first_row + row]];
-        }
+        float const weight = Problem::gathers && weighs ? row_weights[row] : 1.0f;
         float values[2];
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
