@@ -2,15 +2,15 @@
 #
 #   switchyard_add_fixtures(<target> "<cuda target> <hopper target>, or nothing" <folder>...)
 #
-# adds to all targets a layer for every file of the folders that the library's policies can express, and the CTest tests
-# fixture.<case>.float, fixture.<case>.bfloat16, the same with .cuda behind them, fixture.<case>.bfloat16.hopper and
-# reference.<case>. A file that needs another policy is skipped with a message that names it; a key or a value that is
+# adds to the targets a layer for every file of the folders that the library's policies can express, and the CTest tests
+# fixture.<case>.float, fixture.<case>.bfloat16, fixture.<case>.float.cuda and reference.<case>, and for the first case of each
+# kind of expert fixture.<case>.bfloat16.hopper. A file that needs another policy is skipped with a message that names it; a key or a value that is
 # unknown stops the configuration. Where two folders have a case, the later folder wins.
 
 function(switchyard_add_fixtures target cuda_targets)
   set(generated ${CMAKE_CURRENT_BINARY_DIR}/generated)
   set(cases)
-  set(unit)  # nvcc gets many cases in one unit: it takes seconds to read the headers, and cases share kernels
+  set(seen)
   set(folders ${ARGN})
   list(REVERSE folders)
   foreach(folder IN LISTS folders)
@@ -38,34 +38,45 @@ function(switchyard_add_fixtures target cuda_targets)
         ENVIRONMENT OMP_WAIT_POLICY=passive
         TIMEOUT 300)
       if(cuda_targets)
-        string(APPEND unit "#include \"${generated}/${case}.cpp\"\n")
-        list(LENGTH cases count)
-        math(EXPR rest "${count} % 18")
-        if(rest EQUAL 0)
-          switchyard_add_fixture_unit("${cuda_targets}" ${generated}/unit_${count}.cu "${unit}")
-          set(unit)
-        endif()
         list(GET cuda_targets 0 on_cuda)
         list(GET cuda_targets 1 on_hopper)
+        set(gpu_tests fixture.${case}.float.cuda)
+        list(APPEND on_cuda_sources ${generated}/${case}.cpp)
         add_test(NAME fixture.${case}.float.cuda COMMAND ${on_cuda} ${case} float)
-        add_test(NAME fixture.${case}.bfloat16.cuda COMMAND ${on_cuda} ${case} bfloat16)
-        add_test(NAME fixture.${case}.bfloat16.hopper COMMAND ${on_hopper} ${case} bfloat16)
-        set_tests_properties(
-          fixture.${case}.float.cuda fixture.${case}.bfloat16.cuda fixture.${case}.bfloat16.hopper PROPERTIES
+        # What Hopper's products see of a case is its expert, and whether the router weighs the input.
+        string(REGEX MATCH "on_input<" sees "${source}")
+        string(REGEX MATCH "\n      expert::[^\n]*" expert "${source}")
+        string(REGEX REPLACE "[^A-Za-z0-9_]+" "_" sees "${sees}${expert}")
+        if(NOT sees IN_LIST seen)
+          list(APPEND seen ${sees})
+          list(APPEND on_hopper_sources ${generated}/${case}.cpp)
+          add_test(NAME fixture.${case}.bfloat16.hopper COMMAND ${on_hopper} ${case} bfloat16)
+          list(APPEND gpu_tests fixture.${case}.bfloat16.hopper)
+        endif()
+        set_tests_properties(${gpu_tests} PROPERTIES
           LABELS "fixtures;gpu" SKIP_REGULAR_EXPRESSION "skipped: no CUDA device" TIMEOUT 300)
       endif()
     endforeach()
   endforeach()
-  if(unit)
-    switchyard_add_fixture_unit("${cuda_targets}" ${generated}/unit_rest.cu "${unit}")
+  if(cuda_targets)
+    switchyard_add_fixture_units(${on_cuda} "${on_cuda_sources}")
+    switchyard_add_fixture_units(${on_hopper} "${on_hopper_sources}")
   endif()
 endfunction()
 
-function(switchyard_add_fixture_unit targets path content)
-  file(CONFIGURE OUTPUT ${path} CONTENT "${content}" @ONLY)
-  foreach(target IN LISTS targets)
-    target_sources(${target} PRIVATE ${path})
-  endforeach()
+# nvcc gets many cases in one unit: it takes seconds to read the headers, and cases share kernels.
+function(switchyard_add_fixture_units target sources)
+  set(number 0)
+  while(sources)
+    list(SUBLIST sources 0 20 some)
+    list(REMOVE_ITEM sources ${some})
+    list(TRANSFORM some REPLACE "(.+)" "#include \"\\1\"")
+    list(JOIN some "\n" text)
+    math(EXPR number "${number} + 1")
+    set(unit ${CMAKE_CURRENT_BINARY_DIR}/generated/${target}_${number}.cu)
+    file(CONFIGURE OUTPUT ${unit} CONTENT "${text}\n" @ONLY)
+    target_sources(${target} PRIVATE ${unit})
+  endwhile()
 endfunction()
 
 # The source of one case, or why it is skipped.
