@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <utility>
 
 #include "backend/check.hpp"
@@ -67,6 +68,51 @@ TEST_CASE("each group of tokens has queues of its own", "[forward]") {
       INFO(tokens_per_group << " tokens per group");
       p.config.tokens_per_group = tokens_per_group;
       check_against_reference(p, run(p));
+    }
+  });
+}
+
+namespace {
+
+/// A pool whose threads may be less than it says: it runs the first `runs` workers on the calling thread.
+struct meagre_pool {
+  int runs = 0;
+  int most_asked = 0;
+
+  static void run(void* state, int workers, void (*body)(void* argument, int worker), void* argument) {
+    auto& self = *static_cast<meagre_pool*>(state);
+    self.most_asked = std::max(self.most_asked, workers);
+    for (int w = 0; w < std::min(self.runs, workers); ++w) body(argument, w);
+  }
+  sy::thread_pool pool(int workers) { return {this, workers, &run}; }
+};
+
+}  // namespace
+
+TEST_CASE("a pool is never asked for more workers than it has or than the context allows", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    outcome const once = run(p);
+    for (auto [threads, workers] : {std::pair{8, 2}, {2, 8}, {0, 3}}) {
+      INFO(threads << " threads, " << workers << " workers");
+      meagre_pool few{.runs = workers};
+      sy::thread_pool const pool = few.pool(workers);
+      CHECK(same_bits(run(p, {.context = {.threads = threads, .pool = &pool}}), once));
+      CHECK(few.most_asked == (threads == 0 ? workers : std::min(threads, workers)));
+    }
+  });
+}
+
+TEST_CASE("a pool that runs fewer workers than it is asked for, or none, gives the right result", "[forward]") {
+  for_each_layer([](any_layer const& layer) {
+    problem const p = usual_problem(layer);
+    outcome const once = run(p);
+    for (int runs : {0, 1, 3}) {
+      INFO(runs << " workers run");
+      meagre_pool few{.runs = runs};
+      sy::thread_pool const pool = few.pool(4);
+      CHECK(same_bits(run(p, {.context = {.pool = &pool}}), once));
+      CHECK(few.most_asked == 4);
     }
   });
 }
