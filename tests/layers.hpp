@@ -5,7 +5,9 @@
 #include <tuple>
 #include <utility>
 
-/// The layers that the tests of whole layers run, one line each. A new policy adds a line to a list.
+/// The layers that the tests of whole layers run, one line each. A new policy adds a line to a list: to one that runs everywhere,
+/// with policies and sizes that stand there beside it already, for on a GPU a line costs seconds. The lists of more layers are
+/// those of the CPU without sanitizers: other combinations and sizes of policies that the first ones have (a test looks).
 ///
 /// Sizes are small and awkward: no multiple of a vector, a tile or a block, unless a line says otherwise.
 namespace tested {
@@ -31,68 +33,70 @@ using routers = std::tuple<
     routed<4, 4, top_k_softmax, 33>,
     routed<16, 4, sigmoid_top_k>,
     routed<1, 1, softmax_top_k>,
-    routed<3, 3, softmax_top_k, 2>,
     routed<40, 8, softmax_top_k, 48>,  // more experts than a block
     routed<8, 2, sparsemixer<>>,
-    routed<16, 2, sparsemixer<1, 4>>,
     routed<8, 2, precomputed>,
-    routed<4, 1, shared<switch_top1>>,
     routed<8, 2, shared<router::with_bias<softmax_top_k>>>,
-    routed<4, 2, router::with_bias<top_k_softmax>>,
-    routed<4, 2, on_input<sigmoid_top_k>>,
     routed<3, 2, on_input<precomputed>>,
     routed<8, 6, router::scaled<softmax_top_k_raw, 16>>>;
+using more_routers = std::tuple<
+    routed<3, 3, softmax_top_k, 2>,
+    routed<16, 2, sparsemixer<1, 4>>,
+    routed<4, 1, shared<switch_top1>>,
+    routed<4, 2, router::with_bias<top_k_softmax>>,
+    routed<4, 2, on_input<sigmoid_top_k>>>;
 
 using composed_routers = std::tuple<
     routed<3, 2, top_k<scores::softmax, selection::best, weighting::l2>>,
     routed<8, 3, top_k<scores::sigmoid, selection::best, weighting::sum>>,
-    routed<8, 2, top_k<scores::sigmoid, selection::corrected, weighting::sum>>,
-    routed<4, 4, top_k<scores::softmax, selection::corrected, weighting::as_scored>>,
     routed<16, 4, top_k<scores::softmax, selection::grouped<4, 2, group_score::max>, weighting::as_scored>>,
     routed<16, 3, top_k<scores::sigmoid, grouped_corrected<8, 3, group_score::max>, weighting::l2>>,
-    routed<8, 2, top_k<scores::softmax, selection::grouped<2, 1, group_score::top2_sum>, weighting::sum>>,
     routed<16, 4, router::scaled<top_k<scores::sigmoid, grouped_corrected<4, 2, group_score::top2_sum>, weighting::sum>, 5, 2>>>;
+using more_composed_routers = std::tuple<
+    routed<8, 2, top_k<scores::sigmoid, selection::corrected, weighting::sum>>,
+    routed<4, 4, top_k<scores::softmax, selection::corrected, weighting::as_scored>>,
+    routed<8, 2, top_k<scores::softmax, selection::grouped<2, 1, group_score::top2_sum>, weighting::sum>>>;
 
 inline constexpr clustering_traits by_variance{.scales = true, .measure = dispersion::variance, .alpha_denominator = 10,
                                                .clip_numerator = 0, .scaling = feature_scaling::none};
 
 using clustered_routers = std::tuple<
     routed<8, 2, adaptive_clustering<top_k_softmax>>,
-    routed<1, 1, adaptive_clustering<switch_top1>>,
-    routed<12, 3, adaptive_clustering<sigmoid_top_k>, 48>,
-    routed<4, 2, adaptive_clustering<softmax_top_k_raw, vision>>,
     routed<8, 2, adaptive_clustering<top_k_softmax, counting_empty(language_model)>, 33>,
     routed<8, 2, adaptive_clustering<router::with_bias<top_k_softmax>, by_variance>>,
     routed<4, 1, shared<adaptive_clustering<switch_top1>>>,
-    routed<4, 2, adaptive_clustering<shared<softmax_top_k>, counting_empty(vision)>>,
     layer<shape{20, 17, 4, 2}, on_input<adaptive_clustering<sigmoid_top_k>>, factor<1>, mlp<relu>>,
     layer<shape{20, 17, 4, 2}, adaptive_clustering<softmax_top_k_raw, vision>, on_drop<factor<1, 2>, dropped::weighted_input>, with_shared<mlp<relu>, 9, shared_gate::sigmoid>>,
     layer<shape{20, 17, 4, 2}, adaptive_clustering<softmax_top_k_raw, vision>, on_drop<factor<1, 2>, dropped::input>, mlp<relu>>>;
+using more_clustered_routers = std::tuple<
+    routed<1, 1, adaptive_clustering<switch_top1>>,
+    routed<12, 3, adaptive_clustering<sigmoid_top_k>, 48>,
+    routed<4, 2, adaptive_clustering<softmax_top_k_raw, vision>>,
+    routed<4, 2, adaptive_clustering<shared<softmax_top_k>, counting_empty(vision)>>>;
 
 using stratified_routers = std::tuple<
     routed<8, 2, stratified<softmax_top_k, 4, 4>>,
     routed<8, 2, stratified<softmax_top_k_raw, 2, 2, 4>, 48>,
-    routed<4, 1, stratified<switch_top1, 1, 1, 1, 1>>,
     routed<3, 2, stratified<softmax_top_k, 2, 1>, 33>,  // one expert left for two choices
-    routed<4, 2, stratified<softmax_top_k, 4>>,         // one stratum
-    routed<6, 2, with_separate_residual<stratified<softmax_top_k, 2, 4>>>,
     routed<6, 2, without_stratum_norms<stratified<sigmoid_top_k, 3, 3>>>,
-    routed<8, 2, stratified<shared<router::with_bias<softmax_top_k>>, 4, 4>>,
     routed<8, 2, router::scaled<shared<stratified<top_k<scores::sigmoid, selection::corrected, weighting::sum>, 4, 4>>, 5, 2>>,
     layer<shape{20, 17, 8, 2}, on_input<stratified<sigmoid_top_k, 5, 3>>, dropless, expert::with_bias<mlp<relu>>>,
-    layer<shape{20, 17, 8, 1}, stratified<switch_top1, 4, 4>, share_of_tokens<17, 100>, expert::with_bias<mlp<relu>>>,
     layer<shape{20, 17, 8, 2}, stratified<softmax_top_k_raw, 2, 4, 2>, renormalised<share_of_tokens<1, 4>>, expert::with_bias<gated_mlp<silu>>>,
-    layer<shape{20, 17, 8, 2}, stratified<softmax_top_k_raw, 4, 4>, renormalised<factor<2, 1, rounding::fairseq>>, mlp<relu>>,
     layer<shape{20, 17, 4, 2}, stratified<softmax_top_k, 2, 2>, on_drop<queued<factor<1, 2>, queue::priority>, dropped::weighted_input>, mlp<relu>>,
     layer<shape{20, 17, 4, 2}, with_separate_residual<stratified<softmax_top_k, 2, 2>>, on_drop<queued<fixed<9>, queue::token_order>, dropped::input>, mlp<relu>>>;
+using more_stratified_routers = std::tuple<
+    routed<4, 1, stratified<switch_top1, 1, 1, 1, 1>>,
+    routed<4, 2, stratified<softmax_top_k, 4>>,  // one stratum
+    routed<6, 2, with_separate_residual<stratified<softmax_top_k, 2, 4>>>,
+    routed<8, 2, stratified<shared<router::with_bias<softmax_top_k>>, 4, 4>>,
+    layer<shape{20, 17, 8, 1}, stratified<switch_top1, 4, 4>, share_of_tokens<17, 100>, expert::with_bias<mlp<relu>>>,
+    layer<shape{20, 17, 8, 2}, stratified<softmax_top_k_raw, 4, 4>, renormalised<factor<2, 1, rounding::fairseq>>, mlp<relu>>>;
 
 template <int Experts, int TopK, class Capacity, class Router = softmax_top_k>
 using limited = layer<shape{20, 17, Experts, TopK}, Router, Capacity, mlp<relu>>;
 
 using capacities = std::tuple<
     limited<4, 2, fixed<0>>,
-    limited<8, 2, fixed<3>>,
-    limited<4, 1, factor<5, 4>, switch_top1>,
     limited<4, 1, factor<5, 4, rounding::mesh, 4>, switch_top1>,
     limited<3, 2, factor<1, 2, rounding::fairseq>>,
     limited<8, 2, factor<1, 1, rounding::tutel, 0, 4>>,
@@ -103,12 +107,15 @@ using capacities = std::tuple<
     limited<8, 3, queued<factor<1>, queue::priority>, softmax_top_k_raw>,
     limited<4, 2, queued<fixed<9>, queue::priority>, precomputed>,
     limited<4, 1, on_drop<factor<1>, dropped::weighted_input>, switch_top1>,
+    limited<3, 2, on_drop<fixed<30>, dropped::input>>,
+    limited<8, 2, renormalised<queued<share_of_tokens<1, 8>, queue::priority>>, softmax_top_k_raw>,
+    limited<8, 3, on_drop<renormalised<fixed<5>>, dropped::input>, softmax_top_k_raw>>;
+using more_capacities = std::tuple<
+    limited<8, 2, fixed<3>>,
+    limited<4, 1, factor<5, 4>, switch_top1>,
     limited<4, 2, on_drop<queued<factor<1, 2>, queue::priority>, dropped::weighted_input>, softmax_top_k_raw>,
     limited<4, 1, on_drop<factor<1, 2>, dropped::input>, switch_top1>,
-    limited<3, 2, on_drop<fixed<30>, dropped::input>>,
     limited<8, 2, renormalised<factor<1>>, softmax_top_k_raw>,
-    limited<8, 2, renormalised<queued<share_of_tokens<1, 8>, queue::priority>>, softmax_top_k_raw>,
-    limited<8, 3, on_drop<renormalised<fixed<5>>, dropped::input>, softmax_top_k_raw>,
     limited<3, 2, factor<1>, on_input<sigmoid_top_k>>>;
 
 template <class Expert, int Hidden = 33, int Intermediate = 40, class Capacity = dropless, class Router = softmax_top_k>
@@ -116,29 +123,31 @@ using computed = layer<shape{Hidden, Intermediate, 3, 2}, Router, Capacity, Expe
 
 using experts = std::tuple<
     computed<mlp<relu>>,
-    computed<mlp<relu_squared>>,
     computed<mlp<gelu>>,
-    computed<mlp<gelu_tanh>>,
-    computed<mlp<silu>>,
-    computed<gated_mlp<relu>>,
     computed<gated_mlp<relu_squared>>,
-    computed<gated_mlp<gelu>>,
     computed<gated_mlp<gelu_tanh>>,
     computed<gated_mlp<silu>, 64, 32>,  // exactly one block
     layer<shape{1030, 260, 2, 1}, switch_top1, dropless, gated_mlp<silu>>,  // more than one block everywhere
     computed<gated_mlp<clamped_swiglu<>>>,
     computed<gated_mlp<clamped_swiglu<1, 2, 2, 1>>, 20, 1>,
-    computed<expert::with_bias<mlp<relu>>>,
     computed<expert::with_bias<gated_mlp<silu>>>,
     computed<expert::scaled<expert::with_bias<mlp<relu>>, 4, 5>>>;
+using more_experts = std::tuple<
+    computed<mlp<relu_squared>>,
+    computed<mlp<gelu_tanh>>,
+    computed<mlp<silu>>,
+    computed<gated_mlp<relu>>,
+    computed<gated_mlp<gelu>>,
+    computed<expert::with_bias<mlp<relu>>>>;
 
 using shared_experts = std::tuple<
     computed<with_shared<gated_mlp<silu>, 11>>,
-    computed<with_shared<mlp<gelu>, 70>>,
-    computed<with_shared<gated_mlp<silu>, 11, shared_gate::sigmoid>>,
     computed<with_shared<expert::with_bias<gated_mlp<clamped_swiglu<>>>, 40, shared_gate::sigmoid>>,
     computed<expert::scaled<with_shared<mlp<relu>, 9>, 1, 2>, 20, 17, on_drop<factor<1, 2>, dropped::input>>,
     computed<expert::scaled<expert::with_bias<with_shared<gated_mlp<silu>, 9>>, 5, 4>, 20, 17, factor<1>, on_input<sigmoid_top_k>>>;
+using more_shared_experts = std::tuple<
+    computed<with_shared<mlp<gelu>, 70>>,
+    computed<with_shared<gated_mlp<silu>, 11, shared_gate::sigmoid>>>;
 
 template <class Element, int Experts, int TopK, class Router, class Capacity, class Expert>
 using stored = layer<shape{48, 40, Experts, TopK}, Router, Capacity, Expert, backend::cpu, Element>;
@@ -147,17 +156,18 @@ template <class Element>
 using stored_as = std::tuple<
     stored<Element, 8, 2, softmax_top_k, dropless, gated_mlp<silu>>,
     stored<Element, 4, 1, switch_top1, on_drop<factor<5, 4>, dropped::weighted_input>, mlp<gelu>>,
-    stored<Element, 4, 2, router::with_bias<top_k_softmax>, dropless, expert::with_bias<gated_mlp<clamped_swiglu<>>>>,
     stored<Element, 3, 2, on_input<sigmoid_top_k>, factor<1>, with_shared<gated_mlp<silu>, 17, shared_gate::sigmoid>>,
-    stored<Element, 4, 2, adaptive_clustering<top_k_softmax>, dropless, gated_mlp<silu>>,
-    stored<Element, 4, 2, adaptive_clustering<softmax_top_k_raw, vision>, dropless, with_shared<mlp<gelu>, 17>>,
     stored<Element, 6, 2, stratified<softmax_top_k, 3, 3>, dropless, gated_mlp<silu>>,
     layer<shape{1043, 270, 2, 1}, switch_top1, dropless, mlp<relu>, backend::cpu, Element>>;  // more than one piece
+template <class Element>
+using more_stored_as = std::tuple<
+    stored<Element, 4, 2, router::with_bias<top_k_softmax>, dropless, expert::with_bias<gated_mlp<clamped_swiglu<>>>>,
+    stored<Element, 4, 2, adaptive_clustering<top_k_softmax>, dropless, gated_mlp<silu>>,
+    stored<Element, 4, 2, adaptive_clustering<softmax_top_k_raw, vision>, dropless, with_shared<mlp<gelu>, 17>>>;
 // clang-format on
 
-using bfloat16_elements = stored_as<bfloat16>;
-using half_elements = stored_as<half>;
-using elements = decltype(std::tuple_cat(std::declval<bfloat16_elements>(), std::declval<half_elements>()));
+using elements = decltype(std::tuple_cat(std::declval<stored_as<bfloat16>>(), std::declval<stored_as<half>>()));
+using more_elements = decltype(std::tuple_cat(std::declval<more_stored_as<bfloat16>>(), std::declval<more_stored_as<half>>()));
 
 template <class Layer, class Backend>
 struct moved;
@@ -178,8 +188,14 @@ using on = typename all_moved<List, Backend>::type;
 
 }  // namespace tested
 
+/// What every build and backend runs, and what only the CPU does.
 using tested_layers =
     decltype(std::tuple_cat(std::declval<tested::routers>(), std::declval<tested::composed_routers>(),
                             std::declval<tested::clustered_routers>(), std::declval<tested::stratified_routers>(),
                             std::declval<tested::capacities>(), std::declval<tested::experts>(),
                             std::declval<tested::shared_experts>(), std::declval<tested::elements>()));
+using more_tested_layers =
+    decltype(std::tuple_cat(std::declval<tested::more_routers>(), std::declval<tested::more_composed_routers>(),
+                            std::declval<tested::more_clustered_routers>(), std::declval<tested::more_stratified_routers>(),
+                            std::declval<tested::more_capacities>(), std::declval<tested::more_experts>(),
+                            std::declval<tested::more_shared_experts>(), std::declval<tested::more_elements>()));

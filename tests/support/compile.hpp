@@ -91,4 +91,14 @@ bool compile() {
   return compile_all(static_cast<tested::on<List, Backend> const*>(nullptr));
 }
 
+/// The same for the CPU, and the layers of a second list where the build asks for them.
+template <class List, class More>
+bool compile_on_cpu() {
+  bool added = compile<List, switchyard::backend::cpu>();
+#if defined(SWITCHYARD_MORE_LAYERS)
+  added = compile<More, switchyard::backend::cpu>() && added;
+#endif
+  return added;
+}
+
 }  // namespace support

@@ -35,7 +35,6 @@ using on_hopper = typename all_on_hopper<List, Element>::type;
 using policies = on_hopper<std::tuple<
     routed<8, 2, softmax_top_k>,
     routed<4, 1, switch_top1>,
-    routed<1, 1, softmax_top_k>,
     routed<40, 8, softmax_top_k>,
     routed<8, 2, precomputed>,
     routed<3, 2, on_input<precomputed>>,
@@ -48,7 +47,6 @@ using policies = on_hopper<std::tuple<
     layer<shape{20, 17, 8, 2}, on_input<stratified<sigmoid_top_k, 5, 3>>, dropless, expert::with_bias<mlp<relu>>>,
     layer<shape{20, 17, 4, 2}, with_separate_residual<stratified<softmax_top_k, 2, 2>>, on_drop<queued<fixed<9>, queue::token_order>, dropped::input>, mlp<relu>>,
     limited<4, 2, fixed<0>>,
-    limited<4, 1, factor<5, 4>, switch_top1>,
     limited<8, 3, queued<factor<1>, queue::choice_order>, softmax_top_k_raw>,
     limited<4, 2, queued<fixed<9>, queue::priority>, precomputed>,
     limited<8, 3, on_drop<renormalised<fixed<5>>, dropped::input>, softmax_top_k_raw>>>;
@@ -103,11 +101,8 @@ using tiled = shaped<328, 264, Expert, bfloat16,
                      switchyard::backend::hopper_with<one_tiling<Schedule, Rows, Columns, Cluster, Group>>>;
 
 using hopper_tilings = std::tuple<tiled<gated_mlp<silu>, hopper_schedule::cooperative, 256, 128, 1, 1>,
-                                  tiled<gated_mlp<silu>, hopper_schedule::cooperative, 128, 128, 2, 1>,
                                   tiled<gated_mlp<silu>, hopper_schedule::ping_pong, 64, 256, 2, 3>,
-                                  tiled<gated_mlp<silu>, hopper_schedule::ping_pong, 128, 128, 1, 2>,
                                   tiled<mlp<relu>, hopper_schedule::cooperative, 128, 64, 2, 4>,
-                                  tiled<mlp<relu>, hopper_schedule::ping_pong, 64, 192, 1, 1>,
                                   tiled<mlp<relu>, hopper_schedule::ping_pong, 128, 192, 2, 2>,
                                   tiled<mlp<relu>, hopper_schedule::cooperative, 128, 192, 2, 2>>;
 

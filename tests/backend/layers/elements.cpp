@@ -1,5 +1,5 @@
-// Compiles a list of layers, for forward_test.cpp.
+// Compiles lists of layers, for forward_test.cpp.
 #include "layers.hpp"
 #include "support/compile.hpp"
 
-static bool const here = support::compile<tested::elements, switchyard::backend::cpu>();
+static bool const here = support::compile_on_cpu<tested::elements, tested::more_elements>();
