@@ -167,7 +167,8 @@ using more_stored_as = std::tuple<
 // clang-format on
 
 using elements = decltype(std::tuple_cat(std::declval<stored_as<bfloat16>>(), std::declval<stored_as<half>>()));
-using more_elements = decltype(std::tuple_cat(std::declval<more_stored_as<bfloat16>>(), std::declval<more_stored_as<half>>()));
+using more_elements =
+    decltype(std::tuple_cat(std::declval<more_stored_as<bfloat16>>(), std::declval<more_stored_as<half>>()));
 
 template <class Layer, class Backend>
 struct moved;
@@ -194,8 +195,8 @@ using tested_layers =
                             std::declval<tested::clustered_routers>(), std::declval<tested::stratified_routers>(),
                             std::declval<tested::capacities>(), std::declval<tested::experts>(),
                             std::declval<tested::shared_experts>(), std::declval<tested::elements>()));
-using more_tested_layers =
-    decltype(std::tuple_cat(std::declval<tested::more_routers>(), std::declval<tested::more_composed_routers>(),
-                            std::declval<tested::more_clustered_routers>(), std::declval<tested::more_stratified_routers>(),
-                            std::declval<tested::more_capacities>(), std::declval<tested::more_experts>(),
-                            std::declval<tested::more_shared_experts>(), std::declval<tested::more_elements>()));
+using more_tested_layers = decltype(std::tuple_cat(
+    std::declval<tested::more_routers>(), std::declval<tested::more_composed_routers>(),
+    std::declval<tested::more_clustered_routers>(), std::declval<tested::more_stratified_routers>(),
+    std::declval<tested::more_capacities>(), std::declval<tested::more_experts>(),
+    std::declval<tested::more_shared_experts>(), std::declval<tested::more_elements>()));

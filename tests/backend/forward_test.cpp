@@ -1,4 +1,7 @@
 #include <algorithm>
+#include <cctype>
+#include <set>
+#include <string>
 #include <utility>
 
 #include "backend/check.hpp"
@@ -51,6 +54,29 @@ TEST_CASE("every tested layer has a name of its own", "[forward]") {
   CHECK(compiled_layers().size() == count);
   for (any_layer const& layer : compiled_layers()) CHECK(&compiled(layer.name) == &layer);
 }
+
+#if defined(SWITCHYARD_MORE_LAYERS)
+TEST_CASE("the layers that run everywhere have every policy of those that the CPU alone runs", "[forward]") {
+  // The words of a name are the policies, what they are put together from, and the element.
+  std::set<std::string> words[2];
+  for (any_layer const& layer : compiled_layers()) {
+    std::string word;
+    for (char c : layer.name + ' ') {
+      if (std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_') {
+        word += c;
+      } else if (!word.empty()) {
+        words[layer.everywhere ? 1 : 0].insert(std::exchange(word, {}));
+      }
+    }
+  }
+  auto const& [more, everywhere] = words;
+  CHECK(more.size() > 20);
+  for (std::string const& word : more) {
+    CAPTURE(word);
+    CHECK(everywhere.count(word) == 1);
+  }
+}
+#endif
 
 TEST_CASE("the special routings are what they say", "[forward]") {
   for_each_layer([](any_layer const& layer) {

@@ -54,6 +54,7 @@ struct memory_space {
 
 struct any_layer {
   std::string name;
+  bool everywhere = true;  ///< false: of a list that the CPU alone runs
   sy::router_traits router;
   sy::capacity_traits capacity;
   sy::expert_traits expert;

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <tuple>
+#include <utility>
 
 #include "layers.hpp"
 #include "support/any_layer.hpp"
@@ -80,8 +81,12 @@ any_layer erase() {
 void add(any_layer layer);
 
 template <class... Layers>
-bool compile_all(std::tuple<Layers...> const*) {
-  (add(erase<Layers>()), ...);
+bool compile_all(std::tuple<Layers...> const*, bool everywhere = true) {
+  auto const add_one = [&](any_layer layer) {
+    layer.everywhere = everywhere;
+    add(std::move(layer));
+  };
+  (add_one(erase<Layers>()), ...);
   return true;
 }
 
@@ -96,7 +101,7 @@ template <class List, class More>
 bool compile_on_cpu() {
   bool added = compile<List, switchyard::backend::cpu>();
 #if defined(SWITCHYARD_MORE_LAYERS)
-  added = compile<More, switchyard::backend::cpu>() && added;
+  added = compile_all(static_cast<More const*>(nullptr), false) && added;
 #endif
   return added;
 }
