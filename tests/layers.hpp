@@ -36,13 +36,13 @@ using routers = std::tuple<
     routed<40, 8, softmax_top_k, 48>,  // more experts than a block
     routed<8, 2, sparsemixer<>>,
     routed<8, 2, precomputed>,
+    routed<4, 1, shared<switch_top1>>,
     routed<8, 2, shared<router::with_bias<softmax_top_k>>>,
     routed<3, 2, on_input<precomputed>>,
     routed<8, 6, router::scaled<softmax_top_k_raw, 16>>>;
 using more_routers = std::tuple<
     routed<3, 3, softmax_top_k, 2>,
     routed<16, 2, sparsemixer<1, 4>>,
-    routed<4, 1, shared<switch_top1>>,
     routed<4, 2, router::with_bias<top_k_softmax>>,
     routed<4, 2, on_input<sigmoid_top_k>>>;
 
