@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cctype>
+#include <cstddef>
 #include <set>
 #include <string>
 #include <utility>
@@ -61,7 +62,8 @@ TEST_CASE("the layers that run everywhere have every policy of those that the CP
   std::set<std::string> words[2];
   for (any_layer const& layer : compiled_layers()) {
     std::string word;
-    for (char c : layer.name + ' ') {
+    for (std::size_t i = 0; i <= layer.name.size(); ++i) {
+      char const c = i < layer.name.size() ? layer.name[i] : ' ';
       if (std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_') {
         word += c;
       } else if (!word.empty()) {
