@@ -2,7 +2,7 @@
 #include <cctype>
 #include <cstddef>
 #include <set>
-#include <string>
+#include <string_view>
 #include <utility>
 
 #include "backend/check.hpp"
@@ -59,21 +59,20 @@ TEST_CASE("every tested layer has a name of its own", "[forward]") {
 #if defined(SWITCHYARD_MORE_LAYERS)
 TEST_CASE("the layers that run everywhere have every policy of those that the CPU alone runs", "[forward]") {
   // The words of a name are the policies, what they are put together from, and the element.
-  std::set<std::string> words[2];
+  std::set<std::string_view> words[2];
   for (any_layer const& layer : compiled_layers()) {
-    std::string word;
-    for (std::size_t i = 0; i <= layer.name.size(); ++i) {
-      char const c = i < layer.name.size() ? layer.name[i] : ' ';
-      if (std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_') {
-        word += c;
-      } else if (!word.empty()) {
-        words[layer.everywhere ? 1 : 0].insert(std::exchange(word, {}));
-      }
+    std::string_view const name = layer.name;
+    auto const is_letter = [](char c) { return std::isalpha(static_cast<unsigned char>(c)) != 0 || c == '_'; };
+    for (std::size_t begin = 0; begin < name.size(); ++begin) {
+      std::size_t end = begin;
+      while (end < name.size() && is_letter(name[end])) ++end;
+      if (end > begin) words[layer.everywhere ? 1 : 0].insert(name.substr(begin, end - begin));
+      begin = end;
     }
   }
   auto const& [more, everywhere] = words;
   CHECK(more.size() > 20);
-  for (std::string const& word : more) {
+  for (std::string_view word : more) {
     CAPTURE(word);
     CHECK(everywhere.count(word) == 1);
   }
