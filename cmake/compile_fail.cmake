@@ -2,7 +2,7 @@
 #
 #   switchyard_compile_test(<name> <source> [FAILS] [LABEL <label>] [READ_ONCE])
 #
-# With READ_ONCE gcc reads the library's headers from a precompiled one. A .cu file is compiled by nvcc, for the architecture of its line `// architecture: <number>` (else 80).
+# A line `// options: <options>` adds to how the file is compiled. With READ_ONCE gcc reads the library's headers from a precompiled one. A .cu file is compiled by nvcc, for the architecture of its line `// architecture: <number>` (else 80).
 #
 # With FAILS the test passes when the compiler refuses the file and its output has the sentence of each line
 # `// expect: <sentence>` of the file. Without it, when the compiler accepts the file.
@@ -51,7 +51,11 @@ function(switchyard_compile_test name source)
   else()
     switchyard_compile_command(compile)
     list(APPEND compile -fsyntax-only)
-    if(arg_READ_ONCE AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+    file(STRINGS ${source} options REGEX "^// options: ")
+    if(options)
+      string(REPLACE "// options: " "" options "${options}")
+      list(APPEND compile ${options})
+    elseif(arg_READ_ONCE AND CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
       switchyard_read_once(header)
       list(APPEND compile -include ${header})
     endif()

@@ -346,7 +346,7 @@ endfunction()
 
 function(switchyard_fixture_router path header config variable)
   switchyard_fixture_word(${path} "${config}" score softmax
-    "softmax;scores::softmax;sigmoid;scores::sigmoid;logits;scores::logits;sparsemixer;sparsemixer" score)
+    "softmax;scores::softmax;sigmoid;scores::sigmoid;sqrtsoftplus;scores::sqrt_softplus;sqrt_softplus;scores::sqrt_softplus;logits;scores::logits;sparsemixer;sparsemixer" score)
   switchyard_fixture_word(${path} "${config}" softmax_after_topk OFF "ON;ON;OFF;OFF" softmax_after)
   switchyard_fixture_word(${path} "${config}" normalise none
     "none;as_scored;sum;sum;l2;l2;sum_before_dropping;sum;sum_after_dropping;after_dropping" weighting)
@@ -403,8 +403,10 @@ function(switchyard_fixture_router path header config variable)
       set(router "router::softmax_top_k")
     elseif(pieces STREQUAL "scores::logits softmax")
       set(router "router::top_k_softmax")
+    elseif(pieces STREQUAL "scores::sigmoid as_scored" AND weight_on STREQUAL "input")
+      set(router "router::sigmoid_top_k")  # Llama 4, which chooses by the logits
     elseif(pieces STREQUAL "scores::sigmoid as_scored")
-      set(router "router::sigmoid_top_k")
+      set(router "router::sigma_moe")
     endif()
   endif()
 

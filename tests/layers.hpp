@@ -32,6 +32,7 @@ using routers = std::tuple<
     routed<8, 3, softmax_top_k_raw, 48>,
     routed<4, 4, top_k_softmax, 33>,
     routed<16, 4, sigmoid_top_k>,
+    routed<8, 2, sigma_moe>,
     routed<1, 1, softmax_top_k>,
     routed<40, 8, softmax_top_k, 48>,  // more experts than a block
     routed<8, 2, sparsemixer<>>,
@@ -48,11 +49,12 @@ using more_routers = std::tuple<
 
 using composed_routers = std::tuple<
     routed<3, 2, top_k<scores::softmax, selection::best, weighting::l2>>,
-    routed<8, 3, top_k<scores::sigmoid, selection::best, weighting::sum>>,
+    routed<8, 3, top_k<scores::sqrt_softplus, selection::corrected, weighting::sum>>,
     routed<16, 4, top_k<scores::softmax, selection::grouped<4, 2, group_score::max>, weighting::as_scored>>,
     routed<16, 3, top_k<scores::sigmoid, grouped_corrected<8, 3, group_score::max>, weighting::l2>>,
     routed<16, 4, router::scaled<top_k<scores::sigmoid, grouped_corrected<4, 2, group_score::top2_sum>, weighting::sum>, 5, 2>>>;
 using more_composed_routers = std::tuple<
+    routed<8, 3, top_k<scores::sigmoid, selection::best, weighting::sum>>,
     routed<8, 2, top_k<scores::sigmoid, selection::corrected, weighting::sum>>,
     routed<4, 4, top_k<scores::softmax, selection::corrected, weighting::as_scored>>,
     routed<8, 2, top_k<scores::softmax, selection::grouped<2, 1, group_score::top2_sum>, weighting::sum>>>;
@@ -101,7 +103,7 @@ using capacities = std::tuple<
     limited<3, 2, factor<1, 2, rounding::fairseq>>,
     limited<8, 2, factor<1, 1, rounding::tutel, 0, 4>>,
     limited<4, 4, factor<3, 4, rounding::ceil, 2>>,
-    limited<8, 2, share_of_tokens<1, 4>>,
+    limited<8, 2, counting_padding<share_of_tokens<1, 4>>>,
     limited<8, 3, queued<factor<1>, queue::token_order>, softmax_top_k_raw>,
     limited<8, 3, queued<factor<1>, queue::choice_order>, softmax_top_k_raw>,
     limited<8, 3, queued<factor<1>, queue::priority>, softmax_top_k_raw>,

@@ -111,11 +111,15 @@ std::vector<std::pair<std::int64_t, std::int64_t>> token_groups(config const& c,
 
 /// Marks the pairs that find all slots of their expert taken. A pair beyond the capacity still counts in the queue,
 /// which changes nothing: whoever comes after it is beyond the capacity too.
-std::vector<std::uint8_t> drop(config const& c, std::vector<int> const& ids, numbers const& priority) {
+std::vector<std::uint8_t> drop(config const& c, std::vector<int> const& ids, numbers const& priority,
+                               std::vector<std::uint8_t> const& active) {
   std::int64_t const tokens = std::int64_t(priority.size());
   std::vector<std::uint8_t> dropped(ids.size(), 0);
   for (auto [begin, end] : token_groups(c, tokens)) {
-    std::int64_t const slots = c.slot_rule ? c.slot_rule(c, end - begin) : c.slots;
+    std::int64_t counted = end - begin;
+    if (!active.empty() && !c.counts_padding)
+      counted -= std::count(active.begin() + begin, active.begin() + end, std::uint8_t{0});
+    std::int64_t const slots = c.slot_rule ? c.slot_rule(c, counted) : c.slots;
     if (slots == no_limit) continue;
     std::vector<std::int64_t> order(end - begin);
     std::iota(order.begin(), order.end(), begin);
@@ -254,6 +258,8 @@ choice route(config const& c, numbers const& logits, numbers const& correction_b
   if (c.scores == score::softmax) scores = softmax(logits);
   if (c.scores == score::sigmoid)
     for (double& s : scores) s = sigmoid(s);
+  if (c.scores == score::sqrt_softplus)
+    for (double& s : scores) s = std::sqrt(std::max(s, 0.0) + std::log1p(std::exp(-std::abs(s))));
 
   numbers choice_scores = scores;
   if (!correction_bias.empty())
@@ -265,6 +271,8 @@ choice route(config const& c, numbers const& logits, numbers const& correction_b
   out.priority = scores[out.ids[0]];
   for (int e : out.ids) out.weights.push_back(c.softmax_after_top_k ? logits[e] : scores[e]);
   if (c.softmax_after_top_k) out.weights = softmax(out.weights);
+  if (c.sigmoid_after_top_k)
+    for (double& w : out.weights) w = sigmoid(w);
   if (!c.normalise_after_dropping) {
     normalise(c.normalise, out.weights);
     for (double& w : out.weights) w *= c.scaling;
@@ -382,6 +390,8 @@ result decide(config const& c, numbers logits, numbers const& correction_bias, s
       chosen.ids.assign(in.ids.begin() + t * c.top_k, in.ids.begin() + (t + 1) * c.top_k);
       chosen.weights.assign(in.id_weights.begin() + t * c.top_k, in.id_weights.begin() + (t + 1) * c.top_k);
       chosen.priority = chosen.weights[0];
+      for (int k = 0; k < c.top_k; ++k)
+        if (chosen.ids[k] < 0) chosen.weights[k] = 0;  // another device's
     } else {
       chosen =
           route(c, numbers(r.logits.begin() + t * c.experts, r.logits.begin() + (t + 1) * c.experts), correction_bias);
@@ -391,7 +401,7 @@ result decide(config const& c, numbers logits, numbers const& correction_bias, s
     priority[t] = chosen.priority;
   }
 
-  r.dropped = drop(c, r.ids, priority);
+  r.dropped = drop(c, r.ids, priority, in.active);
   r.counts.assign(c.experts, 0);
   r.load.assign(c.experts, 0);
   for (std::size_t pair = 0; pair < r.ids.size(); ++pair) {
@@ -571,6 +581,10 @@ result forward(config const& c, weights const& w, numbers const& tokens_in, inpu
     bool any_kept = false;
     for (int k = 0; k < c.top_k; ++k) {
       std::int64_t const pair = t * c.top_k + k;
+      if (r.ids[pair] < 0) {
+        any_kept = true;  // perhaps elsewhere
+        continue;
+      }
       std::size_t const e = r.ids[pair];
       if (r.dropped[pair]) {
         if (c.dropped == dropped_output::weighted_input)

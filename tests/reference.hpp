@@ -17,7 +17,7 @@ using numbers = std::vector<double>;
 ///
 /// `sparsemixer` chooses one expert after the other (Liu et al. 2023, Sparse Backpropagation for MoE Training, section
 /// 3, in evaluation mode); `precomputed` takes ids and weights from `inputs`.
-enum class score { softmax, sigmoid, logits, sparsemixer, precomputed };
+enum class score { softmax, sigmoid, sqrt_softplus, logits, sparsemixer, precomputed };
 
 /// Score of a group of experts: its best expert (DeepSeek-AI 2024, DeepSeek-V2, section 2.2.2), or the sum of its
 /// best two (DeepSeek-AI 2024, DeepSeek-V3, section 2.1.2).
@@ -71,6 +71,7 @@ struct config {
   double masked_fill = -std::numeric_limits<double>::infinity();  ///< choice score of experts in other groups
 
   bool softmax_after_top_k = false;  ///< weights are the softmax over the chosen logits only
+  bool sigmoid_after_top_k = false;  ///< weights are the sigmoids of the chosen logits
   norm normalise = norm::none;
   bool normalise_after_dropping = false;  ///< false: over all choices of a token; true: over those that got a slot
   double least_sum = 0x1p-23;  ///< least denominator after dropping: the float epsilon, as in fairseq and NLLB
@@ -90,6 +91,7 @@ struct config {
   /// Where set, slots for a group of so many tokens of such a layer.
   std::int64_t (*slot_rule)(config const&, std::int64_t) = nullptr;
   double share = 1.0;                 ///< of the tokens of a group, for `share_of_tokens`
+  bool counts_padding = false;        ///< rows that are not active count among the tokens that a rule is given
   std::int64_t tokens_per_group = 0;  ///< 0: all tokens are one group; the last group may be smaller
   queue order = queue::choice;
   dropped_output dropped = dropped_output::zero;

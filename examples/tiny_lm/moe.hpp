@@ -62,7 +62,7 @@ struct switch_top1 : uniform<sy::router::switch_top1, 1> {
 struct omni : uniform<sy::router::shared<sy::router::switch_top1>, 1> {
   static constexpr std::string_view option = "omni", name = "omni";
 };
-struct sigma : uniform<sy::router::sigmoid_top_k, 2> {
+struct sigma : uniform<sy::router::sigma_moe, 2> {
   static constexpr std::string_view option = "sigma", name = "sigma";
 };
 /// One expert for all, as wide as the two that a token of the others visits: no Mixture of Experts.

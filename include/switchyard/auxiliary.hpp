@@ -4,6 +4,7 @@
 #include <switchyard/core/host_device.hpp>
 #include <switchyard/core/view.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <string>
@@ -13,7 +14,7 @@ namespace switchyard {
 /// Values of one routing pass that training and monitoring want; none is multiplied by a coefficient.
 ///
 /// p is the softmax of the logits over all experts, n the number of tokens in a group, E the number of experts.
-/// Rows that are not active do not count anywhere.
+/// Rows that are not active do not count anywhere, and tokens that could not be routed neither.
 struct auxiliary_values {
   /// E * sum over e of (share of tokens whose first choice is e, dropped or not) * (mean p of e), averaged over
   /// groups. Source: Fedus et al. 2021, Switch Transformers, section 2.2; Lepikhin et al. 2020, GShard.
@@ -68,34 +69,39 @@ struct routing_record {
   std::uint8_t const* active = nullptr;   ///< [tokens], 0 for padding rows; null: all are active
 };
 
-/// The auxiliary values of a routing pass, on the calling thread: O(tokens * experts). Sums are taken in double and in
-/// token order; they need 56 bytes of stack per expert.
-template <int Experts, int TopK>
-auxiliary_values auxiliary(routing_record const& record) {
+namespace detail {
+
+/// Doubles of scratch that `auxiliary_of` needs for each expert.
+inline constexpr int auxiliary_doubles = 7;
+
+/// `auxiliary` for sizes of run time; `scratch` is [auxiliary_doubles, experts].
+inline auxiliary_values auxiliary_of(routing_record const& record, int experts, int top_k, double* scratch) {
   auxiliary_values result;
-  double const experts = Experts;
   std::int64_t const group_size = record.tokens_per_group > 0 ? record.tokens_per_group : record.tokens;
   std::int64_t groups = 0, active_tokens = 0;
   double balance_first = 0.0, balance_kept = 0.0, balance_combine = 0.0, z = 0.0;
-  double batch_probability[Experts] = {}, load[Experts] = {};
+  double *const batch_probability = scratch, *const load = scratch + experts, *const probability = load + experts,
+                *const combine = probability + experts, *const first = combine + experts, *const kept = first + experts,
+                *const exponential = kept + experts;
+  std::fill(batch_probability, probability, 0.0);
 
   for (std::int64_t begin = 0; begin < record.tokens; begin += group_size) {
     std::int64_t const end = begin + group_size < record.tokens ? begin + group_size : record.tokens;
-    double probability[Experts] = {}, combine[Experts] = {}, first[Experts] = {}, kept[Experts] = {};
+    std::fill(probability, exponential, 0.0);
     std::int64_t counted = 0;
     for (std::int64_t token = begin; token < end; ++token) {
       if (record.active != nullptr && !record.active[token]) continue;
+      if (std::isnan(record.weights[token * top_k])) continue;  // it could not be routed
       ++counted;
-      float const* const logits = record.logits + token * Experts;
+      float const* const logits = record.logits + token * experts;
       double largest = logits[0], total = 0.0;
-      for (int e = 1; e < Experts; ++e) largest = logits[e] > largest ? logits[e] : largest;
-      double exponential[Experts];
-      for (int e = 0; e < Experts; ++e) total += exponential[e] = std::exp(logits[e] - largest);
-      for (int e = 0; e < Experts; ++e) probability[e] += exponential[e] / total;
+      for (int e = 1; e < experts; ++e) largest = logits[e] > largest ? logits[e] : largest;
+      for (int e = 0; e < experts; ++e) total += exponential[e] = std::exp(logits[e] - largest);
+      for (int e = 0; e < experts; ++e) probability[e] += exponential[e] / total;
       double const log_sum = largest + std::log(total);
       z += log_sum * log_sum;
-      for (int k = 0; k < TopK; ++k) {
-        std::int64_t const pair = token * TopK + k;
+      for (int k = 0; k < top_k; ++k) {
+        std::int64_t const pair = token * top_k + k;
         std::int32_t const expert = record.experts[pair];
         if (expert < 0) continue;
         load[expert] += 1.0;
@@ -109,7 +115,7 @@ auxiliary_values auxiliary(routing_record const& record) {
     ++groups;
     active_tokens += counted;
     double const n = static_cast<double>(counted);
-    for (int e = 0; e < Experts; ++e) {
+    for (int e = 0; e < experts; ++e) {
       balance_first += first[e] / n * (probability[e] / n);
       balance_kept += kept[e] / n * (probability[e] / n);
       balance_combine += kept[e] / n * (combine[e] / n);
@@ -120,8 +126,8 @@ auxiliary_values auxiliary(routing_record const& record) {
 
   double const n = static_cast<double>(active_tokens), group_count = static_cast<double>(groups);
   double balance_all = 0.0, square = 0.0;
-  double const mean = n * TopK / experts;
-  for (int e = 0; e < Experts; ++e) {
+  double const mean = n * top_k / experts;
+  for (int e = 0; e < experts; ++e) {
     balance_all += load[e] / n * (batch_probability[e] / n);
     square += (load[e] - mean) * (load[e] - mean);
   }
@@ -132,6 +138,16 @@ auxiliary_values auxiliary(routing_record const& record) {
   result.z_loss = static_cast<float>(z / n);
   result.load_variation = static_cast<float>(std::sqrt(square / experts) / mean);
   return result;
+}
+
+}  // namespace detail
+
+/// The auxiliary values of a routing pass, on the calling thread: O(tokens * experts). Sums are taken in double and in
+/// token order; they need 56 bytes of stack per expert.
+template <int Experts, int TopK>
+auxiliary_values auxiliary(routing_record const& record) {
+  double scratch[detail::auxiliary_doubles * Experts];
+  return detail::auxiliary_of(record, Experts, TopK, scratch);
 }
 
 /// Half the sum of two squared coefficients of variation over experts (unbiased variance over squared mean plus

@@ -70,6 +70,16 @@ struct each_stratum_has_a_gate_see_gate {
                   "instead of .weight.");
   }
 };
+struct the_router_adds_no_bias_see_with_bias {
+  the_router_adds_no_bias_see_with_bias() = default;
+  template <class T>
+  the_router_adds_no_bias_see_with_bias(T const&) {
+    static_assert(
+        sizeof(T) == 0,
+        "switchyard: this router adds no bias to the logits and none to what it chooses by, so that it would ignore "
+        "one. Wrap it in router::with_bias, or give router::top_k a selection with selection::corrected.");
+  }
+};
 struct the_router_makes_the_routes {};
 struct the_router_has_no_clusters {};
 struct the_router_has_no_strata {};
@@ -79,11 +89,20 @@ struct the_expert_has_no_bias {};
 struct the_layer_has_no_shared_expert {};
 struct auxiliary_values_need_logits {};
 
+/// `router_weights` of a router without biases.
+struct plain_router_weights {
+  float const* weight = nullptr;  ///< [experts, hidden], row-major
+  [[no_unique_address]] the_router_adds_no_bias_see_with_bias bias = {};
+  [[no_unique_address]] the_router_adds_no_bias_see_with_bias correction_bias = {};
+
+  constexpr operator router_weights() const { return {.weight = weight}; }
+};
+
 /// The gates of `router::stratified`. The matrix of gate i is [experts, hidden] without the experts of lower strata, and so
 /// are its biases.
-template <int Strata>
+template <int Strata, class Weights>
 struct stratum_gates {
-  router_weights gate[Strata] = {};
+  Weights gate[Strata] = {};
   [[no_unique_address]] each_stratum_has_a_gate_see_gate weight = {};
 };
 
@@ -116,10 +135,14 @@ struct shared_expert_weights {
   Element const* gate = nullptr;        ///< [hidden]; read by shared_gate::sigmoid
 };
 
-/// What a layer takes as its router's weights.
+/// What a layer takes as its router's weights: of each gate, and of all.
 template <class Layer>
-using router_weights_of = std::conditional_t<(Layer::router_traits.stratification.strata > 0),
-                                             stratum_gates<Layer::strata_or_one>, router_weights>;
+using gate_weights_of = std::conditional_t<Layer::router_traits.bias || Layer::router_traits.correction_bias,
+                                           router_weights, plain_router_weights>;
+template <class Layer>
+using router_weights_of =
+    std::conditional_t<(Layer::router_traits.stratification.strata > 0),
+                       stratum_gates<Layer::strata_or_one, gate_weights_of<Layer>>, gate_weights_of<Layer>>;
 
 /// The weights of one layer, owned by the caller.
 template <class Layer>
@@ -147,15 +170,19 @@ struct layer_weights {
       norm = {};
 };
 
-/// Routes that the caller made, for `router::precomputed`.
+/// Routes that the caller made, for `router::precomputed`. An id of -1 is no expert of this layer, such as one that another
+/// device has: the pair takes no row and no slot, counts in no load and adds nothing, and its weight is not read (but for a
+/// first one, which is the token's priority). An id or a weight that is none of that makes the outputs of its token NaN on a
+/// GPU, and on the CPU, which checks it, is an error unless `cpu_context::unroutable` says otherwise.
 struct precomputed_routes {
-  std::int32_t const* experts = nullptr;  ///< [tokens, top_k], ids from 0 to experts - 1
+  std::int32_t const* experts = nullptr;  ///< [tokens, top_k], ids from 0 to experts - 1, or -1
   float const* weights = nullptr;         ///< [tokens, top_k], finite
 };
 
 /// The clusters of the tokens, for `router::adaptive_clustering`: experts of this layer's number, of the layer before.
 struct token_clusters {
-  /// [tokens, choices]: `decisions.experts` of the previous MoE layer. This call may write its own to the same memory.
+  /// [tokens, choices]: `decisions.experts` of the previous MoE layer. This call may write its own to the same memory. A token
+  /// without a cluster, whose label is no expert, cannot be routed.
   std::int32_t const* labels = nullptr;
   int choices = 1;  ///< that layer's top_k; the first choice of a token is its cluster
   /// [experts, hidden] weights of the features, collected before; null: they are computed from these tokens.
@@ -164,10 +191,13 @@ struct token_clusters {
 
 /// Where `forward` writes what it decided: every value is written anew, none is added to. Pointers may be null.
 ///
+/// A pair that goes nowhere has the expert -1. Its weight is 0 where the row is not active or the caller's route says -1, and NaN
+/// where the token could not be routed (see `decide`): that is how such a token is told from others.
+///
 /// With `router::stratified` the arrays by token are [strata, tokens, top_k], a row of them for each pass; the expert is -1
 /// where a token makes no such pass, and for choices beyond the experts of the last strata. Counts are sums of the passes.
 struct decisions {
-  std::int32_t* experts = nullptr;  ///< [tokens, top_k] in the order of choice; -1 for rows that are not active
+  std::int32_t* experts = nullptr;  ///< [tokens, top_k] in the order of choice; -1 for pairs that go nowhere
   float* weights = nullptr;         ///< [tokens, top_k] combine weights of the experts' outputs; 0 where dropped
   std::uint8_t* dropped = nullptr;  ///< [tokens, top_k] 1 where the expert had no slot left
   std::int64_t* counts = nullptr;   ///< [experts] rows that each expert computed
@@ -189,9 +219,10 @@ struct forward_args {
                                            the_router_has_no_strata>
       residual = {};
   layer_weights<Layer> weights = {};
-  /// [tokens, hidden]; may be `tokens` or `residual` itself, must not overlap them otherwise
+  /// [tokens, hidden]; may be `tokens` or `residual` itself, must not overlap them otherwise, nor anything else
   view<element> output = {};
-  std::span<std::byte> workspace = {};  ///< at least `workspace_bytes(tokens)`, 16-byte aligned
+  /// At least `workspace_bytes(tokens)`, 16-byte aligned, for this call alone while it runs: two at the same time need two.
+  std::span<std::byte> workspace = {};
   /// The model's router weight, for `router::shared`.
   [[no_unique_address]] std::conditional_t<
       Layer::router_traits.precomputed, routes_are_precomputed_see_routes,
@@ -204,7 +235,7 @@ struct forward_args {
   [[no_unique_address]] std::conditional_t<Layer::router_traits.clustering.scales, token_clusters,
                                            the_router_has_no_clusters>
       clusters = {};
-  /// Capacity and queues are per group of so many tokens; 0: one group, and with `router::stratified` always.
+  /// Capacity and queues are per group of so many rows, padding included; 0: one group, and with `router::stratified` always.
   std::int64_t tokens_per_group = 0;
   std::uint8_t const* active = nullptr;  ///< [tokens]; 0 marks a padding row: not routed, output 0
   switchyard::decisions decisions = {};
@@ -262,6 +293,10 @@ struct layer {
       detail::experts_in_strata<Router, Dims.experts>() == Dims.experts,
       "switchyard: the strata of router::stratified have together not as many experts as the layer. Make their "
       "sizes add up to shape.experts.");
+  static_assert(
+      Router::traits.stratification.strata == 0 || !Capacity::traits.counts_padding,
+      "switchyard: capacity::counting_padding in a layer of router::stratified: a pass has no padding that it could "
+      "count. Take the wrapper away.");
   static_assert(Router::traits.stratification.strata == 0 || Expert::traits.shared_intermediate == 0,
                 "switchyard: router::stratified makes several passes, and no publication says which of them a shared "
                 "expert sees. Take expert::with_shared away, and compute it beside the layer.");
@@ -326,7 +361,8 @@ struct layer {
     return weight_view<element>::packed(first, Dims.hidden, expert_traits.shared_intermediate);
   }
 
-  /// Bytes of scratch memory that `forward` needs for so many tokens; exact, and the same for every call.
+  /// Bytes of scratch memory that `forward` needs for so many tokens: the same for every call, and never less for more tokens,
+  /// so that what was allocated for the largest batch serves every smaller one.
   static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
     if (tokens < 0 || tokens > most_tokens) checks::fail_tokens("layer::workspace_bytes", most_tokens, tokens);
     return Backend::template workspace_bytes<layer>(tokens);
@@ -334,8 +370,8 @@ struct layer {
 
   /// Runs the layer. Throws `error` when an argument does not fit; then nothing has been written but workspace.
   ///
-  /// On the CPU non-finite logits are an error too. Not checked: that pointers reach as far as sizes and strides say,
-  /// that weights do not overlap what is written, and that expert weights are finite (a NaN there shows in the output).
+  /// On the CPU tokens that cannot be routed are an error too, unless the context says otherwise. Not checked: that pointers
+  /// reach as far as sizes and strides say, and that expert weights are finite (a NaN there shows in the output).
   static void forward(args const& a, context const& where = {}) {
     static_assert(backend_policy<Backend, layer>,
                   "switchyard: the fifth argument of layer is no backend. A backend has a name, name_for<Layer>(), "
@@ -382,9 +418,18 @@ struct layer {
 
   static void check_router(router_weights const& w, checks::owner const& of) {
     checks::check_pointer(w.weight, "weight", "[experts, hidden] float", of);
-    if constexpr (router_traits.bias) checks::check_pointer(w.bias, "bias", "[experts] float", of);
+    // A bias that would not be read is refused, unless it is given as the other one, too.
+    if constexpr (router_traits.bias) {
+      checks::check_pointer(w.bias, "bias", "[experts] float", of);
+    } else {
+      checks::check_absent(w.bias != nullptr && w.bias != w.correction_bias, "bias",
+                           "a null pointer, for the router adds none to the logits (router::with_bias does)", of);
+    }
     if constexpr (router_traits.correction_bias) {
       checks::check_pointer(w.correction_bias, "correction_bias", "[experts] float", of);
+    } else {
+      checks::check_absent(w.correction_bias != nullptr && w.correction_bias != w.bias, "correction_bias",
+                           "a null pointer, for the router's selection adds none (selection::corrected does)", of);
     }
   }
 
@@ -473,17 +518,84 @@ struct layer {
     }
   }
 
+  /// What a call writes must be apart from all that it reads, and from all else that it writes.
   static void check_overlap(args const& a, std::size_t workspace_bytes) {
     using namespace checks;
-    if (a.tokens.rows == 0) return;
+    std::int64_t const tokens = a.tokens.rows, pairs = strata_or_one * tokens * Dims.top_k;
+    written_memory list;
+    list.write("workspace", a.workspace.data(), static_cast<std::int64_t>(workspace_bytes));
+    list.write("output", a.output);
+    decisions const& to = a.decisions;
+    list.write("decisions.experts", to.experts, pairs);
+    list.write("decisions.weights", to.weights, pairs);
+    list.write("decisions.dropped", to.dropped, pairs);
+    list.write("decisions.counts", to.counts, Dims.experts);
+    list.write("decisions.load", to.load, Dims.experts);
+    list.write("decisions.logits", to.logits, tokens * Dims.experts);
+    list.write("decisions.feature_scale", to.feature_scale, std::int64_t{Dims.experts} * Dims.hidden);
+    list.write("decisions.dispersion", to.dispersion, std::int64_t{Dims.experts} * Dims.hidden);
+    list.write("decisions.passes", to.passes, tokens);
+    if constexpr (!router_traits.precomputed) list.write("auxiliary", a.auxiliary, 1);
+
+    list.read("active", a.active, tokens);
+    if constexpr (router_traits.precomputed) {
+      list.read("routes.experts", a.routes.experts, pairs, "decisions.experts");
+      list.read("routes.weights", a.routes.weights, pairs, "decisions.weights");
+    } else if constexpr (router_traits.gate == gate_owner::model) {
+      list_router(a.shared_router, list);
+    } else {
+      list_router(a.weights.router, list);
+    }
+    if constexpr (router_traits.clustering.scales) {
+      // The first layer's choices may make room for this one's.
+      list.read("clusters.labels", a.clusters.labels, tokens * a.clusters.choices, "decisions.experts");
+      list.read("clusters.feature_scale", a.clusters.feature_scale, std::int64_t{Dims.experts} * Dims.hidden);
+    }
+    if constexpr (router_traits.stratification.norms && router_traits.stratification.strata > 0) {
+      for (layer_norm const& norm : a.weights.norm.after) {
+        list.read("weights.norm", norm.weight, Dims.hidden);
+        list.read("weights.norm", norm.bias, Dims.hidden);
+      }
+    }
+    list_experts(a.weights, list);
+
+    if (tokens == 0) return;
     check_output(a.output, a.tokens, "tokens");
-    auto const scratch = reinterpret_cast<std::uintptr_t>(a.workspace.data());
-    range const workspace{scratch, scratch + workspace_bytes};
-    check_workspace_apart(workspace, a.tokens, "tokens");
-    check_workspace_apart(workspace, a.output, "output");
+    list.read("tokens", a.tokens, "output");
     if constexpr (router_traits.stratification.strata > 0) {
       check_output(a.output, a.residual, "residual");
-      check_workspace_apart(workspace, a.residual, "residual");
+      list.read("residual", a.residual, "output");
+    }
+  }
+
+  static void list_router(router_weights const& w, checks::written_memory const& list, int experts = Dims.experts) {
+    list.read("the router's weight", w.weight, std::int64_t{experts} * Dims.hidden);
+    if constexpr (router_traits.bias) list.read("the router's bias", w.bias, experts);
+    if constexpr (router_traits.correction_bias) list.read("the router's correction_bias", w.correction_bias, experts);
+  }
+  template <int Strata, class Weights>
+  static void list_router(stratum_gates<Strata, Weights> const& w, checks::written_memory const& list) {
+    for (int i = 0; i < Strata; ++i) list_router(w.gate[i], list, Dims.experts - Router::first_expert(i));
+  }
+
+  static void list_experts(weights const& w, checks::written_memory const& list) {
+    constexpr int inner = Dims.intermediate, shared_inner = expert_traits.shared_intermediate;
+    if constexpr (expert_traits.gated) list.read("weights.gate_proj", w.gate_proj, Dims.experts, inner, Dims.hidden);
+    list.read("weights.up_proj", w.up_proj, Dims.experts, inner, Dims.hidden);
+    list.read("weights.down_proj", w.down_proj, Dims.experts, Dims.hidden, inner);
+    if constexpr (expert_traits.bias) {
+      if constexpr (expert_traits.gated) list.read("weights.bias.gate", w.bias.gate, Dims.experts, inner);
+      list.read("weights.bias.up", w.bias.up, Dims.experts, inner);
+      list.read("weights.bias.down", w.bias.down, Dims.experts, Dims.hidden);
+    }
+    if constexpr (shared_inner > 0) {
+      if constexpr (expert_traits.gated) {
+        list.read("weights.shared.gate_proj", w.shared.gate_proj, 1, shared_inner, Dims.hidden);
+      }
+      list.read("weights.shared.up_proj", w.shared.up_proj, 1, shared_inner, Dims.hidden);
+      list.read("weights.shared.down_proj", w.shared.down_proj, 1, Dims.hidden, shared_inner);
+      if constexpr (expert_traits.gate == shared_gate::sigmoid)
+        list.read("weights.shared.gate", w.shared.gate, Dims.hidden);
     }
   }
 };

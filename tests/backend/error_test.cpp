@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "catch.hpp"
@@ -427,7 +428,8 @@ TEST_CASE("rows of tokens and output may take turns in one buffer", "[errors]") 
 
 TEST_CASE("a workspace that overlaps tokens or output is refused", "[errors]") {
   std::string const sentence =
-      "layer::forward, workspace: expected memory apart from tokens and output, got memory that overlaps ";
+      "layer::forward, workspace: expected memory apart from all else that the call reads and writes, got memory that "
+      "overlaps ";
   static constexpr std::size_t needed = full::workspace_bytes(tokens), row_bytes = full::dims.hidden * sizeof(float);
   static_assert(needed % sizeof(float) == 0);
   /// The workspace with room before it and behind it, and a place `offset` bytes from its first.
@@ -443,7 +445,7 @@ TEST_CASE("a workspace that overlaps tokens or output is refused", "[errors]") {
     CAPTURE(offset);
     refuses<full>([&](auto& c) { c.args.tokens.data = beside(c, offset); }, sentence + "tokens");
     refuses<full>([&](auto& c) { c.args.output.data = beside(c, offset); }, sentence + "output");
-    refuses<full>([&](auto& c) { c.args.tokens.data = c.args.output.data = beside(c, offset); }, sentence + "tokens");
+    refuses<full>([&](auto& c) { c.args.tokens.data = c.args.output.data = beside(c, offset); }, sentence + "output");
   }
   for (std::ptrdiff_t offset : {-matrix, std::ptrdiff_t{needed}}) {
     CAPTURE(offset);
@@ -451,6 +453,73 @@ TEST_CASE("a workspace that overlaps tokens or output is refused", "[errors]") {
     call.args.tokens.data = call.args.output.data = beside(call, offset);
     CHECK(call.error() == "");
   }
+}
+
+TEST_CASE("what a call writes is refused where it overlaps what else it reads or writes", "[errors]") {
+  auto const sentence = [](std::string const& written, std::string const& other) {
+    return "layer::forward, " + written +
+           ": expected memory apart from all else that the call reads and writes, got memory that overlaps " + other;
+  };
+  auto const into = [](auto& c, auto*& pointer) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(c.scratch.data() + 64);
+  };
+  // In the workspace.
+  refuses<full>([&](auto& c) { into(c, c.args.decisions.experts); }, sentence("workspace", "decisions.experts"));
+  refuses<full>([&](auto& c) { into(c, c.args.decisions.weights); }, sentence("workspace", "decisions.weights"));
+  refuses<full>([&](auto& c) { into(c, c.args.decisions.dropped); }, sentence("workspace", "decisions.dropped"));
+  refuses<full>([&](auto& c) { into(c, c.args.decisions.counts); }, sentence("workspace", "decisions.counts"));
+  refuses<full>([&](auto& c) { into(c, c.args.decisions.load); }, sentence("workspace", "decisions.load"));
+  refuses<full>([&](auto& c) { into(c, c.args.decisions.logits); }, sentence("workspace", "decisions.logits"));
+  refuses<full>([&](auto& c) { into(c, c.args.auxiliary); }, sentence("workspace", "auxiliary"));
+  refuses<full>([&](auto& c) { into(c, c.args.active); }, sentence("workspace", "active"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.router.weight); }, sentence("workspace", "the router's weight"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.router.bias); }, sentence("workspace", "the router's bias"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.router.correction_bias); },
+                sentence("workspace", "the router's correction_bias"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.gate_proj.data); }, sentence("workspace", "weights.gate_proj"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.up_proj.data); }, sentence("workspace", "weights.up_proj"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.down_proj.data); }, sentence("workspace", "weights.down_proj"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.bias.gate.data); }, sentence("workspace", "weights.bias.gate"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.bias.up.data); }, sentence("workspace", "weights.bias.up"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.bias.down.data); }, sentence("workspace", "weights.bias.down"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.shared.gate_proj.data); },
+                sentence("workspace", "weights.shared.gate_proj"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.shared.up_proj.data); },
+                sentence("workspace", "weights.shared.up_proj"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.shared.down_proj.data); },
+                sentence("workspace", "weights.shared.down_proj"));
+  refuses<full>([&](auto& c) { into(c, c.args.weights.shared.gate); }, sentence("workspace", "weights.shared.gate"));
+  refuses<given>([&](auto& c) { into(c, c.args.routes.experts); }, sentence("workspace", "routes.experts"));
+  refuses<given>([&](auto& c) { into(c, c.args.routes.weights); }, sentence("workspace", "routes.weights"));
+  // On weights, which a call would destroy, however they are stored.
+  refuses<full>([&](auto& c) { c.args.output.data = c.matrix.data() + 7; }, sentence("output", "weights.gate_proj"));
+  refuses<full>(
+      [&](auto& c) {
+        c.router.resize(64, 0.25f);
+        c.args.weights.router.weight = c.router.data();
+        c.args.output.data = c.router.data() + 1;
+      },
+      sentence("output", "the router's weight"));
+  refuses<full>(
+      [&](auto& c) {
+        c.matrix.resize(600, 0.5f);
+        float* const first = c.matrix.data();
+        c.args.decisions.logits = first + 3 * 24 + 4;  // of expert 0, for the experts stand the other way round
+        c.args.weights.gate_proj = {first + 3 * 24, -24, 6, 1};
+        for (auto* w : {&c.args.weights.up_proj, &c.args.weights.down_proj, &c.args.weights.shared.gate_proj,
+                        &c.args.weights.shared.up_proj, &c.args.weights.shared.down_proj}) {
+          w->data = first + 200;
+        }
+      },
+      sentence("decisions.logits", "weights.gate_proj"));
+  // On each other.
+  refuses<full>([&](auto& c) { c.args.decisions.load = c.args.decisions.counts + 1; },
+                sentence("decisions.counts", "decisions.load"));
+  // What makes room for what is written in its place.
+  attempt<given> routes;
+  routes.args.decisions.experts = routes.ids.data();
+  routes.args.decisions.weights = routes.id_weights.data();
+  CHECK(routes.error() == "");
 }
 
 TEST_CASE("a context that cannot be met is refused", "[errors]") {
@@ -507,6 +576,7 @@ TEST_CASE("logits that are not finite are refused, whoever made them so", "[erro
             c.router[3 * full::dims.hidden + 5] = bad;
           },
           before + name + " for token 0, expert 3");
+      if (bad < 0) continue;  // minus infinity in a bias closes an expert
       refuses<full>(
           [&](auto& c) {
             c.context.threads = threads;
@@ -526,8 +596,8 @@ TEST_CASE("numbers whose products are too large for a float are refused", "[erro
   CHECK(call.nothing_written());
 }
 
-TEST_CASE("a correction bias that is not finite is refused", "[errors]") {
-  for (float bad : {not_a_number, infinity, -infinity}) {
+TEST_CASE("a correction bias that is no number is refused", "[errors]") {
+  for (float bad : {not_a_number, infinity}) {
     attempt<full> call;
     std::vector<float> const correction{0.0f, 0.0f, bad, 0.0f};
     call.args.weights.router.correction_bias = correction.data();
@@ -536,11 +606,50 @@ TEST_CASE("a correction bias that is not finite is refused", "[errors]") {
   }
 }
 
+TEST_CASE("biases that leave fewer experts open than top_k are refused", "[errors]") {
+  std::string const sentence =
+      "layer::forward, router biases: expected minus infinity for few enough experts to leave 2 to choose from, as "
+      "many as "
+      "top_k, got 3 of 4 closed, and too few left for token 0";
+  std::vector<float> const closed{-infinity, 0.0f, -infinity, -infinity}, zeros(4);
+  refuses<full>(
+      [&](auto& c) {
+        c.args.weights.router.bias = closed.data();
+        c.args.weights.router.correction_bias = zeros.data();
+      },
+      sentence);
+  refuses<full>(
+      [&](auto& c) {
+        c.args.weights.router.bias = zeros.data();
+        c.args.weights.router.correction_bias = closed.data();
+      },
+      sentence);
+}
+
+TEST_CASE("a bias that the router would not read is refused", "[errors]") {
+  std::vector<float> const other(4);
+  using biased = sy::layer<full::dims, sy::router::with_bias<sy::router::softmax_top_k>, full::capacity, full::expert>;
+  using corrected = sy::layer<
+      full::dims,
+      sy::router::top_k<sy::router::scores::sigmoid, sy::router::selection::corrected, sy::router::weighting::sum>,
+      full::capacity, full::expert>;
+  refuses<biased>(
+      [&](auto& c) { c.args.weights.router.correction_bias = other.data(); },
+      "layer::forward, weights.router.correction_bias: expected a null pointer, for the router's selection adds "
+      "none (selection::corrected does), got a pointer");
+  refuses<corrected>(
+      [&](auto& c) { c.args.weights.router.bias = other.data(); },
+      "layer::forward, weights.router.bias: expected a null pointer, for the router adds none to the logits "
+      "(router::with_bias does), got a pointer");
+}
+
 TEST_CASE("precomputed routes out of range are refused", "[errors]") {
-  refuses<given>([](auto& c) { c.ids[3] = 4; },
-                 "layer::forward, routes.experts: expected ids from 0 to 3, got 4 for token 1, choice 1");
-  refuses<given>([](auto& c) { c.ids[8] = -1; },
-                 "layer::forward, routes.experts: expected ids from 0 to 3, got -1 for token 4, choice 0");
+  refuses<given>(
+      [](auto& c) { c.ids[3] = 4; },
+      "layer::forward, routes.experts: expected ids from 0 to 3, or -1 for none, got 4 for token 1, choice 1");
+  refuses<given>(
+      [](auto& c) { c.ids[8] = -2; },
+      "layer::forward, routes.experts: expected ids from 0 to 3, or -1 for none, got -2 for token 4, choice 0");
   for (float bad : {not_a_number, infinity, -infinity}) {
     std::string const name = std::isnan(bad) ? "nan" : bad > 0 ? "inf" : "-inf";
     refuses<given>([&](auto& c) { c.id_weights[5] = bad; },
@@ -560,7 +669,7 @@ TEST_CASE("a router that answers with no expert or with numbers that are not fin
   refuses<with_router_of_a_user<mistake::id_too_large>>(
       unchanged, sentence + "id 4, weight 0.500000, priority 0.250000 for token 0, choice 1");
   refuses<with_router_of_a_user<mistake::id_negative>>(
-      unchanged, sentence + "id -1, weight 0.500000, priority 0.250000 for token 0, choice 1");
+      unchanged, sentence + "id -1, weight nan, priority 0.000000 for token 0, choice 0");
   refuses<with_router_of_a_user<mistake::weight_nan>>(
       unchanged, sentence + "id 1, weight nan, priority 0.250000 for token 0, choice 1");
   refuses<with_router_of_a_user<mistake::weight_infinite>>(

@@ -1,5 +1,7 @@
+#include <cstddef>
 #include <latch>
 #include <thread>
+#include <vector>
 
 #include "backend/check.hpp"
 #include "catch.hpp"
@@ -69,3 +71,41 @@ TEST_CASE("two threads may call forward of one layer at the same time", "[forwar
     }
   });
 }
+
+#if !defined(NDEBUG)
+TEST_CASE("a second call with the workspace of one that runs is refused where NDEBUG is not defined", "[forward]") {
+  using layer = sy::layer<sy::shape{.hidden = 64, .intermediate = 64, .experts = 2, .top_k = 1},
+                          sy::router::switch_top1, sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
+  constexpr int tokens = 40;  // work for several workers
+  std::vector<float> const matrix(2 * 64 * 64, 0.5f), x(tokens * 64, 0.5f);
+  std::vector<float> y(x.size()), other(x.size());
+  std::vector<std::byte> scratch(layer::workspace_bytes(tokens));
+  layer::args args{.tokens = layer::rows(x.data(), tokens),
+                   .weights = {.router = {.weight = matrix.data()},
+                               .up_proj = layer::in_proj(matrix.data()),
+                               .down_proj = layer::out_proj(matrix.data())},
+                   .output = layer::rows(y.data(), tokens),
+                   .workspace = scratch};
+  struct second_call {
+    layer::args args;
+    int refused = 0, made = 0;
+    static void run(void* self, int workers, void (*body)(void*, int), void* argument) {
+      auto& second = *static_cast<second_call*>(self);
+      try {
+        layer::forward(second.args, {.threads = 1});
+        ++second.made;
+      } catch (sy::error const&) {
+        ++second.refused;
+      }
+      for (int w = 0; w < workers; ++w) body(argument, w);
+    }
+  } second{args};
+  second.args.output = layer::rows(other.data(), tokens);
+  sy::thread_pool const pool{&second, 2, &second_call::run};
+  layer::forward(args, {.threads = 2, .pool = &pool});
+  CHECK(second.refused > 0);
+  CHECK(second.made == 0);
+  layer::forward(second.args, {.threads = 1});  // after it, the workspace is free again
+  CHECK(y == other);
+}
+#endif

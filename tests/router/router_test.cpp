@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstddef>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "catch.hpp"
@@ -47,7 +48,8 @@ double sigmoid(double x) { return 1.0 / (1.0 + std::exp(-x)); }
 
 constexpr float closed = -sy::infinity;
 
-using whole_routers = std::tuple<softmax_top_k, softmax_top_k_raw, top_k_softmax, sigmoid_top_k,
+using whole_routers = std::tuple<softmax_top_k, softmax_top_k_raw, top_k_softmax, sigmoid_top_k, sigma_moe,
+                                 top_k<scores::sqrt_softplus, selection::best, weighting::sum>,
                                  top_k<scores::softmax, selection::best, weighting::l2>,
                                  top_k<scores::sigmoid, selection::best, weighting::sum>>;
 using softmax_routers = std::tuple<softmax_top_k, softmax_top_k_raw, top_k_softmax, sparsemixer<>>;
@@ -69,12 +71,12 @@ TEMPLATE_LIST_TEST_CASE("one expert that dominates is first and has nearly all t
   CHECK(r.weights[0] == Catch::Approx(1.0));
 }
 
-TEMPLATE_LIST_TEST_CASE("closed experts are chosen only when no other is left", "[router]", whole_routers) {
+TEMPLATE_LIST_TEST_CASE("a closed expert is never chosen", "[router]", whole_routers) {
   decided const two = route<TestType, 2>({closed, -50.0f, closed, -40.0f});
   CHECK(two.experts == ids{3, 1});
   for (float w : two.weights) CHECK(std::isfinite(w));
   decided const three = route<TestType, 3>({closed, -1.0f, closed, 2.0f});
-  CHECK(three.experts == ids{3, 1, 0});
+  CHECK(three.experts == ids{3, 1, -1});
   CHECK(three.weights[2] == 0.0f);
 }
 
@@ -114,8 +116,42 @@ TEST_CASE("weights by hand: sigmoid", "[router]") {
   double const a = sigmoid(2), b = sigmoid(1);
   check_weights(route<sigmoid_top_k, 2>(logits), {a, b});
   check_weights(route<top_k<scores::sigmoid, selection::best, weighting::sum>, 2>(logits), {a / (a + b), b / (a + b)});
-  check_weights(route<scaled<sigmoid_top_k, 5, 2>, 2>(logits), {2.5 * a, 2.5 * b});
-  CHECK(route<scaled<sigmoid_top_k, 5, 2>, 2>(logits).priority == Catch::Approx(a));
+  check_weights(route<sigma_moe, 2>(logits), {a, b});
+  check_weights(route<scaled<sigma_moe, 5, 2>, 2>(logits), {2.5 * a, 2.5 * b});
+  CHECK(route<scaled<sigma_moe, 5, 2>, 2>(logits).priority == Catch::Approx(a));
+  CHECK(route<sigmoid_top_k, 2>(logits).priority == 2.0f);  // what it chooses by
+}
+
+TEST_CASE("weights by hand: the square root of softplus", "[router]") {
+  // softplus(0) = ln 2, softplus(ln(e^4 - 1)) = 4
+  using router = top_k<scores::sqrt_softplus, selection::best, weighting::as_scored>;
+  check_weights(route<router, 2>({0.0f, 3.98151544f, -1.0f}), {2.0, 0.83255461});
+  // Far below zero it is exp(logit / 2), long after the exponential itself has vanished; far above the root of the logit.
+  check_weights(route<router, 3>({-16.9f, -17.1f, -150.0f}), {std::exp(-8.45), std::exp(-8.55), std::exp(-75.0)});
+  check_weights(route<router, 2>({1e30f, 400.0f, -1.0f}), {1e15, 20.0});
+}
+
+TEST_CASE("where sigmoids round to the same number, Llama 4 chooses by the logits and sigma-MoE by the id", "[router]") {
+  for (auto [low, high] : {std::pair{16.0f, 16.5f}, {17.0f, 18.0f}, {25.0f, 40.0f}, {-110.0f, -104.0f}}) {
+    CAPTURE(low, high);
+    float const logits[6] = {low - 1.0f, low - 2.0f, low, low - 3.0f, low - 4.0f, high};
+    decided const llama = route<sigmoid_top_k, 2>(logits);
+    CHECK(llama.experts == ids{5, 2});
+    CHECK(llama.weights[0] == Catch::Approx(sigmoid(high)).epsilon(1e-5).margin(1e-38));
+    CHECK(route<top_k<scores::logits, selection::best, weighting::sigmoid>, 2>(logits).experts == llama.experts);
+  }
+  CHECK(route<sigma_moe, 1>({15.0f, 14.0f, 16.0f, 13.0f, 12.0f, 16.5f}).experts == ids{2});
+  CHECK(route<sigma_moe, 1>({24.0f, 23.0f, 25.0f, 22.0f, 21.0f, 40.0f}).experts == ids{0});
+}
+
+TEST_CASE("softmax chooses by the logits where probabilities vanish or are denormal", "[router]") {
+  float const logits[4] = {0.0f, -95.0f, -90.0f, -200.0f};
+  for (ids const& chosen : {route<softmax_top_k, 3>(logits).experts, route<softmax_top_k_raw, 3>(logits).experts,
+                            route<top_k_softmax, 3>(logits).experts}) {
+    CHECK(chosen == ids{0, 2, 1});
+  }
+  using grouped = top_k<scores::softmax, selection::grouped<2, 1, group_score::max>, weighting::as_scored>;
+  CHECK(route<grouped, 2>({0.0f, -200.0f, -150.0f, -150.0f}).experts == ids{0, 1});
 }
 
 TEST_CASE("scores that are all zero give weights of zero, not NaN", "[router]") {

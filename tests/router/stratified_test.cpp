@@ -68,7 +68,8 @@ struct call {
     args.tokens = Layer::rows(tokens.data(), count);
     args.residual = Layer::rows(residual.data(), count);
     for (int i = 0; i < strata; ++i) {
-      args.weights.router.gate[i] = {.weight = gate[i].data(), .bias = bias[i].data()};
+      args.weights.router.gate[i].weight = gate[i].data();
+      if constexpr (Layer::router_traits.bias) args.weights.router.gate[i].bias = bias[i].data();
       if constexpr (Layer::router_traits.stratification.norms) {
         args.weights.norm.after[i] = {norm_weight.data(), norm_bias.data(), epsilon};
       }
@@ -361,8 +362,8 @@ TEST_CASE("what a stratified layer lacks or cannot say is refused by name", "[ro
   CHECK(error_of([&](auto& a) {
           a.residual = {reinterpret_cast<float const*>(scratch.data()), 4, 2};
         }) ==
-        "switchyard: layer::forward, workspace: expected memory apart from tokens and output, got memory that overlaps "
-        "residual");
+        "switchyard: layer::forward, workspace: expected memory apart from all else that the call reads and writes, got "
+        "memory that overlaps residual");
   CHECK(error_of([&](auto& a) {
           a.residual = {other.data(), 4, 2};
           a.output = {other.data(), 4, 2};

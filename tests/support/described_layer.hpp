@@ -14,6 +14,9 @@ namespace sy = switchyard;
 
 inline void describe_score(reference::config& c, sy::router::scores::softmax) { c.scores = reference::score::softmax; }
 inline void describe_score(reference::config& c, sy::router::scores::sigmoid) { c.scores = reference::score::sigmoid; }
+inline void describe_score(reference::config& c, sy::router::scores::sqrt_softplus) {
+  c.scores = reference::score::sqrt_softplus;
+}
 inline void describe_score(reference::config& c, sy::router::scores::logits) { c.scores = reference::score::logits; }
 
 inline void describe_selection(reference::config&, sy::router::selection::best) {}
@@ -30,6 +33,7 @@ inline void describe_weighting(reference::config&, sy::router::weighting::as_sco
 inline void describe_weighting(reference::config& c, sy::router::weighting::sum) { c.normalise = reference::norm::sum; }
 inline void describe_weighting(reference::config& c, sy::router::weighting::l2) { c.normalise = reference::norm::l2; }
 inline void describe_weighting(reference::config& c, sy::router::weighting::softmax) { c.softmax_after_top_k = true; }
+inline void describe_weighting(reference::config& c, sy::router::weighting::sigmoid) { c.sigmoid_after_top_k = true; }
 
 // Named routers and wrappers inherit what they are made of, so an overload for a base takes all that has no own.
 template <class Scores, class Selection, class Weighting>
@@ -138,6 +142,7 @@ reference::config reference_config() {
     case sy::dropped::weighted_input: c.dropped = reference::dropped_output::weighted_input; break;
     case sy::dropped::input: c.dropped = reference::dropped_output::input; break;
   }
+  c.counts_padding = Layer::capacity_traits.counts_padding;
   if (Layer::capacity_traits.renormalises) {
     c.normalise = reference::norm::sum;
     c.normalise_after_dropping = true;

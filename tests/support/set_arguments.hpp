@@ -26,10 +26,13 @@ struct optional_arguments {
 
 /// A router's weights; with strata one gate after the other.
 inline void set_router(switchyard::router_weights& to, switchyard::router_weights const* from) { to = *from; }
-template <int Strata>
-void set_router(switchyard::stratum_gates<Strata>& to, switchyard::router_weights const* from) {
+inline void set_router(switchyard::plain_router_weights& to, switchyard::router_weights const* from) {
+  to.weight = from->weight;
+}
+template <int Strata, class Weights>
+void set_router(switchyard::stratum_gates<Strata, Weights>& to, switchyard::router_weights const* from) {
   static_assert(Strata <= most_strata, "support::most_strata is less than a layer's strata.");
-  for (int i = 0; i < Strata; ++i) to.gate[i] = from[i];
+  for (int i = 0; i < Strata; ++i) set_router(to.gate[i], from + i);
 }
 
 template <class Layer>

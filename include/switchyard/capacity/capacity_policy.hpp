@@ -26,11 +26,12 @@ struct capacity_traits {
   bool drops = true;  ///< false: every expert takes every row
   queue order = queue::choice_order;
   dropped on_drop = dropped::zero;
-  bool renormalises = false;  ///< weights of a token are divided by the sum of those kept
+  bool renormalises = false;    ///< weights of a token are divided by the sum of those kept
+  bool counts_padding = false;  ///< rows that are not active count among the tokens that capacity is a share of
 };
 
-/// How many rows an expert takes, and what happens to the others. `slots_per_expert` is SWITCHYARD_HD, for the passes of
-/// `router::stratified` on a GPU: only the device knows their tokens.
+/// How many rows an expert takes, and what happens to the others. `slots_per_expert` is SWITCHYARD_HD for a GPU: how many
+/// tokens of a call are active, or in a pass of `router::stratified`, only the device knows.
 template <class Capacity>
 concept capacity_policy = requires(shape dims, std::int64_t tokens) {
   { Capacity::name } -> std::convertible_to<std::string_view>;

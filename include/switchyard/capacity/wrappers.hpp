@@ -75,4 +75,17 @@ struct renormalised : Base {
   static constexpr capacity_traits traits = with(Base::traits, &capacity_traits::renormalises, true);
 };
 
+/// Rows that are not active count among the tokens that capacity is a share of, as in fairseq, so that padding leaves more
+/// slots to the others. By default they count nowhere: the tokens have the slots that they would have without padding.
+template <class Base>
+struct counting_padding : Base {
+  static_assert(
+      Base::traits.drops,
+      "switchyard: capacity::counting_padding changes what a capacity is a share of, and capacity::dropless is "
+      "none. Remove the wrapper or wrap a capacity that drops.");
+  static constexpr auto label = "counting_padding<" + name_of<Base>() + ">";
+  static constexpr std::string_view name = label;
+  static constexpr capacity_traits traits = with(Base::traits, &capacity_traits::counts_padding, true);
+};
+
 }  // namespace switchyard::capacity

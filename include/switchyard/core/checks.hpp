@@ -7,6 +7,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 
 /// What `layer::check` looks at, without a layer: all layers of a program share the code. Sentences are put together only to
 /// be thrown, so that a call that is right does not allocate.
@@ -126,10 +127,144 @@ inline void check_output(matrix const& output, matrix const& input, char const* 
   }
 }
 
-inline void check_workspace_apart(range workspace, matrix const& m, char const* name) {
-  if (!workspace.meets(bytes_of(m))) return;
-  fail("layer::forward, workspace", "memory apart from tokens and output", std::string("memory that overlaps ") + name);
-}
+/// Elements that stand at regular distances from each other, in up to three dimensions: where they are in memory, in bytes.
+class strided {
+ public:
+  struct dimension {
+    std::int64_t count, stride;
+  };
+
+  strided() = default;
+  /// Strides in elements; those of nothing do not matter.
+  template <std::size_t Count>
+  strided(void const* first, std::size_t element_bytes, dimension const (&dimensions)[Count])
+      : begin_(reinterpret_cast<std::uintptr_t>(first)), bytes_(element_bytes) {
+    static_assert(Count <= 3);
+    for (dimension d : dimensions) {
+      if (d.count == 1) continue;
+      bool const backwards = d.stride < 0;
+      auto const stride = static_cast<std::uintptr_t>(backwards ? -d.stride : d.stride) * element_bytes;
+      if (backwards) begin_ -= static_cast<std::uintptr_t>(d.count - 1) * stride;
+      int at = levels_++;  // the longest stride first
+      for (; at > 0 && level_[at - 1].stride < stride; --at) level_[at] = level_[at - 1];
+      level_[at] = {static_cast<std::uintptr_t>(d.count), stride};
+    }
+    while (levels_ > 0 && level_[levels_ - 1].stride <= bytes_) {  // no gaps
+      bytes_ += (level_[levels_ - 1].count - 1) * level_[levels_ - 1].stride;
+      --levels_;
+    }
+  }
+
+  bool is_empty() const { return bytes_ == 0; }
+  bool begins_at(void const* first) const { return begin_ == reinterpret_cast<std::uintptr_t>(first); }
+
+  /// Whether they share a byte. Where both have gaps, only the outermost blocks of the other are looked at.
+  bool meets(strided const& other) const {
+    if (is_empty() || other.is_empty()) return false;
+    if (other.levels_ == 0) return meets({other.begin_, other.begin_ + other.bytes_}, begin_, 0);
+    if (levels_ == 0) return other.meets({begin_, begin_ + bytes_}, other.begin_, 0);
+    std::uintptr_t const block = other.span(1), last = other.begin_ + other.span(0);
+    return meets({other.begin_, other.begin_ + block}, begin_, 0) || meets({last - block, last}, begin_, 0);
+  }
+
+ private:
+  struct repeated {
+    std::uintptr_t count, stride;
+  };
+
+  /// Bytes from the first to the last element of the levels from one on.
+  std::uintptr_t span(int from) const {
+    std::uintptr_t bytes = bytes_;
+    for (int i = from; i < levels_; ++i) bytes += (level_[i].count - 1) * level_[i].stride;
+    return bytes;
+  }
+  bool meets(range other, std::uintptr_t begin, int level) const {
+    if (!other.meets({begin, begin + span(level)})) return false;
+    if (level == levels_) return true;
+    auto const [count, stride] = level_[level];
+    std::uintptr_t const block = span(level + 1);
+    if (stride < block) return true;  // blocks that overlap each other
+    // The blocks that reach into the range; one between two others lies in it whole.
+    std::uintptr_t const first = other.begin < begin + block ? 0 : (other.begin - begin - block) / stride + 1;
+    std::uintptr_t const reached = (other.end - 1 - begin) / stride, last = reached < count ? reached : count - 1;
+    if (first > last) return false;
+    return last - first >= 2 || meets(other, begin + first * stride, level + 1) ||
+           meets(other, begin + last * stride, level + 1);
+  }
+
+  std::uintptr_t begin_ = 0, bytes_ = 0;
+  repeated level_[3] = {};
+  int levels_ = 0;
+};
+
+/// The memory that a call writes. Everything is named to it once, what is written before what is read, and what would
+/// overlap something that is written is refused.
+class written_memory {
+ public:
+  template <class T>
+  void write(char const* name, T const* first, std::int64_t count) {
+    if (first != nullptr && count > 0) add(name, array(first, count));
+  }
+  template <class T>
+  void write(char const* name, view<T> const& v) {
+    if (v.rows > 0) add(name, matrix_of(v));
+  }
+
+  /// `but`: what is written under this name may be these same numbers.
+  template <class T>
+  void read(char const* name, T const* first, std::int64_t count, std::string_view but = {}) const {
+    if (first != nullptr && count > 0) check(name, array(first, count), first, but);
+  }
+  /// `but`: looked at elsewhere.
+  template <class T>
+  void read(char const* name, view<T> const& v, std::string_view but) const {
+    check(name, matrix_of(v), nullptr, but);
+  }
+  template <class T>
+  void read(char const* name, weight_view<T> const& w, std::int64_t experts, std::int64_t rows,
+            std::int64_t columns) const {
+    strided::dimension const d[3] = {{experts, w.expert_stride}, {rows, w.row_stride}, {columns, w.column_stride}};
+    check(name, strided(w.data, sizeof(T), d));
+  }
+  template <class T>
+  void read(char const* name, bias_view<T> const& b, std::int64_t experts, std::int64_t size) const {
+    strided::dimension const d[2] = {{experts, b.expert_stride}, {size, b.stride}};
+    check(name, strided(b.data, sizeof(T), d));
+  }
+
+ private:
+  struct piece {
+    char const* name;
+    strided where;
+  };
+
+  template <class T>
+  static strided array(T const* first, std::int64_t count) {
+    strided::dimension const d[1] = {{count, 1}};
+    return {first, sizeof(T), d};
+  }
+  template <class T>
+  static strided matrix_of(view<T> const& v) {
+    strided::dimension const d[2] = {{v.rows, v.row_stride}, {v.columns, 1}};
+    return {v.data, sizeof(T), d};
+  }
+  void add(char const* name, strided const& where) {
+    check(name, where);
+    written_[count_++] = {name, where};
+  }
+  void check(char const* name, strided const& where, void const* same = nullptr, std::string_view but = {}) const {
+    for (int i = 0; i < count_; ++i) {
+      piece const& w = written_[i];
+      if (!w.where.meets(where)) continue;
+      if (but == w.name && (same == nullptr || w.where.begins_at(same))) continue;
+      fail(std::string("layer::forward, ").append(w.name), "memory apart from all else that the call reads and writes",
+           std::string("memory that overlaps ").append(name));
+    }
+  }
+
+  piece written_[12];
+  int count_ = 0;
+};
 
 inline void check_workspace(void const* memory, std::size_t bytes, std::size_t needed, std::int64_t tokens) {
   if (bytes < needed) {
@@ -149,9 +284,9 @@ inline void check_workspace(void const* memory, std::size_t bytes, std::size_t n
   fail(std::string(what) + ", tokens", "0 to " + std::to_string(most), std::to_string(tokens));
 }
 
-/// A value that a call must leave alone.
-inline void check_absent(bool present, char const* what, char const* expected, char const* got = "a pointer") {
-  if (present) fail(std::string("layer::forward, ") + what, expected, got);
+/// A pointer that a call must leave alone.
+inline void check_absent(bool present, char const* what, char const* expected, owner const& of = {}) {
+  if (present) fail(std::string("layer::forward, ").append(of.text()).append(what), expected, "a pointer");
 }
 
 }  // namespace switchyard::checks

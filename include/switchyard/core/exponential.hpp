@@ -7,6 +7,11 @@
 
 namespace switchyard {
 
+// clang does not say whether it may add in another order (-funsafe-math-optimizations), but can be told not to.
+#if defined(__clang__) && !defined(__CUDA_ARCH__)
+#pragma float_control(precise, on, push)
+#endif
+
 /// exp(x) within two units of the last place, from 1e-38 to 2e38; infinite above, and a NaN goes through. On the host it has no branch and
 /// calls nothing, so that a compiler makes a vector of it.
 /// Source: Moshier 1989, Cephes, the polynomial of expf.
@@ -31,6 +36,10 @@ SWITCHYARD_HD inline float exponential(float x) {
   return y * __builtin_bit_cast(float, power);
 #endif
 }
+
+#if defined(__clang__) && !defined(__CUDA_ARCH__)
+#pragma float_control(pop)
+#endif
 
 /// a / b within two units of the last place, for b from 1e-38 to 8e37; 0 for larger ones. A GPU has no instruction for a
 /// division that is right to the last bit, and takes many.

@@ -32,12 +32,13 @@ struct half {
   }
 
   SWITCHYARD_HD constexpr explicit operator float() const {
-    std::uint32_t const sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16;
-    std::uint32_t const magnitude = static_cast<std::uint32_t>(bits & 0x7fffu) << 13;
-    if (magnitude >= 0x0f800000u) return __builtin_bit_cast(float, sign | magnitude | 0x7f800000u);
-    // 2^112 moves the exponent from half's bias (15) to float's (127); exact, subnormals included.
-    float const scaled = __builtin_bit_cast(float, magnitude) * 0x1p112f;
-    return __builtin_bit_cast(float, sign | __builtin_bit_cast(std::uint32_t, scaled));
+    std::uint32_t const sign = static_cast<std::uint32_t>(bits & 0x8000u) << 16, magnitude = bits & 0x7fffu;
+    // A subnormal one is a whole number of 2^-24. No float on the way is subnormal, for a process may flush those.
+    std::uint32_t const small =
+        __builtin_bit_cast(std::uint32_t, static_cast<float>(static_cast<int>(magnitude)) * 0x1p-24f);
+    // 112 is the distance of the exponents' biases, 15 and 127; infinity and NaN have the last exponent in both.
+    std::uint32_t const usual = (magnitude << 13) + (magnitude >= 0x7c00u ? 224u << 23 : 112u << 23);
+    return __builtin_bit_cast(float, sign | (magnitude < 0x0400u ? small : usual));
   }
 
   friend constexpr bool operator==(half, half) = default;

@@ -13,6 +13,7 @@ struct candidate {
 };
 
 inline constexpr float infinity = std::numeric_limits<float>::infinity();
+inline constexpr float not_a_number = std::numeric_limits<float>::quiet_NaN();
 
 /// Candidates that come before and after every expert in the order of choice.
 inline constexpr candidate before_all{infinity, -1};

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <switchyard/core/error.hpp>
+
 #include <cstddef>
 #include <cstdint>
 
@@ -36,5 +38,30 @@ class carver {
   std::byte* first_ = nullptr;
   std::size_t used_ = 0;
 };
+
+/// Refuses a second call that is given the workspace of one that still runs, where NDEBUG is not defined. The mark stands in the
+/// workspace itself, which holds anything before the call: a tool that looks for uninitialised memory may name the comparison.
+/// The types have names of their own, for a program may have files of both kinds.
+#if defined(NDEBUG)
+struct unmarked_use {
+  explicit unmarked_use(std::uint64_t*) {}
+};
+using workspace_use = unmarked_use;
+#else
+class marked_use {
+ public:
+  explicit marked_use(std::uint64_t* mark) : mark_(mark) {
+    if (__atomic_exchange_n(mark_, in_use, __ATOMIC_ACQ_REL) != in_use) return;
+    fail("layer::forward, workspace", "memory of this call alone", "that of another one, which still runs");
+  }
+  marked_use(marked_use const&) = delete;
+  ~marked_use() { __atomic_store_n(mark_, std::uint64_t{0}, __ATOMIC_RELEASE); }
+
+ private:
+  static constexpr std::uint64_t in_use = 0x5377697463687964;
+  std::uint64_t* mark_;
+};
+using workspace_use = marked_use;
+#endif
 
 }  // namespace switchyard

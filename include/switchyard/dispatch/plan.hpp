@@ -21,7 +21,8 @@ namespace dispatch {
 /// The decisions that a plan is made from, `[tokens, top_k]`. An id of -1 is a pair that goes nowhere (padding).
 struct assignment {
   std::int64_t tokens = 0;
-  std::int64_t tokens_per_group = 0;  ///< each group has its own queues; 0: one group
+  std::int64_t tokens_per_group = 0;     ///< each group has its own queues; 0: one group
+  std::uint8_t const* active = nullptr;  ///< [tokens], 0: padding, which capacities do not count; null: all are active
   std::int32_t const* experts = nullptr;
   float* weights = nullptr;         ///< changed where the capacity renormalises
   float const* priority = nullptr;  ///< [tokens]; read by queue::priority
@@ -49,7 +50,11 @@ inline void drop_pairs(assignment const& a, plan_rules const& rules) {
   std::int64_t const group_size = a.tokens_per_group > 0 ? a.tokens_per_group : a.tokens;
   for (std::int64_t begin = 0; begin < a.tokens; begin += group_size) {
     std::int64_t const size = std::min(group_size, a.tokens - begin);
-    std::int64_t const slots = rules.slots(size);
+    std::int64_t counted = size;
+    if (a.active != nullptr && !rules.capacity.counts_padding) {
+      counted = size - std::count(a.active + begin, a.active + begin + size, std::uint8_t{0});
+    }
+    std::int64_t const slots = rules.slots(counted);
     std::fill(a.used, a.used + rules.experts, 0);
     auto const visit = [&](std::int64_t token, int k) {
       std::int64_t const pair = token * rules.top_k + k;
@@ -82,7 +87,7 @@ inline void renormalise(assignment const& a, int top_k) {
     std::uint8_t const* const dropped = a.dropped + token * top_k;
     float total = 0.0f;
     for (int k = 0; k < top_k; ++k) total += dropped[k] ? 0.0f : weight[k];
-    total = std::max(total, least_weight_sum);
+    if (total < least_weight_sum) total = least_weight_sum;  // a NaN stays
     for (int k = 0; k < top_k; ++k) weight[k] = dropped[k] ? 0.0f : weight[k] / total;
   }
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/core/finite.hpp>
 #include <switchyard/core/lanes.hpp>
 
 #include <concepts>
@@ -58,8 +59,8 @@ struct router_traits {
   stratification_traits stratification = {};
 };
 
-/// A router's matrix and vectors, float. `bias` and `correction_bias` are read only where the router's traits
-/// ask for them.
+/// A router's matrix and vectors, float. A bias is an error where the router's traits do not ask for it; minus infinity in one
+/// closes its expert.
 struct router_weights {
   float const* weight = nullptr;           ///< [experts, hidden], row-major
   float const* bias = nullptr;             ///< [experts]
@@ -69,18 +70,52 @@ struct router_weights {
 /// What a router decides for one token.
 template <int TopK>
 struct route {
-  int expert[TopK];    ///< in the order of choice
+  int expert[TopK];    ///< in the order of choice; -1 where no expert is open any more
   float weight[TopK];  ///< combine weights, before any expert drops the token
   float priority;      ///< place in a queue that is served by priority: the first choice's score
 };
 
 /// A router sees one token's logits spread over a lane group and returns the same route on every lane: ids from 0 to
-/// experts - 1, finite weights and priority. `select` does not throw.
+/// experts - 1, finite weights and priority. Logits are numbers, or minus infinity for experts that are closed to the token.
+/// `select` does not throw.
 template <class Router>
 concept router_policy = requires(serial_lanes lanes, per_expert<4, serial_lanes> logits, router_weights weights) {
   { Router::name } -> std::convertible_to<std::string_view>;
   { Router::traits } -> std::convertible_to<router_traits>;
   { Router::template select<1>(lanes, logits, weights) } -> std::same_as<route<1>>;
 };
+
+/// A router's answer for one token, or none: all experts are -1 then, all weights NaN, and the priority is 0.
+///
+/// There is none where a logit or a correction bias is NaN or infinite, and where fewer than `TopK` experts are open: a bias of
+/// minus infinity, of either kind, is allowed, and closes its expert. Every backend goes by this one rule. Such a token takes
+/// no slot and counts in no load and no auxiliary value, its output is NaN, and `decisions` have what is returned here; but
+/// for that, results are as if it were not active. The CPU throws before that, unless `cpu_context::unroutable` says otherwise.
+template <class Router, int TopK, int Experts, class Lanes>
+SWITCHYARD_HD route<TopK> decide(Lanes lanes, per_expert<Experts, Lanes> const& logits, router_weights const& weights) {
+  using share = per_expert<Experts, Lanes>;
+  float worst = 0.0f;  // 1: something is no number
+  for (int i = 0; i < share::size; ++i) {
+    int const e = share::expert(lanes, i);
+    if (e >= Experts) continue;
+    bool is_closed = false;
+    if constexpr (Router::traits.bias) is_closed = weights.bias[e] == -infinity && logits.value[i] == -infinity;
+    if (!is_finite(logits.value[i]) && !is_closed) worst = 1.0f;
+    if constexpr (Router::traits.correction_bias) {
+      float const bias = weights.correction_bias[e];
+      if (!is_finite(bias) && bias != -infinity) worst = 1.0f;
+    }
+  }
+  bool none = lanes.max(worst) > 0.0f;
+  route<TopK> answer{};
+  if (!none) answer = Router::template select<TopK>(lanes, logits, weights);
+  for (int e : answer.expert) none = none || e < 0;
+  if (none) {
+    for (int& e : answer.expert) e = -1;
+    for (float& w : answer.weight) w = not_a_number;
+    answer.priority = 0.0f;
+  }
+  return answer;
+}
 
 }  // namespace switchyard

@@ -7,11 +7,16 @@
 
 /// The first step of a top-k router: logits to scores. An expert that is closed (logit minus infinity) stays
 /// closed whatever its score; `router::top_k` sees to it.
+///
+/// `chosen_by_logits`: a larger logit has the larger score but for rounding, and the publications' order of choice is that of
+/// the logits, or differs from it where scores round to the same number alone. Experts are then chosen by their logits, so
+/// that neither rounding nor a process that flushes denormals makes two of them equal.
 namespace switchyard::router::scores {
 
 /// Softmax over all experts, with the maximum subtracted first.
 struct softmax {
   static constexpr auto label = text("softmax");
+  static constexpr bool chosen_by_logits = true;
   template <int Experts, class Lanes>
   SWITCHYARD_HD static void apply(Lanes lanes, per_expert<Experts, Lanes>& values) {
     float largest = values.value[0];
@@ -27,18 +32,41 @@ struct softmax {
   }
 };
 
-/// Independent sigmoids (DeepSeek-V3, Llama 4, sigma-MoE).
+/// Independent sigmoids (DeepSeek-V3, sigma-MoE). They are published as what experts are chosen by: logits beyond 17 all have
+/// the score 1, and the lower id wins. Where the logits choose, as in Llama 4, take `scores::logits` and `weighting::sigmoid`.
 struct sigmoid {
   static constexpr auto label = text("sigmoid");
+  static constexpr bool chosen_by_logits = false;
   template <int Experts, class Lanes>
   SWITCHYARD_HD static void apply(Lanes, per_expert<Experts, Lanes>& values) {
-    for (float& v : values.value) v = 1.0f / (1.0f + std::exp(-v));
+    for (float& v : values.value) {
+      v = 1.0f / (1.0f + std::exp(-v));
+      // Not what a process may flush or keep, so that it chooses the same experts either way.
+      if (v < 0x1p-126f) v = 0.0f;
+    }
+  }
+};
+
+/// sqrt(log(1 + exp(logit))): not negative, and without an upper limit (DeepSeek-V4's `sqrtsoftplus`).
+struct sqrt_softplus {
+  static constexpr auto label = text("sqrt_softplus");
+  static constexpr bool chosen_by_logits = false;
+  template <int Experts, class Lanes>
+  SWITCHYARD_HD static void apply(Lanes, per_expert<Experts, Lanes>& values) {
+    for (float& v : values.value) v = of(v);
+  }
+  SWITCHYARD_HD static float of(float logit) {
+    // Below -17 the logarithm is the exponential itself, whose square root does not vanish with it.
+    if (logit < -17.0f) return std::exp(0.5f * logit);
+    float const above = logit > 0.0f ? logit : 0.0f, distance = logit > 0.0f ? -logit : logit;
+    return std::sqrt(above + std::log1p(std::exp(distance)));
   }
 };
 
 /// The logits themselves; for weightings that do the rest over the chosen experts.
 struct logits {
   static constexpr auto label = text("logits");
+  static constexpr bool chosen_by_logits = true;
   template <int Experts, class Lanes>
   SWITCHYARD_HD static void apply(Lanes, per_expert<Experts, Lanes>&) {}
 };

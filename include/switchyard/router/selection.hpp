@@ -5,22 +5,22 @@
 #include <switchyard/router/take_top_k.hpp>
 
 /// The second step of a top-k router: scores to the keys by which experts are chosen. The keys never reach
-/// the combine weights.
+/// the combine weights. `needs_order_alone`: what is chosen depends on the order of the scores only, not on their values.
 namespace switchyard::router::selection {
 
 /// The best scores win.
 struct best {
   static constexpr auto label = text("best");
-  static constexpr bool correction_bias = false;
+  static constexpr bool correction_bias = false, needs_order_alone = true;
   template <int TopK, int Experts, class Lanes>
   SWITCHYARD_HD static void apply(Lanes, per_expert<Experts, Lanes>&, router_weights const&) {}
 };
 
-/// Score plus correction bias.
+/// Score plus correction bias; one of minus infinity closes its expert.
 /// Source: DeepSeek-AI 2024, DeepSeek-V3 Technical Report, section 2.1.2 (auxiliary-loss-free balancing).
 struct corrected {
   static constexpr auto label = text("corrected");
-  static constexpr bool correction_bias = true;
+  static constexpr bool correction_bias = true, needs_order_alone = false;
   template <int TopK, int Experts, class Lanes>
   SWITCHYARD_HD static void apply(Lanes lanes, per_expert<Experts, Lanes>& keys, router_weights const& weights) {
     using share = per_expert<Experts, Lanes>;
@@ -60,6 +60,7 @@ struct grouped {
   static constexpr auto label = "grouped<" + decimal<Groups>() + "," + decimal<KeptGroups>() + "," +
                                 detail::judge_label<Judge>() + "," + Inner::label + ">";
   static constexpr bool correction_bias = Inner::correction_bias;
+  static constexpr bool needs_order_alone = Judge == group_score::max && Inner::needs_order_alone;
 
   template <int TopK, int Experts, class Lanes>
   SWITCHYARD_HD static void apply(Lanes lanes, per_expert<Experts, Lanes>& keys, router_weights const& weights) {

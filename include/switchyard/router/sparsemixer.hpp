@@ -44,7 +44,7 @@ struct sparsemixer {
         if (far || gone) close.value[i] = share::closed;
       }
       scores::softmax::apply(lanes, close);
-      result.expert[k] = best.id;
+      result.expert[k] = open_or_none(best);
       result.weight[k] = close.at(lanes, best.id);
     }
     result.priority = result.weight[0];

@@ -4,6 +4,9 @@
 
 namespace switchyard::router {
 
+/// The id of a choice, or -1 where it fell on an expert that is closed: fewer than `top_k` are open.
+SWITCHYARD_HD constexpr int open_or_none(candidate choice) { return choice.value == -infinity ? -1 : choice.id; }
+
 /// The `TopK` first experts by `precedes`, on every lane. Deterministic: equal values go to the lower id.
 template <int TopK>
 struct chosen {

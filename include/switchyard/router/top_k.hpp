@@ -19,7 +19,7 @@ struct top_k {
       !std::is_same_v<Scores, scores::logits> ||
           !(std::is_same_v<Weighting, weighting::sum> || std::is_same_v<Weighting, weighting::l2>),
       "switchyard: router::top_k cannot divide by the sum or norm of scores::logits, which may be negative or "
-      "zero. Use weighting::softmax, or scores::softmax or scores::sigmoid.");
+      "zero. Use weighting::softmax or weighting::sigmoid, or scores::softmax or scores::sigmoid.");
   static constexpr auto label = "top_k(" + Scores::label + "," + Selection::label + "," + Weighting::label + ")";
   static constexpr std::string_view name = label;
   static constexpr router_traits traits{.correction_bias = Selection::correction_bias};
@@ -30,15 +30,17 @@ struct top_k {
     using share = per_expert<Experts, Lanes>;
     share scores = logits;
     Scores::apply(lanes, scores);
-    share keys = scores;
-    for (int i = 0; i < share::size; ++i) {
-      if (logits.value[i] == share::closed) keys.value[i] = share::closed;
+    share keys = logits;
+    if constexpr (!(Scores::chosen_by_logits && Selection::needs_order_alone)) {
+      for (int i = 0; i < share::size; ++i) {
+        if (logits.value[i] != share::closed) keys.value[i] = scores.value[i];
+      }
     }
     Selection::template apply<TopK>(lanes, keys, weights);
     chosen<TopK> const taken = take_top_k<TopK>(lanes, keys);
     route<TopK> result{};
     for (int k = 0; k < TopK; ++k) {
-      result.expert[k] = taken.choice[k].id;
+      result.expert[k] = open_or_none(taken.choice[k]);
       result.weight[k] = scores.at(lanes, taken.choice[k].id);
     }
     result.priority = result.weight[0];
@@ -60,20 +62,29 @@ struct softmax_top_k_raw : top_k<scores::softmax, selection::best, weighting::as
   static constexpr std::string_view name = "softmax_top_k_raw";
 };
 
+/// The best `top_k` logits, each weighted by its sigmoid.
+/// Source: Meta 2025, Llama 4 reference code, there with `on_input`.
+struct sigmoid_top_k : top_k<scores::logits, selection::best, weighting::sigmoid> {
+  static constexpr std::string_view name = "sigmoid_top_k";
+};
+
+/// Independent sigmoids, the best `top_k` of those, used as they are: where sigmoids round to the same number the lower id
+/// wins, whatever the logits.
+/// Source: Csordás et al. 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, section 5.
+struct sigma_moe : top_k<scores::sigmoid, selection::best, weighting::as_scored> {
+  static constexpr std::string_view name = "sigma_moe";
+};
+
 /// The best `top_k` logits, then a softmax over those alone.
 /// Source: OpenAI 2025, gpt-oss model card, section 2.2; IBM 2024, Granite 3.0 Language Models.
 struct top_k_softmax : top_k<scores::logits, selection::best, weighting::softmax> {
   static constexpr std::string_view name = "top_k_softmax";
 };
 
-/// Independent sigmoids, the best `top_k`, used as they are.
-struct sigmoid_top_k : top_k<scores::sigmoid, selection::best, weighting::as_scored> {
-  static constexpr std::string_view name = "sigmoid_top_k";
-};
-
 static_assert(router_policy<softmax_top_k>);
 static_assert(router_policy<softmax_top_k_raw>);
 static_assert(router_policy<top_k_softmax>);
 static_assert(router_policy<sigmoid_top_k>);
+static_assert(router_policy<sigma_moe>);
 
 }  // namespace switchyard::router

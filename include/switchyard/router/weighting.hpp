@@ -45,6 +45,15 @@ struct l2 {
   }
 };
 
+/// The sigmoid of each (Llama 4; with `scores::logits`).
+struct sigmoid {
+  static constexpr auto label = text("sigmoid");
+  template <int TopK>
+  SWITCHYARD_HD static void apply(float (&weight)[TopK]) {
+    for (float& w : weight) w = 1.0f / (1.0f + std::exp(-w));
+  }
+};
+
 /// Softmax over the chosen scores only (gpt-oss, Granite-MoE; with `scores::logits`).
 struct softmax {
   static constexpr auto label = text("softmax");

@@ -15,8 +15,10 @@
 #include "support/any_layer.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/half_range.hpp"
 #include "support/random_numbers.hpp"
 #include "support/random_problem.hpp"
+#include "support/unroutable.hpp"
 
 using namespace support;
 
@@ -147,29 +149,62 @@ TEST_CASE("on the GPU padding rows take no slot, count nowhere and give zeros, w
   });
 }
 
-TEST_CASE("on the GPU a token that the router cannot place gives NaN, and the others what they gave", "[gpu]") {
+TEST_CASE("on the GPU a token that cannot be routed gives NaN, and the others what they gave", "[gpu]") {
+  if (!has_device()) return;
+  for_each_layer([](any_layer const& layer) { check_unroutable_token(layer); });
+}
+
+TEST_CASE("on the GPU a logit of one expert that is no number is not passed over", "[gpu]") {
   if (!has_device()) return;
   for_each_layer([](any_layer const& layer) {
-    if (layer.capacity.drops) return;  // there, the others may move up in a queue
+    if (layer.router.precomputed || layer.reference.experts < 2) return;
     problem p = usual_problem(layer);
-    if (layer.router.clustering.scales) {  // the weights of the features come from all tokens
-      outcome const all = run(p);
-      p.inputs.feature_scale.assign(all.feature_scale.begin(), all.feature_scale.end());
-    }
-    outcome const before = run(p);
-    std::size_t const hidden = p.config.hidden, lost = 33;
-    if (layer.router.precomputed) {
-      p.inputs.ids[lost * p.config.top_k] = layer.reference.experts;
-    } else {
-      p.tokens[lost * hidden] = std::numeric_limits<double>::quiet_NaN();
-    }
+    p.weights.router[p.config.hidden] = std::numeric_limits<double>::quiet_NaN();  // of expert 1
     outcome const got = run(p);
-    CHECK(got.guards_intact);
-    for (std::size_t i = 0; i < got.output.size(); ++i) {
-      bool const nan = std::isnan(got.output[i]);
-      if (i / hidden == lost ? !nan : got.output[i] != before.output[i]) FAIL("row " << i / hidden);
+    for (float y : got.output) {
+      if (!std::isnan(y)) FAIL(y);
+    }
+    for (std::int64_t count : got.counts) CHECK(count == 0);
+  });
+}
+
+TEST_CASE("on the GPU a bias of minus infinity closes its expert", "[gpu]") {
+  if (!has_device()) return;
+  int checked = 0;
+  for_each_layer([&](any_layer const& layer) { checked += check_closed_expert(layer) ? 1 : 0; });
+  CHECK(checked >= 4);
+}
+
+TEST_CASE("on the GPU a route of -1 takes no row and no slot, and adds nothing", "[gpu]") {
+  if (!has_device()) return;
+  int checked = 0;
+  for_each_layer([&](any_layer const& layer) { checked += check_routes_elsewhere(layer) ? 1 : 0; });
+  CHECK(checked >= 3);
+}
+
+TEST_CASE("on the GPU half rows may be beyond half's range where the output is not", "[gpu]") {
+  if (!has_device()) return;
+  int checked = 0;
+  for_each_layer([&](any_layer const& layer) {
+    for (std::int64_t rows : {3, 20, 60}) {  // of an expert: each of the tiles
+      checked += check_half_range(layer, rows * layer.reference.experts / layer.reference.top_k) ? 1 : 0;
     }
   });
+  CHECK(checked >= 3);
+}
+
+TEST_CASE("on the GPU a workspace for more tokens is never smaller", "[gpu]") {
+  for (any_layer const& layer : compiled_layers()) {
+    INFO(layer.name);
+    std::size_t before = 0;
+    std::int64_t wrong = -1;
+    for (std::int64_t tokens = 0; tokens <= 9000; ++tokens) {
+      std::size_t const bytes = layer.workspace_bytes(tokens);
+      if (bytes < before && wrong < 0) wrong = tokens;
+      before = bytes;
+    }
+    CHECK(wrong == -1);
+  }
 }
 
 namespace {

@@ -80,6 +80,7 @@ void check_plan(std::int64_t tokens, std::int64_t tokens_per_group) {
   std::vector<std::uint8_t> dropped(pairs);
   sy::dispatch::make_plan<typename Layer::capacity, dims>({.tokens = tokens,
                                                            .tokens_per_group = tokens_per_group,
+                                                           .active = active.data(),
                                                            .experts = ids.data(),
                                                            .weights = weights.data(),
                                                            .priority = priority.data(),

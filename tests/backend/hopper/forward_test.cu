@@ -12,7 +12,9 @@
 #include "support/any_layer.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
+#include "support/half_range.hpp"
 #include "support/random_problem.hpp"
+#include "support/unroutable.hpp"
 
 using namespace support;
 
@@ -113,19 +115,32 @@ TEST_CASE("on Hopper steps, and a graph that was captured, give the bits of forw
   });
 }
 
-TEST_CASE("on Hopper a token that is not a number leaves the others what they were", "[gpu][hopper]") {
+TEST_CASE("on Hopper a token that cannot be routed gives NaN, and the others what they gave", "[gpu][hopper]") {
   if (!has_hopper()) return;
-  for_each_product([](any_layer const& layer) {
-    if (layer.capacity.drops) return;
-    problem p = usual_problem(layer);
-    outcome const before = run(p);
-    std::size_t const hidden = p.config.hidden, lost = 33;
-    p.tokens[lost * hidden] = std::numeric_limits<double>::quiet_NaN();
-    outcome const got = run(p);
-    for (std::size_t i = 0; i < got.output.size(); ++i) {
-      if (i / hidden == lost ? !std::isnan(got.output[i]) : got.output[i] != before.output[i]) FAIL(i / hidden);
-    }
+  for_each_product([](any_layer const& layer) { check_unroutable_token(layer); });
+}
+
+TEST_CASE("on Hopper half rows may be beyond half's range where the output is not", "[gpu][hopper]") {
+  if (!has_hopper()) return;
+  int checked = 0;
+  for_each_layer([&](any_layer const& layer) {
+    for (std::int64_t tokens : {4, 70, 200}) checked += check_half_range(layer, tokens) ? 1 : 0;
   });
+  CHECK(checked >= 9);
+}
+
+TEST_CASE("on Hopper a workspace for more tokens is never smaller", "[gpu][hopper]") {
+  for (any_layer const& layer : compiled_layers()) {
+    INFO(layer.name);
+    std::size_t before = 0;
+    std::int64_t wrong = -1;
+    for (std::int64_t tokens = 0; tokens <= 9000; ++tokens) {
+      std::size_t const bytes = layer.workspace_bytes(tokens);
+      if (bytes < before && wrong < 0) wrong = tokens;
+      before = bytes;
+    }
+    CHECK(wrong == -1);
+  }
 }
 
 namespace {

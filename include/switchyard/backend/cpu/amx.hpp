@@ -61,6 +61,11 @@ inline constexpr std::int64_t tile_bytes = lanes * line;  // of 16 tokens and 32
 template <class Element>
 inline constexpr int parts_of = std::is_same_v<Element, float> ? 2 : 1;
 
+/// Elements of depth that weights are made ready for at a time: a copy of them has to fit.
+template <class Element>
+inline constexpr int most_depth = 384 / parts_of<Element>;
+static_assert(features * 384 * sizeof(bfloat16) <= most_weights * sizeof(float));
+
 inline void split(bfloat16 x, bfloat16 (&to)[1]) { to[0] = x; }
 inline void split(float x, bfloat16 (&to)[2]) {
   to[0] = bfloat16(x);
@@ -116,13 +121,13 @@ ready_weights prepare(Element const* from, std::int64_t row_stride, std::int64_t
   }
   auto* const copy = reinterpret_cast<bfloat16*>(memory);
   for (int f = 0; f < features; ++f) {
-    for (int k = 0; k < panel_depth; ++k) {
+    for (int k = 0; k < most_depth<Element>; ++k) {
       bfloat16 part[parts];
       split(f < count && k < depth ? from[f * row_stride + k * column_stride] : Element{}, part);
-      for (int p = 0; p < parts; ++p) copy[(p * features + f) * panel_depth + k] = part[p];
+      for (int p = 0; p < parts; ++p) copy[(p * features + f) * most_depth<Element> + k] = part[p];
     }
   }
-  return {copy, panel_depth * static_cast<std::int64_t>(sizeof(bfloat16))};
+  return {copy, most_depth<Element> * static_cast<std::int64_t>(sizeof(bfloat16))};
 }
 
 /// sums[f][i] (+)= products of 32 features and 16 or 32 tokens, two by two tiles at a time.
@@ -197,8 +202,9 @@ panel_functions<Element> panel_functions_with() {
   return {lanes,
           2 * lanes,
           features,
-          8,
-          4,
+          most_depth<Element>,
+          3,
+          2,
           2 / parts_of<Element>,
           lanes,
           [] { Tiles().begin(); },

@@ -4,6 +4,7 @@
 #include <switchyard/backend/cpu/route.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/error.hpp>
+#include <switchyard/core/finite.hpp>
 #include <switchyard/core/view.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/router/adaptive_clustering.hpp>
@@ -18,9 +19,11 @@ namespace switchyard::backend::detail {
 
 /// Temporaries of the weights.
 struct clustering_scratch {
-  float* scale;          ///< [experts, hidden]: means, then deviations, then weights
-  double* sums;          ///< [experts, hidden]
-  std::int32_t* counts;  ///< [experts]: tokens of each cluster
+  float* scale;           ///< [experts, hidden]: means, then deviations, then weights
+  float* dispersion;      ///< [experts, hidden]: the deviations, for those who ask
+  double* sums;           ///< [experts, hidden]
+  std::int32_t* counts;   ///< [experts]: tokens of each cluster
+  std::uint8_t* counted;  ///< [tokens]: 1 for those that count
 };
 
 /// Features per item: a line of the cache, so that workers do not write to the same one.
@@ -39,18 +42,25 @@ inline void check_labels(token_clusters const& clusters, std::int64_t tokens, st
   }
 }
 
-/// The weights of all features by cluster, from the active tokens. O(tokens * hidden); the same bits for any number of
-/// threads. `dispersion` may be null. Clusters that do not count have weights of 1.
+/// The weights of all features by cluster, from the active tokens, but for those that cannot be routed: some feature is no
+/// number, or the cluster does not exist. O(tokens * hidden); the same bits for any number of threads. Clusters that do not
+/// count have weights of 1.
 template <clustering_traits Form, class Element>
 void make_feature_scale(view<Element const> const& rows, std::uint8_t const* active, token_clusters const& clusters,
-                        int hidden, int experts, cpu_context const& where, clustering_scratch const& to,
-                        float* dispersion) {
+                        int hidden, int experts, cpu_context const& where, clustering_scratch const& to) {
   std::int64_t const tokens = rows.rows;
+  parallel_for(where, tokens, [&](std::int64_t token) {
+    std::int32_t const label = clusters.labels[token * clusters.choices];
+    bool counts = is_active(active, token) && label >= 0 && label < experts;
+    Element const* const x = rows.row(token);
+    for (int q = 0; counts && q < hidden; ++q) counts = is_finite(static_cast<float>(x[q]));
+    to.counted[token] = counts;
+  });
 
   std::fill(to.counts, to.counts + experts, 0);
   int known = 0;  // one more than the largest id in any column, which is where the published code ends its table
   for (std::int64_t token = 0; token < tokens; ++token) {
-    if (!is_active(active, token)) continue;
+    if (to.counted[token] == 0) continue;
     std::int32_t const* const label = clusters.labels + token * clusters.choices;
     ++to.counts[label[0]];
     for (int k = 0; k < clusters.choices; ++k) known = std::max(known, label[k] + 1);
@@ -61,7 +71,7 @@ void make_feature_scale(view<Element const> const& rows, std::uint8_t const* act
       std::fill(to.sums + c * hidden + first, to.sums + c * hidden + end, 0.0);
     }
     for (std::int64_t token = 0; token < tokens; ++token) {
-      if (!is_active(active, token)) continue;
+      if (to.counted[token] == 0) continue;
       std::int64_t const c = clusters.labels[token * clusters.choices];
       Element const* const x = rows.row(token);
       for (int q = first; q < end; ++q) to.sums[c * hidden + q] += value(static_cast<float>(x[q]), c * hidden + q);
@@ -82,7 +92,7 @@ void make_feature_scale(view<Element const> const& rows, std::uint8_t const* act
     add_tokens(first, end, [&](float x, std::int64_t at) { return clustering::deviation<Form>(x - to.scale[at]); });
     write_means();
   });
-  if (dispersion != nullptr) std::copy(to.scale, to.scale + std::int64_t{experts} * hidden, dispersion);
+  std::copy(to.scale, to.scale + std::int64_t{experts} * hidden, to.dispersion);
   clustering::make_weights<Form>(to.scale, experts, hidden, counts);
 }
 

@@ -40,7 +40,8 @@ float shared_expert_weight(Element const* token, Element const* gate, int hidden
 }
 
 /// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus the shared
-/// expert. A token that is not active gets zeros.
+/// expert. A pair that goes nowhere adds its weight, which is 0, or NaN where the token could not be routed. A token that is
+/// not active gets zeros.
 template <class Element>
 void combine(combination<Element> const& of, cpu_context const& where) {
   constexpr int width = 256;  // output features at a time
@@ -55,7 +56,12 @@ void combine(combination<Element> const& of, cpu_context const& where) {
       Element* const y = of.output.row(token);
       bool const active = is_active(of.active, token);
       bool all_dropped = active;
-      for (int k = 0; k < top_k; ++k) all_dropped = all_dropped && of.dropped_pairs[token * top_k + k];
+      float start = 0.0f;
+      for (int k = 0; k < top_k; ++k) {
+        std::int64_t const pair = token * top_k + k;
+        all_dropped = all_dropped && of.dropped_pairs[pair];
+        if (of.row_of[pair] < 0 && !of.dropped_pairs[pair]) start += of.weights[pair];
+      }
       bool const hand_through = of.on_drop == dropped::input && all_dropped;
       bool const shared = of.shared_outer != nullptr && active;
       float const shared_weight =
@@ -64,7 +70,7 @@ void combine(combination<Element> const& of, cpu_context const& where) {
       for (int first = 0; first < hidden; first += width) {
         int const count = std::min(width, hidden - first);
         float sum[width];
-        for (int h = 0; h < count; ++h) sum[h] = hand_through ? static_cast<float>(x[first + h]) : 0.0f;
+        for (int h = 0; h < count; ++h) sum[h] = hand_through ? static_cast<float>(x[first + h]) : start;
         for (int k = 0; k < top_k; ++k) {
           std::int64_t const pair = token * top_k + k;
           std::int64_t const row = of.row_of[pair];
@@ -72,7 +78,7 @@ void combine(combination<Element> const& of, cpu_context const& where) {
             float const weight = of.weighs_input ? of.scale : of.scale * of.weights[pair];
             float const* const from = of.outer + row * hidden + first;
             for (int h = 0; h < count; ++h) sum[h] += weight * from[h];
-          } else if (of.on_drop == dropped::weighted_input && active) {
+          } else if (of.on_drop == dropped::weighted_input && of.dropped_pairs[pair]) {
             for (int h = 0; h < count; ++h) sum[h] += of.weights[pair] * static_cast<float>(x[first + h]);
           }
         }

@@ -16,11 +16,17 @@ namespace switchyard {
 
 /// A caller's own threads. `run` calls `body(argument, worker)` once for each worker from 0 to `workers - 1`, at
 /// the same time or one after the other, and returns when all have returned. It is never asked for more workers than
-/// the pool has. `body` does not throw; it needs about 220 KB of stack.
+/// the pool has. `body` does not throw; it needs at most 64 KB of stack.
 struct thread_pool {
   void* state = nullptr;  ///< handed to `run` as it is
   int workers = 1;        ///< how many the pool has
   void (*run)(void* state, int workers, void (*body)(void* argument, int worker), void* argument) = nullptr;
+};
+
+/// What a call does about a token that cannot be routed: see `decide`, and `precomputed_routes`.
+enum class unroutable_tokens {
+  throw_error,  ///< `forward` throws, and has written nothing but workspace
+  give_nan      ///< what a GPU does: the outputs of that token are NaN, and all other tokens get theirs
 };
 
 /// What a call on the CPU needs besides its data.
@@ -35,6 +41,7 @@ struct cpu_context {
   /// beside it only where all calls take the same way, such as with a number that no expert reaches.
   int least_panel_rows = 0;
   float_products floats = float_products::exact;  ///< another one is never chosen silently
+  unroutable_tokens unroutable = unroutable_tokens::throw_error;
 };
 
 namespace backend::detail {

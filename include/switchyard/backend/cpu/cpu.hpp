@@ -64,11 +64,13 @@ struct cpu {
     std::int64_t const tokens = args.tokens.rows;
     carver split(args.workspace.data());
     pieces<Layer> const p(split, tokens);
+    workspace_use const alone(p.mark);
 
     if constexpr (Layer::router_traits.precomputed) {
-      detail::copy_routes(args.routes, tokens, dims.top_k, dims.experts, args.active, p.experts, p.weights, p.priority);
+      detail::copy_routes(args.routes, tokens, dims.top_k, dims.experts, args.active, where, p.experts, p.weights,
+                          p.priority);
     } else {
-      router_weights const& router = router_of(args);
+      router_weights const router = router_of(args);
       make_logits(args, router, where, p);
       detail::select_experts<typename Layer::router, dims.experts, dims.top_k>(
           tokens, args.active, router, where, p.logits, p.experts, p.weights, p.priority, called);
@@ -79,6 +81,7 @@ struct cpu {
     dispatch_plan const plan{p.offsets, p.pair_of, p.row_of};
     dispatch::make_plan<typename Layer::capacity, dims>({.tokens = tokens,
                                                          .tokens_per_group = args.tokens_per_group,
+                                                         .active = args.active,
                                                          .experts = p.experts,
                                                          .weights = p.weights,
                                                          .priority = p.priority,
@@ -97,7 +100,7 @@ struct cpu {
   }
 
   template <class Layer>
-  static router_weights const& router_of(forward_args<Layer> const& args) {
+  static router_weights router_of(forward_args<Layer> const& args) {
     if constexpr (Layer::router_traits.gate == gate_owner::model) {
       return args.shared_router;
     } else {
@@ -113,7 +116,9 @@ struct cpu {
 
     static constexpr clustering_traits clustering = Layer::router_traits.clustering;
 
+    std::uint64_t* mark;      // of `workspace_use`
     float* logits = nullptr;  // [tokens, experts]
+    double* sums = nullptr;   // of auxiliary values
     detail::clustering_scratch clusters = {};
     float* inverse_lengths = nullptr;                  // [experts]
     typename Layer::element* scaled_tokens = nullptr;  // [tokens, hidden]
@@ -131,9 +136,15 @@ struct cpu {
 
     constexpr pieces(carver& from, std::int64_t tokens) {
       std::int64_t const pairs = tokens * dims.top_k;
-      if constexpr (!Layer::router_traits.precomputed) logits = from.take<float>(tokens * dims.experts);
+      mark = from.take<std::uint64_t>(1);
+      if constexpr (!Layer::router_traits.precomputed) {
+        logits = from.take<float>(tokens * dims.experts);
+        sums = from.take<double>(switchyard::detail::auxiliary_doubles * dims.experts);
+      }
       if constexpr (clustering.scales) {
         clusters.scale = from.take<float>(std::int64_t{dims.experts} * dims.hidden);
+        clusters.dispersion = from.take<float>(std::int64_t{dims.experts} * dims.hidden);
+        clusters.counted = from.take<std::uint8_t>(tokens);
         clusters.sums = from.take<double>(std::int64_t{dims.experts} * dims.hidden);
         clusters.counts = from.take<std::int32_t>(dims.experts);
         if constexpr (clustering.unit_rows) inverse_lengths = from.take<float>(dims.experts);
@@ -167,6 +178,7 @@ struct cpu {
   /// Every temporary of a call of a stratified layer.
   template <class Layer>
   struct strata_pieces : detail::strata_record<typename Layer::element> {
+    std::uint64_t* mark;            // of `workspace_use`
     typename Layer::element* rows;  // [tokens, hidden]: of one pass, its result in place of its tokens
     std::int32_t* experts;          // [tokens, top_k], and so on: what a pass decided
     float* weights;
@@ -178,6 +190,7 @@ struct cpu {
       constexpr shape dims = Layer::dims;
       constexpr stratification_traits form = Layer::router_traits.stratification;
       std::int64_t const pairs = tokens * dims.top_k, matrix = tokens * dims.hidden;
+      mark = from.take<std::uint64_t>(1);
       this->token_of = from.take<std::int32_t>(tokens);
       this->stratum = from.take<std::uint8_t>(tokens);
       this->passes = from.take<std::uint8_t>(tokens);
@@ -216,6 +229,7 @@ struct cpu {
   static void forward_by_strata(forward_args<Layer> const& args, context const& where) {
     carver split(args.workspace.data());
     strata_pieces<Layer> p(split, args.tokens.rows);
+    workspace_use const alone(p.mark);
     detail::begin_strata(strata_of<Layer>, args.tokens.rows, args.active, p);
     run_passes(args, where, p, std::make_integer_sequence<int, Layer::strata_or_one>{});
     detail::end_strata(strata_of<Layer>, args.output, args.active, args.decisions, args.auxiliary, where, p);
@@ -268,23 +282,22 @@ struct cpu {
     detail::router_product<typename Layer::element> product{args.tokens, dims.hidden, dims.experts, router.weight,
                                                             Layer::router_traits.bias ? router.bias : nullptr};
     if constexpr (form.scales) {
-      detail::check_labels(args.clusters, args.tokens.rows, args.active, dims.experts);
+      if (where.unroutable == unroutable_tokens::throw_error) {
+        detail::check_labels(args.clusters, args.tokens.rows, args.active, dims.experts);
+      }
       float const* scale = args.clusters.feature_scale;
       if (scale == nullptr) {
         detail::make_feature_scale<form>(args.tokens, args.active, args.clusters, dims.hidden, dims.experts, where,
-                                         p.clusters, args.decisions.dispersion);
+                                         p.clusters);
         scale = p.clusters.scale;
       }
-      product.features = {scale, args.clusters.labels, args.clusters.choices, args.active};
+      product.features = {scale, args.clusters.labels, args.clusters.choices, dims.experts, args.active};
       if constexpr (form.unit_rows) {
         detail::make_inverse_lengths(router.weight, dims.hidden, dims.experts, p.inverse_lengths);
         product.inverse_lengths = p.inverse_lengths;
       }
       if constexpr (form.experts_see_scaled) {
         detail::scale_tokens(args.tokens, product.features, dims.hidden, where, p.scaled_tokens);
-      }
-      if (args.decisions.feature_scale != nullptr) {
-        std::copy(scale, scale + std::int64_t{dims.experts} * dims.hidden, args.decisions.feature_scale);
       }
     }
     detail::make_logits(product, where, p.logits);
@@ -327,15 +340,23 @@ struct cpu {
     for (int e = 0; to.counts != nullptr && e < dims.experts; ++e) to.counts[e] = p.offsets[e + 1] - p.offsets[e];
     if (to.load != nullptr) std::copy(p.load, p.load + dims.experts, to.load);
     if (to.logits != nullptr) std::copy(p.logits, p.logits + tokens * dims.experts, to.logits);
+    if constexpr (Layer::router_traits.clustering.scales) {
+      constexpr std::int64_t table = std::int64_t{dims.experts} * dims.hidden;
+      float const* const scale =
+          args.clusters.feature_scale != nullptr ? args.clusters.feature_scale : p.clusters.scale;
+      if (to.feature_scale != nullptr) std::copy(scale, scale + table, to.feature_scale);
+      if (to.dispersion != nullptr) std::copy(p.clusters.dispersion, p.clusters.dispersion + table, to.dispersion);
+    }
     if constexpr (!Layer::router_traits.precomputed) {
       if (args.auxiliary != nullptr) {
-        *args.auxiliary = switchyard::auxiliary<dims.experts, dims.top_k>({.tokens = tokens,
-                                                                           .tokens_per_group = args.tokens_per_group,
-                                                                           .logits = p.logits,
-                                                                           .experts = p.experts,
-                                                                           .weights = p.weights,
-                                                                           .dropped = p.dropped,
-                                                                           .active = args.active});
+        routing_record const record{.tokens = tokens,
+                                    .tokens_per_group = args.tokens_per_group,
+                                    .logits = p.logits,
+                                    .experts = p.experts,
+                                    .weights = p.weights,
+                                    .dropped = p.dropped,
+                                    .active = args.active};
+        *args.auxiliary = switchyard::detail::auxiliary_of(record, dims.experts, dims.top_k, p.sums);
       }
     }
   }

@@ -14,9 +14,10 @@
 /// checkpoint, meets a vector of them; products come out the other way round, which is what the second product takes in.
 namespace switchyard::backend::detail {
 
-/// Floats that the sums of one item take on the stack, and those of a piece of the weights of one tile.
-inline constexpr int most_sums = 32 * 1024, most_weights = 16 * 1024;
-inline constexpr int most_panel_width = 32, most_panel_rows = 12 * most_panel_width, most_block_features = 128,
+/// Floats that the sums of one item take on the stack, and those of a piece of the weights of one tile: together what a thread
+/// with a small stack has room for.
+inline constexpr int most_sums = 7 * 1024, most_weights = 6400;
+inline constexpr int most_panel_width = 32, most_panel_rows = 12 * most_panel_width, most_block_features = 64,
                      most_tiles = 6;
 
 /// What of products by panels depends on the instruction set. `width` is two times `lanes`, the width of a half panel.
@@ -24,6 +25,7 @@ template <class Element>
 struct panel_functions {
   int lanes, width;
   int features;                   ///< of a tile: a group that is multiplied together
+  int depth;                      ///< that weights are made ready for at a time
   int block_panels, block_tiles;  ///< of one item
   int values_per_float;           ///< of a panel
   int usual_rows;                 ///< of an expert, from which on panels are usually faster than groups of rows
@@ -50,11 +52,11 @@ panel_functions<Element> panel_functions_with();
 
 }  // namespace amx
 
-#define SWITCHYARD_PANEL_FUNCTIONS(space)                                                      \
-  {                                                                                            \
-    space::lanes, space::panel_width, space::panel_features, 12, 6, 1, 32, &nothing, &nothing, \
-        &space::pack_panel<Element>, &space::put_values<Element>, &space::widen_rows<Element>, \
-        &space::multiply_panel<2>, &space::multiply_panel<1>                                   \
+#define SWITCHYARD_PANEL_FUNCTIONS(space)                                                                              \
+  {                                                                                                                    \
+    space::lanes, space::panel_width, space::panel_features, panel_depth, space::block_panels, space::block_tiles, 1,  \
+        32, &nothing, &nothing, &space::pack_panel<Element>, &space::put_values<Element>, &space::widen_rows<Element>, \
+        &space::multiply_panel<2>, &space::multiply_panel<1>                                                           \
   }
 template <class Element>
 panel_functions<Element> panel_functions_of(instruction_set set, float_products floats) {
@@ -123,8 +125,8 @@ void multiply_panels(panel_functions<Element> const& with, feature_tile<Element>
   alignas(64) float memory[most_weights];
   int const panel_count = panels.count();
   with.begin();
-  for (std::int64_t k = 0; k < depth; k += panel_depth) {
-    int const length = static_cast<int>(std::min<std::int64_t>(panel_depth, depth - k));
+  for (std::int64_t k = 0; k < depth; k += with.depth) {
+    int const length = static_cast<int>(std::min<std::int64_t>(with.depth, depth - k));
     for (int t = 0; t < with.block_tiles; ++t) {
       feature_tile<Element> const& tile = tiles[t];
       if (tile.features == 0) continue;
@@ -132,7 +134,7 @@ void multiply_panels(panel_functions<Element> const& with, feature_tile<Element>
                                                  tile.column_stride, tile.features, length, memory);
       bool const last_tile = t + 1 == with.block_tiles || tiles[t + 1].features == 0;
       feature_tile<Element> const& next = last_tile ? tiles[0] : tiles[t + 1];
-      std::int64_t const next_k = last_tile ? k + panel_depth : k;
+      std::int64_t const next_k = last_tile ? k + with.depth : k;
       bool const fetches = next_k < depth && next.column_stride == 1;
       for (int p = 0; p < panel_count; ++p) {
         fetched_rows fetched;

@@ -9,8 +9,8 @@
 /// Products of few rows, at the speed at which weights come from memory.
 namespace switchyard::backend::detail {
 
-/// Most rows and features of one product.
-inline constexpr int block_rows = 64, block_features = 128;
+/// Most rows and features of one product, whose sums are on the stack.
+inline constexpr int block_rows = 32, block_features = 64;
 
 /// What of products of few rows depends on the instruction set, see tile.inl.
 template <class Element>
@@ -52,7 +52,7 @@ void multiply_rows(row_functions<Element> const& with, grouped_rows const& rows,
                          next.column_stride == 1 ? next : feature_tile<Element>{}, to, stride);
   }
   // Weights whose input features are not contiguous are packed, some at a time.
-  constexpr int packed_depth = 128;
+  constexpr int packed_depth = 64;
   Element packed[block_features * packed_depth];
   float part[block_rows * block_features];
   for (std::int64_t k = 0; k < depth; k += packed_depth) {

@@ -121,7 +121,9 @@ void finish_pass(made_pass<Element> const& pass, strata_shape const& of, cpu_con
     std::int64_t const end = std::min(rows, (item + 1) * strata_tokens);
     for (std::int64_t row = item * strata_tokens; row < end; ++row) {
       std::int64_t const t = to.token_of[row];
-      int const next = pass.next_stratum(pass.first_expert + decided.experts[row * pass.top_k]);
+      // A token that could not be routed is a NaN by now, and done.
+      std::int32_t const first_choice = decided.experts[row * pass.top_k];
+      int const next = first_choice < 0 ? of.strata : pass.next_stratum(pass.first_expert + first_choice);
       to.stratum[t] = static_cast<std::uint8_t>(next);
       ++to.passes[t];
       layer_norm const* const norm = pass.norms == nullptr ? nullptr : pass.norms + (next - 1);
@@ -131,7 +133,7 @@ void finish_pass(made_pass<Element> const& pass, strata_shape const& of, cpu_con
       std::int64_t const pairs = (pass.stratum * pass.residual.rows + t) * of.top_k;
       for (int k = 0; k < pass.top_k; ++k) {
         std::int64_t const pair = row * pass.top_k + k;
-        to.experts_of[pairs + k] = pass.first_expert + decided.experts[pair];
+        if (first_choice >= 0) to.experts_of[pairs + k] = pass.first_expert + decided.experts[pair];
         to.weights_of[pairs + k] = decided.weights[pair];
         to.dropped_of[pairs + k] = decided.dropped[pair];
       }

@@ -7,8 +7,10 @@
 #include <string_view>
 #include <utility>
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(__x86_64__)
 #include <cpuid.h>
+#endif
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
 #endif
@@ -19,7 +21,7 @@ namespace switchyard {
 enum class instruction_set {
   automatic,  ///< the best that this machine has, up to `avx512`
   portable,   ///< what the compiler may use anyway
-  avx2,       ///< AVX2 and FMA
+  avx2,       ///< AVX2, FMA and F16C
   avx512,     ///< AVX-512 F, BW, DQ and VL
   /// And AMX's tiles, for bfloat16 elements of experts with many rows (and see `float_products`). Only on request so far:
   /// the tests compare it with an emulation of the instructions, and it has not run on a processor that has them.
@@ -113,7 +115,8 @@ namespace portable {
 
 #if defined(__x86_64__)
 namespace avx2 {
-#define SWITCHYARD_TILE_TARGET __attribute__((target("avx2,fma")))
+#define SWITCHYARD_TILE_HALF
+#define SWITCHYARD_TILE_TARGET __attribute__((target("avx2,fma,f16c")))
 #define SWITCHYARD_TILE_BYTES 32
 #define SWITCHYARD_TILE_REGISTERS 16
 #define SWITCHYARD_TILE_ROWS 6
@@ -124,6 +127,9 @@ namespace avx2 {
 #undef SWITCHYARD_TILE_REGISTERS
 #undef SWITCHYARD_TILE_ROWS
 #undef SWITCHYARD_PANEL_FEATURES
+#if defined(SWITCHYARD_EMULATED_TILES)
+#undef SWITCHYARD_TILE_HALF
+#endif
 }  // namespace avx2
 
 namespace avx512 {
@@ -138,6 +144,7 @@ namespace avx512 {
 #undef SWITCHYARD_TILE_REGISTERS
 #undef SWITCHYARD_TILE_ROWS
 #undef SWITCHYARD_PANEL_FEATURES
+#undef SWITCHYARD_TILE_HALF
 }  // namespace avx512
 #endif
 
@@ -150,6 +157,14 @@ namespace avx512 {
 namespace switchyard::backend {
 
 namespace detail {
+
+#if defined(__x86_64__)
+/// Whether this processor converts half elements; not every compiler's list of features has it.
+inline bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 29)) != 0;
+}
+#endif
 
 /// Whether this processor has AMX's tiles for bfloat16 and the system lets this process use them, for which Linux wants to
 /// be asked.
@@ -179,7 +194,9 @@ inline instruction_set best_instruction_set() {
         __builtin_cpu_supports("avx512vl")) {
       return detail::has_amx() ? instruction_set::amx : instruction_set::avx512;
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return instruction_set::avx2;
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && detail::has_f16c()) {
+      return instruction_set::avx2;
+    }
     return instruction_set::portable;
   }();
   return best;

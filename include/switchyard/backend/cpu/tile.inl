@@ -4,11 +4,13 @@
 //   SWITCHYARD_TILE_REGISTERS  how many there are
 //   SWITCHYARD_TILE_ROWS       rows that are multiplied together without panels
 //   SWITCHYARD_PANEL_FEATURES  features that are multiplied together with a panel
+//   SWITCHYARD_TILE_HALF       defined where an instruction makes floats of half elements, in any mode of the processor
 // Vectors are the compilers' vector extension, so the source is the same for all of them.
 
 inline constexpr int lanes = SWITCHYARD_TILE_BYTES / 4;
 typedef float floats __attribute__((vector_size(SWITCHYARD_TILE_BYTES)));
 typedef std::uint32_t words __attribute__((vector_size(SWITCHYARD_TILE_BYTES)));
+typedef std::int32_t integers __attribute__((vector_size(SWITCHYARD_TILE_BYTES)));
 
 typedef float quad __attribute__((vector_size(16)));
 
@@ -43,14 +45,15 @@ SWITCHYARD_TILE_TARGET inline quad sums_of(floats a, floats b, floats c, floats 
   return piece[0];
 }
 
-/// A vector of stored elements as floats, in `parts` of `lanes`. Those of two-byte elements are the even and the odd ones: a
-/// product over depth may take its terms in any order as long as both operands agree.
+/// A vector of stored elements as floats, in `parts` of `lanes`. Those of two-byte elements are the even and the odd ones,
+/// unless they come `in_order`: a product over depth may take its terms in any order as long as both operands agree.
 template <class Element>
 struct stored;
 
 template <>
 struct stored<float> {
   static constexpr int parts = 1;
+  static constexpr bool in_order = true;
   SWITCHYARD_TILE_TARGET static floats load(float const* from, int) {
     floats result;
     __builtin_memcpy(&result, from, sizeof(floats));
@@ -61,6 +64,7 @@ struct stored<float> {
 template <>
 struct stored<bfloat16> {
   static constexpr int parts = 2;
+  static constexpr bool in_order = false;
   SWITCHYARD_TILE_TARGET static floats load(bfloat16 const* from, int part) {
     words pair;
     __builtin_memcpy(&pair, from, sizeof(words));
@@ -71,23 +75,36 @@ struct stored<bfloat16> {
 template <>
 struct stored<half> {
   static constexpr int parts = 2;
+#if defined(SWITCHYARD_TILE_HALF)
+  static constexpr bool in_order = true;
+  SWITCHYARD_TILE_TARGET static floats load(half const* from, int part) {
+    typedef std::uint16_t halves __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 2), may_alias, aligned(2)));
+    floats result;
+    asm("vcvtph2ps %1, %0" : "=v"(result) : "m"(*reinterpret_cast<halves const*>(from + part * lanes)));
+    return result;
+  }
+#else
+  static constexpr bool in_order = false;
   SWITCHYARD_TILE_TARGET static floats load(half const* from, int part) {  // as half::operator float
     words pair;
     __builtin_memcpy(&pair, from, sizeof(words));
-    words const bits = part == 0 ? pair & 0xffffu : pair >> 16;
-    words const magnitude = (bits & 0x7fffu) << 13;
-    floats const scaled = reinterpret_cast<floats>(magnitude) * 0x1p112f;
-    words const special = reinterpret_cast<words>(magnitude >= 0x0f800000u) & 0x7f800000u;
-    return reinterpret_cast<floats>(reinterpret_cast<words>(scaled) | special | ((bits & 0x8000u) << 16));
+    words const bits = part == 0 ? pair & 0xffffu : pair >> 16, magnitude = bits & 0x7fffu;
+    floats const small = __builtin_convertvector(reinterpret_cast<integers>(magnitude), floats) * 0x1p-24f;
+    words const special = reinterpret_cast<words>(magnitude >= 0x7c00u) & (112u << 23);
+    words const usual = (magnitude << 13) + (112u << 23) + special;
+    words const is_small = reinterpret_cast<words>(magnitude < 0x0400u);
+    words const absolute = (reinterpret_cast<words>(small) & is_small) | (usual & ~is_small);
+    return reinterpret_cast<floats>(absolute | ((bits & 0x8000u) << 16));
   }
+#endif
 };
 
-/// The elements of a row or of a panel stand in the order in which loads of weights come: two-byte elements as even and odd
-/// ones. `depth` is that of the whole row; what does not fill a vector at its end stays where it is.
+/// The elements of a row or of a panel stand in the order in which loads of weights come: most two-byte elements as even and
+/// odd ones. `depth` is that of the whole row; what does not fill a vector at its end stays where it is.
 template <class Element>
 inline std::int64_t place_in_depth(std::int64_t k, std::int64_t depth) {
   constexpr int parts = stored<Element>::parts, step = lanes * parts;
-  if (parts == 1 || k >= depth / step * step) return k;
+  if (stored<Element>::in_order || k >= depth / step * step) return k;
   return k / step * step + k % parts * lanes + k % step / parts;
 }
 
@@ -170,7 +187,9 @@ SWITCHYARD_TILE_TARGET void put_in_group(float const* values, int count, std::in
   for (; first % step == 0 && i + step <= count; i += step) {
     for (int p = 0; p < parts; ++p) {
       float* const vector = begin + (first + i + p * lanes) * group.rows + r * lanes;
-      for (int lane = 0; lane < lanes; ++lane) vector[lane] = values[i + lane * parts + p];
+      for (int lane = 0; lane < lanes; ++lane) {
+        vector[lane] = values[i + (stored<Element>::in_order ? p * lanes + lane : lane * parts + p)];
+      }
     }
   }
   for (; i < count; ++i) begin[place_in_group<Element>(first + i, r, group.rows, depth)] = values[i];
@@ -300,6 +319,8 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row
 /// A panel is the tokens of a product side by side: `panel_width` of them or, for the last few, `lanes`.
 inline constexpr int panel_width = 2 * lanes;
 inline constexpr int panel_features = SWITCHYARD_PANEL_FEATURES;
+/// Panels and tiles of features of one item: wide vectors leave less room on the stack.
+inline constexpr int block_panels = lanes < 16 ? 12 : 4, block_tiles = lanes < 16 ? 6 : 4;
 
 /// panel[place_in_depth(k) * width + i] = element k of row i, as a float; rows past the last are zero.
 template <class Element>

@@ -27,7 +27,10 @@ __global__ void __launch_bounds__(Threads, 1)
   __shared__ double partial[sums][auxiliary_warps][32];
   extern __shared__ __align__(16) double batch[];  // [experts] probability, [experts] load
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
-  auto const active = [&](std::int64_t token) { return record.active == nullptr || record.active[token] != 0; };
+  auto const counts = [&](std::int64_t token) {  // a NaN as weight: it could not be routed
+    bool const active = record.active == nullptr || record.active[token] != 0;
+    return active && !isnan(record.weights[token * top_k]);
+  };
   std::int64_t const tokens_of_pass = tokens_at_hand(record.tokens, pass);
   std::int64_t const group_size = record.tokens_per_group > 0 ? record.tokens_per_group : tokens_of_pass;
   for (int i = thread; i < 2 * experts; i += auxiliary_threads) batch[i] = 0.0;
@@ -43,7 +46,7 @@ __global__ void __launch_bounds__(Threads, 1)
     std::int64_t const end = begin + group_size < tokens_of_pass ? begin + group_size : tokens_of_pass;
     double counted = 0.0, squares = 0.0;
     for (std::int64_t token = begin + warp; token < end; token += auxiliary_warps) {
-      if (!active(token)) continue;
+      if (!counts(token)) continue;
       float const* const logits = record.logits + token * experts;
       float largest = -infinity;
       for (int e = lane; e < experts; e += 32) largest = logits[e] > largest ? logits[e] : largest;
@@ -78,7 +81,7 @@ __global__ void __launch_bounds__(Threads, 1)
       int const e = first + lane;
       double sum[sums] = {};
       for (std::int64_t token = begin + warp; token < end; token += auxiliary_warps) {
-        if (!active(token)) continue;
+        if (!counts(token)) continue;
         if (e < experts) sum[0] += std::exp(static_cast<float>(record.logits[token * experts + e] - log_sums[token]));
         for (int k = 0; k < top_k; ++k) {
           std::int64_t const pair = token * top_k + k;

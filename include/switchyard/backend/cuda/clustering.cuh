@@ -3,6 +3,7 @@
 #include <switchyard/backend/cuda/block_scan.cuh>
 #include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/finite.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/router/adaptive_clustering.hpp>
 
@@ -14,9 +15,9 @@
 
 /// What `router::adaptive_clustering` needs before step 1 of `backend::cuda`: a weight for every feature of every cluster.
 ///
-/// labels --order_by_cluster--> tokens of each cluster --sum_rows--> sums of tiles of rows --cluster_means--> means
+/// tokens --count_tokens--> those that count; labels --order_by_cluster--> tokens of each cluster --sum_rows--> sums of tiles of rows --cluster_means--> means
 /// --sum_rows--> sums of deviations --cluster_weights--> weights --scale_weights--> weights as the router reads them.
-/// Tokens are read twice, and sums are taken in an order that depends on nothing but the labels.
+/// Tokens are read three times, and sums are taken in an order that depends on nothing but the labels.
 namespace switchyard::backend::device {
 
 inline constexpr int clustering_threads = 256, clustering_warps = clustering_threads / 32;
@@ -30,6 +31,7 @@ struct clustering_args {
   std::uint8_t const* active;  ///< null: all
   token_clusters clusters;
   float const* router;     ///< [experts, hidden]
+  std::uint8_t* counted;   ///< [tokens]: 1 for those that count
   std::int32_t* offsets;   ///< [experts + 1]: tokens of clusters before each
   std::int32_t* order;     ///< [tokens]: tokens by cluster
   std::int32_t* known;     ///< one more than the largest id in any column
@@ -96,16 +98,30 @@ __global__ void __launch_bounds__(clustering_threads) row_lengths(clustering_arg
   write_inverse_length(args, static_cast<int>(blockIdx.x));
 }
 
-/// Lists the active tokens of one cluster, in their order; clusters follow each other. Every block reads all labels.
+/// Says which tokens count: those that are active and can be routed, for their cluster exists and their features are numbers.
+/// A warp per token.
+template <class Element>
+__global__ void __launch_bounds__(clustering_threads) count_tokens(clustering_args<Element> const args) {
+  int const lane = static_cast<int>(threadIdx.x) % 32;
+  std::int64_t const token = std::int64_t{blockIdx.x} * clustering_warps + threadIdx.x / 32;
+  if (token >= args.tokens.rows) return;
+  std::int32_t const label = args.clusters.labels[token * args.clusters.choices];
+  bool counts = (args.active == nullptr || args.active[token] != 0) && label >= 0 && label < args.experts;
+  Element const* const x = args.tokens.row(token);
+#pragma unroll 4
+  for (int q = lane; q < args.hidden; q += 32) counts = counts && is_finite(static_cast<float>(x[q]));
+  counts = __all_sync(~0u, counts) != 0;
+  if (lane == 0) args.counted[token] = counts ? 1 : 0;
+}
+
+/// Lists the tokens of one cluster that count, in their order; clusters follow each other. Every block reads all labels.
 template <class Element>
 __global__ void __launch_bounds__(clustering_threads) order_by_cluster(clustering_args<Element> const args) {
   int const experts = args.experts;
   int const cluster = static_cast<int>(blockIdx.x), thread = static_cast<int>(threadIdx.x);
   std::int64_t const tokens = args.tokens.rows;
   auto const label_of = [&](std::int64_t token) {
-    if (token >= tokens || (args.active != nullptr && args.active[token] == 0)) return -1;
-    std::int32_t const label = args.clusters.labels[token * args.clusters.choices];
-    return label < experts ? label : -1;
+    return token < tokens && args.counted[token] != 0 ? args.clusters.labels[token * args.clusters.choices] : -1;
   };
   std::int32_t below = 0, largest = -1;
   for (std::int64_t token = thread; token < tokens; token += clustering_threads) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/cuda/half_rows.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/core/divide_up.hpp>
@@ -19,16 +20,16 @@ struct combine_args {
   view<Element const> tokens;
   pass_size const* pass;  ///< null: all tokens
   view<Element> output;
-  bool aligned;                 ///< tokens and output may be moved by 16 bytes
-  std::uint8_t const* active;   ///< null: all
-  std::int32_t const* experts;  ///< [tokens, top_k]
-  float const* weights;         ///< [tokens, top_k]
-  std::uint8_t const* dropped;  ///< [tokens, top_k], null without drops
-  std::int32_t const* row_of;   ///< [tokens, top_k]
-  Element const* outer;         ///< [rows, outer_stride]
-  std::int64_t outer_stride;    ///< a multiple of 16 bytes
-  Element const* shared_outer;  ///< [tokens, outer_stride], null without a shared expert
-  Element const* shared_gate;   ///< [hidden], null without one
+  bool aligned;                             ///< tokens and output may be moved by 16 bytes
+  std::uint8_t const* active;               ///< null: all
+  std::int32_t const* experts;              ///< [tokens, top_k]
+  float const* weights;                     ///< [tokens, top_k]
+  std::uint8_t const* dropped;              ///< [tokens, top_k], null without drops
+  std::int32_t const* row_of;               ///< [tokens, top_k]
+  summed_row<Element> const* outer;         ///< [rows, outer_stride]
+  std::int64_t outer_stride;                ///< a multiple of 16 bytes
+  summed_row<Element> const* shared_outer;  ///< [tokens, outer_stride], null without a shared expert
+  Element const* shared_gate;               ///< [hidden], null without one
   switchyard::decisions decisions;
 };
 
@@ -53,8 +54,8 @@ __device__ inline float sum_over_block(float value) {
 }
 
 /// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus the shared expert.
-/// A block per token; each thread has its own features. A token that is not active gets zeros, and one whose router had
-/// no choice gets NaN.
+/// A block per token; each thread has its own features. A pair that goes nowhere adds its weight, which is 0, or NaN where the
+/// token could not be routed. A token that is not active gets zeros.
 template <class Element, int TopK, dropped OnDrop>
 __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_args<Element> const args) {
   constexpr int top_k = TopK, width = chunk_bytes / static_cast<int>(sizeof(Element));
@@ -69,7 +70,8 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
   // A lane reads what belongs to one pair, and all lanes of the warp get it.
   int const lane = thread % 32;
   std::int32_t rows[top_k];
-  float weights[top_k];  // of the row, or of the token where the pair was dropped
+  float weights[top_k];  // of the row; of the token where the pair was dropped
+  unsigned lost_pairs[(top_k + 31) / 32];
   bool all_dropped = active;
   float start = 0.0f;
 #pragma unroll
@@ -81,13 +83,14 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
     bool const lost = args.dropped != nullptr && args.dropped[pair] != 0;
     float const factor = row < 0 ? weight : args.weighs_input ? args.scale : args.scale * weight;
     unsigned const lost_lanes = __ballot_sync(~0u, lost);
+    lost_pairs[first / 32] = lost_lanes;
 #pragma unroll
     for (int k = first; k < top_k && k < first + 32; ++k) {
       rows[k] = __shfl_sync(~0u, row, k - first);
       weights[k] = __shfl_sync(~0u, factor, k - first);
       bool const is_lost = (lost_lanes >> (k - first) & 1u) != 0;
       all_dropped = all_dropped && is_lost;
-      if (active && rows[k] < 0 && !is_lost) start = __int_as_float(0x7fffffff);
+      if (rows[k] < 0 && !is_lost) start += weights[k];
     }
     if (thread < 32 && has) {
       decisions const& to = args.decisions;
@@ -117,8 +120,13 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
 #pragma unroll
       for (int i = 0; i < width; ++i) sum[i] += weight * values[i];
     };
-    auto const read_row = [&](Element const* rows_of, std::int64_t row) {
-      to_floats<Element>(*reinterpret_cast<chunk const*>(rows_of + row * args.outer_stride + first), values);
+    auto const read_row = [&](summed_row<Element> const* rows_of, std::int64_t row) {
+      auto const* const chunks = reinterpret_cast<chunk const*>(rows_of + row * args.outer_stride + first);
+      constexpr int each = chunk_bytes / static_cast<int>(sizeof(summed_row<Element>));
+#pragma unroll
+      for (int i = 0; i < width / each; ++i) {
+        to_floats<summed_row<Element>>(chunks[i], reinterpret_cast<float(&)[each]>(values[i * each]));
+      }
     };
     float token_values[width];
     if (OnDrop != dropped::zero && active) {
@@ -136,7 +144,7 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
       if (rows[k] >= 0) {
         read_row(args.outer, rows[k]);
         add(weights[k]);
-      } else if (OnDrop == dropped::weighted_input && active) {
+      } else if (OnDrop == dropped::weighted_input && (lost_pairs[k / 32] >> k % 32 & 1u) != 0) {
 #pragma unroll
         for (int i = 0; i < width; ++i) sum[i] += weights[k] * token_values[i];
       }

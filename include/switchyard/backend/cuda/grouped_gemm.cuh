@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/backend/cuda/block_scan.cuh>
+#include <switchyard/backend/cuda/half_rows.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/view.hpp>
@@ -45,12 +46,17 @@ template <class Element, class Activation, bool Gated>
 struct product_in {
   using element = Element;
   using activation = Activation;
+  using result = Element;
   static constexpr bool gathers = true, gated = Gated;
+  static constexpr bool has_exponents =
+      std::is_same_v<Element, half>;  ///< the result's rows, or what is read, see half_rows.cuh
 };
 template <class Element>
 struct product_out {
   using element = Element;
+  using result = summed_row<Element>;
   static constexpr bool gathers = false, gated = false;
+  static constexpr bool has_exponents = std::is_same_v<Element, half>;
 };
 
 /// How a matrix in global memory is read.
@@ -75,8 +81,9 @@ struct product_side {
   access how;
   product_weights<Element> gate, weight;  ///< [experts, features, depth]; `gate` only where the expert is gated
   bias_view<Element> gate_bias, bias;     ///< null data: none
-  Element* result;                        ///< [rows, features]
+  void* result;                           ///< [rows, features] of the problem's results
   std::int64_t result_stride;             ///< a multiple of 16 bytes
+  row_exponents exponents;                ///< of the rows between the products
 };
 
 template <class Element>
@@ -106,11 +113,13 @@ template <class Problem, class Tile>
 struct product_layout {
   static constexpr product_tile tile = Tile::tile;
   static constexpr int element_bytes = static_cast<int>(sizeof(typename Problem::element));
+  // In shared memory, results of half elements are floats: some are beyond half's range.
+  using staged = summed_row<typename Problem::element>;
   static constexpr int threads = tile.row_warps * tile.column_warps * 32;
   static constexpr int features = tile.columns / (Problem::gated ? 2 : 1);  // of the result
   static constexpr int stage_bytes = (tile.rows + tile.columns) * line_bytes;
   // Eight more elements put the rows that a warp writes at once into different banks.
-  static constexpr int result_pitch = (features + 8) * element_bytes;
+  static constexpr int result_pitch = (features + 8) * static_cast<int>(sizeof(staged));
   static constexpr int ring_bytes = tile.stages * stage_bytes;
   static constexpr std::size_t shared_bytes = ring_bytes + tile.rows * sizeof(std::int32_t);
   static_assert(tile.rows * result_pitch <= ring_bytes);
@@ -248,6 +257,7 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     product(product_args<typename Problem::element> const args) {
   using element = typename Problem::element;
   using layout = product_layout<Problem, Tile>;
+  using staged = typename layout::staged;
   constexpr product_tile tile = Tile::tile;
   constexpr int threads = layout::threads, features = layout::features;
   constexpr int warp_rows = tile.rows / tile.row_warps, warp_columns = tile.columns / tile.column_warps;
@@ -346,6 +356,27 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     b_line[j] = tile.rows * line_bytes + swizzled(row, lane / 8 % 2);
   }
 
+  // What the second product multiplies a row's sums by, as a power of two.
+  std::int32_t* const row_scales = tokens;
+  bool rescales = false;
+  if constexpr (!Problem::gathers && Problem::has_exponents) {
+    rescales = *side.exponents.any != 0;
+    if (rescales) {
+      for (int r = thread; r < rows; r += threads) row_scales[r] = largest_exponent(side.exponents, first_row + r);
+      __syncthreads();
+    }
+  }
+  auto const rescale_stage = [&](int step) {
+    for (int c = thread; c < rows * (line_bytes / chunk_bytes); c += threads) {
+      int const row = c / (line_bytes / chunk_bytes), at = c % (line_bytes / chunk_bytes),
+                feature = step * line + at * 8;
+      if (feature >= depth) continue;
+      rescale_chunk(memory + step % tile.stages * layout::stage_bytes + swizzled(row, at), row_scales[row],
+                    side.exponents.of(first_row + row, feature));
+    }
+    __syncthreads();
+  };
+
   int const steps = static_cast<int>(divide_up(depth, line));
   float sums[row_blocks][column_blocks][4] = {};
   std::uint32_t const ring = shared_address(memory);
@@ -358,6 +389,9 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     }
     if (step + tile.stages - 1 < steps) load_stage(step + tile.stages - 1);
     commit_copies();
+    if constexpr (!Problem::gathers && Problem::has_exponents) {
+      if (rescales && step >= 0) rescale_stage(step);
+    }
     if (step >= 0) multiply_stage<element>(sums, ring + step % tile.stages * layout::stage_bytes, a_line, b_line);
   }
   wait_for_copies<0>();
@@ -399,7 +433,9 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
           float const sum = sums[i][j][2 * h + c];
-          if constexpr (!Problem::gathers) {
+          if constexpr (!Problem::gathers && Problem::has_exponents) {
+            values[c] = (rescales && row < rows ? sum * power_of_two(row_scales[row]) : sum) + bias[c];
+          } else if constexpr (!Problem::gathers) {
             values[c] = sum + bias[c];
           } else if constexpr (Problem::gated) {
             values[c] = Problem::activation::apply(weight * sum + gate_bias[c],
@@ -408,8 +444,8 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
             values[c] = Problem::activation::apply(weight * sum + bias[c]);
           }
         }
-        char* const to = memory + row * pitch + feature * static_cast<int>(sizeof(element));
-        if constexpr (sizeof(element) == 2) {
+        char* const to = memory + row * pitch + feature * static_cast<int>(sizeof(staged));
+        if constexpr (sizeof(staged) == 2) {
           *reinterpret_cast<std::uint32_t*>(to) = pack(element{}, values[0], values[1]);
         } else {
           *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
@@ -418,12 +454,31 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     }
   }
   __syncthreads();
-  constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), row_chunks = features / size;
+  using result = typename Problem::result;
+  constexpr int size = chunk_bytes / static_cast<int>(sizeof(result)), row_chunks = features / size;
   for (int c = thread; c < rows * row_chunks; c += threads) {
     int const row = c / row_chunks, feature = c % row_chunks * size;
-    if (first_feature + feature >= all_features) continue;
-    *reinterpret_cast<chunk*>(side.result + (first_row + row) * side.result_stride + first_feature + feature) =
-        *reinterpret_cast<chunk const*>(memory + row * pitch + feature * static_cast<int>(sizeof(element)));
+    // Rows are read by as many features as 16 bytes have of elements, also where they are floats.
+    constexpr int together = chunk_bytes / static_cast<int>(sizeof(element));
+    bool const exists = first_feature + feature / together * together < all_features;
+    char const* const from = memory + row * pitch + feature * static_cast<int>(sizeof(staged));
+    chunk values;
+    if constexpr (std::is_same_v<result, staged>) {
+      values = *reinterpret_cast<chunk const*>(from);
+    } else {
+      float floats[size];
+      to_floats<float>(reinterpret_cast<chunk const*>(from)[0], reinterpret_cast<float(&)[4]>(floats[0]));
+      to_floats<float>(reinterpret_cast<chunk const*>(from)[1], reinterpret_cast<float(&)[4]>(floats[4]));
+      int const exponent = write_exponent(side.exponents, first_row + row, first_feature + feature, exists, floats);
+      if (exponent != 0) {
+#pragma unroll
+        for (float& value : floats) value *= power_of_two(-exponent);
+      }
+      values = from_floats<element>(floats);
+    }
+    if (!exists) continue;
+    result* const to = static_cast<result*>(side.result) + (first_row + row) * side.result_stride;
+    *reinterpret_cast<chunk*>(to + first_feature + feature) = values;
   }
 }
 

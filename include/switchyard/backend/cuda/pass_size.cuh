@@ -10,7 +10,6 @@ namespace switchyard::backend::device {
 /// of the call; blocks past those of the pass have nothing to do.
 struct pass_size {
   std::int64_t tokens;
-  std::int64_t slots;  ///< rows that an expert takes of so many tokens
 };
 
 /// The tokens of a call, or of one of its passes.

@@ -5,6 +5,7 @@
 #include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/capacity/capacity_policy.hpp>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/shape.hpp>
 #include <switchyard/dispatch/plan.hpp>
 
 #include <cuda_runtime.h>
@@ -30,21 +31,22 @@ struct plan_args {
   pass_size const* pass;    ///< null: all tokens; else there is one group
   std::int64_t group_size;  ///< tokens per group, at least 1
   std::int64_t groups;
-  std::int64_t slots, slots_last;  ///< of each group, and of the last one, which may be smaller
-  pair_sets chosen;                ///< pairs that chose each expert
-  pair_sets kept;                  ///< of them, those that it takes: `chosen` itself without drops
-  pair_sets sorted;                ///< queue::priority: `chosen` by descending priority, a pair being (place, choice)
-  std::int32_t const* below;       ///< [experts, pieces of kept]: pairs of each piece that chose a lower expert
-  std::int32_t* rows;              ///< [experts, groups]: rows of each expert from each group; null without drops
-  std::int32_t const* choices;     ///< [tokens, top_k]: experts, -1 where a pair goes nowhere
-  float const* routed_weights;     ///< [tokens, top_k] as the router made them
-  float const* priority;           ///< [tokens], queue::priority
-  std::int32_t *order, *scratch;   ///< [tokens], queue::priority: tokens of each group by descending priority
-  std::uint8_t* dropped;           ///< [tokens, top_k], zeros before `queue_pairs`; null without drops
-  float* weights;                  ///< [tokens, top_k], renormalised; may be `routed_weights`
-  dispatch_plan plan;              ///< row_of is -1 already where a pair goes nowhere
-  std::int64_t* counts;            ///< [experts], null: nobody asks
-  std::int64_t* load;              ///< [experts], null: nobody asks
+  std::uint8_t const* active;     ///< padding that capacity does not count; null: every token counts
+  pair_sets chosen;               ///< pairs that chose each expert
+  pair_sets kept;                 ///< of them, those that it takes: `chosen` itself without drops
+  pair_sets sorted;               ///< queue::priority: `chosen` by descending priority, a pair being (place, choice)
+  std::int32_t const* below;      ///< [experts, pieces of kept]: pairs of each piece that chose a lower expert
+  std::int32_t* rows;             ///< [experts, groups]: rows of each expert from each group; null without drops
+  std::int32_t const* choices;    ///< [tokens, top_k]: experts, -1 where a pair goes nowhere
+  float const* routed_weights;    ///< [tokens, top_k] as the router made them
+  float const* priority;          ///< [tokens], queue::priority
+  std::int32_t *order, *scratch;  ///< [tokens], queue::priority: tokens of each group by descending priority
+  std::uint8_t* dropped;          ///< [tokens, top_k], zeros before `queue_pairs`; null without drops
+  float* weights;                 ///< [tokens, top_k], renormalised; may be `routed_weights`
+  dispatch_plan plan;             ///< row_of is -1 already where a pair goes nowhere
+  std::int32_t* any_exponent;     ///< made 0 for the products, see half_rows.cuh; null without it
+  std::int64_t* counts;           ///< [experts], null: nobody asks
+  std::int64_t* load;             ///< [experts], null: nobody asks
 };
 
 /// The sum of `count` numbers, on every thread of the block.
@@ -142,8 +144,16 @@ __global__ void __launch_bounds__(Threads, 2) order_tokens(plan_args const args)
   }
 }
 
-/// The pairs of one expert and one group that the expert does not take: those past the first `slots` of the queue.
-template <int Threads>
+/// How many slots an expert has, as kernels need it.
+template <class Capacity, shape Dims>
+struct slots_of {
+  SWITCHYARD_HD static constexpr std::int64_t of(std::int64_t tokens) {
+    return Capacity::slots_per_expert(Dims, tokens);
+  }
+};
+
+/// The pairs of one expert and one group that the expert does not take: those past the first slots of the queue.
+template <int Threads, class Slots>
 __global__ void __launch_bounds__(Threads, 2) queue_pairs(plan_args const args) {
   int const experts = args.experts, top_k = args.top_k;
   bool const sorted = args.served == queue::priority;
@@ -151,8 +161,16 @@ __global__ void __launch_bounds__(Threads, 2) queue_pairs(plan_args const args) 
   std::int64_t const group = blockIdx.x / experts, first = group * args.group_size * top_k;
   bool const last = group + 1 == args.groups;
   std::int64_t const tokens = tokens_at_hand(args.tokens, args.pass);
-  std::int64_t const pairs = (last ? tokens - group * args.group_size : args.group_size) * top_k;
-  std::int64_t const slots = args.pass != nullptr ? args.pass->slots : last ? args.slots_last : args.slots;
+  std::int64_t const size = last ? tokens - group * args.group_size : args.group_size, pairs = size * top_k;
+  std::int64_t counted = size;
+  if (args.active != nullptr) {
+    std::int32_t mine = 0;
+    for (std::int64_t i = threadIdx.x; i < size; i += plan_threads) {
+      mine += args.active[group * args.group_size + i] != 0 ? 1 : 0;
+    }
+    counted = scan_block<plan_threads>(mine).all;
+  }
+  std::int64_t const slots = Slots::of(counted);
   pair_sets const& queued = sorted ? args.sorted : args.chosen;
 
   std::int64_t number = 0;
@@ -217,6 +235,7 @@ __global__ void __launch_bounds__(Threads, 2) assign_rows(plan_args const args) 
     row += place.all;
   }
   if (thread == 0) {
+    if (expert == 0 && args.any_exponent != nullptr) *args.any_exponent = 0;
     args.plan.offsets[expert] = first_row;
     if (expert == experts - 1) args.plan.offsets[experts] = row;
     if (args.counts != nullptr) args.counts[expert] = row - first_row;
@@ -232,7 +251,7 @@ __global__ void __launch_bounds__(Threads, 2) assign_rows(plan_args const args) 
       std::int64_t const pair = token * top_k;
       float total = 0.0f;
       for (int k = 0; k < top_k; ++k) total += args.dropped[pair + k] != 0 ? 0.0f : args.routed_weights[pair + k];
-      total = total > dispatch::least_weight_sum ? total : dispatch::least_weight_sum;
+      total = total < dispatch::least_weight_sum ? dispatch::least_weight_sum : total;  // a NaN stays
       for (int k = 0; k < top_k; ++k) {
         args.weights[pair + k] = args.dropped[pair + k] != 0 ? 0.0f : args.routed_weights[pair + k] / total;
       }

@@ -6,6 +6,7 @@
 #include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/backend/cuda/warp_lanes.cuh>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/finite.hpp>
 #include <switchyard/layer.hpp>
 
 #include <cstddef>
@@ -197,15 +198,16 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
                  token_chunk * element_chunk, args.tokens.data);
   // Of the weights of features, too: 16 bytes of the row of one token's cluster.
   auto const label_of = [&](std::int64_t token) { return args.clusters.labels[token * args.clusters.choices]; };
+  auto const has_cluster = [&](std::int64_t token) { return label_of(token) >= 0 && label_of(token) < experts; };
   auto const is_active = [&](std::int64_t token) { return args.active == nullptr || args.active[token] != 0; };
   row_copies<float, 1> scale_copy;
   int scale_at = 0;
   if constexpr (tile::scales) {
     int const row = thread / tile::weight_chunks, chunk_index = thread % tile::weight_chunks;
     scale_at = tile::token_tile + swizzled_line<4>(row, chunk_index);
-    std::int32_t const label = row < tokens && is_active(first_token + row) ? label_of(first_token + row) : -1;
+    bool const scaled = row < tokens && is_active(first_token + row) && has_cluster(first_token + row);
     scale_copy.set(0,
-                   label >= 0 && label < experts ? args.clusters.feature_scale + std::int64_t{label} * hidden : nullptr,
+                   scaled ? args.clusters.feature_scale + std::int64_t{label_of(first_token + row)} * hidden : nullptr,
                    chunk_index * float_chunk, args.clusters.feature_scale);
   }
   constexpr int rows_apart = tile::threads / tile::weight_chunks;
@@ -334,6 +336,9 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
       }
       if (args.inverse_lengths != nullptr) sum *= args.inverse_lengths[first_expert + e];
       if (args.router.bias != nullptr) sum += args.router.bias[first_expert + e];
+      if constexpr (tile::scales) {  // a cluster that does not exist leaves the router without logits
+        if (is_active(first_token + token) && !has_cluster(first_token + token)) sum = not_a_number;
+      }
       logits[token * experts + first_expert + e] = sum;
       if (args.logits != nullptr) args.logits[(first_token + token) * experts + first_expert + e] = sum;
     }
@@ -348,17 +353,15 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
   for (int t = warp; t < tokens; t += tile::warps) {
     std::int64_t const token = first_token + t;
     bool const active = is_active(token);
-    bool placed = active;  // a cluster that does not exist leaves the router without logits
-    if constexpr (tile::scales) placed = active && label_of(token) >= 0 && label_of(token) < experts;
     route<top_k> decided{};
-    if (placed) {  // the same for all lanes
+    if (active) {  // the same for all lanes
       share values;
 #pragma unroll
       for (int i = 0; i < share::size; ++i) {
         int const e = share::expert(lanes, i);
         values.value[i] = e < experts ? logits[t * experts + e] : share::closed;
       }
-      decided = router::template select<top_k, experts>(lanes, values, args.router);
+      decided = decide<router, top_k>(lanes, values, args.router);
     }
 #pragma unroll
     for (int first = 0; first < top_k; first += 32) {  // a lane writes a pair
@@ -372,12 +375,11 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
       }
       int const k = first + lane;
       if (k >= top_k) continue;
-      // Logits that are no numbers leave the router without a choice: such a pair goes nowhere, and shows as NaN.
-      bool const exists = placed && expert >= 0 && expert < experts;
+      bool const exists = active && expert >= 0 && expert < experts;  // a user's router may answer anything
       sets.add(exists ? expert : -1, t * top_k + k, token * top_k + k, args.results);
-      args.results.weights[token * top_k + k] = placed ? weight : 0.0f;
+      args.results.weights[token * top_k + k] = !active ? 0.0f : exists ? weight : not_a_number;
     }
-    if (args.results.priority != nullptr && lane == 0) args.results.priority[token] = placed ? decided.priority : 0.0f;
+    if (args.results.priority != nullptr && lane == 0) args.results.priority[token] = active ? decided.priority : 0.0f;
   }
   __syncthreads();
   sets.write(experts, args.results);
@@ -391,7 +393,7 @@ struct take_routes_tile {
   }
 };
 
-/// Takes over the caller's routes. An id that does not exist goes nowhere, and shows as NaN.
+/// Takes over the caller's routes. An id of -1 goes nowhere, and so does one that does not exist, which shows as NaN.
 template <class Tile>
 __global__ void __launch_bounds__(Tile::threads)
     take_routes(precomputed_routes const from, std::int64_t tokens, int experts, int top_k, std::uint8_t const* active,
@@ -408,9 +410,10 @@ __global__ void __launch_bounds__(Tile::threads)
     bool const here = active == nullptr || active[token] != 0;
     std::int32_t const expert = here ? from.experts[pair] : -1;
     float const weight = here ? from.weights[pair] : 0.0f;
-    sets.add(expert >= 0 && expert < experts ? expert : -1, i, pair, results);
-    results.weights[pair] = weight;
-    if (results.priority != nullptr && i % top_k == 0) results.priority[token] = weight;
+    bool const exists = expert >= 0 && expert < experts;
+    sets.add(exists ? expert : -1, i, pair, results);
+    results.weights[pair] = expert == -1 ? 0.0f : exists ? weight : not_a_number;
+    if (results.priority != nullptr && i % top_k == 0) results.priority[token] = is_finite(weight) ? weight : 0.0f;
   }
   __syncthreads();
   sets.write(experts, results);

@@ -71,7 +71,8 @@ both_products<Element> arguments_of_products(layer_sizes const& layer, temporari
                   .gate_bias = weights.bias.gate,
                   .bias = weights.bias.up,
                   .result = p.inner,
-                  .result_stride = p.inner_stride};
+                  .result_stride = p.inner_stride,
+                  .exponents = p.exponents};
   second.routed = {.depth = layer.dims.intermediate,
                    .features = layer.dims.hidden,
                    .rows = p.inner,
@@ -82,7 +83,8 @@ both_products<Element> arguments_of_products(layer_sizes const& layer, temporari
                    .gate_bias = {},
                    .bias = weights.bias.down,
                    .result = p.outer,
-                   .result_stride = p.outer_stride};
+                   .result_stride = p.outer_stride,
+                   .exponents = p.exponents};
   if (layer.shared_intermediate > 0) {
     first.shared = first.routed;
     first.shared.features = layer.shared_intermediate;
@@ -91,6 +93,7 @@ both_products<Element> arguments_of_products(layer_sizes const& layer, temporari
     first.shared.gate_bias = first.shared.bias = {};
     first.shared.result = p.shared_inner;
     first.shared.result_stride = p.shared_inner_stride;
+    first.shared.exponents = p.shared_exponents;
     second.shared = second.routed;
     second.shared.depth = layer.shared_intermediate;
     second.shared.rows = p.shared_inner;
@@ -98,6 +101,7 @@ both_products<Element> arguments_of_products(layer_sizes const& layer, temporari
     second.shared.weight = weights_of(weights.shared.down_proj);
     second.shared.bias = {};
     second.shared.result = p.shared_outer;
+    second.shared.exponents = p.shared_exponents;
   }
   return {first, second};
 }
@@ -138,7 +142,7 @@ class layer_steps {
     constexpr int strata = Layer::router_traits.stratification.strata;
     if constexpr (strata > 0) return strata * (2 + launches<dispatch::pass_layer<Layer, 0>>());
     bool const sorts = Layer::capacity_traits.drops && Layer::capacity_traits.order == queue::priority;
-    int const weights = !clustering.scales ? 0 : !feature_scale_given ? 6 : clustering.unit_rows ? 1 : 0;
+    int const weights = !clustering.scales ? 0 : !feature_scale_given ? 7 : clustering.unit_rows ? 1 : 0;
     return 5 + (Layer::capacity_traits.drops ? 1 : 0) + (sorts ? 1 : 0) + weights +
            (clustering.experts_see_scaled ? 1 : 0);
   }
@@ -304,6 +308,7 @@ class layer_steps {
                                         .active = args.active,
                                         .clusters = args.clusters,
                                         .router = to.router.weight,
+                                        .counted = p.counted,
                                         .offsets = p.cluster_offsets,
                                         .order = p.cluster_order,
                                         .known = p.known_clusters,
@@ -320,6 +325,9 @@ class layer_steps {
     if (args.clusters.feature_scale == nullptr) {
       to.clusters.feature_scale = p.scale;
       std::int64_t const tiles = sizes_of<Layer>.cluster_tiles(tokens) * divide_up(dims.hidden, threads);
+      if (tokens > 0) {
+        launch(where, "count_tokens", count_tokens<element>, divide_up(tokens, clustering_warps), threads, 0, with);
+      }
       launch(where, "order_by_cluster", order_by_cluster<element>, dims.experts, threads, 0, with);
       launch(where, "sum_rows", sum_rows<element>, tiles, threads, 0, with);
       launch(where, "cluster_means", cluster_means<element>, dims.experts * slices, threads, 0, with);
@@ -358,7 +366,6 @@ class layer_steps {
   template <class Layer>
   static void enqueue_plan(forward_args<Layer> const& args, context const& where,
                            temporaries<typename Layer::element> const& p, pass_size const* pass = nullptr) {
-    using capacity = typename Layer::capacity;
     constexpr shape dims = Layer::dims;
     std::int64_t const tokens = args.tokens.rows;
     std::int64_t const size = group_size(args), groups = tokens == 0 ? 0 : divide_up(tokens, size);
@@ -370,8 +377,7 @@ class layer_steps {
                          .pass = pass,
                          .group_size = size,
                          .groups = groups,
-                         .slots = capacity::slots_per_expert(dims, size),
-                         .slots_last = capacity::slots_per_expert(dims, groups == 0 ? 0 : tokens - (groups - 1) * size),
+                         .active = Layer::capacity_traits.counts_padding ? nullptr : args.active,
                          .chosen = p.chosen,
                          .kept = p.kept,
                          .sorted = p.sorted,
@@ -385,6 +391,7 @@ class layer_steps {
                          .dropped = p.dropped,
                          .weights = p.weights,
                          .plan = p.plan,
+                         .any_exponent = p.exponents.any,
                          .counts = args.decisions.counts,
                          .load = args.decisions.load};
     if constexpr (Layer::capacity_traits.drops) {
@@ -392,7 +399,8 @@ class layer_steps {
         if constexpr (Layer::capacity_traits.order == queue::priority) {
           launch(where, "order_tokens", order_tokens<plan_threads>, groups, plan_threads, 0, with);
         }
-        launch(where, "queue_pairs", queue_pairs<plan_threads>, groups * dims.experts, plan_threads, 0, with);
+        launch(where, "queue_pairs", queue_pairs<plan_threads, slots_of<typename Layer::capacity, dims>>,
+               groups * dims.experts, plan_threads, 0, with);
       }
     }
     launch(where, "assign_rows", assign_rows<plan_threads>, dims.experts, plan_threads, 0, with);
@@ -531,8 +539,8 @@ class layer_steps {
       }
     }
     std::int64_t const blocks = tokens == 0 ? 1 : tokens;  // the counts of no token are written, too
-    launch(where, "gather_stratum", gather_stratum<element, typename Layer::capacity>,
-           divide_up(blocks, gathered_tokens), gather_threads, 0, with);
+    launch(where, "gather_stratum", gather_stratum<element>, divide_up(blocks, gathered_tokens), gather_threads, 0,
+           with);
     forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
     of_pass.tokens = {p.rows, tokens, Layer::dims.hidden, p.stride};
     of_pass.output = {p.rows, tokens, Layer::dims.hidden, p.stride};

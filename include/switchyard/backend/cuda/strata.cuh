@@ -60,7 +60,7 @@ inline constexpr int gathered_tokens = 32, gather_threads = 256;
 
 /// Copies the tokens of a stratum to rows that follow each other, in the order of tokens; a block has some tokens, and
 /// counts those before them for itself. In the lowest stratum all tokens begin, but padding, whose output is made zero.
-template <class Element, class Capacity>
+template <class Element>
 __global__ void __launch_bounds__(gather_threads, 4) gather_stratum(strata_args<Element> const args) {
   int const hidden = args.pass.hidden, top_k = args.top_k, stratum = args.stratum;
   constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
@@ -93,7 +93,7 @@ __global__ void __launch_bounds__(gather_threads, 4) gather_stratum(strata_args<
     }
     if (lane == 0 && first + gathered_tokens >= tokens) {
       std::int64_t const count = before + __popc(all_here);
-      record.sizes[stratum] = {count, Capacity::slots_per_expert(args.pass, count)};
+      record.sizes[stratum] = {count};
     }
   }
   for (int i = warp; i < gathered_tokens && first + i < tokens; i += gather_threads / 32) {

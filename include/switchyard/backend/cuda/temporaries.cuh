@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/backend/cuda/clustering.cuh>
+#include <switchyard/backend/cuda/half_rows.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/pair_sets.cuh>
 #include <switchyard/backend/cuda/route.cuh>
@@ -15,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <span>
+#include <type_traits>
 
 /// The temporaries of a call of `backend::cuda`: their list is compiled once for each type of element.
 namespace switchyard::backend::device {
@@ -41,6 +43,10 @@ struct layer_sizes {
   constexpr std::int64_t cluster_tiles(std::int64_t tokens) const {
     return tokens / cluster_tile_rows(tokens) + dims.experts;
   }
+  /// No less than for any smaller number of tokens.
+  constexpr std::int64_t most_cluster_tiles(std::int64_t tokens) const {
+    return (tokens < 256 * 32 ? tokens / 32 : 256) + dims.experts;
+  }
 };
 
 /// Elements from one row to the next, where rows start at multiples of 16 bytes.
@@ -53,7 +59,8 @@ constexpr std::int64_t padded(int width) {
 /// Every temporary of a call.
 template <class Element>
 struct temporaries {
-  std::int32_t *cluster_offsets = nullptr, *cluster_order = nullptr, *known_clusters = nullptr;  // see clustering.cuh
+  std::uint8_t* counted = nullptr;  // see clustering.cuh
+  std::int32_t *cluster_offsets = nullptr, *cluster_order = nullptr, *known_clusters = nullptr;
   float *partial = nullptr, *mean = nullptr, *totals = nullptr, *scale = nullptr, *inverse_lengths = nullptr;
   Element* scaled_tokens = nullptr;                   // [tokens, outer_stride]
   float* logits = nullptr;                            // [tokens, experts], written for auxiliary values only
@@ -66,8 +73,9 @@ struct temporaries {
   std::int32_t *below = nullptr, *rows = nullptr;     // [experts, pieces], [experts, groups]
   dispatch_plan plan;
   std::int64_t inner_stride, outer_stride, shared_inner_stride;
-  Element *inner, *outer;                                    // [rows, inner_stride], [rows, outer_stride]
-  Element *shared_inner = nullptr, *shared_outer = nullptr;  // [tokens, ...]
+  Element *inner, *shared_inner = nullptr;              // [rows, inner_stride], [tokens, shared_inner_stride]
+  summed_row<Element>*outer, *shared_outer = nullptr;   // [rows, outer_stride], [tokens, outer_stride]
+  row_exponents exponents = {}, shared_exponents = {};  // of `inner` and `shared_inner`
 
   constexpr temporaries(layer_sizes const& layer, carver& from, std::int64_t tokens)
       : inner_stride(padded<Element>(layer.dims.intermediate)),
@@ -78,10 +86,11 @@ struct temporaries {
     if (!layer.precomputed) logits = from.take<float>(tokens * dims.experts);
     if (layer.clustering.scales) {
       std::int64_t const table = std::int64_t{dims.experts} * dims.hidden;
+      counted = from.take<std::uint8_t>(tokens);
       cluster_offsets = from.take<std::int32_t>(dims.experts + 1);
       cluster_order = from.take<std::int32_t>(tokens);
       known_clusters = from.take<std::int32_t>(1);
-      partial = from.take<float>(layer.cluster_tiles(tokens) * dims.hidden);
+      partial = from.take<float>(layer.most_cluster_tiles(tokens) * dims.hidden);
       mean = from.take<float>(table);
       totals = from.take<float>(dims.experts * divide_up(dims.hidden, 32));
       scale = from.take<float>(table);
@@ -96,11 +105,17 @@ struct temporaries {
       order = from.take<std::int32_t>(tokens);
       scratch = from.take<std::int32_t>(tokens);
     }
+    std::int64_t const least_piece = layer.piece_tokens(0);
     auto const sets = [&] {
       pair_sets result;
       result.piece_pairs = layer.piece_tokens(tokens) * dims.top_k;
       result.pieces = divide_up(tokens, layer.piece_tokens(tokens));
-      result.words = from.take<std::uint32_t>(dims.experts * result.words_per_expert());
+      // Small pieces take more words but for the last one: room for both, so that fewer tokens never need more.
+      pair_sets of_small = result;
+      of_small.piece_pairs = least_piece * dims.top_k;
+      of_small.pieces = divide_up(tokens, least_piece);
+      std::int64_t const small = of_small.words_per_expert(), words = result.words_per_expert();
+      result.words = from.take<std::uint32_t>(dims.experts * (small > words ? small : words));
       return result;
     };
     kept = chosen = sets();
@@ -110,16 +125,25 @@ struct temporaries {
       dropped = from.take<std::uint8_t>(pairs);
       rows = from.take<std::int32_t>(dims.experts * tokens);  // as many groups as tokens at most
     } else {
-      below = from.take<std::int32_t>(dims.experts * chosen.pieces);
+      below = from.take<std::int32_t>(dims.experts * divide_up(tokens, least_piece));
     }
     plan.offsets = from.take<std::int32_t>(dims.experts + 1);
     plan.pair_of = from.take<std::int32_t>(pairs);
     plan.row_of = from.take<std::int32_t>(pairs);
     inner = from.take<Element>(pairs * inner_stride);
-    outer = from.take<Element>(pairs * outer_stride);
+    outer = from.take<summed_row<Element>>(pairs * outer_stride);
+    auto const take_exponents = [&](std::int64_t count, int features) {
+      int const each = exponents_of_row(features);
+      return row_exponents{from.take<std::uint8_t>(count * each), exponents.any, each, count};
+    };
+    if constexpr (std::is_same_v<Element, half>) {
+      exponents.any = from.take<std::int32_t>(1);
+      exponents = take_exponents(pairs, dims.intermediate);
+    }
     if (layer.shared_intermediate > 0) {
       shared_inner = from.take<Element>(tokens * shared_inner_stride);
-      shared_outer = from.take<Element>(tokens * outer_stride);
+      shared_outer = from.take<summed_row<Element>>(tokens * outer_stride);
+      if constexpr (std::is_same_v<Element, half>) shared_exponents = take_exponents(tokens, layer.shared_intermediate);
     }
   }
 };

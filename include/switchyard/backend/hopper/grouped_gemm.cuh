@@ -14,6 +14,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
 
 /// Step 3 of `backend::hopper`: the two products of every expert over its rows.
 ///
@@ -51,10 +52,11 @@ struct grouped_tiling {
                 "switchyard: a hopper_tile needs at least 2 stages. Lower rows or columns, so that they fit.");
   static_assert(Group >= 1, "switchyard: hopper_tile::group is at least 1.");
 
-  /// The ring, which begins at a multiple of 1024 bytes, then the barriers, then the list of tiles.
+  /// The ring, which begins at a multiple of 1024 bytes, then the barriers, the list of tiles, and exponents of rows.
   static constexpr std::size_t shared_bytes(int experts) {
-    return 1024 + Stages * (stage_bytes + 2 * sizeof(std::uint64_t)) + tiles::bytes(experts);
+    return 1024 + Stages * (stage_bytes + 2 * sizeof(std::uint64_t)) + tiles::bytes(experts) + scale_bytes;
   }
+  static constexpr int scale_bytes = 2 * 64 * blocks;  // an exponent of each row that a warpgroup multiplies
 };
 
 /// How the right factor stands in memory.
@@ -138,6 +140,7 @@ struct grouped_product {
   using tiles = typename Tiling::tiles;
   static constexpr lines_along lines = Order == weight_order::depth ? lines_along::depth : lines_along::features;
   static constexpr bool pairs = Order == weight_order::feature_pairs;
+  static constexpr bool reads_exponents = Problem::has_exponents && !Problem::gathers;
   static constexpr bool apart = Problem::gated && !pairs;  // gate and up features fill one half of the columns each
   static constexpr int features = Tiling::columns / (Problem::gated ? 2 : 1);  // of a tile of the result
   static constexpr int multiplying_groups = Tiling::cooperative ? 2 : 1;       // at one tile
@@ -229,15 +232,16 @@ struct grouped_product {
   }
 
   /// Multiplies a tile, `Blocks` times 64 rows of it. Calls `has_come()` when all of it is in the ring.
-  template <int Blocks, int AllBlocks, int Sums, class HasCome>
+  template <int Blocks, int AllBlocks, int Sums, class HasCome, class Rescale>
   __device__ static void multiply(float (&sums)[AllBlocks][Sums], stage_ring<Tiling>& ring, std::uint32_t first_row,
-                                  int count, HasCome const& has_come) {
+                                  int count, HasCome const& has_come, Rescale const& rescale) {
     int before = 0;
 #pragma unroll 1
     for (int step = 0; step < count; ++step) {
       ring.wait_until_full();
       if (step == count - 1) has_come();
       if constexpr (Blocks > 0) {
+        rescale(step, ring.rows());
         // Here and not where rows are brought: there it could wait for those of the next stages, too.
         show_to_async_proxy();
         begin_products();
@@ -276,7 +280,7 @@ struct grouped_product {
   /// Bias, activation, and the result of 64 rows.
   template <int Sums>
   __device__ static void store(float const (&sums)[Sums], product_args<element> const& args, grouped_tile const& tile,
-                               int first_row) {
+                               int first_row, std::uint8_t const* scales) {
     product_side<element> const& side = tile.shared ? args.shared : args.routed;
     int const all_features = side.features;
     int const thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32, quarter = lane % 4;
@@ -295,7 +299,15 @@ struct grouped_product {
       bool const has = bias.data != nullptr && feature < all_features;
       return has ? static_cast<float>(bias.data[tile.expert * bias.expert_stride + feature * bias.stride]) : 0.0f;
     };
+    float scale[2] = {1.0f, 1.0f};
+    if constexpr (reads_exponents) {
+      if (scales != nullptr) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) scale[h] = power_of_two(scales[thread / 32 * 16 + lane / 4 + 8 * h]);
+      }
+    }
     auto const value = [&](int h, float gate, float sum, float gate_bias, float bias) {
+      if constexpr (reads_exponents) sum *= scale[h];
       auto const adjusted = [&](float x, float b) {
         if constexpr (Adjusted && Problem::gathers) x *= weights[h];
         if constexpr (Adjusted) x += b;
@@ -313,7 +325,8 @@ struct grouped_product {
     // Four times eight features at once: 16 bytes of them for each of four lanes.
 #pragma unroll
     for (int first = 0; first < features; first += 32) {
-      std::uint32_t words[2][4];
+      std::uint32_t words[2][4] = {};
+      float wide[2][8];  // half elements, whose range may be too small
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         // A lane has the sums of two neighbouring columns of each eight. Where gate and up take turns, these are one
@@ -342,25 +355,84 @@ struct grouped_product {
             float const got = __shfl_xor_sync(~0u, odd ? values[h][0] : values[h][1], 1);
             (odd ? values[h][0] : values[h][1]) = got;
           }
-          words[h][i] = pack(element{}, values[h][0], values[h][1]);
+          if constexpr (std::is_same_v<typename Problem::result, float>) {
+            int const feature = first_feature + block * 8 + quarter * 2;
+            if (rows[h] < tile.rows && feature < all_features) {
+              float* const to = static_cast<float*>(side.result) + (tile.first_row + rows[h]) * side.result_stride;
+              *reinterpret_cast<float2*>(to + feature) = make_float2(values[h][0], values[h][1]);
+            }
+          } else if constexpr (Problem::has_exponents) {
+            wide[h][2 * i] = values[h][0];
+            wide[h][2 * i + 1] = values[h][1];
+          } else {
+            words[h][i] = pack(element{}, values[h][0], values[h][1]);
+          }
         }
       }
-      int const feature = first_feature + first + quarter * 8;
+      if constexpr (!std::is_same_v<typename Problem::result, float>) {
+        if constexpr (Problem::has_exponents && Problem::gathers) {
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        transpose_among_four(words[h]);
-        if (rows[h] >= tile.rows || feature >= all_features) continue;
-        // Traded features stand in the lanes 0, 2, 1, 3.
-        constexpr int second = pairs ? 2 : 1, third = pairs ? 1 : 2;
-        *reinterpret_cast<chunk*>(side.result + (tile.first_row + rows[h]) * side.result_stride + feature) =
-            make_uint4(words[h][0], words[h][second], words[h][third], words[h][3]);
+          for (int h = 0; h < 2; ++h) {
+            bool const exists = rows[h] < tile.rows && first_feature + first < all_features;
+            int const exponent =
+                write_exponent(side.exponents, tile.first_row + rows[h], first_feature + first, exists, wide[h]);
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+              float const factor = power_of_two(-exponent);
+              words[h][i] = pack(element{}, wide[h][2 * i] * factor, wide[h][2 * i + 1] * factor);
+            }
+          }
+        }
+        int const feature = first_feature + first + quarter * 8;
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          transpose_among_four(words[h]);
+          if (rows[h] >= tile.rows || feature >= all_features) continue;
+          // Traded features stand in the lanes 0, 2, 1, 3.
+          constexpr int second = pairs ? 2 : 1, third = pairs ? 1 : 2;
+          element* const to = static_cast<element*>(side.result) + (tile.first_row + rows[h]) * side.result_stride;
+          *reinterpret_cast<chunk*>(to + feature) =
+              make_uint4(words[h][0], words[h][second], words[h][third], words[h][3]);
+        }
       }
     }
   }
 
+  /// The largest exponents of a warpgroup's rows, where any row has one: see half_rows.cuh.
+  __device__ static bool make_scales(product_args<element> const& args, grouped_tile const& tile, int first_row,
+                                     int group, std::uint8_t* scales) {
+    product_side<element> const& side = tile.shared ? args.shared : args.routed;
+    if (*side.exponents.any == 0) return false;
+    meet_warpgroup(3 + group);  // those of the last tile were read
+    for (int r = static_cast<int>(threadIdx.x) % 128; r < 64 * Tiling::blocks; r += 128) {
+      bool const exists = first_row + r < tile.rows;
+      scales[r] =
+          exists ? static_cast<std::uint8_t>(largest_exponent(side.exponents, tile.first_row + first_row + r)) : 0;
+    }
+    meet_warpgroup(3 + group);
+    return true;
+  }
+
+  /// Brings the rows of a warpgroup's stage to these exponents.
+  __device__ static void rescale_stage(product_args<element> const& args, grouped_tile const& tile, int first_row,
+                                       int group, std::uint8_t const* scales, int step, std::uint32_t stage) {
+    product_side<element> const& side = tile.shared ? args.shared : args.routed;
+    constexpr int chunks = line_bytes / chunk_bytes;
+    extern __shared__ char memory[];
+    char* const rows = memory + (stage - shared_address(memory));
+    for (int c = static_cast<int>(threadIdx.x) % 128; c < 64 * Tiling::blocks * chunks; c += 128) {
+      int const r = c / chunks, feature = step * Tiling::depth + c % chunks * 8;
+      if (first_row + r >= tile.rows || feature >= side.depth) continue;
+      rescale_chunk(rows + swizzled(first_row + r, c % chunks), scales[r],
+                    side.exponents.of(tile.first_row + first_row + r, feature));
+    }
+    show_to_async_proxy();
+    meet_warpgroup(3 + group);
+  }
+
   /// One of the two warpgroups that multiply.
   __device__ static void compute(grouped_args<element> const& args, tiles const& list, stage_ring<Tiling> ring,
-                                 int block, int group) {
+                                 int block, int group, std::uint8_t* scales) {
     float sums[Tiling::blocks][Tiling::columns / 2];
     std::int64_t const first = blockIdx.x / Tiling::cluster, apart_by = gridDim.x / Tiling::cluster;
     // Warpgroups with tiles of their own begin one after the other: the parity of a stage's barrier tells its last use from
@@ -381,18 +453,25 @@ struct grouped_product {
       auto const has_come = [&] {
         if (!Tiling::cooperative && place + apart_by < list.size()) pass_to_warpgroup(2 - group);
       };
+      bool rescales = false;
+      if constexpr (reads_exponents) rescales = make_scales(args.product, tile, first_row, group, scales);
+      auto const rescale = [&](int step, std::uint32_t stage) {
+        if constexpr (reads_exponents) {
+          if (rescales) rescale_stage(args.product, tile, first_row, group, scales, step, stage);
+        }
+      };
       if (rows <= 0) {
-        multiply<0>(sums, ring, first_row, count, has_come);
+        multiply<0>(sums, ring, first_row, count, has_come, rescale);
         continue;
       }
       if (Tiling::blocks == 2 && rows > 64) {
-        multiply<Tiling::blocks>(sums, ring, first_row, count, has_come);
+        multiply<Tiling::blocks>(sums, ring, first_row, count, has_come, rescale);
       } else {
-        multiply<1>(sums, ring, first_row, count, has_come);
+        multiply<1>(sums, ring, first_row, count, has_come, rescale);
       }
 #pragma unroll
       for (int b = 0; b < Tiling::blocks; ++b) {
-        if (b * 64 < rows) store(sums[b], args.product, tile, first_row + b * 64);
+        if (b * 64 < rows) store(sums[b], args.product, tile, first_row + b * 64, rescales ? scales + b * 64 : nullptr);
       }
     }
   }
@@ -424,7 +503,8 @@ struct grouped_product {
       bring(args, list, ring, block);
     } else {
       take_registers<Tiling::many_registers>();
-      compute(args, list, ring, block, group - 1);
+      auto* const scales = reinterpret_cast<std::uint8_t*>(list_memory) + tiles::bytes(args.product.experts);
+      compute(args, list, ring, block, group - 1, scales + (group - 1) * 64 * Tiling::blocks);
     }
     // A block's memory and barriers are written by the others of its cluster.
     if constexpr (Tiling::cluster > 1) meet_cluster();

@@ -68,6 +68,11 @@ __device__ inline void pass_to_warpgroup(int barrier) {
   asm volatile("barrier.arrive.aligned %0, 256;" ::"r"(barrier) : "memory");
 }
 
+/// The threads of one warpgroup meet at a barrier of their own.
+__device__ inline void meet_warpgroup(int barrier) {
+  asm volatile("barrier.sync.aligned %0, 128;" ::"r"(barrier) : "memory");
+}
+
 /// All threads of all blocks of the cluster meet.
 __device__ inline void meet_cluster() {
   asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::: "memory");

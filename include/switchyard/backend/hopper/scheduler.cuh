@@ -29,7 +29,9 @@ struct grouped_tile {
 template <int TileRows, int Cluster, int Group>
 class tile_list {
  public:
-  static constexpr int bytes(int experts) { return 2 * (experts + 1) * static_cast<int>(sizeof(std::int32_t)); }
+  __host__ __device__ static constexpr int bytes(int experts) {
+    return 2 * (experts + 1) * static_cast<int>(sizeof(std::int32_t));
+  }
 
   /// `memory`: `bytes(experts)` of shared memory. Called by all threads, which have to meet before they read the list.
   template <int Threads>

@@ -43,9 +43,9 @@ struct limits {
   std::string_view kernel;
   double bytes, conflicts;
 };
-constexpr limits all_limits[] = {{"route_tokens", 1.1, 10.0},  {"product (in)", 1.1, 5.0}, {"product (out)", 1.1, 5.0},
-                                 {"combine_rows", 1.1, 5.0},   {"sum_rows", 1.15, 5.0},    {"scale_tokens", 1.1, 5.0},
-                                 {"gather_stratum", 1.1, 5.0}, {"finish_pass", 1.1, 5.0}};
+constexpr limits all_limits[] = {{"route_tokens", 1.1, 10.0}, {"product (in)", 1.1, 5.0},   {"product (out)", 1.1, 5.0},
+                                 {"combine_rows", 1.1, 5.0},  {"sum_rows", 1.15, 5.0},      {"scale_tokens", 1.1, 5.0},
+                                 {"count_tokens", 1.1, 5.0},  {"gather_stratum", 1.1, 5.0}, {"finish_pass", 1.1, 5.0}};
 
 /// The other kernels make the plan, which sorts pairs by expert: numbers of four bytes that lie apart, each in a sector of
 /// its own; or they go over tables of experts times features, which are small beside the experts. Any kernel may move so
@@ -87,6 +87,7 @@ class least {
       bool const deviations = sums_++ % 2 == 1;  // its second launch in a call
       return {tokens_ * (hidden * size + 4) + (deviations ? tiles * hidden * 4 : 0), tiles * hidden * 4};
     }
+    if (kernel == "count_tokens") return {tokens_ * (hidden * size + 4), tokens_};
     if (kernel == "scale_tokens") return {tokens_ * hidden * (size + 4), tokens_ * hidden * size};
     if (kernel == "gather_stratum") return {tokens_ * hidden * size, tokens_ * (hidden * size + 5)};
     // Each row reads the weight and the bias of its norm, which the caches have; of two-byte elements a thread has eight,

@@ -1,0 +1,112 @@
+#include "support/unroutable.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+
+#include "backend/check.hpp"
+#include "catch.hpp"
+#include "support/call.hpp"
+#include "support/compare.hpp"
+#include "support/random_numbers.hpp"
+
+namespace support {
+namespace {
+
+constexpr int tested_tokens = 40;
+constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
+constexpr call giving_nan{.context = {.threads = 1, .unroutable = sy::unroutable_tokens::give_nan}};
+
+}  // namespace
+
+void make_unroutable(problem& p, std::size_t token) {
+  if (p.layer->router.precomputed) {
+    p.inputs.ids[token * p.config.top_k] = p.layer->reference.experts;
+  } else {
+    p.tokens[token * p.config.hidden] = not_a_number;
+  }
+}
+
+void check_unroutable_token(any_layer const& layer) {
+  problem p = random_problem(layer, tested_tokens, routing::free, 7);
+  if (p.config.strata.empty()) p.config.tokens_per_group = 17;
+  std::size_t const hidden = p.config.hidden, top_k = p.config.top_k, lost = 33;
+  // A capacity counts the token as any other that is active: its group is as large without it.
+  bool const other_slots = layer.capacity.drops && p.config.slot_rule != nullptr;
+  if (other_slots) return;
+  problem padded = p;
+  padded.inputs.active.assign(tested_tokens, 1);
+  padded.inputs.active[lost] = 0;
+  outcome const without = run(padded, giving_nan);
+  make_unroutable(p, lost);
+  outcome const got = run(p, giving_nan);
+  CHECK(got.guards_intact);
+  for (std::size_t i = 0; i < got.output.size(); ++i) {
+    bool const nan = std::isnan(got.output[i]);
+    if (i / hidden == lost ? !nan : got.output[i] != without.output[i]) FAIL("row " << i / hidden);
+  }
+  std::size_t const pairs = tested_tokens * top_k;
+  for (std::size_t pair = 0; pair < got.experts.size(); ++pair) {
+    std::size_t const token = pair % pairs / top_k, choice = pair % top_k;
+    if (token != lost) {
+      if (got.experts[pair] != without.experts[pair]) FAIL("an expert of token " << token);
+      if (got.weights[pair] != without.weights[pair]) FAIL("a weight of token " << token);
+    } else if (layer.router.precomputed) {
+      if (choice == 0 && (got.experts[pair] != -1 || !std::isnan(got.weights[pair]))) FAIL("not reported");
+    } else {
+      bool const first_pass = pair < pairs;
+      bool const reported = got.experts[pair] == -1 && std::isnan(got.weights[pair]) == first_pass;
+      if (!reported) FAIL("choice " << choice << " is not reported");
+    }
+  }
+  if (layer.router.precomputed) return;
+  CHECK(same_bits(got.counts, without.counts));
+  CHECK(same_bits(got.load, without.load));
+  CHECK(same_bits(got.feature_scale, without.feature_scale));
+  CHECK(same_bits(got.dispersion, without.dispersion));
+  CHECK(got.auxiliary.balance_all_choices == without.auxiliary.balance_all_choices);
+  CHECK(got.auxiliary.z_loss == without.auxiliary.z_loss);
+}
+
+bool check_closed_expert(any_layer const& layer) {
+  problem p = random_problem(layer, tested_tokens, routing::free, 9);
+  reference::config const& c = p.config;
+  reference::numbers& bias = layer.router.bias ? p.weights.router_bias : p.weights.correction_bias;
+  bool const enough = c.experts / c.groups * c.kept_groups > c.top_k;
+  if (bias.empty() || !enough || !c.strata.empty()) return false;
+  for (int closed : {0, c.experts - 1}) {
+    double const before = bias[closed];
+    bias[closed] = -std::numeric_limits<double>::infinity();
+    outcome const got = run(p);
+    reference::result const expected = reference::forward(p.config, p.weights, p.tokens, p.inputs);
+    check_decisions(got, expected, decision_tolerance(layer));
+    check_auxiliary(got.auxiliary, expected.aux, decision_tolerance(layer));
+    CHECK(relative_error(got.output, expected.y) <= output_tolerance(layer));
+    CHECK(got.load[closed] == 0);
+    bias[closed] = before;
+  }
+  return true;
+}
+
+bool check_routes_elsewhere(any_layer const& layer) {
+  if (!layer.router.precomputed) return false;
+  problem p = random_problem(layer, tested_tokens, routing::free, 9);
+  random_numbers random(5);
+  std::size_t const top_k = p.config.top_k;
+  for (std::size_t pair = 0; pair < p.inputs.ids.size(); ++pair) {
+    bool const whole_token = pair / top_k == 4;
+    if (whole_token || random.below(3) == 0) p.inputs.ids[pair] = -1;
+    // Nobody reads it, but for a first one.
+    if (p.inputs.ids[pair] < 0 && pair % top_k > 0) p.inputs.id_weights[pair] = not_a_number;
+  }
+  outcome const got = run(p);
+  reference::result const expected = reference::forward(p.config, p.weights, p.tokens, p.inputs);
+  check_decisions(got, expected, decision_tolerance(layer));
+  CHECK(relative_error(got.output, expected.y) <= output_tolerance(layer));
+  CHECK(got.guards_intact);
+  return true;
+}
+
+}  // namespace support
