@@ -58,8 +58,8 @@ TEMPLATE_TEST_CASE("products of few rows", "[experts]", float, sy::bfloat16, sy:
   using element = TestType;
   struct {
     int rows, features, depth;
-  } const cases[] = {{1, 1, 1},   {1, 64, 640}, {2, 5, 31},    {3, 31, 64},   {4, 4, 1030}, {5, 33, 100}, {6, 64, 512},
-                     {7, 3, 257}, {8, 17, 96},   {13, 50, 70}, {15, 2, 2048}, {22, 9, 33},  {32, 12, 48}};
+  } const cases[] = {{1, 1, 1},   {1, 64, 640}, {2, 5, 31},   {3, 31, 64},   {4, 4, 1030}, {5, 33, 100}, {6, 64, 512},
+                     {7, 3, 257}, {8, 17, 96},  {13, 50, 70}, {15, 2, 2048}, {22, 9, 33},  {32, 12, 48}};
   for (auto const& [rows, features, depth] : cases) {
     INFO(rows << " rows, " << features << " features, depth " << depth);
     // Rows and features further apart than they are long.
