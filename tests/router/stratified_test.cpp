@@ -359,11 +359,12 @@ TEST_CASE("what a stratified layer lacks or cannot say is refused by name", "[ro
         }) ==
         "switchyard: layer::forward, output: expected memory apart from residual, or the same view, got a matrix that "
         "overlaps residual");
-  CHECK(error_of([&](auto& a) {
-          a.residual = {reinterpret_cast<float const*>(scratch.data()), 4, 2};
-        }) ==
-        "switchyard: layer::forward, workspace: expected memory apart from all else that the call reads and writes, got "
-        "memory that overlaps residual");
+  CHECK(
+      error_of([&](auto& a) {
+        a.residual = {reinterpret_cast<float const*>(scratch.data()), 4, 2};
+      }) ==
+      "switchyard: layer::forward, workspace: expected memory apart from all else that the call reads and writes, got "
+      "memory that overlaps residual");
   CHECK(error_of([&](auto& a) {
           a.residual = {other.data(), 4, 2};
           a.output = {other.data(), 4, 2};
