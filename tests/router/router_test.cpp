@@ -131,7 +131,8 @@ TEST_CASE("weights by hand: the square root of softplus", "[router]") {
   check_weights(route<router, 2>({1e30f, 400.0f, -1.0f}), {1e15, 20.0});
 }
 
-TEST_CASE("where sigmoids round to the same number, Llama 4 chooses by the logits and sigma-MoE by the id", "[router]") {
+TEST_CASE("where sigmoids round to the same number, Llama 4 chooses by the logits and sigma-MoE by the id",
+          "[router]") {
   for (auto [low, high] : {std::pair{16.0f, 16.5f}, {17.0f, 18.0f}, {25.0f, 40.0f}, {-110.0f, -104.0f}}) {
     CAPTURE(low, high);
     float const logits[6] = {low - 1.0f, low - 2.0f, low, low - 3.0f, low - 4.0f, high};
