@@ -64,7 +64,8 @@ inline constexpr int parts_of = std::is_same_v<Element, float> ? 2 : 1;
 /// Elements of depth that weights are made ready for at a time: a copy of them has to fit.
 template <class Element>
 inline constexpr int most_depth = 384 / parts_of<Element>;
-static_assert(features * 384 * sizeof(bfloat16) <= most_weights * sizeof(float));
+inline constexpr int block_panels = 3, block_tiles = 2;
+static_assert(block_panels * block_tiles * features * 2 * lanes + features * 384 / 2 <= item_floats);
 
 inline void split(bfloat16 x, bfloat16 (&to)[1]) { to[0] = x; }
 inline void split(float x, bfloat16 (&to)[2]) {
@@ -203,8 +204,8 @@ panel_functions<Element> panel_functions_with() {
           2 * lanes,
           features,
           most_depth<Element>,
-          3,
-          2,
+          block_panels,
+          block_tiles,
           2 / parts_of<Element>,
           lanes,
           [] { Tiles().begin(); },

@@ -177,7 +177,7 @@ void project_panels_in(expert_activation const& activation, panel_functions<Elem
                        std::int64_t expert, int first, int hidden, int intermediate, float* inner) {
   bool const gated = activation.gated;
   int const half = gated ? with.block_tiles / 2 : with.block_tiles;
-  alignas(64) float sums[most_sums];
+  alignas(64) float sums[item_floats];
   feature_tile<Element> tiles[most_tiles] = {};
   auto const set_tile = [&](int t, weight_view<Element> const& matrix, int feature) {
     tiles[t] = features_of(matrix, expert, feature, std::max(0, std::min(with.features, intermediate - feature)));
@@ -214,7 +214,7 @@ template <class Element>
 void project_panels_out(panel_functions<Element> const& with, panel_rows const& inner, weight_view<Element> down,
                         bias_view<Element> bias, std::int64_t expert, int first, int hidden, int intermediate,
                         float* outer) {
-  alignas(64) float sums[most_sums];
+  alignas(64) float sums[item_floats];
   feature_tile<Element> tiles[most_tiles] = {};
   for (int t = 0; t < with.block_tiles; ++t) {
     int const feature = first + t * with.features;

@@ -14,9 +14,6 @@
 /// checkpoint, meets a vector of them; products come out the other way round, which is what the second product takes in.
 namespace switchyard::backend::detail {
 
-/// Floats that the sums of one item take on the stack, and those of a piece of the weights of one tile: together what a thread
-/// with a small stack has room for.
-inline constexpr int most_sums = 7 * 1024, most_weights = 6400;
 inline constexpr int most_panel_width = 32, most_panel_rows = 12 * most_panel_width, most_block_features = 64,
                      most_tiles = 6;
 
@@ -117,12 +114,12 @@ float* sums_at(panel_functions<Element> const& with, float* sums, int tile, int 
   return sums + (tile * with.block_panels + panel) * with.features * with.width;
 }
 
-/// sums = products over the whole depth. Weights are read once: those of the next tile are fetched while this one is
-/// multiplied.
+/// sums = products over the whole depth, in the first of `item_floats` floats. Weights are read once: those of the next tile are
+/// fetched while this one is multiplied.
 template <class Element>
 void multiply_panels(panel_functions<Element> const& with, feature_tile<Element> const* tiles, panel_rows const& panels,
                      std::int64_t depth, float* sums) {
-  alignas(64) float memory[most_weights];
+  float* const memory = sums_at(with, sums, with.block_tiles, 0);
   int const panel_count = panels.count();
   with.begin();
   for (std::int64_t k = 0; k < depth; k += with.depth) {

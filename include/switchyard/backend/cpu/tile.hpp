@@ -46,6 +46,10 @@ namespace switchyard::backend::detail {
 /// of two, for those would take the same places of the cache.
 inline constexpr int panel_depth = 512, panel_pitch = panel_depth + 16;
 
+/// Floats that an item of the products by panels takes on the stack, for its sums and a piece of the weights of one tile: what a
+/// thread with a small stack has room for.
+inline constexpr int item_floats = 12480;
+
 /// A piece of the weights of some features, ready to be multiplied.
 struct ready_weights {
   void const* first;

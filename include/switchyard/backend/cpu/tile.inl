@@ -321,6 +321,7 @@ inline constexpr int panel_width = 2 * lanes;
 inline constexpr int panel_features = SWITCHYARD_PANEL_FEATURES;
 /// Panels and tiles of features of one item: wide vectors leave less room on the stack.
 inline constexpr int block_panels = lanes < 16 ? 12 : 4, block_tiles = lanes < 16 ? 6 : 4;
+static_assert(block_panels * block_tiles * panel_features * panel_width + panel_features * panel_pitch <= item_floats);
 
 /// panel[place_in_depth(k) * width + i] = element k of row i, as a float; rows past the last are zero.
 template <class Element>
