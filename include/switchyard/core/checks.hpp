@@ -137,7 +137,7 @@ class strided {
   strided() = default;
   /// Strides in elements; those of nothing do not matter.
   template <std::size_t Count>
-  strided(void const* first, std::size_t element_bytes, dimension const (&dimensions)[Count])
+  [[gnu::noinline]] strided(void const* first, std::size_t element_bytes, dimension const (&dimensions)[Count])
       : begin_(reinterpret_cast<std::uintptr_t>(first)), bytes_(element_bytes) {
     static_assert(Count <= 3);
     for (dimension d : dimensions) {
@@ -248,11 +248,13 @@ class written_memory {
     strided::dimension const d[2] = {{v.rows, v.row_stride}, {v.columns, 1}};
     return {v.data, sizeof(T), d};
   }
-  void add(char const* name, strided const& where) {
+  // Layers have many arrays, and share one copy of this.
+  [[gnu::noinline]] void add(char const* name, strided const& where) {
     check(name, where);
     written_[count_++] = {name, where};
   }
-  void check(char const* name, strided const& where, void const* same = nullptr, std::string_view but = {}) const {
+  [[gnu::noinline]] void check(char const* name, strided const& where, void const* same = nullptr,
+                               std::string_view but = {}) const {
     for (int i = 0; i < count_; ++i) {
       piece const& w = written_[i];
       if (!w.where.meets(where)) continue;
