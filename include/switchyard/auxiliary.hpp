@@ -64,7 +64,7 @@ struct routing_record {
   std::int64_t tokens_per_group = 0;      ///< 0: one group
   float const* logits = nullptr;          ///< [tokens, experts]
   std::int32_t const* experts = nullptr;  ///< [tokens, top_k], -1 where not routed
-  float const* weights = nullptr;         ///< [tokens, top_k], combine weights
+  float const* weights = nullptr;         ///< [tokens, top_k], combine weights; a NaN: the token could not be routed
   std::uint8_t const* dropped = nullptr;  ///< [tokens, top_k]
   std::uint8_t const* active = nullptr;   ///< [tokens], 0 for padding rows; null: all are active
 };

@@ -29,28 +29,32 @@ void make_unroutable(problem& p, std::size_t token) {
   }
 }
 
-void check_unroutable_token(any_layer const& layer) {
+namespace {
+
+/// `spoil` makes the token `lost` of a problem one that cannot be routed.
+template <class Spoil>
+void check_unroutable_token(any_layer const& layer, std::size_t lost, Spoil const& spoil) {
   problem p = random_problem(layer, tested_tokens, routing::free, 7);
   if (p.config.strata.empty()) p.config.tokens_per_group = 17;
-  std::size_t const hidden = p.config.hidden, top_k = p.config.top_k, lost = 33;
-  // A capacity counts the token as any other that is active: its group is as large without it.
-  bool const other_slots = layer.capacity.drops && p.config.slot_rule != nullptr;
-  if (other_slots) return;
+  std::size_t const hidden = p.config.hidden, top_k = p.config.top_k;
   problem padded = p;
   padded.inputs.active.assign(tested_tokens, 1);
   padded.inputs.active[lost] = 0;
   outcome const without = run(padded, giving_nan);
-  make_unroutable(p, lost);
+  spoil(p);
   outcome const got = run(p, giving_nan);
   CHECK(got.guards_intact);
+  // A share of the tokens counts this one, which is active; the others' slots are other ones then.
+  bool const same_slots = !layer.capacity.drops || p.config.slot_rule == nullptr;
   for (std::size_t i = 0; i < got.output.size(); ++i) {
-    bool const nan = std::isnan(got.output[i]);
-    if (i / hidden == lost ? !nan : got.output[i] != without.output[i]) FAIL("row " << i / hidden);
+    bool const nan = std::isnan(got.output[i]), other = got.output[i] != without.output[i];
+    if (i / hidden == lost ? !nan : nan || (same_slots && other)) FAIL("row " << i / hidden);
   }
   std::size_t const pairs = tested_tokens * top_k;
   for (std::size_t pair = 0; pair < got.experts.size(); ++pair) {
     std::size_t const token = pair % pairs / top_k, choice = pair % top_k;
     if (token != lost) {
+      if (!same_slots) continue;
       if (got.experts[pair] != without.experts[pair]) FAIL("an expert of token " << token);
       if (got.weights[pair] != without.weights[pair]) FAIL("a weight of token " << token);
     } else if (layer.router.precomputed) {
@@ -61,13 +65,23 @@ void check_unroutable_token(any_layer const& layer) {
       if (!reported) FAIL("choice " << choice << " is not reported");
     }
   }
-  if (layer.router.precomputed) return;
+  if (layer.router.precomputed || !same_slots) return;
   CHECK(same_bits(got.counts, without.counts));
   CHECK(same_bits(got.load, without.load));
   CHECK(same_bits(got.feature_scale, without.feature_scale));
   CHECK(same_bits(got.dispersion, without.dispersion));
   CHECK(got.auxiliary.balance_all_choices == without.auxiliary.balance_all_choices);
   CHECK(got.auxiliary.z_loss == without.auxiliary.z_loss);
+}
+
+}  // namespace
+
+void check_unroutable_token(any_layer const& layer) {
+  constexpr std::size_t lost = 33;
+  check_unroutable_token(layer, lost, [](problem& p) { make_unroutable(p, lost); });
+  if (!layer.router.clustering.scales) return;
+  // One whose cluster does not exist, as after a layer that could not route it either.
+  check_unroutable_token(layer, lost, [](problem& p) { p.inputs.labels[lost * p.inputs.label_choices] = -1; });
 }
 
 bool check_closed_expert(any_layer const& layer) {

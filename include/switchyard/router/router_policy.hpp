@@ -90,7 +90,7 @@ concept router_policy = requires(serial_lanes lanes, per_expert<4, serial_lanes>
 /// There is none where a logit or a correction bias is NaN or infinite, and where fewer than `TopK` experts are open: a bias of
 /// minus infinity, of either kind, is allowed, and closes its expert. Every backend goes by this one rule. Such a token takes
 /// no slot and counts in no load and no auxiliary value, its output is NaN, and `decisions` have what is returned here; but
-/// for that, results are as if it were not active. The CPU throws before that, unless `cpu_context::unroutable` says otherwise.
+/// for that, and for capacities, which count it, results are as if it were not active. The CPU throws before that, unless `cpu_context::unroutable` says otherwise.
 template <class Router, int TopK, int Experts, class Lanes>
 SWITCHYARD_HD route<TopK> decide(Lanes lanes, per_expert<Experts, Lanes> const& logits, router_weights const& weights) {
   using share = per_expert<Experts, Lanes>;

@@ -15,7 +15,8 @@
 
 /// What `router::adaptive_clustering` needs before step 1 of `backend::cuda`: a weight for every feature of every cluster.
 ///
-/// tokens --count_tokens--> those that count; labels --order_by_cluster--> tokens of each cluster --sum_rows--> sums of tiles of rows --cluster_means--> means
+/// tokens --count_tokens--> those that count
+/// labels --order_by_cluster--> tokens of each cluster --sum_rows--> sums of tiles of rows --cluster_means--> means
 /// --sum_rows--> sums of deviations --cluster_weights--> weights --scale_weights--> weights as the router reads them.
 /// Tokens are read three times, and sums are taken in an order that depends on nothing but the labels.
 namespace switchyard::backend::device {

@@ -49,7 +49,7 @@ struct product_in {
   using result = Element;
   static constexpr bool gathers = true, gated = Gated;
   static constexpr bool has_exponents =
-      std::is_same_v<Element, half>;  ///< the result's rows, or what is read, see half_rows.cuh
+      std::is_same_v<Element, half>;  // of the rows between the products: half_rows.cuh
 };
 template <class Element>
 struct product_out {
