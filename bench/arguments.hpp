@@ -43,10 +43,10 @@ typename Layer::args args_of(call_memory<typename Layer::element> const& from) {
                                                                 .shared = from.shared,
                                                                 .routes = from.routes,
                                                                 .clusters = from.clusters};
-  if constexpr (Layer::router_traits.stratification.strata > 0) {
-    for (int i = 0; i < Layer::strata_or_one; ++i) {
+  if constexpr (router::climbs<typename Layer::router::schedule>) {
+    for (int i = 0; i < Layer::router::schedule::passes; ++i) {
       optional.router[i].weight =
-          from.router.weight + std::int64_t{Layer::router::first_expert(i)} * Layer::dims.hidden;
+          from.router.weight + std::int64_t{Layer::router::schedule::first_expert(i)} * Layer::dims.hidden;
       optional.norm[i] = {from.ones, from.ones};
     }
   }

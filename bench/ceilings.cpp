@@ -46,16 +46,16 @@ namespace avx512 {
 
 double multiply_add(std::int64_t rounds, float* sink) {
 #if defined(__x86_64__)
-  if (backend::best_instruction_set() >= instruction_set::avx512) return avx512::multiply_add(rounds, sink);
-  if (backend::best_instruction_set() == instruction_set::avx2) return avx2::multiply_add(rounds, sink);
+  if (best_instruction_set() >= instruction_set::avx512) return avx512::multiply_add(rounds, sink);
+  if (best_instruction_set() == instruction_set::avx2) return avx2::multiply_add(rounds, sink);
 #endif
   return portable::multiply_add(rounds, sink);
 }
 
 std::int64_t read(std::byte const* from, std::int64_t bytes) {
 #if defined(__x86_64__)
-  if (backend::best_instruction_set() >= instruction_set::avx512) return avx512::read(from, bytes);
-  if (backend::best_instruction_set() == instruction_set::avx2) return avx2::read(from, bytes);
+  if (best_instruction_set() >= instruction_set::avx512) return avx512::read(from, bytes);
+  if (best_instruction_set() == instruction_set::avx2) return avx2::read(from, bytes);
 #endif
   return portable::read(from, bytes);
 }
@@ -63,7 +63,7 @@ std::int64_t read(std::byte const* from, std::int64_t bytes) {
 #if defined(__x86_64__)
 /// Products of tiles in registers, into four sums in turn. Returns the flops done.
 double multiply_tiles(std::int64_t rounds) {
-  backend::detail::amx::tiles t;
+  cpu::amx::tiles t;
   t.begin();
   t.zero<0>(), t.zero<1>(), t.zero<2>(), t.zero<3>(), t.zero<4>(), t.zero<5>(), t.zero<6>(), t.zero<7>();
   for (std::int64_t i = 0; i < rounds; ++i) {
@@ -84,7 +84,7 @@ template <class Work>
 double rate(cpu_context const& where, double seconds, Work const& work) {
   using clock = std::chrono::steady_clock;
   std::vector<double> medians(where.threads);
-  backend::detail::parallel_for(where, where.threads, [&](std::int64_t thread) {
+  cpu::parallel_for(where, where.threads, [&](std::int64_t thread) {
     std::vector<double> rates;
     auto const start = clock::now();
     for (auto begin = start; std::chrono::duration<double>(begin - start).count() < seconds;) {
@@ -102,7 +102,7 @@ double rate(cpu_context const& where, double seconds, Work const& work) {
 }  // namespace
 
 ceilings measure_ceilings(int threads, double seconds) {
-  cpu_context const where = backend::detail::resolved({.threads = threads});
+  cpu_context const where = cpu::resolved({.threads = threads});
   std::atomic<std::int64_t> sink{0};  // what is computed has to go somewhere
   ceilings result;
   result.flops = rate(where, seconds / 3, [&](std::int64_t, std::int64_t) {
@@ -113,7 +113,7 @@ ceilings measure_ceilings(int threads, double seconds) {
   });
 
 #if defined(__x86_64__)
-  if (backend::best_instruction_set() == instruction_set::amx) {
+  if (best_instruction_set() == instruction_set::amx) {
     result.tile_flops = rate(where, seconds / 3, [](std::int64_t, std::int64_t) { return multiply_tiles(1 << 13); });
   }
 #endif

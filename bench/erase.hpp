@@ -31,16 +31,16 @@ void run_experts(layer_memory<Element>& memory) {
   auto&& [data, weights] = memory.next();
   carver split(memory.workspace().data());
   auto const scratch = [&](std::int64_t rows, int experts, int intermediate) {
-    std::int64_t const places = backend::detail::most_places(rows, experts);
-    return backend::detail::products_scratch{data.first_place.data(), data.first_item.data(),
-                                             split.take<float>(places * backend::detail::row_floats(intermediate)),
-                                             split.take<float>(places * backend::detail::row_floats(dims.hidden))};
+    std::int64_t const places = cpu::most_places(rows, experts);
+    return cpu::products_scratch{data.first_place.data(), data.first_item.data(),
+                                             split.take<float>(places * cpu::row_floats(intermediate)),
+                                             split.take<float>(places * cpu::row_floats(dims.hidden))};
   };
   forward_args<Layer> const args = args_of<Layer>(data.memory(weights));
-  backend::detail::run_experts(args, memory.where(), data.the_plan(), data.weight.data(),
+  cpu::run_experts(args, memory.where(), data.the_plan(), data.weight.data(),
                                scratch(data.tokens * dims.top_k, dims.experts, dims.intermediate));
   if constexpr (shared_intermediate > 0) {
-    backend::detail::run_shared_expert(args, memory.where(), scratch(data.tokens, 1, shared_intermediate));
+    cpu::run_shared_expert(args, memory.where(), scratch(data.tokens, 1, shared_intermediate));
   }
 }
 
@@ -73,7 +73,7 @@ auto erase() {
   cpu_layer<element> result;
   result.name = describe<Layer>();
   result.facts = facts_of<Layer>();
-  if constexpr (!Layer::router_traits.precomputed) {
+  if constexpr (makes_logits<typename Layer::router>) {
     result.run[route_step] = &run_route<Layer, element>;
     result.least[route_step] = [](call_data<element> const& data) { return route_work<Layer>(data.tokens); };
   }

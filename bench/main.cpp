@@ -43,7 +43,7 @@ bool read_options(int& argc, char** argv, bench::settings& to) {
     }
   }
   argc = kept;
-  to.threads = threads != nullptr ? std::atoi(threads) : switchyard::backend::detail::resolved({}).threads;
+  to.threads = threads != nullptr ? std::atoi(threads) : switchyard::cpu::resolved({}).threads;
   return to.threads >= 1;
 }
 
@@ -94,7 +94,7 @@ int main(int argc, char** argv) {
       {"cpu", cpu_model()},
       {"threads", std::to_string(with.threads)},
       {"instructions",
-       std::string(switchyard::backend::name_of(switchyard::backend::detail::resolved({}).instructions))},
+       std::string(switchyard::name_of(switchyard::cpu::resolved({}).instructions))},
       {"compiler", compiler_name()},
       {"peak_gflops", one_decimal(with.machine.flops / 1e9)},
       {"peak_tile_gflops", one_decimal(with.machine.tile_flops / 1e9)},

@@ -54,7 +54,7 @@ pages<T> noise_pages(std::int64_t count, std::uint32_t seed, float deviation) {
   pages<T> result(count);
   float const scale = deviation * 1.7320508f;
   constexpr std::int64_t piece = 1 << 16;
-  backend::detail::parallel_for(backend::detail::resolved({}), (count + piece - 1) / piece, [&](std::int64_t item) {
+  cpu::parallel_for(cpu::resolved({}), (count + piece - 1) / piece, [&](std::int64_t item) {
     std::int64_t const end = std::min(count, (item + 1) * piece);
     for (std::int64_t i = item * piece; i < end; ++i) result.data()[i] = T(scale * noise(i, seed));
   });
@@ -93,15 +93,15 @@ layer_facts<typename Layer::element> facts_of() {
   result.router = Layer::router_traits;
   result.parameters = costs<Layer>(0).parameters;
   result.workspace_bytes = &Layer::workspace_bytes;
-  if constexpr (!Layer::router_traits.precomputed) {
+  if constexpr (makes_logits<typename Layer::router>) {
     result.route = [](call_memory<element> const& call, cpu_context const& where, float* logits, std::int32_t* experts,
                       float* weights, float* priority) {
       constexpr shape dims = Layer::dims;
-      backend::detail::router_product<element> const product{Layer::rows(call.input, call.tokens), dims.hidden,
+      cpu::router_product<element> const product{Layer::rows(call.input, call.tokens), dims.hidden,
                                                              dims.experts, call.router.weight,
                                                              Layer::router_traits.bias ? call.router.bias : nullptr};
-      backend::detail::make_logits(product, where, logits);
-      backend::detail::select_experts<typename Layer::router, dims.experts, dims.top_k>(
+      cpu::make_logits(product, where, logits);
+      cpu::select_experts<typename Layer::router, dims.experts, dims.top_k>(
           call.tokens, nullptr, call.router, where, logits, experts, weights, priority);
     };
   }
@@ -263,7 +263,7 @@ class layer_memory {
   static constexpr int sets = 8;
 
   layer_memory(layer_facts<Element> const& of, std::int64_t weight_copies, int threads)
-      : of_(of), where_(backend::detail::resolved({.threads = threads})) {
+      : of_(of), where_(cpu::resolved({.threads = threads})) {
     for (std::int64_t c = 0; c < weight_copies; ++c) copies_.emplace_back(of_, static_cast<std::uint32_t>(c));
   }
   layer_memory(layer_memory const&) = delete;

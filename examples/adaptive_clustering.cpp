@@ -51,7 +51,7 @@ int main() {
   next_layer::forward(args);
 
   sy::feature_scale_calibration<next_layer> calibration;
-  calibration.add(spread.data(), args.clusters, tokens);
+  calibration.add(spread.data(), args.inputs, tokens);
   std::vector<float> const table = calibration.table();
   float least = table[0], most = table[0];
   for (float weight : table) least = weight < least ? weight : least, most = weight > most ? weight : most;
@@ -61,8 +61,8 @@ int main() {
   std::vector<float> const together(logits.begin(), logits.begin() + experts);
   args.tokens = next_layer::rows(static_cast<float const*>(h.data()), 1);
   args.output = next_layer::rows(y.data(), 1);
-  args.clusters.feature_scale = table.data();
-  args.decisions.dispersion = nullptr;
+  args.inputs.feature_scale = table.data();
+  args.report.dispersion = nullptr;
   next_layer::forward(args);
   bool right = least < 0.95f && most > 1.05f;
   for (int e = 0; e < experts; ++e) {

@@ -40,11 +40,11 @@ int main() {
       .output = climbing::rows(output.data(), tokens),
       .workspace = scratch};
   for (int i = 0; i < strata; ++i) {
-    args.weights.router.gate[i].weight = gates[i].data();
-    args.weights.norm.after[i] = {.weight = ones.data(), .bias = zeros.data()};
+    args.weights.router.stratum[i].weight = gates[i].data();
+    args.inputs.norm.after[i] = {.weight = ones.data(), .bias = zeros.data()};
   }
   args.decisions.experts = chosen.data();
-  args.decisions.passes = passes.data();
+  args.report.passes = passes.data();
   climbing::forward(args);
 
   bool right = true;
@@ -55,7 +55,7 @@ int main() {
       std::int32_t const* const experts_of_pass = chosen.data() + (i * tokens + t) * top_k;
       if (experts_of_pass[0] < 0) continue;  // skipped, or above where it left
       std::printf("  experts %d and %d", experts_of_pass[0], experts_of_pass[1]);
-      right = right && experts_of_pass[0] >= climbing::router::first_expert(i);
+      right = right && experts_of_pass[0] >= climbing::router::schedule::first_expert(i);
       ++made;
     }
     std::printf("\n");

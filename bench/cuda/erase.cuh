@@ -45,7 +45,7 @@ gpu_layer erase_planning() {
   static_assert(Layer::expert_traits.shared_intermediate == 0 &&
                     Layer::expert_traits.scale_numerator == Layer::expert_traits.scale_denominator,
                 "the peers have no shared expert and no constant factor");
-  static_assert(!Layer::router_traits.precomputed && Layer::router_traits.gate == gate_owner::layer &&
+  static_assert(makes_logits<typename Layer::router> && Layer::router_traits.owner == router_owner::layer &&
                     !Layer::router_traits.weighs_input && !Layer::router_traits.correction_bias,
                 "the peers and the check take a layer's own, plain router");
   gpu_layer result = erase_whole<Layer>();
@@ -74,7 +74,7 @@ gpu_layer erase() {
     backend::template experts<Layer>(args_of<Layer>(m), {.stream = stream});
   };
   if constexpr (on_hopper) {
-    using products = switchyard::backend::device::hopper_launches<default_hopper_tuning>;
+    using products = switchyard::cuda::hopper_launches<default_hopper_tuning>;
     result.enqueue[in_step] = [](gpu_memory const& m, cudaStream_t stream) {
       products::enqueue_first<Layer>({.stream = stream}, hopper_parts::products(args_of<Layer>(m)).first);
     };

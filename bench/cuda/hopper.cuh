@@ -22,7 +22,7 @@ using on_backend = typename moved_to<Layer, Backend>::type;
 class hopper_parts : public backend::hopper {
  public:
   template <class Layer>
-  static backend::device::both_products<typename Layer::element> products(forward_args<Layer> const& args) {
+  static cuda::both_products<typename Layer::element> products(forward_args<Layer> const& args) {
     return products_at(temporaries_of(args), args, args.tokens);
   }
 };
@@ -30,7 +30,7 @@ class hopper_parts : public backend::hopper {
 /// Whether the products of a call of so many tokens are those of Hopper.
 template <class Layer>
 bool has_grouped_products(std::int64_t tokens) {
-  return on_hopper && backend::device::rows_per_expert<Layer>(tokens) > default_hopper_tuning::of<Layer>().few_rows;
+  return on_hopper && cuda::rows_per_expert<Layer>(tokens) > default_hopper_tuning::of<Layer>().few_rows;
 }
 
 }  // namespace switchyard::bench

@@ -81,7 +81,7 @@ class model {
   static constexpr int hidden = dims.hidden, experts = dims.experts;
   static constexpr bool is_dense = experts == 1;
   static constexpr sy::router_traits router_traits = Kind::template others<sy::backend::cpu>::router_traits;
-  static constexpr bool owns_router = router_traits.gate == sy::gate_owner::model;
+  static constexpr bool owns_router = router_traits.owner == sy::router_owner::model;
   static constexpr int strata = router_traits.stratification.strata;
 
   struct block {
@@ -153,7 +153,7 @@ class model {
       };
       for (int i = 0; i < strata; ++i) {
         std::string const number = std::to_string(i);
-        int const open = experts - Kind::template first<sy::backend::cpu>::router::first_expert(i);
+        int const open = experts - Kind::template first<sy::backend::cpu>::router::schedule::first_expert(i);
         append(w.router, "router." + number + ".weight", open, hidden);
         append(w.norm, "norm." + number + ".weight", hidden);
         append(w.norm, "norm." + number + ".bias", hidden);

@@ -154,11 +154,11 @@ typename Layer::args arguments(moe_pointers const& w, float const* tokens, float
       .router = {{w.router}},
       .gate_proj = Layer::in_proj(w.gate_proj),
       .clusters = {.labels = before, .choices = Layer::dims.top_k, .feature_scale = w.feature_scale}};
-  if constexpr (Layer::router_traits.stratification.strata > 0) {
+  if constexpr (sy::router::climbs<typename Layer::router::schedule>) {
     std::int64_t row = 0;
-    for (int i = 0; i < Layer::strata_or_one; ++i) {
+    for (int i = 0; i < Layer::router::schedule::passes; ++i) {
       optional.router[i].weight = w.router + row * Layer::dims.hidden;
-      row += Layer::dims.experts - Layer::router::first_expert(i);
+      row += Layer::dims.experts - Layer::router::schedule::first_expert(i);
       float const* const norm = w.norm + std::int64_t{2} * i * Layer::dims.hidden;
       optional.norm[i] = {norm, norm + Layer::dims.hidden};
     }
@@ -218,7 +218,7 @@ class cpu_layers final : public moe_layers {
     std::span<moe_weights const> weights_;
     float const* shared_router_;
     std::vector<std::byte> workspace_;
-    std::vector<std::int32_t> chosen_ = std::vector<std::int32_t>(context * first::dims.top_k * first::strata_or_one);
+    std::vector<std::int32_t> chosen_ = std::vector<std::int32_t>(context * first::dims.top_k * first::router::schedule::passes);
   };
 
   std::span<moe_weights const> weights_;

@@ -16,7 +16,7 @@
 namespace tiny_lm {
 namespace {
 
-using sy::backend::device::check;
+using sy::cuda::check;
 
 struct device_free {
   void operator()(void* memory) const { cudaFree(memory); }
@@ -77,7 +77,7 @@ class cuda_worker final : public moe_worker {
   void forward(int block, float const* tokens, float const* residual, int rows, float* output,
                std::int64_t* used) override {
     copy(tokens_.get(), tokens, rows * hidden);
-    if constexpr (others::router_traits.stratification.strata > 0) copy(residual_.get(), residual, rows * hidden);
+    if constexpr (sy::router::climbs<typename others::router::schedule>) copy(residual_.get(), residual, rows * hidden);
     if (block == 0) {
       enqueue<first>(block, rows);
     } else {
@@ -118,7 +118,7 @@ class cuda_worker final : public moe_worker {
   device_array<float> tokens_ = allocate<float>(context * hidden), output_ = allocate<float>(context * hidden);
   device_array<float> residual_ = allocate<float>(context * hidden);
   device_array<std::int64_t> load_ = allocate<std::int64_t>(experts);
-  device_array<std::int32_t> chosen_ = allocate<std::int32_t>(context * first::dims.top_k * first::strata_or_one);
+  device_array<std::int32_t> chosen_ = allocate<std::int32_t>(context * first::dims.top_k * first::router::schedule::passes);
   device_array<std::byte> workspace_ = allocate<std::byte>(workspace_bytes);
 };
 

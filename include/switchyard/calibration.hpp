@@ -11,20 +11,20 @@
 namespace switchyard {
 
 /// Collects the weights of the features for a layer of `router::adaptive_clustering` from batches, to be given to later
-/// calls as `.clusters.feature_scale`: decoding token by token then keeps the method, which statistics of one token
+/// calls as `.inputs.feature_scale`: decoding token by token then keeps the method, which statistics of one token
 /// would switch off, and what one token gets does not depend on the others. This is our extension of the method.
 ///
 /// A cluster's deviation is the mean of its deviations in the batches, weighted by its tokens; weights are then made as
-/// in a batch, clusters that never had a token left out. Host memory; on a GPU copy `decisions.dispersion` back first.
+/// in a batch, clusters that never had a token left out. Host memory; on a GPU copy `report.dispersion` back first.
 template <class Layer>
 class feature_scale_calibration {
-  static_assert(Layer::router_traits.clustering.scales,
+  static_assert(router::are_scaled_by_cluster<typename Layer::router::features>,
                 "switchyard: feature_scale_calibration is for layers of router::adaptive_clustering. Calibrate one of "
                 "those.");
   static constexpr int experts = Layer::dims.experts, hidden = Layer::dims.hidden;
 
  public:
-  /// Adds a batch. `dispersion` is what the call wrote to `decisions.dispersion`, `clusters` and `active` are what it got.
+  /// Adds a batch. `dispersion` is what the call wrote to `report.dispersion`, `clusters` and `active` are what it got.
   /// Throws `error` when a label of an active token is no expert.
   void add(float const* dispersion, token_clusters const& clusters, std::int64_t tokens,
            std::uint8_t const* active = nullptr) {
@@ -44,7 +44,7 @@ class feature_scale_calibration {
     }
   }
 
-  /// The table for `.clusters.feature_scale`, [experts, hidden].
+  /// The table for `.inputs.feature_scale`, [experts, hidden].
   std::vector<float> table() const {
     std::vector<float> result(sums_.size());
     for (int c = 0; c < experts; ++c) {
@@ -52,7 +52,7 @@ class feature_scale_calibration {
         result[index(c, q)] = tokens_[c] == 0.0 ? 0.0f : static_cast<float>(sums_[index(c, q)] / tokens_[c]);
       }
     }
-    clustering::make_weights<Layer::router_traits.clustering>(result.data(), experts, hidden,
+    clustering::make_weights<Layer::router::features::form>(result.data(), experts, hidden,
                                                               [&](int c) { return tokens_[c] > 0.0; });
     return result;
   }

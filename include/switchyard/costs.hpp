@@ -20,8 +20,8 @@ std::string describe() {
          part(element_name<typename Layer::element>);
 }
 
-/// What one `forward` has to do at least. With `router::stratified`: one pass, all experts open; flops and the experts' part
-/// of the bytes grow with the passes.
+/// What one `forward` has to do at least. Where tokens make several passes: one pass, all experts open; flops and the experts'
+/// part of the bytes grow with the passes.
 struct layer_costs {
   std::int64_t parameters = 0;         ///< of the layer; the router's too where the layer owns it
   std::int64_t active_parameters = 0;  ///< of them, those that one token meets
@@ -42,40 +42,22 @@ double expected_experts(std::int64_t tokens) {
 template <class Layer>
 layer_costs costs(std::int64_t tokens, double experts_used = -1.0) {
   constexpr shape dims = Layer::dims;
-  constexpr expert_traits expert = Layer::expert_traits;
-  constexpr router_traits router = Layer::router_traits;
-  constexpr std::int64_t matrices = expert.input_projections() + 1;
-  constexpr std::int64_t expert_weights = matrices * dims.hidden * dims.intermediate;
-  constexpr std::int64_t expert_bias =
-      expert.bias ? std::int64_t{expert.input_projections()} * dims.intermediate + dims.hidden : 0;
-  constexpr std::int64_t shared_weights = matrices * dims.hidden * expert.shared_intermediate;
-  constexpr std::int64_t shared_gate_weights = expert.gate == shared_gate::sigmoid ? dims.hidden : 0;
-  constexpr std::int64_t router_matrix = router.precomputed ? 0 : std::int64_t{dims.experts} * dims.hidden;
-  constexpr std::int64_t router_vectors =
-      (router.bias ? dims.experts : 0) + (router.correction_bias ? dims.experts : 0);
-  constexpr std::int64_t owned_router =
-      router.gate == gate_owner::layer ? router_matrix + router_vectors : std::int64_t{0};
-  std::int64_t router_rows = dims.experts, norms = 0;  // of all gates and norms of router::stratified
-  if constexpr (router.stratification.strata > 0) {
-    for (int i = 1; i < router.stratification.strata; ++i) router_rows += dims.experts - Layer::router::first_expert(i);
-    if (router.stratification.norms) norms = std::int64_t{2} * router.stratification.strata * dims.hidden;
-  }
+  constexpr expert_costs expert = Layer::expert::template costs<Layer>();
+  constexpr router_costs router = Layer::router::template costs<Layer>();
+  constexpr bool owns_router = Layer::router_traits.owner == router_owner::layer;
+  constexpr std::int64_t of_expert = expert.matrices + expert.vectors;
 
   if (experts_used < 0.0) experts_used = expected_experts<Layer>(tokens);
   double const count = static_cast<double>(tokens);
   double const element_bytes = sizeof(typename Layer::element);
   layer_costs result;
-  result.parameters = owned_router / dims.experts * router_rows + norms +
-                      dims.experts * (expert_weights + expert_bias) + shared_weights + shared_gate_weights;
-  result.active_parameters =
-      owned_router + dims.top_k * (expert_weights + expert_bias) + shared_weights + shared_gate_weights;
-  result.flops =
-      2.0 * count *
-      static_cast<double>(router_matrix + dims.top_k * expert_weights + shared_weights + shared_gate_weights);
+  result.parameters =
+      (owns_router ? router.all : std::int64_t{0}) + router.layers + dims.experts * of_expert + expert.shared;
+  result.active_parameters = (owns_router ? router.matrix + router.vectors : std::int64_t{0}) + dims.top_k * of_expert + expert.shared;
+  result.flops = 2.0 * count * static_cast<double>(router.matrix + dims.top_k * expert.matrices + expert.shared);
   if (tokens > 0) {
-    result.bytes = element_bytes * (experts_used * static_cast<double>(expert_weights + expert_bias) +
-                                    static_cast<double>(shared_weights + shared_gate_weights)) +
-                   4.0 * static_cast<double>(router_matrix + router_vectors) +
+    result.bytes = element_bytes * (experts_used * static_cast<double>(of_expert) + static_cast<double>(expert.shared)) +
+                   4.0 * static_cast<double>(router.matrix + router.vectors) +
                    2.0 * element_bytes * count * dims.hidden;
   }
   return result;

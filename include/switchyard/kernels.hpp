@@ -5,8 +5,8 @@
 
 /// Compiles the kernels of `backend::cpu`, for the other units of a program whose units all define SWITCHYARD_EXTERN_KERNELS.
 /// Include it in one unit.
-namespace switchyard::backend::detail {
+namespace switchyard::cpu {
 
 SWITCHYARD_KERNELS()
 
-}  // namespace switchyard::backend::detail
+}  // namespace switchyard::cpu

@@ -3,12 +3,15 @@
 /// Everything of Switchyard that needs no CUDA.
 
 #include <switchyard/auxiliary.hpp>
+#include <switchyard/backend/cpu/clustering.hpp>
 #include <switchyard/backend/cpu/cpu.hpp>
+#include <switchyard/backend/cpu/strata.hpp>
 #include <switchyard/calibration.hpp>
 #include <switchyard/capacity/dropless.hpp>
 #include <switchyard/capacity/factor.hpp>
 #include <switchyard/capacity/fixed.hpp>
 #include <switchyard/capacity/wrappers.hpp>
+#include <switchyard/core/operand.hpp>
 #include <switchyard/costs.hpp>
 #include <switchyard/expert/gated_mlp.hpp>
 #include <switchyard/expert/mlp.hpp>
@@ -16,6 +19,8 @@
 #include <switchyard/layer.hpp>
 #include <switchyard/presets.hpp>
 #include <switchyard/router/adaptive_clustering.hpp>
+#include <switchyard/router/by_inputs.hpp>
+#include <switchyard/router/by_logits.hpp>
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/shared.hpp>
 #include <switchyard/router/sparsemixer.hpp>

@@ -13,7 +13,7 @@
 #include "support/random_numbers.hpp"
 
 namespace sy = switchyard;
-using namespace sy::backend::detail;
+using namespace sy::cpu;
 using support::emulated_tiles;
 using sy::bfloat16;
 
@@ -42,7 +42,7 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
     return transposed ? views::transposed(of.data(), features, depth) : views::packed(of.data(), features, depth);
   };
   using biases = sy::bias_view<Element>;
-  input_projection<Element> const in{view(gate, intermediate, hidden), view(up, intermediate, hidden),
+  input_projection<sy::weight_view<Element>> const in{view(gate, intermediate, hidden), view(up, intermediate, hidden),
                                      biases::packed(in_bias.data(), intermediate),
                                      biases::packed(in_bias.data(), intermediate)};
   std::int64_t const places = most_places(rows, experts);
@@ -56,8 +56,8 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
     pair_of[r] = r;
     row_weights[r] = 1.0f - 0.001f * static_cast<float>(r);
   }
-  run_products<Element>(
-      where, amx::panel_functions_with<emulated_tiles, Element>(),
+  run_products<sy::weight_view<Element>>(
+      where, amx::panel_kernels_with<emulated_tiles, sy::weight_view<Element>>(),
       {offsets, first_place, first_item, experts, by_tiles ? 16 : 1'000'000, amx::lanes},
       {.tokens = {tokens.data(), rows, hidden}, .pair_of = pair_of.data(), .weights = row_weights.data()},
       activation_of<expert>(where.instructions),

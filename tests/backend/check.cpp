@@ -11,7 +11,7 @@ double output_tolerance(any_layer const& layer) {
 }
 
 double decision_tolerance(any_layer const& layer) {
-  bool const later = layer.router.stratification.strata > 0 && layer.element != "float";
+  bool const later = layer.router.strata > 0 && layer.element != "float";
   return later ? output_tolerance(layer) : routing_tolerance;
 }
 

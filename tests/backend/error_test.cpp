@@ -105,7 +105,7 @@ struct attempt {
                       .dropped = written.dropped,
                       .counts = written.counts,
                       .load = written.load};
-    if (!Layer::router_traits.precomputed) args.decisions.logits = written.logits;
+    if constexpr (sy::makes_logits<typename Layer::router>) args.report.logits = written.logits;
     auto const shared_in = Layer::shared_in_proj(matrix.data());
     support::set_arguments(
         args, {.router = {{router.data(), vector.data(), vector.data()}},
@@ -206,10 +206,10 @@ TEST_CASE("null pointers are refused by name", "[errors]") {
                 "layer::forward, shared_router.weight: expected [experts, hidden] float" + null_pointer);
   refuses<omni>([](auto& c) { c.args.shared_router.bias = nullptr; },
                 "layer::forward, shared_router.bias: expected [experts] float" + null_pointer);
-  refuses<given>([](auto& c) { c.args.routes.experts = nullptr; },
-                 "layer::forward, routes.experts: expected [tokens, top_k] int32" + null_pointer);
-  refuses<given>([](auto& c) { c.args.routes.weights = nullptr; },
-                 "layer::forward, routes.weights: expected [tokens, top_k] float" + null_pointer);
+  refuses<given>([](auto& c) { c.args.inputs.experts = nullptr; },
+                 "layer::forward, inputs.experts: expected [tokens, top_k] int32" + null_pointer);
+  refuses<given>([](auto& c) { c.args.inputs.weights = nullptr; },
+                 "layer::forward, inputs.weights: expected [tokens, top_k] float" + null_pointer);
   refuses<full>([](auto& c) { c.args.weights.gate_proj = {}; },
                 "layer::forward, weights.gate_proj: expected [experts, intermediate, hidden]" + null_pointer);
   refuses<full>([](auto& c) { c.args.weights.up_proj = {}; },
@@ -322,8 +322,8 @@ TEST_CASE("addresses at which no element can stand are refused by name", "[error
                 of("weights.router.correction_bias", 4));
   refuses<omni>([](auto& c) { c.args.shared_router.weight = behind(c.router.data(), 2); },
                 of("shared_router.weight", 4));
-  refuses<given>([](auto& c) { c.args.routes.experts = behind(c.ids.data(), 2); }, of("routes.experts", 4));
-  refuses<given>([](auto& c) { c.args.routes.weights = behind(c.id_weights.data(), 2); }, of("routes.weights", 4));
+  refuses<given>([](auto& c) { c.args.inputs.experts = behind(c.ids.data(), 2); }, of("inputs.experts", 4));
+  refuses<given>([](auto& c) { c.args.inputs.weights = behind(c.id_weights.data(), 2); }, of("inputs.weights", 4));
 
   attempt<narrow> odd;  // an address that is a multiple of 2 and of nothing more
   odd.x.resize(odd.x.size() + 1, sy::bfloat16(0.5f));
@@ -335,7 +335,7 @@ TEST_CASE("no tokens need no tokens, output or routes", "[errors]") {
   attempt<given> call;
   call.args.tokens = {nullptr, 0, full::dims.hidden};
   call.args.output = {nullptr, 0, full::dims.hidden};
-  call.args.routes = {};
+  call.args.inputs = {};
   CHECK(call.error() == "");
 }
 
@@ -469,7 +469,7 @@ TEST_CASE("what a call writes is refused where it overlaps what else it reads or
   refuses<full>([&](auto& c) { into(c, c.args.decisions.dropped); }, sentence("workspace", "decisions.dropped"));
   refuses<full>([&](auto& c) { into(c, c.args.decisions.counts); }, sentence("workspace", "decisions.counts"));
   refuses<full>([&](auto& c) { into(c, c.args.decisions.load); }, sentence("workspace", "decisions.load"));
-  refuses<full>([&](auto& c) { into(c, c.args.decisions.logits); }, sentence("workspace", "decisions.logits"));
+  refuses<full>([&](auto& c) { into(c, c.args.report.logits); }, sentence("workspace", "report.logits"));
   refuses<full>([&](auto& c) { into(c, c.args.auxiliary); }, sentence("workspace", "auxiliary"));
   refuses<full>([&](auto& c) { into(c, c.args.active); }, sentence("workspace", "active"));
   refuses<full>([&](auto& c) { into(c, c.args.weights.router.weight); }, sentence("workspace", "the router's weight"));
@@ -489,8 +489,8 @@ TEST_CASE("what a call writes is refused where it overlaps what else it reads or
   refuses<full>([&](auto& c) { into(c, c.args.weights.shared.down_proj.data); },
                 sentence("workspace", "weights.shared.down_proj"));
   refuses<full>([&](auto& c) { into(c, c.args.weights.shared.gate); }, sentence("workspace", "weights.shared.gate"));
-  refuses<given>([&](auto& c) { into(c, c.args.routes.experts); }, sentence("workspace", "routes.experts"));
-  refuses<given>([&](auto& c) { into(c, c.args.routes.weights); }, sentence("workspace", "routes.weights"));
+  refuses<given>([&](auto& c) { into(c, c.args.inputs.experts); }, sentence("workspace", "inputs.experts"));
+  refuses<given>([&](auto& c) { into(c, c.args.inputs.weights); }, sentence("workspace", "inputs.weights"));
   // On weights, which a call would destroy, however they are stored.
   refuses<full>([&](auto& c) { c.args.output.data = c.matrix.data() + 7; }, sentence("output", "weights.gate_proj"));
   refuses<full>(
@@ -504,14 +504,15 @@ TEST_CASE("what a call writes is refused where it overlaps what else it reads or
       [&](auto& c) {
         c.matrix.resize(600, 0.5f);
         float* const first = c.matrix.data();
-        c.args.decisions.logits = first + 3 * 24 + 4;  // of expert 0, for the experts stand the other way round
+        c.args.report.logits = first + 3 * 24 + 4;  // of expert 0, for the experts stand the other way round
         c.args.weights.gate_proj = {first + 3 * 24, -24, 6, 1};
-        for (auto* w : {&c.args.weights.up_proj, &c.args.weights.down_proj, &c.args.weights.shared.gate_proj,
-                        &c.args.weights.shared.up_proj, &c.args.weights.shared.down_proj}) {
-          w->data = first + 200;
+        for (auto** data : {&c.args.weights.up_proj.data, &c.args.weights.down_proj.data,
+                            &c.args.weights.shared.gate_proj.data, &c.args.weights.shared.up_proj.data,
+                            &c.args.weights.shared.down_proj.data}) {
+          *data = first + 200;
         }
       },
-      sentence("decisions.logits", "weights.gate_proj"));
+      sentence("report.logits", "weights.gate_proj"));
   // On each other.
   refuses<full>([&](auto& c) { c.args.decisions.load = c.args.decisions.counts + 1; },
                 sentence("decisions.counts", "decisions.load"));
@@ -537,15 +538,15 @@ TEST_CASE("a context that cannot be met is refused", "[errors]") {
       "layer::forward, context.floats: expected float_products::exact, or instruction_set::amx, got three_of_bfloat16 "
       "with "
       "portable");
-  auto const best = sy::backend::best_instruction_set();
+  auto const best = sy::best_instruction_set();
   if (best < sy::instruction_set::amx) {
     refuses<full>([](auto& c) { c.context.instructions = sy::instruction_set::amx; },
-                  "layer::forward, context.instructions: expected " + std::string(sy::backend::name_of(best)) +
+                  "layer::forward, context.instructions: expected " + std::string(sy::name_of(best)) +
                       " or less on this machine, got amx");
   }
   if (best < sy::instruction_set::avx512) {
     refuses<full>([](auto& c) { c.context.instructions = sy::instruction_set::avx512; },
-                  "layer::forward, context.instructions: expected " + std::string(sy::backend::name_of(best)) +
+                  "layer::forward, context.instructions: expected " + std::string(sy::name_of(best)) +
                       " or less on this machine, got avx512");
   }
   sy::thread_pool const no_function{nullptr, 4, nullptr};
@@ -646,20 +647,15 @@ TEST_CASE("a bias that the router would not read is refused", "[errors]") {
 TEST_CASE("precomputed routes out of range are refused", "[errors]") {
   refuses<given>(
       [](auto& c) { c.ids[3] = 4; },
-      "layer::forward, routes.experts: expected ids from 0 to 3, or -1 for none, got 4 for token 1, choice 1");
+      "layer::forward, inputs.experts: expected ids from 0 to 3, or -1 for none, got 4 for token 1, choice 1");
   refuses<given>(
       [](auto& c) { c.ids[8] = -2; },
-      "layer::forward, routes.experts: expected ids from 0 to 3, or -1 for none, got -2 for token 4, choice 0");
+      "layer::forward, inputs.experts: expected ids from 0 to 3, or -1 for none, got -2 for token 4, choice 0");
   for (float bad : {not_a_number, infinity, -infinity}) {
     std::string const name = std::isnan(bad) ? "nan" : bad > 0 ? "inf" : "-inf";
     refuses<given>([&](auto& c) { c.id_weights[5] = bad; },
-                   "layer::forward, routes.weights: expected finite numbers, got " + name + " for token 2, choice 1");
+                   "layer::forward, inputs.weights: expected finite numbers, got " + name + " for token 2, choice 1");
   }
-  float logits[tokens * full::dims.experts];
-  refuses<given>(
-      [&](auto& c) { c.args.decisions.logits = logits; },
-      "layer::forward, decisions.logits: expected a null pointer, for precomputed routes have no logits, got "
-      "a pointer");
 }
 
 TEST_CASE("a router that answers with no expert or with numbers that are not finite is refused by name", "[errors]") {

@@ -9,8 +9,8 @@
 namespace {
 
 using switchyard::divide_up;
-using switchyard::backend::detail::expert_rows;
-using switchyard::backend::detail::most_places;
+using switchyard::cpu::expert_rows;
+using switchyard::cpu::most_places;
 
 }  // namespace
 

@@ -93,7 +93,7 @@ TEST_CASE("the special routings are what they say", "[forward]") {
 
 TEST_CASE("each group of tokens has queues of its own", "[forward]") {
   for_each_layer([](any_layer const& layer) {
-    if (layer.router.stratification.strata > 0) return;  // refused: its passes are groups
+    if (layer.router.strata > 0) return;  // refused: its passes are groups
     problem p = usual_problem(layer);
     for (std::int64_t tokens_per_group : {1, 10, 132, 133, 1000}) {
       INFO(tokens_per_group << " tokens per group");
@@ -163,7 +163,7 @@ TEST_CASE("a row has the same bits whatever rows stand beside it, where no exper
         alone.inputs.id_weights.assign(all.inputs.id_weights.begin() + t * top_k,
                                        all.inputs.id_weights.begin() + (t + 1) * top_k);
       }
-      if (layer.router.clustering.scales) {  // the weights of the features come from all tokens
+      if (layer.router.scales_features) {  // the weights of the features come from all tokens
         alone.inputs.labels.assign(all.inputs.labels.begin() + t * 2, all.inputs.labels.begin() + (t + 1) * 2);
         alone.inputs.feature_scale.assign(together.feature_scale.begin(), together.feature_scale.end());
       }
@@ -184,7 +184,7 @@ TEST_CASE("experts may be computed by panels or row by row", "[forward]") {
       INFO("panels from " << least << " rows on");
       for (auto set : {sy::instruction_set::portable, sy::instruction_set::avx2, sy::instruction_set::avx512,
                        sy::instruction_set::amx}) {
-        if (set > sy::backend::best_instruction_set()) continue;
+        if (set > sy::best_instruction_set()) continue;
         check_against_reference(p, run(p, {.context = {.threads = 1, .instructions = set, .least_panel_rows = least}}));
       }
     }
@@ -196,8 +196,8 @@ TEST_CASE("every instruction set of this machine agrees with the reference", "[f
     problem const p = usual_problem(layer);
     for (auto set : {sy::instruction_set::portable, sy::instruction_set::avx2, sy::instruction_set::avx512,
                      sy::instruction_set::amx}) {
-      if (set > sy::backend::best_instruction_set()) continue;
-      INFO(sy::backend::name_of(set));
+      if (set > sy::best_instruction_set()) continue;
+      INFO(sy::name_of(set));
       check_against_reference(p, run(p, {.context = {.threads = 1, .instructions = set}}));
     }
   });

@@ -14,8 +14,8 @@ using with_all = sy::layer<sy::shape{.hidden = 5, .intermediate = 3, .experts = 
                            sy::expert::with_shared<sy::expert::with_bias<sy::expert::gated_mlp<sy::silu>>, 7>,
                            sy::backend::cpu, sy::half>;
 
-template <class T>
-bool same(sy::weight_view<T> const& a, sy::weight_view<T> const& b) {
+template <class T, sy::projection Role>
+bool same(sy::weight_view<T, Role> const& a, std::type_identity_t<sy::weight_view<T, Role>> const& b) {
   return a.data == b.data && a.expert_stride == b.expert_stride && a.row_stride == b.row_stride &&
          a.column_stride == b.column_stride;
 }

@@ -13,7 +13,7 @@
 namespace {
 
 namespace sy = switchyard;
-using namespace sy::backend::detail;
+using namespace sy::cpu;
 
 constexpr sy::instruction_set all_sets[] = {sy::instruction_set::portable, sy::instruction_set::avx2,
                                             sy::instruction_set::avx512};
@@ -29,16 +29,16 @@ std::vector<Element> numbers(std::int64_t count, std::uint32_t seed) {
 /// The products of some rows, and what surrounds them in memory is never touched.
 template <class Element>
 std::vector<float> products(sy::instruction_set set, std::vector<Element const*> const& rows,
-                            feature_tile<Element> const& weights, std::int64_t depth,
-                            feature_tile<Element> const& next = {}) {
-  row_functions<Element> const with = row_functions_of<Element>(set);
+                            feature_tile<sy::weight_view<Element>> const& weights, std::int64_t depth,
+                            feature_tile<sy::weight_view<Element>> const& next = {}) {
+  auto const kernels = row_kernels_of<sy::weight_view<Element>>(set);
   int const count = static_cast<int>(rows.size()), stride = weights.features + 3;
   std::vector<float> memory(static_cast<std::size_t>(count * row_floats(depth) + 32));
   float* const grouped = memory.data() + 16 - reinterpret_cast<std::uintptr_t>(memory.data()) % 64 / 4;
-  with.group(rows.data(), count, depth, grouped);
+  kernels.group(rows.data(), count, depth, grouped);
   float const untouched = -12345.0f;
   std::vector<float> to(static_cast<std::size_t>(count) * stride, untouched), result;
-  multiply_rows(with, {grouped, count}, weights, depth, next, to.data(), stride);
+  multiply_rows(kernels, {grouped, count}, weights, depth, next, to.data(), stride);
   for (int r = 0; r < count; ++r) {
     for (int f = 0; f < stride; ++f) {
       float const value = to[static_cast<std::size_t>(r) * stride + f];
@@ -88,11 +88,11 @@ TEMPLATE_TEST_CASE("products of few rows", "[experts]", float, sy::bfloat16, sy:
         scale = std::max(scale, std::abs(sum));
       }
     }
-    feature_tile<element> const weights{matrix.data(), row_stride, 1, features};
-    feature_tile<element> const transposed{turned.data(), 1, features, features};
+    feature_tile<sy::weight_view<element>> const weights{matrix.data(), row_stride, 1, features};
+    feature_tile<sy::weight_view<element>> const transposed{turned.data(), 1, features, features};
     for (sy::instruction_set set : all_sets) {
-      if (set > sy::backend::best_instruction_set()) continue;
-      INFO(sy::backend::name_of(set));
+      if (set > sy::best_instruction_set()) continue;
+      INFO(sy::name_of(set));
       auto const got = products(set, pointers, weights, depth);
       auto const got_transposed = products(set, pointers, transposed, depth);
       for (std::size_t i = 0; i < expected.size(); ++i) {
@@ -121,7 +121,7 @@ TEST_CASE("numbers that are none stay in their rows and features", "[experts]") 
   std::vector<float const*> pointers;
   for (int r = 0; r < rows; ++r) pointers.push_back(tokens.data() + r * depth);
   for (sy::instruction_set set : all_sets) {
-    if (set > sy::backend::best_instruction_set()) continue;
+    if (set > sy::best_instruction_set()) continue;
     auto const got = products<float>(set, pointers, {matrix.data(), depth, 1, features}, depth);
     for (int r = 0; r < rows; ++r) {
       for (int f = 0; f < features; ++f) CHECK(std::isfinite(got[r * features + f]) == (r != 4 && f != 7));

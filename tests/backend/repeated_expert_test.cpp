@@ -33,9 +33,8 @@ TEST_CASE("a caller may name an expert twice: it then has two rows of the token"
 namespace {
 
 /// A router of somebody else's, whose second choice is its first one again.
-struct twice {
+struct twice : sy::router::by_logits {
   static constexpr std::string_view name = "twice";
-  static constexpr sy::router_traits traits{};
 
   template <int TopK, int Experts, class Lanes>
   static sy::route<TopK> select(Lanes lanes, sy::per_expert<Experts, Lanes> const& logits,
@@ -100,7 +99,7 @@ TEST_CASE("a router may name an expert twice: the layer gives the bits of the sa
                     .weights = {.up_proj = callers::in_proj(up.data()), .down_proj = callers::out_proj(down.data())},
                     .output = callers::rows(again.data(), tokens),
                     .workspace = scratch,
-                    .routes = {.experts = ids.data(), .weights = weights.data()},
+                    .inputs = {.experts = ids.data(), .weights = weights.data()},
                     .decisions = {.dropped = dropped_again.data()}});
   CHECK(dropped == dropped_again);
   CHECK(same_bits(y, again));

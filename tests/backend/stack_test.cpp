@@ -97,9 +97,9 @@ std::size_t stack_of(int tokens, bool transposed, sy::instruction_set set) {
   args.tokens = Layer::rows(x.data(), tokens);
   args.weights.router.weight = router.data();
   args.weights.gate_proj = args.weights.up_proj =
-      transposed ? matrices::transposed(matrix.data(), inner, hidden) : Layer::in_proj(matrix.data());
+      transposed ? matrices::transposed(matrix.data(), inner, hidden) : matrices(Layer::in_proj(matrix.data()));
   args.weights.down_proj =
-      transposed ? matrices::transposed(matrix.data(), hidden, inner) : Layer::out_proj(matrix.data());
+      transposed ? matrices::transposed(matrix.data(), hidden, inner) : matrices(Layer::out_proj(matrix.data()));
   args.output = Layer::rows(y.data(), tokens);
   args.workspace = scratch;
   args.auxiliary = &auxiliary;
@@ -122,7 +122,7 @@ using stacked =
 }  // namespace
 
 TEMPLATE_TEST_CASE("a call needs at most 64 KB of stack on any thread", "[layer]", float, sy::bfloat16, sy::half) {
-  for (int set = 1; set <= static_cast<int>(sy::backend::best_instruction_set()); ++set) {
+  for (int set = 1; set <= static_cast<int>(sy::best_instruction_set()); ++set) {
     for (int tokens : {1, 40, 600}) {
       for (bool transposed : {false, true}) {
         CAPTURE(set, tokens, transposed);

@@ -1,4 +1,4 @@
-// expect: auxiliary_values_need_logits
+// expect: switchyard: auxiliary values are made of logits, and this router makes none
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

@@ -1,4 +1,4 @@
-// expect: the_expert_has_no_bias
+// expect: switchyard: the projections of this expert have no biases. Wrap it in expert::with_bias, or leave .bias out.
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

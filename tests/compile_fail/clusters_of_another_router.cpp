@@ -1,7 +1,7 @@
-// expect: the_router_has_no_clusters
+// expect: switchyard: this router takes nothing from .inputs: it decides by the tokens alone.
 #include <switchyard/switchyard.hpp>
 
 using namespace switchyard;
 using plain = layer<shape{8, 8, 4, 2}, router::softmax_top_k, capacity::dropless, expert::mlp<relu>>;
 std::int32_t labels[1];
-plain::args args{.clusters = {.labels = labels}};
+plain::args args{.inputs = {.labels = labels}};

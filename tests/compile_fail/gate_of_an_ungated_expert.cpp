@@ -1,4 +1,4 @@
-// expect: the_expert_has_no_gate
+// expect: switchyard: this expert has no gate projection: expert::mlp computes down(activation(up(x))).
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

@@ -1,4 +1,4 @@
-// expect: switchyard: the fourth argument of layer is no expert. An expert has a name, traits and an
+// expect: switchyard: the fourth argument of layer is no expert. An expert has a name and an activation, and inherits expert::feed_forward
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

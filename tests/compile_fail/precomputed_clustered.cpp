@@ -1,4 +1,4 @@
-// expect: switchyard: router::precomputed makes no logits from tokens, so router::adaptive_clustering has nothing to scale.
+// expect: switchyard: a router without logits, such as router::precomputed, leaves router::adaptive_clustering nothing to scale.
 #include <switchyard/switchyard.hpp>
 
 using namespace switchyard;

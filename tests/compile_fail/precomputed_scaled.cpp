@@ -1,4 +1,4 @@
-// expect: switchyard: router::precomputed takes its weights from .routes, so router::scaled cannot change them.
+// expect: switchyard: a router without logits, such as router::precomputed, takes its weights from .inputs, so that router::scaled cannot change them.
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

@@ -1,4 +1,4 @@
-// expect: switchyard: router::precomputed has no router weight that router::shared could share.
+// expect: switchyard: a router without logits, such as router::precomputed, has no router weight that router::shared could share.
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

@@ -1,4 +1,4 @@
-// expect: switchyard: router::precomputed has no logits that router::with_bias could add to.
+// expect: switchyard: a router without logits, such as router::precomputed, has nothing that router::with_bias could add to.
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

@@ -1,4 +1,4 @@
-// expect: the_layer_has_no_shared_expert
+// expect: switchyard: this layer has no shared expert. Wrap its expert in expert::with_shared, or leave .shared out.
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

@@ -1,4 +1,4 @@
-// expect: router::precomputed has no router weight. Set .routes
+// expect: switchyard: this router makes no logits: it takes its experts from .inputs, so there is no router weight to set
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

@@ -61,14 +61,14 @@ struct call {
     args.workspace = scratch;
     support::set_arguments(args, {.router = {{router.data()}},
                                   .clusters = {labels.data(), choices, scale.empty() ? nullptr : scale.data()}});
-    if (Layer::router_traits.clustering.scales) {
-      args.decisions.feature_scale = out.scale.data();
-      if (scale.empty()) args.decisions.dispersion = out.dispersion.data();
+    if constexpr (sy::router::are_scaled_by_cluster<typename Layer::router::features>) {
+      args.report.feature_scale = out.scale.data();
+      if (scale.empty()) args.report.dispersion = out.dispersion.data();
     }
     args.active = active.empty() ? nullptr : active.data();
     args.decisions.experts = out.experts.data();
     args.decisions.weights = out.weights.data();
-    args.decisions.logits = out.logits.data();
+    args.report.logits = out.logits.data();
     Layer::forward(args);
     return out;
   }
@@ -224,7 +224,7 @@ TEST_CASE("a layer may write its choices over the labels that it reads", "[route
                               .down_proj = layer::out_proj(matrices.data())},
                   .output = layer::rows(output.data(), 30),
                   .workspace = scratch,
-                  .clusters = {.labels = choices.data(), .choices = 2},
+                  .inputs = {.labels = choices.data(), .choices = 2},
                   .decisions = {.experts = choices.data()}});
   CHECK(choices == expected.experts);
   CHECK(output == expected.output);
@@ -271,10 +271,10 @@ TEST_CASE("calibration on one batch gives its weights, and on two those of the d
 TEST_CASE("a cluster that does not exist is refused, and so are inputs that do not go together", "[router]") {
   call<layer_of<language>> wrong(four_tokens, {0, 0, 2, 1});
   CHECK(message_of([&] { wrong.run(); }) ==
-        "switchyard: layer::forward, clusters.labels: expected ids from 0 to 1, got 2 for token 2");
+        "switchyard: layer::forward, inputs.labels: expected ids from 0 to 1, got 2 for token 2");
   wrong.labels = {0, 0, 1, 1};
   wrong.choices = 0;
-  CHECK(message_of([&] { wrong.run(); }) == "switchyard: layer::forward, clusters.choices: expected at least 1, got 0");
+  CHECK(message_of([&] { wrong.run(); }) == "switchyard: layer::forward, inputs.choices: expected at least 1, got 0");
 
   using layer = layer_of<language>;
   float const x[2] = {1, 2}, w[4] = {1, 0, 0, 1};
@@ -286,13 +286,13 @@ TEST_CASE("a cluster that does not exist is refused, and so are inputs that do n
                    .workspace = scratch};
   CHECK(message_of([&] {
           layer::forward(args);
-        }).find("clusters.labels: expected [tokens, choices] int32, the previous MoE layer's decisions.experts") !=
+        }).find("inputs.labels: expected [tokens, choices] int32, the previous MoE layer's decisions.experts") !=
         std::string::npos);
   std::int32_t const label = 0;
-  args.clusters = {.labels = &label, .feature_scale = w};
-  args.decisions.dispersion = table;
+  args.inputs = {.labels = &label, .feature_scale = w};
+  args.report.dispersion = table;
   CHECK(
       message_of([&] { layer::forward(args); }) ==
-      "switchyard: layer::forward, decisions.dispersion: expected a null pointer, for clusters.feature_scale is given, "
+      "switchyard: layer::forward, report.dispersion: expected a null pointer, for inputs.feature_scale is given, "
       "got a pointer");
 }

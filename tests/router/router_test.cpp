@@ -251,16 +251,16 @@ TEST_CASE("sparsemixer with equal logits shares the weight among the experts lef
 
 TEST_CASE("wrappers change one trait each and keep the others", "[router]") {
   using all = shared<with_bias<on_input<top_k<scores::sigmoid, selection::corrected, weighting::sum>>>>;
-  CHECK(all::traits.gate == sy::gate_owner::model);
+  CHECK(all::traits.owner == sy::router_owner::model);
   CHECK(all::traits.bias);
   CHECK(all::traits.weighs_input);
   CHECK(all::traits.correction_bias);
-  CHECK_FALSE(all::traits.precomputed);
-  CHECK(softmax_top_k::traits.gate == sy::gate_owner::layer);
+  CHECK(sy::makes_logits<all>);
+  CHECK(softmax_top_k::traits.owner == sy::router_owner::layer);
   CHECK_FALSE(softmax_top_k::traits.bias);
   CHECK_FALSE(softmax_top_k::traits.weighs_input);
   CHECK_FALSE(softmax_top_k::traits.correction_bias);
-  CHECK(on_input<precomputed>::traits.precomputed);
+  CHECK_FALSE(sy::makes_logits<on_input<precomputed>>);
   CHECK(top_k<scores::softmax, selection::grouped<2, 1, group_score::max, selection::corrected>, weighting::sum>::traits
             .correction_bias);
 }

@@ -31,7 +31,7 @@ struct outcome {
 /// A call of such a layer. Norms are plain, and gates are zero but for their biases where nothing else is said.
 template <class Layer>
 struct call {
-  static constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k, strata = Layer::strata_or_one;
+  static constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k, strata = Layer::router::schedule::passes;
   std::vector<float> tokens, residual;
   std::vector<float> gate[strata], bias[strata];
   std::vector<std::uint8_t> active = {};
@@ -40,8 +40,8 @@ struct call {
 
   call(std::vector<float> x, std::vector<float> before) : tokens(x), residual(before) {
     for (int i = 0; i < strata; ++i) {
-      gate[i].resize(2 * (experts - Layer::router::first_expert(i)));
-      bias[i].resize(experts - Layer::router::first_expert(i));
+      gate[i].resize(2 * (experts - Layer::router::schedule::first_expert(i)));
+      bias[i].resize(experts - Layer::router::schedule::first_expert(i));
     }
   }
 
@@ -66,12 +66,12 @@ struct call {
     std::vector<std::byte> scratch(Layer::workspace_bytes(count));
     typename Layer::args args{};
     args.tokens = Layer::rows(tokens.data(), count);
-    args.residual = Layer::rows(residual.data(), count);
+    args.inputs.residual = Layer::rows(residual.data(), count);
     for (int i = 0; i < strata; ++i) {
-      args.weights.router.gate[i].weight = gate[i].data();
-      if constexpr (Layer::router_traits.bias) args.weights.router.gate[i].bias = bias[i].data();
-      if constexpr (Layer::router_traits.stratification.norms) {
-        args.weights.norm.after[i] = {norm_weight.data(), norm_bias.data(), epsilon};
+      args.weights.router.stratum[i].weight = gate[i].data();
+      if constexpr (Layer::router_traits.bias) args.weights.router.stratum[i].bias = bias[i].data();
+      if constexpr (Layer::router::schedule::form.norms) {
+        args.inputs.norm.after[i] = {norm_weight.data(), norm_bias.data(), epsilon};
       }
     }
     args.weights.up_proj = Layer::in_proj(up.data());
@@ -84,7 +84,7 @@ struct call {
     args.decisions.dropped = out.dropped.data();
     args.decisions.counts = out.counts.data();
     args.decisions.load = out.load.data();
-    args.decisions.passes = out.passes.data();
+    args.report.passes = out.passes.data();
     args.auxiliary = &out.auxiliary;
     Layer::forward(args);
     return out;
@@ -182,14 +182,14 @@ TEST_CASE("the residual before the norm has the hand-checked numbers", "[router]
   std::vector<std::byte> scratch(layer::workspace_bytes(2));
   layer::forward(
       {.tokens = layer::rows(c.tokens.data(), 2),
-       .residual = layer::rows(c.residual.data(), 2),
-       .weights = {.router = {.gate = {{c.gate[0].data(), c.bias[0].data()}, {c.gate[1].data(), c.bias[1].data()}}},
+       .weights = {.router = {.stratum = {{c.gate[0].data(), c.bias[0].data()}, {c.gate[1].data(), c.bias[1].data()}}},
                    .up_proj = layer::in_proj(up.data()),
-                   .down_proj = layer::out_proj(down.data()),
-                   .norm = {{{plain_weight.data(), plain_bias.data(), 0.0f},
-                             {last_weight.data(), last_bias.data(), 0.0f}}}},
+                   .down_proj = layer::out_proj(down.data())},
        .output = layer::rows(y.data(), 2),
-       .workspace = scratch});
+       .workspace = scratch,
+       .inputs = {.residual = layer::rows(c.residual.data(), 2),
+                  .norm = {{{plain_weight.data(), plain_bias.data(), 0.0f},
+                            {last_weight.data(), last_bias.data(), 0.0f}}}}});
   check_close({y[0], y[1]}, {-3.537883f, 7.537883f}, 1e-5f);
 }
 
@@ -245,11 +245,11 @@ TEST_CASE("one stratum without a norm is the layer of its base router and a resi
 TEST_CASE("a token goes from a lower stratum to any higher one, and skips what lies between", "[router][stratified]") {
   using router = stratified<sy::router::switch_top1, 1, 2, 1, 2>;
   using layer = multipliers<router, sy::capacity::dropless, 6, 1>;
-  CHECK(router::first_expert(0) == 0);
-  CHECK(router::first_expert(2) == 3);
-  CHECK(router::first_expert(4) == 6);
+  CHECK(router::schedule::first_expert(0) == 0);
+  CHECK(router::schedule::first_expert(2) == 3);
+  CHECK(router::schedule::first_expert(4) == 6);
   int const stratum[] = {0, 1, 1, 2, 3, 3};
-  for (int e = 0; e < 6; ++e) CHECK(router::stratum_of(e) == stratum[e]);
+  for (int e = 0; e < 6; ++e) CHECK(router::schedule::stratum_of(e) == stratum[e]);
   for (int e = 0; e < 6; ++e) {
     INFO("first choice " << e);
     call<layer> c({-1, 1}, {0, 0});
@@ -257,7 +257,7 @@ TEST_CASE("a token goes from a lower stratum to any higher one, and skips what l
     outcome const got = c.run();
     CHECK(got.passes[0] == 1 + 3 - stratum[e]);
     CHECK(got.experts[0] == e);
-    for (int i = 1; i < 4; ++i) CHECK(got.experts[i] == (i <= stratum[e] ? -1 : router::first_expert(i)));
+    for (int i = 1; i < 4; ++i) CHECK(got.experts[i] == (i <= stratum[e] ? -1 : router::schedule::first_expert(i)));
   }
 }
 
@@ -311,13 +311,13 @@ TEST_CASE("what a stratified layer lacks or cannot say is refused by name", "[ro
   std::uint8_t passes[4];
   auto const error_of = [&](auto change) -> std::string {
     layer::args args{.tokens = layer::rows(static_cast<float const*>(x.data()), 4),
-                     .residual = layer::rows(static_cast<float const*>(x.data()), 4),
-                     .weights = {.router = {.gate = {{gate.data(), gate.data()}, {gate.data(), gate.data()}}},
+                     .weights = {.router = {.stratum = {{gate.data(), gate.data()}, {gate.data(), gate.data()}}},
                                  .up_proj = layer::in_proj(matrices.data()),
-                                 .down_proj = layer::out_proj(matrices.data()),
-                                 .norm = {{{norm.data(), norm.data()}, {norm.data(), norm.data()}}}},
+                                 .down_proj = layer::out_proj(matrices.data())},
                      .output = layer::rows(y.data(), 4),
-                     .workspace = scratch};
+                     .workspace = scratch,
+                     .inputs = {.residual = layer::rows(static_cast<float const*>(x.data()), 4),
+                                .norm = {{{norm.data(), norm.data()}, {norm.data(), norm.data()}}}}};
     change(args);
     try {
       layer::forward(args);
@@ -327,60 +327,44 @@ TEST_CASE("what a stratified layer lacks or cannot say is refused by name", "[ro
     return "";
   };
   CHECK(error_of([](auto&) {}) == "");
-  CHECK(error_of([&](auto& a) { a.decisions.passes = passes; }) == "");
-  CHECK(error_of([](auto& a) { a.residual = {}; }) ==
-        "switchyard: layer::forward, residual: expected 4 x 2 (tokens x hidden), got 0 x 0");
-  CHECK(error_of([](auto& a) { a.residual.data = nullptr; }) ==
-        "switchyard: layer::forward, residual: expected a matrix, got a null pointer");
-  CHECK(error_of([](auto& a) { a.weights.router.gate[1].weight = nullptr; }) ==
-        "switchyard: layer::forward, weights.router.gate[1].weight: expected [experts, hidden] float, got a null "
+  CHECK(error_of([&](auto& a) { a.report.passes = passes; }) == "");
+  CHECK(error_of([](auto& a) { a.inputs.residual = {}; }) ==
+        "switchyard: layer::forward, inputs.residual: expected 4 x 2 (tokens x hidden), got 0 x 0");
+  CHECK(error_of([](auto& a) { a.inputs.residual.data = nullptr; }) ==
+        "switchyard: layer::forward, inputs.residual: expected a matrix, got a null pointer");
+  CHECK(error_of([](auto& a) { a.weights.router.stratum[1].weight = nullptr; }) ==
+        "switchyard: layer::forward, weights.router.stratum[1].weight: expected [experts, hidden] float, got a null "
         "pointer");
-  CHECK(error_of([](auto& a) { a.weights.router.gate[0].bias = nullptr; }) ==
-        "switchyard: layer::forward, weights.router.gate[0].bias: expected [experts] float, got a null pointer");
-  CHECK(error_of([](auto& a) { a.weights.norm.after[1].bias = nullptr; }) ==
-        "switchyard: layer::forward, weights.norm.after[1].bias: expected [hidden] float, got a null pointer");
+  CHECK(error_of([](auto& a) { a.weights.router.stratum[0].bias = nullptr; }) ==
+        "switchyard: layer::forward, weights.router.stratum[0].bias: expected [experts] float, got a null pointer");
+  CHECK(error_of([](auto& a) { a.inputs.norm.after[1].bias = nullptr; }) ==
+        "switchyard: layer::forward, inputs.norm.after[1].bias: expected [hidden] float, got a null pointer");
   CHECK(error_of([](auto& a) {
-          a.weights.norm.after[0].epsilon = not_a_number;
-        }).find("switchyard: layer::forward, weights.norm.after[0].epsilon: expected 0 or more, got ") == 0);
+          a.inputs.norm.after[0].epsilon = not_a_number;
+        }).find("switchyard: layer::forward, inputs.norm.after[0].epsilon: expected 0 or more, got ") == 0);
   CHECK(error_of([](auto& a) { a.tokens_per_group = 2; }) ==
         "switchyard: layer::forward, tokens_per_group: expected 0, for each pass of router::stratified is one group, "
         "got 2");
-  CHECK(error_of([&](auto& a) { a.decisions.logits = x.data(); }) ==
-        "switchyard: layer::forward, decisions.logits: expected a null pointer, for each stratum has logits of its "
-        "own, got "
-        "a pointer");
   CHECK(error_of([&](auto& a) {
           a.output = {x.data() + 2, 4, 2};
         }).find("layer::forward, output: expected memory apart from") != std::string::npos);
   std::vector<float> other(10);
   CHECK(error_of([&](auto& a) {
-          a.residual = {other.data(), 4, 2};
+          a.inputs.residual = {other.data(), 4, 2};
           a.output = {other.data() + 2, 4, 2};
         }) ==
-        "switchyard: layer::forward, output: expected memory apart from residual, or the same view, got a matrix that "
-        "overlaps residual");
+        "switchyard: layer::forward, output: expected memory apart from inputs.residual, or the same view, got a matrix "
+        "that overlaps inputs.residual");
   CHECK(
       error_of([&](auto& a) {
-        a.residual = {reinterpret_cast<float const*>(scratch.data()), 4, 2};
+        a.inputs.residual = {reinterpret_cast<float const*>(scratch.data()), 4, 2};
       }) ==
       "switchyard: layer::forward, workspace: expected memory apart from all else that the call reads and writes, got "
-      "memory that overlaps residual");
+      "memory that overlaps inputs.residual");
   CHECK(error_of([&](auto& a) {
-          a.residual = {other.data(), 4, 2};
+          a.inputs.residual = {other.data(), 4, 2};
           a.output = {other.data(), 4, 2};
         }) == "");
-
-  using ordinary = multipliers<sy::router::softmax_top_k, sy::capacity::dropless, 3, 2>;
-  ordinary::args args{.tokens = ordinary::rows(static_cast<float const*>(x.data()), 4),
-                      .weights = {.router = {.weight = gate.data()},
-                                  .up_proj = ordinary::in_proj(matrices.data()),
-                                  .down_proj = ordinary::out_proj(matrices.data())},
-                      .output = ordinary::rows(y.data(), 4),
-                      .workspace = scratch};
-  args.decisions.passes = passes;
-  CHECK_THROWS_WITH(ordinary::forward(args),
-                    "switchyard: layer::forward, decisions.passes: expected a null pointer, for the "
-                    "router is no router::stratified, got a pointer");
 }
 
 TEST_CASE("the parameters of a stratified layer are all gates and norms, and one pass is what it costs at least",

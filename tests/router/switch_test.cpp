@@ -65,8 +65,8 @@ struct by_logits {
                       .weights = weights.data(),
                       .dropped = dropped.data(),
                       .counts = counts.data(),
-                      .load = load.data(),
-                      .logits = logits.data()};
+                      .load = load.data()};
+    args.report.logits = logits.data();
     args.auxiliary = &auxiliary;
     layer::forward(args);
   }

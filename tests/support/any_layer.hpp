@@ -41,6 +41,7 @@ struct any_args {
   std::int64_t tokens_per_group = 0;
   std::uint8_t const* active = nullptr;
   sy::decisions decisions;
+  any_report report;
   sy::auxiliary_values* auxiliary = nullptr;
 };
 
@@ -52,10 +53,18 @@ struct memory_space {
   void (*copy_out)(void* to, void const* from, std::size_t bytes) = nullptr;
 };
 
+/// What a layer's router is.
+struct router_facts {
+  bool precomputed = false;      ///< it takes its routes from the call
+  bool scales_features = false;  ///< by clusters
+  bool bias = false, correction_bias = false;
+  int strata = 0;  ///< 0: it makes one pass
+};
+
 struct any_layer {
   std::string name;
   bool everywhere = true;  ///< false: of a list that the CPU alone runs
-  sy::router_traits router;
+  router_facts router;
   sy::capacity_traits capacity;
   sy::expert_traits expert;
   reference::config reference;

@@ -200,11 +200,11 @@ outcome run(problem const& p, call const& how) {
     at(dropped, args.decisions.dropped);
     at(counts, args.decisions.counts);
     at(load, args.decisions.load);
-    if (has_logits) at(logits, args.decisions.logits);
+    if (has_logits) at(logits, args.report.logits);
     if (!layer.router.precomputed) at(auxiliary, args.auxiliary);
-    if (!c.strata.empty()) at(made, args.decisions.passes);
-    if (scale_used.size() > 0) at(scale_used, args.decisions.feature_scale);
-    if (dispersion.size() > 0) at(dispersion, args.decisions.dispersion);
+    if (!c.strata.empty()) at(made, args.report.passes);
+    if (scale_used.size() > 0) at(scale_used, args.report.feature_scale);
+    if (dispersion.size() > 0) at(dispersion, args.report.dispersion);
   }
 
   layer.forward(args, how.context);

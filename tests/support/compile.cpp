@@ -48,6 +48,7 @@ typed_args<Element>::typed_args(any_args const& from, int hidden) {
   optional.routes = from.routes;
   optional.clusters = from.clusters;
   optional.auxiliary = from.auxiliary;
+  optional.report = from.report;
 }
 
 template <class Element>

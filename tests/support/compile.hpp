@@ -60,11 +60,22 @@ void forward_any(any_args const& from, sy::cpu_context const& context) {
   reached<typename Layer::backend>::template forward<Layer>(args, context);
 }
 
+template <class Router>
+router_facts facts_of() {
+  router_facts facts;
+  facts.precomputed = !sy::makes_logits<Router>;
+  facts.scales_features = sy::router::are_scaled_by_cluster<typename Router::features>;
+  facts.bias = Router::traits.bias;
+  facts.correction_bias = Router::traits.correction_bias;
+  if constexpr (sy::router::climbs<typename Router::schedule>) facts.strata = Router::schedule::strata;
+  return facts;
+}
+
 template <class Layer>
 any_layer erase() {
   using element = typename Layer::element;
   return {.name = sy::describe<Layer>(),
-          .router = Layer::router_traits,
+          .router = facts_of<typename Layer::router>(),
           .capacity = Layer::capacity_traits,
           .expert = Layer::expert_traits,
           .reference = reference_config<Layer>(),

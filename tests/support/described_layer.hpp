@@ -121,14 +121,16 @@ reference::config reference_config() {
   c.top_k = Layer::dims.top_k;
   describe_router(c, static_cast<typename Layer::router const*>(nullptr));
   c.weight_on_input = Layer::router_traits.weighs_input;
-  describe_clustering(c.clusters, Layer::router_traits.clustering);
-  constexpr sy::stratification_traits strata = Layer::router_traits.stratification;
-  if constexpr (strata.strata > 0) {
-    for (int i = 0; i < strata.strata; ++i) {
-      c.strata.push_back(Layer::router::first_expert(i + 1) - Layer::router::first_expert(i));
+  if constexpr (sy::router::are_scaled_by_cluster<typename Layer::router::features>) {
+    describe_clustering(c.clusters, Layer::router::features::form);
+  }
+  using schedule = typename Layer::router::schedule;
+  if constexpr (sy::router::climbs<schedule>) {
+    for (int i = 0; i < schedule::strata; ++i) {
+      c.strata.push_back(schedule::first_expert(i + 1) - schedule::first_expert(i));
     }
-    c.stratum_norms = strata.norms;
-    c.normalised_residual = strata.normalised_residual || !strata.norms;
+    c.stratum_norms = schedule::form.norms;
+    c.normalised_residual = schedule::form.normalised_residual || !schedule::form.norms;
   }
 
   describe_capacity(c, static_cast<typename Layer::capacity const*>(nullptr));

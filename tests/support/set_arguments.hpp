@@ -1,7 +1,12 @@
 #pragma once
 
 #include <switchyard/layer.hpp>
+#include <switchyard/router/adaptive_clustering.hpp>
+#include <switchyard/router/by_inputs.hpp>
+#include <switchyard/router/precomputed.hpp>
+#include <switchyard/router/stratified.hpp>
 
+#include <cstdint>
 #include <type_traits>
 
 /// Which arguments of `forward` a layer has, written once for programs that run layers of many kinds.
@@ -9,6 +14,13 @@ namespace support {
 
 /// Of the layers that our programs know.
 inline constexpr int most_strata = 8;
+
+/// What some routers report.
+struct any_report {
+  float* logits = nullptr;
+  float *feature_scale = nullptr, *dispersion = nullptr;
+  std::uint8_t* passes = nullptr;
+};
 
 /// What only some layers take. What a layer does not have is not read.
 template <class Element>
@@ -22,39 +34,66 @@ struct optional_arguments {
   switchyard::precomputed_routes routes = {};
   switchyard::token_clusters clusters = {};
   switchyard::auxiliary_values* auxiliary = nullptr;
+  any_report report = {};
 };
 
-/// A router's weights; with strata one gate after the other.
-inline void set_router(switchyard::router_weights& to, switchyard::router_weights const* from) { to = *from; }
-inline void set_router(switchyard::plain_router_weights& to, switchyard::router_weights const* from) {
+// A router's weights; with strata one after the other. An overload for each type of a member that a layer may have.
+inline void set(switchyard::router_weights& to, switchyard::router_weights const* from) { to = *from; }
+inline void set(switchyard::router::plain_weights& to, switchyard::router_weights const* from) {
   to.weight = from->weight;
 }
 template <int Strata, class Weights>
-void set_router(switchyard::stratum_gates<Strata, Weights>& to, switchyard::router_weights const* from) {
+void set(switchyard::router::stratum_weights<Strata, Weights>& to, switchyard::router_weights const* from) {
   static_assert(Strata <= most_strata, "support::most_strata is less than a layer's strata.");
-  for (int i = 0; i < Strata; ++i) set_router(to.gate[i], from + i);
+  for (int i = 0; i < Strata; ++i) set(to.stratum[i], from + i);
 }
+template <class Why>
+void set(switchyard::router::absent_weights<Why>&, switchyard::router_weights const*) {}
+
+template <int Strata>
+void set(switchyard::stratum_norms<Strata>& to, switchyard::layer_norm const* from) {
+  for (int i = 0; i < Strata; ++i) to.after[i] = from[i];
+}
+template <class Why>
+void set(switchyard::absent<Why>&, switchyard::layer_norm const*) {}
+
+template <class Element>
+void set(switchyard::precomputed_routes& to, optional_arguments<Element> const& from) {
+  to = from.routes;
+}
+template <class Element>
+void set(switchyard::token_clusters& to, optional_arguments<Element> const& from) {
+  to = from.clusters;
+}
+template <class Layer, class Element>
+void set(switchyard::router::block_inputs<Layer>& to, optional_arguments<Element> const& from) {
+  to.residual = from.residual;
+  set(to.norm, from.norm);
+}
+template <class Why, class Element>
+void set(switchyard::router::absent_inputs<Why>&, optional_arguments<Element> const&) {}
+
+inline void set(switchyard::router::logits_report& to, any_report const& from) { to.logits = from.logits; }
+inline void set(switchyard::router::clustering_report& to, any_report const& from) {
+  to.logits = from.logits;
+  to.feature_scale = from.feature_scale;
+  to.dispersion = from.dispersion;
+}
+inline void set(switchyard::router::strata_report& to, any_report const& from) { to.passes = from.passes; }
+inline void set(switchyard::router::nothing_to_report&, any_report const&) {}
+
+inline void set(switchyard::auxiliary_values*& to, switchyard::auxiliary_values* from) { to = from; }
+template <class Why>
+void set(switchyard::absent<Why>&, switchyard::auxiliary_values*) {}
 
 template <class Layer>
 void set_arguments(switchyard::forward_args<Layer>& args,
                    std::type_identity_t<optional_arguments<typename Layer::element>> const& from) {
-  if constexpr (Layer::router_traits.precomputed) {
-    args.routes = from.routes;
-  } else {
-    args.auxiliary = from.auxiliary;
-    if constexpr (Layer::router_traits.gate == switchyard::gate_owner::model) {
-      set_router(args.shared_router, from.router);
-    } else {
-      set_router(args.weights.router, from.router);
-    }
-  }
-  if constexpr (Layer::router_traits.clustering.scales) args.clusters = from.clusters;
-  if constexpr (Layer::router_traits.stratification.strata > 0) {
-    args.residual = from.residual;
-    if constexpr (Layer::router_traits.stratification.norms) {
-      for (int i = 0; i < Layer::strata_or_one; ++i) args.weights.norm.after[i] = from.norm[i];
-    }
-  }
+  set(args.weights.router, from.router);
+  set(args.shared_router, from.router);
+  set(args.inputs, from);
+  set(args.report, from.report);
+  set(args.auxiliary, from.auxiliary);
   if constexpr (Layer::expert_traits.gated) args.weights.gate_proj = from.gate_proj;
   if constexpr (Layer::expert_traits.bias) args.weights.bias = from.bias;
   if constexpr (Layer::expert_traits.shared_intermediate > 0) args.weights.shared = from.shared;

@@ -79,7 +79,7 @@ void check_unroutable_token(any_layer const& layer, std::size_t lost, Spoil cons
 void check_unroutable_token(any_layer const& layer) {
   constexpr std::size_t lost = 33;
   check_unroutable_token(layer, lost, [](problem& p) { make_unroutable(p, lost); });
-  if (!layer.router.clustering.scales) return;
+  if (!layer.router.scales_features) return;
   // One whose cluster does not exist, as after a layer that could not route it either.
   check_unroutable_token(layer, lost, [](problem& p) { p.inputs.labels[lost * p.inputs.label_choices] = -1; });
 }

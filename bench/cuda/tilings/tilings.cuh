@@ -13,7 +13,7 @@ namespace switchyard::bench {
 using enum hopper_schedule;
 template <int Rows, int Columns, hopper_schedule Schedule, int Cluster = 2, int Group = 8>
 using tiling =
-    backend::device::grouped_tiling<Rows, Columns, hopper_stages(Rows, Columns, 512, 7), Schedule, Cluster, Group>;
+    cuda::grouped_tiling<Rows, Columns, hopper_stages(Rows, Columns, 512, 7), Schedule, Cluster, Group>;
 
 template <class... Tilings>
 struct tilings {};
@@ -25,7 +25,7 @@ using for_second = tilings<tiling<128, 192, cooperative>, tiling<128, 192, ping_
 
 template <class Layer, class Problem, class Tiling, bool First>
 void enqueue_product(gpu_memory const& memory, cudaStream_t stream) {
-  namespace device = backend::device;
+  namespace device = cuda;
   constexpr bool adjusted = First ? device::first_is_adjusted<Layer> : device::second_is_adjusted<Layer>;
   auto const both = hopper_parts::products(args_of<Layer>(memory));
   device::enqueue_grouped<Problem, adjusted, Tiling, device::weight_order::depth>(
@@ -42,7 +42,7 @@ std::string name_of_tiling() {
 template <class Layer, bool First, class... Tilings>
 void add(std::vector<gpu_tiling>& to, tilings<Tilings...>) {
   using problem =
-      std::conditional_t<First, backend::device::first_product<Layer>, backend::device::second_product<Layer>>;
+      std::conditional_t<First, cuda::first_product<Layer>, cuda::second_product<Layer>>;
   (to.push_back(
        {(First ? "in:" : "out:") + name_of_tiling<Tilings>(), First, &enqueue_product<Layer, problem, Tilings, First>}),
    ...);

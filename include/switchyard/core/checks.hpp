@@ -20,6 +20,8 @@ struct pointer {
 
   template <class T>
   pointer(T const* first) : address(first), alignment(alignof(T)) {}
+
+  bool is_right() const { return address != nullptr && reinterpret_cast<std::uintptr_t>(address) % alignment == 0; }
 };
 
 /// What a member belongs to: `before`, or `before` with the number of one of several.
@@ -71,29 +73,47 @@ inline void check_stride(std::int64_t stride, int count, char const* owner, char
        "a number of elements other than 0 (layer::in_proj and its like set it)", "0");
 }
 
-/// `experts` matrices of a `weight_view`.
-struct weights {
-  pointer data;
-  std::int64_t expert_stride, row_stride, column_stride;
+/// What an operand is called, and for a part of one the name of the whole.
+struct array_name {
+  char const* name;
+  array_name const* whole = nullptr;
 
-  template <class T>
-  weights(weight_view<T> const& w)
-      : data(w.data), expert_stride(w.expert_stride), row_stride(w.row_stride), column_stride(w.column_stride) {}
+  std::string text() const { return whole == nullptr ? name : whole->text().append(".").append(name); }
 };
 
-inline void check_weight(weights const& w, char const* name, char const* expected, int experts, int rows, int columns) {
-  check_pointer(w.data, name, expected);
-  check_stride(w.expert_stride, experts, name, ".expert_stride");
-  check_stride(w.row_stride, rows, name, ".row_stride");
-  check_stride(w.column_stride, columns, name, ".column_stride");
-}
+/// Checks the arrays that an operand names: that they are there, aligned, and no stride was forgotten.
+struct check_arrays {
+  array_name name;
+  char const* expected;  ///< the shape of the matrices
+
+  check_arrays of(char const* part) const { return {{part, &name}, expected}; }
+
+  /// An array of `count` numbers that is called `part`.
+  void array(char const* part, pointer first, std::int64_t, char const* shape) const {
+    if (first.is_right()) return;
+    array_name const all{part, &name};
+    check_pointer(first, all.text().c_str(), shape);
+  }
+  /// Matrices by strides.
+  void matrices(pointer first, int experts, std::int64_t expert_stride, int rows, std::int64_t row_stride, int columns,
+                std::int64_t column_stride) const {
+    bool const stands = (expert_stride != 0 || experts == 1) && (row_stride != 0 || rows == 1) &&
+                        (column_stride != 0 || columns == 1);
+    if (first.is_right() && stands) return;
+    std::string const all = name.text();
+    check_pointer(first, all.c_str(), expected);
+    check_stride(expert_stride, experts, all.c_str(), ".expert_stride");
+    check_stride(row_stride, rows, all.c_str(), ".row_stride");
+    check_stride(column_stride, columns, all.c_str(), ".column_stride");
+  }
+};
 
 struct biases {
   pointer data;
   std::int64_t expert_stride, stride;
 
-  template <class T>
-  biases(bias_view<T> const& b) : data(b.data), expert_stride(b.expert_stride), stride(b.stride) {}
+  template <class T, projection Role>
+  biases(bias_view<T, Role> const& b) : data(b.data), expert_stride(b.expert_stride), stride(b.stride) {}
 };
 
 inline void check_bias(biases const& b, char const* name, char const* expected, int experts, int size) {
@@ -221,13 +241,11 @@ class written_memory {
     check(name, matrix_of(v), nullptr, but);
   }
   template <class T>
-  void read(char const* name, weight_view<T> const& w, std::int64_t experts, std::int64_t rows,
-            std::int64_t columns) const {
-    strided::dimension const d[3] = {{experts, w.expert_stride}, {rows, w.row_stride}, {columns, w.column_stride}};
-    check(name, strided(w.data, sizeof(T), d));
+  void read(char const* name, T const* first, strided::dimension const (&by)[3]) const {
+    check(name, strided(first, sizeof(T), by));
   }
-  template <class T>
-  void read(char const* name, bias_view<T> const& b, std::int64_t experts, std::int64_t size) const {
+  template <class T, projection Role>
+  void read(char const* name, bias_view<T, Role> const& b, std::int64_t experts, std::int64_t size) const {
     strided::dimension const d[2] = {{experts, b.expert_stride}, {size, b.stride}};
     check(name, strided(b.data, sizeof(T), d));
   }
@@ -266,6 +284,25 @@ class written_memory {
 
   piece written_[12];
   int count_ = 0;
+};
+
+/// Names the arrays of an operand to those that a call reads.
+struct list_arrays {
+  char const* name;
+  written_memory const& memory;
+
+  list_arrays const& of(char const*) const { return *this; }
+
+  template <class T>
+  void array(char const*, T const* first, std::int64_t count, char const*) const {
+    memory.read(name, first, count);
+  }
+  template <class T>
+  void matrices(T const* first, int experts, std::int64_t expert_stride, int rows, std::int64_t row_stride, int columns,
+                std::int64_t column_stride) const {
+    strided::dimension const by[3] = {{experts, expert_stride}, {rows, row_stride}, {columns, column_stride}};
+    memory.read(name, first, by);
+  }
 };
 
 inline void check_workspace(void const* memory, std::size_t bytes, std::size_t needed, std::int64_t tokens) {

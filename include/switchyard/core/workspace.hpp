@@ -39,6 +39,15 @@ class carver {
   std::size_t used_ = 0;
 };
 
+/// Bytes that temporaries `Memory(carver&, tokens)` take.
+template <class Memory>
+constexpr std::size_t bytes_of_memory(std::int64_t tokens) {
+  carver measure;
+  Memory const all(measure, tokens);
+  static_cast<void>(all);
+  return measure.bytes();
+}
+
 /// Refuses a second call that is given the workspace of one that still runs, where NDEBUG is not defined. The mark stands in the
 /// workspace itself, which holds anything before the call: a tool that looks for uninitialised memory may name the comparison.
 /// The types have names of their own, for a program may have files of both kinds.

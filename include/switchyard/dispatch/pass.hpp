@@ -11,7 +11,7 @@ namespace switchyard::dispatch {
 /// The shape of a pass.
 template <class Layer>
 SWITCHYARD_HD constexpr shape pass_shape(int stratum) {
-  int const experts = Layer::dims.experts - Layer::router::first_expert(stratum);
+  int const experts = Layer::dims.experts - Layer::router::schedule::first_expert(stratum);
   return {.hidden = Layer::dims.hidden,
           .intermediate = Layer::dims.intermediate,
           .experts = experts,
@@ -26,32 +26,15 @@ using pass_layer = layer<pass_shape<Layer>(Stratum), router::pass_of<typename La
 /// The arguments of a pass but its tokens, output, workspace and decisions.
 template <int Stratum, class Layer>
 auto pass_args(forward_args<Layer> const& of) {
-  constexpr int first = Layer::router::first_expert(Stratum);
-  auto const higher = [](auto view) {
-    view.data += first * view.expert_stride;
-    return view;
-  };
-  forward_args<pass_layer<Layer, Stratum>> args{};
-  if constexpr (Layer::router_traits.gate == gate_owner::model) {
-    args.shared_router = of.shared_router.gate[Stratum];
+  using pass = pass_layer<Layer, Stratum>;
+  forward_args<pass> args{};
+  args.weights = Layer::expert::template from<pass>(of.weights, Layer::router::schedule::first_expert(Stratum));
+  if constexpr (Layer::router_traits.owner == router_owner::model) {
+    args.shared_router = of.shared_router.stratum[Stratum];
   } else {
-    args.weights.router = of.weights.router.gate[Stratum];
-  }
-  if constexpr (Layer::expert_traits.gated) args.weights.gate_proj = higher(of.weights.gate_proj);
-  args.weights.up_proj = higher(of.weights.up_proj);
-  args.weights.down_proj = higher(of.weights.down_proj);
-  if constexpr (Layer::expert_traits.bias) {
-    if constexpr (Layer::expert_traits.gated) args.weights.bias.gate = higher(of.weights.bias.gate);
-    args.weights.bias.up = higher(of.weights.bias.up);
-    args.weights.bias.down = higher(of.weights.bias.down);
+    args.weights.router = of.weights.router.stratum[Stratum];
   }
   return args;
-}
-
-/// The stratum that a token is in after a pass: the number of strata when it has left the last.
-template <class Layer>
-SWITCHYARD_HD constexpr int next_stratum(int first_choice) {
-  return 1 + Layer::router::stratum_of(first_choice);
 }
 
 }  // namespace switchyard::dispatch

@@ -4,6 +4,7 @@
 #include <switchyard/expert/activation.hpp>
 
 #include <concepts>
+#include <cstdint>
 #include <string_view>
 
 namespace switchyard {
@@ -25,13 +26,24 @@ struct expert_traits {
   constexpr int input_projections() const { return gated ? 2 : 1; }
 };
 
-/// What an expert computes between its matrix products.
+/// Parameters of a layer's experts, for `costs`.
+struct expert_costs {
+  std::int64_t matrices = 0;  ///< of one routed expert: each is a multiplication and an addition for every row
+  std::int64_t vectors = 0;   ///< of one routed expert's biases
+  std::int64_t shared = 0;    ///< of the shared expert
+};
+
+/// An expert says what it computes, and what its weights are: see expert/feed_forward.hpp, which it inherits.
 template <class Expert>
 concept expert_policy = requires {
   { Expert::name } -> std::convertible_to<std::string_view>;
   { Expert::traits } -> std::convertible_to<expert_traits>;
-}
-&&((Expert::traits.gated && gated_activation<typename Expert::activation>) ||
-   (!Expert::traits.gated && activation<typename Expert::activation>));
+  typename Expert::computation;
+};
+
+/// Whether the activation of an expert takes what its projections make.
+template <class Expert>
+concept activation_fits = (Expert::traits.gated && gated_activation<typename Expert::activation>) ||
+                          (!Expert::traits.gated && activation<typename Expert::activation>);
 
 }  // namespace switchyard

@@ -1,12 +1,12 @@
 #pragma once
 
-#include <switchyard/expert/expert_policy.hpp>
+#include <switchyard/expert/feed_forward.hpp>
 
 namespace switchyard::expert {
 
 /// down(activation(gate(x), up(x))): the gated feed-forward block of current models.
 template <class Activation>
-struct gated_mlp {
+struct gated_mlp : feed_forward {
   static_assert(gated_activation<Activation>,
                 "switchyard: expert::gated_mlp needs a gated activation: a struct with a name and "
                 "static float apply(float gate, float up).");

@@ -1,19 +1,18 @@
 #pragma once
 
-#include <switchyard/expert/expert_policy.hpp>
+#include <switchyard/expert/feed_forward.hpp>
 
 namespace switchyard::expert {
 
 /// down(activation(up(x))): the feed-forward block of the first Transformers (Switch, NLLB).
 template <class Activation>
-struct mlp {
+struct mlp : feed_forward {
   static_assert(switchyard::activation<Activation>,
                 "switchyard: expert::mlp needs an activation of one value: a struct with a name and "
                 "static float apply(float x). clamped_swiglu takes two; use it with expert::gated_mlp.");
   using activation = Activation;
   static constexpr auto label = "mlp<" + name_of<Activation>() + ">";
   static constexpr std::string_view name = label;
-  static constexpr expert_traits traits{.gated = false};
 };
 
 static_assert(expert_policy<mlp<relu>>);

@@ -2,12 +2,73 @@
 
 #include <switchyard/core/text.hpp>
 #include <switchyard/core/with.hpp>
-#include <switchyard/router/router_policy.hpp>
+#include <switchyard/router/by_logits.hpp>
 
 #include <cstdint>
+#include <string>
 #include <string_view>
+#include <type_traits>
+
+namespace switchyard {
+
+/// How the spread of a cluster along a feature is measured.
+enum class dispersion {
+  mean_absolute,  ///< mean absolute deviation from the cluster's mean
+  variance        ///< mean squared deviation
+};
+
+/// What the weights of the features are divided by in the end.
+enum class feature_scaling {
+  per_feature,  ///< each feature by its mean over the clusters
+  global,       ///< all by the one mean that they had before they were clipped
+  none
+};
+
+/// How a router scales the features of a token, before the router product: by how tight the token's cluster is along each
+/// of them. Off unless a form says otherwise.
+struct clustering_traits {
+  bool scales = false;
+  dispersion measure = dispersion::mean_absolute;
+  int alpha_numerator = 1, alpha_denominator = 10000;  ///< added to a dispersion before it is inverted
+  int clip_numerator = 10, clip_denominator = 1;       ///< most that a weight is, in means of all weights; 0: no limit
+  feature_scaling scaling = feature_scaling::per_feature;
+  bool unit_rows = true;            ///< rows of the router weight are divided by their length
+  bool experts_see_scaled = false;  ///< the experts get the scaled tokens, too
+  bool counts_empty = false;        ///< clusters without a token count in every mean, as in the published code
+};
+
+/// The clusters of the tokens, for `router::adaptive_clustering`: experts of this layer's number, of the layer before.
+struct token_clusters {
+  /// [tokens, choices]: `decisions.experts` of the previous MoE layer. This call may write its own to the same memory. A token
+  /// without a cluster, whose label is no expert, cannot be routed.
+  std::int32_t const* labels = nullptr;
+  int choices = 1;  ///< that layer's top_k; the first choice of a token is its cluster
+  /// [experts, hidden] weights of the features, collected before; null: they are computed from these tokens.
+  float const* feature_scale = nullptr;
+};
+
+}  // namespace switchyard
 
 namespace switchyard::router {
+
+/// The features of each token are multiplied by the weights of its cluster.
+template <clustering_traits Form>
+struct features_scaled_by_cluster {
+  static constexpr clustering_traits form = Form;
+};
+
+template <class Features>
+inline constexpr bool are_scaled_by_cluster = false;
+template <clustering_traits Form>
+inline constexpr bool are_scaled_by_cluster<features_scaled_by_cluster<Form>> = true;
+
+/// `report` of `adaptive_clustering`.
+struct clustering_report {
+  float* logits = nullptr;         ///< [tokens, experts] router output, bias included
+  float* feature_scale = nullptr;  ///< [experts, hidden] weights by cluster
+  float* dispersion = nullptr;     ///< [experts, hidden] deviations by cluster; with computed weights alone
+  [[no_unique_address]] absent<the_router_has_no_strata> passes = {};
+};
 
 /// The form of the published language models: weights of at most 10 means, each feature scaled to a mean of 1, router
 /// rows of unit length, experts see the tokens as they are.
@@ -102,13 +163,12 @@ constexpr auto empty_label() {
 /// logits that are not finite are replaced; here they are an error, as in any layer.
 template <class Base, clustering_traits Form = language_model>
 struct adaptive_clustering : Base {
-  static_assert(
-      !Base::traits.precomputed,
-      "switchyard: router::precomputed makes no logits from tokens, so router::adaptive_clustering has nothing to "
-      "scale. Wrap a router that makes logits.");
-  static_assert(!Base::traits.clustering.scales,
+  static_assert(makes_logits<Base>,
+                "switchyard: a router without logits, such as router::precomputed, leaves router::adaptive_clustering nothing "
+                "to scale. Wrap a router that makes logits.");
+  static_assert(std::is_same_v<typename Base::features, features_as_they_are>,
                 "switchyard: router::adaptive_clustering inside another one. Wrap the base router once.");
-  static_assert(Base::traits.stratification.strata == 0,
+  static_assert(std::is_same_v<typename Base::schedule, one_pass>,
                 "switchyard: router::adaptive_clustering around router::stratified: the clusters of a token are those "
                 "of one router, and a stratified layer has several. Take one of the two.");
   static_assert(Form.scales,
@@ -124,7 +184,41 @@ struct adaptive_clustering : Base {
   static constexpr auto label =
       "adaptive_clustering<" + name_of<Base>() + detail::form_label<Form>() + detail::empty_label<Form>() + ">";
   static constexpr std::string_view name = label;
-  static constexpr router_traits traits = with(Base::traits, &router_traits::clustering, Form);
+  using features = features_scaled_by_cluster<Form>;
+  template <class Layer>
+  using inputs = token_clusters;
+  template <class Layer>
+  using report = clustering_report;
+
+  template <class Layer>
+  static void check(forward_args<Layer> const& args) {
+    Base::template check<Layer>(args);
+    if (args.tokens.rows > 0) {
+      checks::check_pointer(
+          args.inputs.labels, "inputs.labels",
+          "[tokens, choices] int32, the previous MoE layer's decisions.experts (a first layer takes the base router)");
+    }
+    if (args.inputs.choices < 1) {
+      fail("layer::forward, inputs.choices", "at least 1", std::to_string(args.inputs.choices));
+    }
+    checks::check_absent(args.inputs.feature_scale != nullptr && args.report.dispersion != nullptr, "report.dispersion",
+                         "a null pointer, for inputs.feature_scale is given");
+  }
+  template <class Layer>
+  static void list_written(forward_args<Layer> const& args, checks::written_memory& memory) {
+    constexpr std::int64_t table = std::int64_t{Layer::dims.experts} * Layer::dims.hidden;
+    Base::template list_written<Layer>(args, memory);
+    memory.write("report.feature_scale", args.report.feature_scale, table);
+    memory.write("report.dispersion", args.report.dispersion, table);
+  }
+  template <class Layer>
+  static void list_read(forward_args<Layer> const& args, checks::written_memory const& memory) {
+    Base::template list_read<Layer>(args, memory);
+    // The first layer's choices may make room for this one's.
+    memory.read("inputs.labels", args.inputs.labels, args.tokens.rows * args.inputs.choices, "decisions.experts");
+    memory.read("inputs.feature_scale", args.inputs.feature_scale,
+                std::int64_t{Layer::dims.experts} * Layer::dims.hidden);
+  }
 };
 
 }  // namespace switchyard::router

@@ -5,58 +5,22 @@
 
 #include <concepts>
 #include <string_view>
+#include <type_traits>
 
 namespace switchyard {
 
 /// Who stores the router weight.
-enum class gate_owner {
+enum class router_owner {
   layer,  ///< every layer has its own, in `layer::weights`
   model   ///< one for all layers, handed to each `forward` (Omni-router)
 };
 
-/// How the spread of a cluster along a feature is measured.
-enum class dispersion {
-  mean_absolute,  ///< mean absolute deviation from the cluster's mean
-  variance        ///< mean squared deviation
-};
-
-/// What the weights of the features are divided by in the end.
-enum class feature_scaling {
-  per_feature,  ///< each feature by its mean over the clusters
-  global,       ///< all by the one mean that they had before they were clipped
-  none
-};
-
-/// How a router scales the features of a token, before the router product: by how tight the token's cluster is along each
-/// of them. Off unless the router says otherwise; see router/adaptive_clustering.hpp.
-struct clustering_traits {
-  bool scales = false;
-  dispersion measure = dispersion::mean_absolute;
-  int alpha_numerator = 1, alpha_denominator = 10000;  ///< added to a dispersion before it is inverted
-  int clip_numerator = 10, clip_denominator = 1;       ///< most that a weight is, in means of all weights; 0: no limit
-  feature_scaling scaling = feature_scaling::per_feature;
-  bool unit_rows = true;            ///< rows of the router weight are divided by their length
-  bool experts_see_scaled = false;  ///< the experts get the scaled tokens, too
-  bool counts_empty = false;        ///< clusters without a token count in every mean, as in the published code
-};
-
-/// How a router leads a token through strata of experts, a pass for each that it visits. Off unless the router says
-/// otherwise; see router/stratified.hpp.
-struct stratification_traits {
-  int strata = 0;
-  bool norms = true;                ///< a layer norm between passes and after the last
-  bool normalised_residual = true;  ///< a pass adds the token after that norm; false: before it
-};
-
 /// What a router needs from the layer and the backend. Every flag is off unless the router says otherwise.
 struct router_traits {
-  gate_owner gate = gate_owner::layer;
+  router_owner owner = router_owner::layer;
   bool bias = false;             ///< adds a bias per expert to the logits
   bool correction_bias = false;  ///< selection sees a bias per expert that the weights do not
   bool weighs_input = false;     ///< the combine weight multiplies the token, not the expert's output
-  bool precomputed = false;      ///< the caller supplies ids and weights; there are no logits
-  clustering_traits clustering = {};
-  stratification_traits stratification = {};
 };
 
 /// A router's matrix and vectors, float. A bias is an error where the router's traits do not ask for it; minus infinity in one
@@ -75,15 +39,46 @@ struct route {
   float priority;      ///< place in a queue that is served by priority: the first choice's score
 };
 
-/// A router sees one token's logits spread over a lane group and returns the same route on every lane: ids from 0 to
-/// experts - 1, finite weights and priority. Logits are numbers, or minus infinity for experts that are closed to the token.
+/// A pair of a token and an expert, from a router that knows its experts without logits.
+struct routed_pair {
+  int expert;    ///< -1 for none of this layer
+  float weight;  ///< combine weight
+};
+
+namespace router {
+
+/// How routes come about, named by a router as `source`. A backend has a step for each.
+struct from_logits {};  ///< tokens times a router weight, then `select`
+struct from_inputs {};  ///< `pair`, from what the call hands in
+
+/// What happens to the features of tokens before the router product, named as `features`. A backend has a step for each.
+struct features_as_they_are {};
+
+/// How often a layer runs over its tokens, named as `schedule`. A backend has a step for each.
+struct one_pass {
+  static constexpr int passes = 1;  ///< at most, of one token
+};
+
+}  // namespace router
+
+/// A router says where its routes come from, and what else it is: see router/by_logits.hpp and router/by_inputs.hpp, which it
+/// inherits.
+///
+/// One that chooses by logits sees one token's logits spread over a lane group and returns the same route on every lane: ids from 0
+/// to experts - 1, finite weights and priority. Logits are numbers, or minus infinity for experts that are closed to the token.
 /// `select` does not throw.
 template <class Router>
-concept router_policy = requires(serial_lanes lanes, per_expert<4, serial_lanes> logits, router_weights weights) {
+concept router_policy = requires {
   { Router::name } -> std::convertible_to<std::string_view>;
   { Router::traits } -> std::convertible_to<router_traits>;
-  { Router::template select<1>(lanes, logits, weights) } -> std::same_as<route<1>>;
+  typename Router::source;
+  typename Router::features;
+  typename Router::schedule;
 };
+
+/// Whether a router makes logits of tokens, as most do.
+template <class Router>
+inline constexpr bool makes_logits = std::is_same_v<typename Router::source, router::from_logits>;
 
 /// A router's answer for one token, or none: all experts are -1 then, all weights NaN, and the priority is 0.
 ///

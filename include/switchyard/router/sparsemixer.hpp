@@ -1,7 +1,7 @@
 #pragma once
 
 #include <switchyard/core/text.hpp>
-#include <switchyard/router/router_policy.hpp>
+#include <switchyard/router/by_logits.hpp>
 #include <switchyard/router/scores.hpp>
 #include <switchyard/router/take_top_k.hpp>
 
@@ -14,13 +14,12 @@ namespace switchyard::router {
 /// not sum to 1. `JitterNumerator / JitterDenominator` is the jitter of training, 0.01 in the published model.
 /// Source: Liu et al. 2024, GRIN: GRadient-INformed MoE, section 2.2 (SparseMixer-v2), in inference: PhiMoE.
 template <int JitterNumerator = 1, int JitterDenominator = 100>
-struct sparsemixer {
+struct sparsemixer : by_logits {
   static_assert(JitterNumerator >= 0 && JitterDenominator > 0,
                 "switchyard: router::sparsemixer takes the jitter as a fraction. Give a numerator of at least 0 and "
                 "a denominator of at least 1.");
   static constexpr auto label = "sparsemixer<" + ratio_text<JitterNumerator, JitterDenominator>() + ">";
   static constexpr std::string_view name = label;
-  static constexpr router_traits traits{};
 
   template <int TopK, int Experts, class Lanes>
   SWITCHYARD_HD static route<TopK> select(Lanes lanes, per_expert<Experts, Lanes> const& logits,

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <switchyard/router/router_policy.hpp>
+#include <switchyard/router/by_logits.hpp>
 #include <switchyard/router/scores.hpp>
 #include <switchyard/router/selection.hpp>
 #include <switchyard/router/take_top_k.hpp>
@@ -14,7 +14,7 @@ namespace switchyard::router {
 /// selection turns scores into keys and takes the `top_k` best, a weighting turns the scores of the chosen
 /// into combine weights. `shape.top_k` says how many.
 template <class Scores, class Selection, class Weighting>
-struct top_k {
+struct top_k : by_logits {
   static_assert(
       !std::is_same_v<Scores, scores::logits> ||
           !(std::is_same_v<Weighting, weighting::sum> || std::is_same_v<Weighting, weighting::l2>),

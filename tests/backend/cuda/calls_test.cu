@@ -211,7 +211,7 @@ TEST_CASE("a program that is not compiled for Hopper is told how", "[gpu]") {
 #endif
 
 TEST_CASE("a CUDA call that fails is reported with what was expected and what came", "[gpu]") {
-  using sy::backend::device::check;
+  using sy::cuda::check;
   CHECK_NOTHROW(check("step", cudaSuccess));
   if (!has_device()) {
     CHECK(message_of([] {

@@ -103,7 +103,7 @@ TEST_CASE("the GPU's plan is a stable sort of the pairs by expert, as CUB makes 
     args.weights.down_proj = layer::out_proj(at(zeros));
     args.output = layer::rows(at(output), tokens);
     args.workspace = {workspace.data(), workspace.size()};
-    args.routes = {at(ids), at(weights)};
+    args.inputs = {at(ids), at(weights)};
     stream const own;
     check_cuda(cudaDeviceSynchronize());
     sy::backend::cuda::route<layer>(args, {.stream = own});

@@ -107,7 +107,7 @@ inline call_mode& current_call_mode() {
 /// Runs a layer step by step. Throws when the plan is not the one that the CPU makes of the same routes.
 template <class Layer>
 void forward_in_steps(typename Layer::args const& args, cudaStream_t on) {
-  if constexpr (Layer::router_traits.stratification.strata > 0) {  // its passes are no steps
+  if constexpr (sy::router::climbs<typename Layer::router::schedule>) {  // its passes are no steps
     Layer::forward(args, {.stream = on});
     return;
   } else {
@@ -158,9 +158,9 @@ void forward_captured(typename Layer::args const& args, cudaStream_t on) {
   std::size_t nodes = 0;
   check_cuda(cudaGraphGetNodes(graph, nullptr, &nodes));
   std::size_t auxiliary = 0;
-  if constexpr (!Layer::router_traits.precomputed) auxiliary = args.auxiliary != nullptr ? Layer::strata_or_one : 0;
+  if constexpr (sy::makes_logits<typename Layer::router>) auxiliary = args.auxiliary != nullptr ? Layer::router::schedule::passes : 0;
   bool given = false;
-  if constexpr (Layer::router_traits.clustering.scales) given = args.clusters.feature_scale != nullptr;
+  if constexpr (sy::router::are_scaled_by_cluster<typename Layer::router::features>) given = args.inputs.feature_scale != nullptr;
   if (args.tokens.rows > 0 && nodes != Layer::backend::template launches<Layer>(given) + auxiliary) {
     throw std::runtime_error("a graph of " + std::to_string(nodes) + " nodes");
   }

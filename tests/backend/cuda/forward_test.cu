@@ -77,7 +77,7 @@ TEST_CASE("on the GPU each group of tokens has queues of its own", "[gpu]") {
   if (!has_device()) return;
   for_each_layer([](any_layer const& layer) {
     if (!layer.capacity.drops && !layer.router.precomputed) return;
-    if (layer.router.stratification.strata > 0) return;  // refused: its passes are groups
+    if (layer.router.strata > 0) return;  // refused: its passes are groups
     problem p = usual_problem(layer);
     for (std::int64_t tokens_per_group : {1, 10, 69, 1000}) {
       INFO(tokens_per_group << " tokens per group");
@@ -203,7 +203,7 @@ namespace {
 template <class Layer>
 void check_routes_of_equal_logits() {
   constexpr sy::shape dims = Layer::dims;
-  if constexpr (dims.hidden >= dims.experts && !Layer::router_traits.precomputed) {
+  if constexpr (dims.hidden >= dims.experts && sy::makes_logits<typename Layer::router>) {
     constexpr int tokens = 40;
     any_layer const& layer = compiled(sy::describe<on_cuda<Layer>>());
     INFO(layer.name);

@@ -59,7 +59,7 @@ void check_plan(std::int64_t tokens, std::int64_t tokens_per_group) {
   args.weights.down_proj = Layer::out_proj(zeros.data());
   args.output = Layer::rows(output.data(), tokens);
   args.workspace = {workspace.data(), workspace.size()};
-  args.routes = {device_ids.data(), device_weights.data()};
+  args.inputs = {device_ids.data(), device_weights.data()};
   args.tokens_per_group = tokens_per_group;
   args.active = device_active.data();
   args.decisions.counts = device_counts.data();

@@ -49,8 +49,8 @@ TEST_CASE("on the GPU products find their tiles among more experts than a block 
   using layer = on_gpu<8, 300, 2, softmax_top_k>;
   // Blocks of 128 threads; then more than eight rows per expert, whose blocks have 256.
   std::int64_t const few = 150, more = 1360;
-  REQUIRE(sy::backend::device::rows_per_expert<layer>(few) <= sy::backend::device::portable_products::few);
-  REQUIRE(sy::backend::device::rows_per_expert<layer>(more) > sy::backend::device::portable_products::few);
+  REQUIRE(sy::cuda::rows_per_expert<layer>(few) <= sy::cuda::portable_products::few);
+  REQUIRE(sy::cuda::rows_per_expert<layer>(more) > sy::cuda::portable_products::few);
   for (std::int64_t tokens : {few, more}) check<layer>(tokens);
 }
 
@@ -72,7 +72,7 @@ TEST_CASE("on the GPU rows that take a block several rounds between the passes o
 TEST_CASE("a graph of forward with given weights of features has as many kernels as the layer says", "[gpu]") {
   if (!has_device()) return;
   for_each_layer([](any_layer const& layer) {
-    if (!layer.router.clustering.scales) return;
+    if (!layer.router.scales_features) return;
     problem p = random_problem(layer, 30, routing::free, 7);
     outcome const computed = run(p);
     p.inputs.feature_scale.assign(computed.feature_scale.begin(), computed.feature_scale.end());

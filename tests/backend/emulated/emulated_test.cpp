@@ -45,7 +45,7 @@ int products_by_tiles() {
 }  // namespace
 
 TEST_CASE("whole layers by the tiles of AMX agree with the reference", "[amx]") {
-  REQUIRE(sy::backend::best_instruction_set() == sy::instruction_set::amx);
+  REQUIRE(sy::best_instruction_set() == sy::instruction_set::amx);
   for_each_layer([](any_layer const& layer) {
     check_against_reference(
         busy_problem(layer),

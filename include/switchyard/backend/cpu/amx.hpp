@@ -14,7 +14,7 @@
 ///
 /// Floats come as two parts, each value's nearest bfloat16 and that of what is left, x = x0 + x1: a product is
 /// w0 x0 + w0 x1 + w1 x0, and lacks w1 x1, some 2^-16 of it.
-namespace switchyard::backend::detail::amx {
+namespace switchyard::cpu::amx {
 
 /// The tiles of this processor, by number: sums 0 to 3, weights 4 and 5, tokens 6 and 7. All have 16 rows of 64 bytes.
 #if defined(SWITCHYARD_EMULATED_TILES)
@@ -111,24 +111,34 @@ void put_values(float const* values, int width, std::int64_t k, std::int64_t dep
 }
 
 /// The weights where they are, or, where they do not fill tiles as they stand, a copy that does: part after part.
-template <class Element>
-ready_weights prepare(Element const* from, std::int64_t row_stride, std::int64_t column_stride, int count, int depth,
-                      float* memory) {
-  constexpr int parts = parts_of<Element>;
-  if constexpr (parts == 1) {
-    if (column_stride == 1 && count == features && depth % chunk == 0) {
-      return {from, row_stride * static_cast<std::int64_t>(sizeof(bfloat16))};
+template <class Operand>
+ready_weights prepare(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory) {
+  using element = typename Operand::element;
+  constexpr int parts = parts_of<element>, pitch = most_depth<element>;
+  if constexpr (Operand::in_place && parts == 1) {
+    if (tile.column_stride == 1 && tile.features == features && depth % chunk == 0) {
+      return {tile.rows + first, tile.row_stride * static_cast<std::int64_t>(sizeof(bfloat16))};
     }
   }
   auto* const copy = reinterpret_cast<bfloat16*>(memory);
   for (int f = 0; f < features; ++f) {
-    for (int k = 0; k < most_depth<Element>; ++k) {
+    [[maybe_unused]] float restored[pitch] = {};
+    if constexpr (!Operand::in_place) {
+      if (f < tile.features) portable::restore_row(*tile.weights, tile.expert, tile.first + f, first, depth, restored);
+    }
+    for (int k = 0; k < pitch; ++k) {
+      element value{};
+      if constexpr (Operand::in_place) {
+        if (f < tile.features && k < depth) value = tile.rows[f * tile.row_stride + (first + k) * tile.column_stride];
+      } else {
+        value = element(restored[k]);
+      }
       bfloat16 part[parts];
-      split(f < count && k < depth ? from[f * row_stride + k * column_stride] : Element{}, part);
-      for (int p = 0; p < parts; ++p) copy[(p * features + f) * most_depth<Element> + k] = part[p];
+      split(value, part);
+      for (int p = 0; p < parts; ++p) copy[(p * features + f) * pitch + k] = part[p];
     }
   }
-  return {copy, most_depth<Element> * static_cast<std::int64_t>(sizeof(bfloat16))};
+  return {copy, pitch * static_cast<std::int64_t>(sizeof(bfloat16))};
 }
 
 /// sums[f][i] (+)= products of 32 features and 16 or 32 tokens, two by two tiles at a time.
@@ -198,23 +208,24 @@ void multiply_panel(ready_weights const& weights, float const* panel, int depth,
   if constexpr (full) t.template store<3>(lower + lanes, sums_stride);
 }
 
-template <class Tiles, class Element>
-panel_functions<Element> panel_functions_with() {
+template <class Tiles, class Operand>
+panel_kernels<Operand> panel_kernels_with() {
+  using element = typename Operand::element;
   return {lanes,
           2 * lanes,
           features,
-          most_depth<Element>,
+          most_depth<element>,
           block_panels,
           block_tiles,
-          2 / parts_of<Element>,
+          2 / parts_of<element>,
           lanes,
           [] { Tiles().begin(); },
           [] { Tiles().end(); },
-          &pack_panel<Element>,
-          &put_values<Element>,
-          &prepare<Element>,
-          &multiply_panel<Tiles, Element, 2 * lanes>,
-          &multiply_panel<Tiles, Element, lanes>};
+          &pack_panel<element>,
+          &put_values<element>,
+          &prepare<Operand>,
+          &multiply_panel<Tiles, element, 2 * lanes>,
+          &multiply_panel<Tiles, element, lanes>};
 }
 
-}  // namespace switchyard::backend::detail::amx
+}  // namespace switchyard::cpu::amx

@@ -6,6 +6,7 @@
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/finite.hpp>
 #include <switchyard/core/view.hpp>
+#include <switchyard/core/workspace.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/router/adaptive_clustering.hpp>
 
@@ -15,15 +16,15 @@
 #include <string>
 
 /// What `router::adaptive_clustering` needs before step 1 of `backend::cpu`: a weight for every feature of every cluster.
-namespace switchyard::backend::detail {
+namespace switchyard::cpu {
 
 /// Temporaries of the weights.
-struct clustering_scratch {
-  float* scale;           ///< [experts, hidden]: means, then deviations, then weights
-  float* dispersion;      ///< [experts, hidden]: the deviations, for those who ask
-  double* sums;           ///< [experts, hidden]
-  std::int32_t* counts;   ///< [experts]: tokens of each cluster
-  std::uint8_t* counted;  ///< [tokens]: 1 for those that count
+struct clustering_memory {
+  float* scale = nullptr;           ///< [experts, hidden]: means, then deviations, then weights
+  float* dispersion = nullptr;      ///< [experts, hidden]: the deviations, for those who ask
+  double* sums = nullptr;           ///< [experts, hidden]
+  std::int32_t* counts = nullptr;   ///< [experts]: tokens of each cluster
+  std::uint8_t* counted = nullptr;  ///< [tokens]: 1 for those that count
 };
 
 /// Features per item: a line of the cache, so that workers do not write to the same one.
@@ -36,7 +37,7 @@ inline void check_labels(token_clusters const& clusters, std::int64_t tokens, st
   for (std::int64_t token = 0; token < tokens; ++token) {
     std::int32_t const label = clusters.labels[token * clusters.choices];
     if (is_active(active, token) && (label < 0 || label >= experts)) {
-      fail("layer::forward, clusters.labels", "ids from 0 to " + std::to_string(experts - 1),
+      fail("layer::forward, inputs.labels", "ids from 0 to " + std::to_string(experts - 1),
            std::to_string(label) + " for token " + std::to_string(token));
     }
   }
@@ -47,7 +48,7 @@ inline void check_labels(token_clusters const& clusters, std::int64_t tokens, st
 /// count have weights of 1.
 template <clustering_traits Form, class Element>
 void make_feature_scale(view<Element const> const& rows, std::uint8_t const* active, token_clusters const& clusters,
-                        int hidden, int experts, cpu_context const& where, clustering_scratch const& to) {
+                        int hidden, int experts, cpu_context const& where, clustering_memory const& to) {
   std::int64_t const tokens = rows.rows;
   parallel_for(where, tokens, [&](std::int64_t token) {
     std::int32_t const label = clusters.labels[token * clusters.choices];
@@ -126,4 +127,67 @@ void scale_tokens(view<Element const> const& tokens, feature_weights const& feat
   });
 }
 
-}  // namespace switchyard::backend::detail
+/// The weights of the features: the caller's, or those of the tokens at hand.
+template <clustering_traits Form>
+struct feature_step<router::features_scaled_by_cluster<Form>> {
+  template <class Layer>
+  struct memory {
+    clustering_memory clusters;
+    float* inverse_lengths = nullptr;                  // [experts]
+    typename Layer::element* scaled_tokens = nullptr;  // [tokens, hidden]
+
+    constexpr memory(carver& from, std::int64_t tokens) {
+      constexpr std::int64_t experts = Layer::dims.experts, table = experts * Layer::dims.hidden;
+      clusters.scale = from.take<float>(table);
+      clusters.dispersion = from.take<float>(table);
+      clusters.counted = from.take<std::uint8_t>(tokens);
+      clusters.sums = from.take<double>(table);
+      clusters.counts = from.take<std::int32_t>(experts);
+      if constexpr (Form.unit_rows) inverse_lengths = from.take<float>(experts);
+      if constexpr (Form.experts_see_scaled) {
+        scaled_tokens = from.take<typename Layer::element>(tokens * Layer::dims.hidden);
+      }
+    }
+  };
+
+  template <class Layer, class Product>
+  static void prepare(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m,
+                      Product& product) {
+    constexpr int hidden = Layer::dims.hidden, experts = Layer::dims.experts;
+    if (context.unroutable == unroutable_tokens::throw_error) {
+      check_labels(args.inputs, args.tokens.rows, args.active, experts);
+    }
+    float const* scale = args.inputs.feature_scale;
+    if (scale == nullptr) {
+      make_feature_scale<Form>(args.tokens, args.active, args.inputs, hidden, experts, context, m.clusters);
+      scale = m.clusters.scale;
+    }
+    product.features = {scale, args.inputs.labels, args.inputs.choices, experts, args.active};
+    if constexpr (Form.unit_rows) {
+      make_inverse_lengths(product.weight, hidden, experts, m.inverse_lengths);
+      product.inverse_lengths = m.inverse_lengths;
+    }
+    if constexpr (Form.experts_see_scaled) scale_tokens(args.tokens, product.features, hidden, context, m.scaled_tokens);
+  }
+
+  template <class Layer>
+  static void report(forward_args<Layer> const& args, memory<Layer> const& m) {
+    constexpr std::int64_t table = std::int64_t{Layer::dims.experts} * Layer::dims.hidden;
+    float const* const scale = args.inputs.feature_scale != nullptr ? args.inputs.feature_scale : m.clusters.scale;
+    if (args.report.feature_scale != nullptr) std::copy(scale, scale + table, args.report.feature_scale);
+    if (args.report.dispersion != nullptr) {
+      std::copy(m.clusters.dispersion, m.clusters.dispersion + table, args.report.dispersion);
+    }
+  }
+
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+    if constexpr (Form.experts_see_scaled) {
+      return {m.scaled_tokens, args.tokens.rows, Layer::dims.hidden};
+    } else {
+      return args.tokens;
+    }
+  }
+};
+
+}  // namespace switchyard::cpu

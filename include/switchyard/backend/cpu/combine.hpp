@@ -11,7 +11,7 @@
 #include <cstdint>
 
 /// Step 4 of `backend::cpu`: each token's output from the rows of its experts.
-namespace switchyard::backend::detail {
+namespace switchyard::cpu {
 
 /// What combining reads and writes.
 template <class Element>
@@ -23,10 +23,7 @@ struct combination {
   std::int32_t const* row_of;         ///< [tokens, top_k]: the plan's
   float const* weights;               ///< [tokens, top_k]
   std::uint8_t const* dropped_pairs;  ///< [tokens, top_k]
-  float const* outer;                 ///< [rows, hidden]
-  float const* shared_outer;          ///< [tokens, hidden], null without a shared expert
-  Element const* shared_gate;         ///< [hidden], null where nothing gates it
-  float scale;                        ///< of the routed experts
+  expert_results<Element> results;
   bool weighs_input;                  ///< rows are weighted already
   dropped on_drop;
 };
@@ -63,9 +60,9 @@ void combine(combination<Element> const& of, cpu_context const& where) {
         if (of.row_of[pair] < 0 && !of.dropped_pairs[pair]) start += of.weights[pair];
       }
       bool const hand_through = of.on_drop == dropped::input && all_dropped;
-      bool const shared = of.shared_outer != nullptr && active;
+      bool const shared = of.results.shared_outer != nullptr && active;
       float const shared_weight =
-          shared && of.shared_gate != nullptr ? shared_expert_weight(x, of.shared_gate, hidden) : 1.0f;
+          shared && of.results.shared_gate != nullptr ? shared_expert_weight(x, of.results.shared_gate, hidden) : 1.0f;
 
       for (int first = 0; first < hidden; first += width) {
         int const count = std::min(width, hidden - first);
@@ -75,15 +72,15 @@ void combine(combination<Element> const& of, cpu_context const& where) {
           std::int64_t const pair = token * top_k + k;
           std::int64_t const row = of.row_of[pair];
           if (row >= 0) {
-            float const weight = of.weighs_input ? of.scale : of.scale * of.weights[pair];
-            float const* const from = of.outer + row * hidden + first;
+            float const weight = of.weighs_input ? of.results.scale : of.results.scale * of.weights[pair];
+            float const* const from = of.results.outer + row * hidden + first;
             for (int h = 0; h < count; ++h) sum[h] += weight * from[h];
           } else if (of.on_drop == dropped::weighted_input && of.dropped_pairs[pair]) {
             for (int h = 0; h < count; ++h) sum[h] += of.weights[pair] * static_cast<float>(x[first + h]);
           }
         }
         if (shared) {
-          float const* const from = of.shared_outer + token * hidden + first;
+          float const* const from = of.results.shared_outer + token * hidden + first;
           for (int h = 0; h < count; ++h) sum[h] += shared_weight * from[h];
         }
         for (int h = 0; h < count; ++h) y[first + h] = Element(sum[h]);
@@ -92,4 +89,4 @@ void combine(combination<Element> const& of, cpu_context const& where) {
   });
 }
 
-}  // namespace switchyard::backend::detail
+}  // namespace switchyard::cpu

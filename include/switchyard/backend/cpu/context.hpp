@@ -44,7 +44,7 @@ struct cpu_context {
   unroutable_tokens unroutable = unroutable_tokens::throw_error;
 };
 
-namespace backend::detail {
+namespace cpu {
 
 inline constexpr int least_rows_of_panels = 16;
 
@@ -122,12 +122,12 @@ void parallel_for(cpu_context const& where, std::int64_t items, Item const& item
 #endif
 }
 
-}  // namespace backend::detail
+}  // namespace cpu
 
 /// How a call with this context runs on this machine: `avx512, 2 threads`. Fails as `layer::forward` would.
 inline std::string describe(cpu_context const& where) {
-  cpu_context const chosen = backend::detail::resolved(where);
-  return std::string(backend::name_of(chosen.instructions)) + ", " + std::to_string(chosen.threads) +
+  cpu_context const chosen = cpu::resolved(where);
+  return std::string(name_of(chosen.instructions)) + ", " + std::to_string(chosen.threads) +
          (chosen.threads == 1 ? " thread" : " threads");
 }
 

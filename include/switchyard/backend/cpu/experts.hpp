@@ -3,17 +3,22 @@
 #include <switchyard/backend/cpu/context.hpp>
 #include <switchyard/backend/cpu/panels.hpp>
 #include <switchyard/backend/cpu/product.hpp>
+#include <switchyard/backend/cpu/steps.hpp>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/operand.hpp>
+#include <switchyard/core/workspace.hpp>
 #include <switchyard/dispatch/plan.hpp>
+#include <switchyard/expert/feed_forward.hpp>
 #include <switchyard/layer.hpp>
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 /// Step 3 of `backend::cpu`: the two products of every expert over its rows. Work is cut into blocks of rows and
 /// output features of one expert, so one busy expert keeps all workers busy; blocks that read the same weights
 /// follow each other.
-namespace switchyard::backend::detail {
+namespace switchyard::cpu {
 
 /// The rows of some experts, and how they are cut into items. An expert with at least `least_panel_rows` rows is computed by
 /// panels (panels.hpp); its rows then have places up to a multiple of `lanes`.
@@ -91,32 +96,18 @@ struct token_rows {
 };
 
 /// What the first product reads: the weights of one kind of expert.
-template <class Element>
+template <class Operand>
 struct input_projection {
-  weight_view<Element> gate, up;
-  bias_view<Element> gate_bias, up_bias;  ///< null data: no bias
+  Operand gate, up;
+  bias_view<typename Operand::element> gate_bias, up_bias;  ///< null data: no bias
 };
-
-/// Up to `features` features of a matrix, from `first` on.
-template <class Element>
-feature_tile<Element> features_of(weight_view<Element> const& matrix, std::int64_t expert, std::int64_t first,
-                                  std::int64_t features) {
-  return {matrix.data + expert * matrix.expert_stride + first * matrix.row_stride, matrix.row_stride,
-          matrix.column_stride, static_cast<int>(features)};
-}
-
-template <class Element>
-float bias_at(bias_view<Element> const& bias, std::int64_t expert, std::int64_t feature) {
-  if (bias.data == nullptr) return 0.0f;
-  return static_cast<float>(bias.data[expert * bias.expert_stride + feature * bias.stride]);
-}
 
 /// values[r][i] = row_weight[r] * values[r][i] + the bias of feature first + i.
 template <class Element>
 void weigh_and_shift(float* values, int rows, int features, float const* row_weight, bias_view<Element> const& bias,
-                     std::int64_t expert, std::int64_t first) {
+                     int expert, std::int64_t first) {
   float biases[block_features];
-  for (int i = 0; i < features; ++i) biases[i] = bias_at(bias, expert, first + i);
+  for (int i = 0; i < features; ++i) biases[i] = bias.at(expert, first + i);
   for (int r = 0; r < rows; ++r) {
     float const weight = row_weight == nullptr ? 1.0f : row_weight[r];
     for (int i = 0; i < features; ++i) {
@@ -129,33 +120,33 @@ void weigh_and_shift(float* values, int rows, int features, float const* row_wei
 /// wants them. `next` is what is multiplied after it.
 ///
 /// `row_weight` scales the products of a row where the router weighs the input: W (w x) = w (W x).
-template <class Element>
-void project_rows_in(expert_activation const& activation, row_functions<Element> const& with, grouped_rows const& rows,
-                     float const* row_weight, input_projection<Element> const& weights, std::int64_t expert, int first,
-                     int features, int hidden, int intermediate, feature_tile<Element> const& next, float* inner) {
+template <class Operand>
+void project_rows_in(expert_activation const& activation, row_kernels<Operand> const& kernels, grouped_rows const& rows,
+                     float const* row_weight, input_projection<Operand> const& weights, int expert, int first,
+                     int features, int hidden, int intermediate, feature_tile<Operand> const& next, float* inner) {
   float gate[block_rows * block_features], up[block_rows * block_features];
-  feature_tile<Element> const of_up = features_of(weights.up, expert, first, features);
+  feature_tile<Operand> const of_up = features_of(weights.up, expert, first, features);
   if (activation.gated) {
-    multiply_rows(with, rows, features_of(weights.gate, expert, first, features), hidden, of_up, gate, block_features);
+    multiply_rows(kernels, rows, features_of(weights.gate, expert, first, features), hidden, of_up, gate, block_features);
     weigh_and_shift(gate, rows.count, features, row_weight, weights.gate_bias, expert, first);
   }
-  multiply_rows(with, rows, of_up, hidden, next, up, block_features);
+  multiply_rows(kernels, rows, of_up, hidden, next, up, block_features);
   weigh_and_shift(up, rows.count, features, row_weight, weights.up_bias, expert, first);
   for (int r = 0; r < rows.count; ++r) {
     float values[block_features];
     int const at = r * block_features;
     activation.apply(gate + at, up + at, nullptr, 0.0f, 0.0f, features, values);
-    with.put(values, features, first, r, rows.count, intermediate, inner);
+    kernels.put(values, features, first, r, rows.count, intermediate, inner);
   }
 }
 
 /// outer[row][h] = down product of some features h (+ bias), in float.
-template <class Element>
-void project_rows_out(row_functions<Element> const& with, grouped_rows const& inner, weight_view<Element> const& down,
-                      bias_view<Element> const& bias, std::int64_t expert, int first, int features, int hidden,
-                      int intermediate, feature_tile<Element> const& next, float* outer) {
+template <class Operand>
+void project_rows_out(row_kernels<Operand> const& kernels, grouped_rows const& inner, Operand const& down,
+                      bias_view<typename Operand::element> const& bias, int expert, int first, int features, int hidden,
+                      int intermediate, feature_tile<Operand> const& next, float* outer) {
   float products[block_rows * block_features];
-  multiply_rows(with, inner, features_of(down, expert, first, features), intermediate, next, products, block_features);
+  multiply_rows(kernels, inner, features_of(down, expert, first, features), intermediate, next, products, block_features);
   weigh_and_shift(products, inner.count, features, nullptr, bias, expert, first);
   for (int r = 0; r < inner.count; ++r) {
     float const* const from = products + r * block_features;
@@ -164,45 +155,45 @@ void project_rows_out(row_functions<Element> const& with, grouped_rows const& in
 }
 
 /// Features of one item that is computed by panels: of an output feature, or of a gate and an up feature each.
-template <class Element>
-int panel_block_features(panel_functions<Element> const& with, int projections) {
-  return with.block_tiles / projections * with.features;
+template <class Operand>
+int panel_block_features(panel_kernels<Operand> const& kernels, int projections) {
+  return kernels.block_tiles / projections * kernels.features;
 }
 
 /// Gate and up products of some features and their activations, in the places of a panel's depth: what `project_panels_out`
 /// takes in. `row_weight` is null or has a factor for every place of a row.
-template <class Element>
-void project_panels_in(expert_activation const& activation, panel_functions<Element> const& with,
-                       panel_rows const& tokens, float const* row_weight, input_projection<Element> const& weights,
-                       std::int64_t expert, int first, int hidden, int intermediate, float* inner) {
+template <class Operand>
+void project_panels_in(expert_activation const& activation, panel_kernels<Operand> const& kernels,
+                       panel_rows const& tokens, float const* row_weight, input_projection<Operand> const& weights,
+                       int expert, int first, int hidden, int intermediate, float* inner) {
   bool const gated = activation.gated;
-  int const half = gated ? with.block_tiles / 2 : with.block_tiles;
+  int const half = gated ? kernels.block_tiles / 2 : kernels.block_tiles;
   alignas(64) float sums[item_floats];
-  feature_tile<Element> tiles[most_tiles] = {};
-  auto const set_tile = [&](int t, weight_view<Element> const& matrix, int feature) {
-    tiles[t] = features_of(matrix, expert, feature, std::max(0, std::min(with.features, intermediate - feature)));
+  feature_tile<Operand> tiles[most_tiles] = {};
+  auto const set_tile = [&](int t, Operand const& matrix, int feature) {
+    tiles[t] = features_of(matrix, expert, feature, std::max(0, std::min(kernels.features, intermediate - feature)));
   };
   // Gate and up tiles take turns, so that those without features come last.
   int const step = gated ? 2 : 1;
   for (int t = 0; t < half; ++t) {
-    if (gated) set_tile(2 * t, weights.gate, first + t * with.features);
-    set_tile(step * t + step - 1, weights.up, first + t * with.features);
+    if (gated) set_tile(2 * t, weights.gate, first + t * kernels.features);
+    set_tile(step * t + step - 1, weights.up, first + t * kernels.features);
   }
-  multiply_panels(with, tiles, tokens, hidden, sums);
+  multiply_panels(kernels, tiles, tokens, hidden, sums);
 
   for (int t = 0; t < half; ++t) {
     for (int f = 0; f < tiles[step * t].features; ++f) {
-      int const feature = first + t * with.features + f;
-      float const up_bias = bias_at(weights.up_bias, expert, feature);
-      float const gate_bias = bias_at(weights.gate_bias, expert, feature);
+      int const feature = first + t * kernels.features + f;
+      float const up_bias = weights.up_bias.at(expert, feature);
+      float const gate_bias = weights.gate_bias.at(expert, feature);
       for (int p = 0; p < tokens.count(); ++p) {
         int const width = tokens.width_of(p);
-        float const* const up = sums_at(with, sums, step * t + step - 1, p) + f * width;
-        float const* const gate = sums_at(with, sums, step * t, p) + f * width;
+        float const* const up = sums_at(kernels, sums, step * t + step - 1, p) + f * width;
+        float const* const gate = sums_at(kernels, sums, step * t, p) + f * width;
         float values[most_panel_width];
         activation.apply(gate, up, row_weight == nullptr ? nullptr : row_weight + p * tokens.width, gate_bias, up_bias,
                          width, values);
-        with.put(values, width, feature, intermediate,
+        kernels.put(values, width, feature, intermediate,
                  inner + std::int64_t{p} * tokens.width * row_floats(intermediate));
       }
     }
@@ -210,27 +201,27 @@ void project_panels_in(expert_activation const& activation, panel_functions<Elem
 }
 
 /// outer[row][h] = down product of some features h (+ bias), in float.
-template <class Element>
-void project_panels_out(panel_functions<Element> const& with, panel_rows const& inner, weight_view<Element> down,
-                        bias_view<Element> bias, std::int64_t expert, int first, int hidden, int intermediate,
+template <class Operand>
+void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const& inner, Operand const& down,
+                        bias_view<typename Operand::element> const& bias, int expert, int first, int hidden, int intermediate,
                         float* outer) {
   alignas(64) float sums[item_floats];
-  feature_tile<Element> tiles[most_tiles] = {};
-  for (int t = 0; t < with.block_tiles; ++t) {
-    int const feature = first + t * with.features;
-    tiles[t] = features_of(down, expert, feature, std::max(0, std::min(with.features, hidden - feature)));
+  feature_tile<Operand> tiles[most_tiles] = {};
+  for (int t = 0; t < kernels.block_tiles; ++t) {
+    int const feature = first + t * kernels.features;
+    tiles[t] = features_of(down, expert, feature, std::max(0, std::min(kernels.features, hidden - feature)));
   }
-  multiply_panels(with, tiles, inner, intermediate, sums);
-  int const features = std::min(with.block_tiles * with.features, hidden - first);
+  multiply_panels(kernels, tiles, inner, intermediate, sums);
+  int const features = std::min(kernels.block_tiles * kernels.features, hidden - first);
   float biases[most_block_features] = {};
-  for (int f = 0; f < features; ++f) biases[f] = bias_at(bias, expert, first + f);
+  for (int f = 0; f < features; ++f) biases[f] = bias.at(expert, first + f);
   for (int p = 0; p < inner.count(); ++p) {
     int const width = inner.width_of(p);
     for (int i = 0; i < inner.rows_of(p); ++i) {
       float* const to = outer + (std::int64_t{p} * inner.width + i) * hidden + first;
-      for (int t = 0; t < with.block_tiles; ++t) {
-        float const* const from = sums_at(with, sums, t, p) + i;
-        int const begin = t * with.features;
+      for (int t = 0; t < kernels.block_tiles; ++t) {
+        float const* const from = sums_at(kernels, sums, t, p) + i;
+        int const begin = t * kernels.features;
         for (int f = 0; f < tiles[t].features; ++f) to[begin + f] = from[f * width] + biases[begin + f];
       }
     }
@@ -238,26 +229,26 @@ void project_panels_out(panel_functions<Element> const& with, panel_rows const& 
 }
 
 /// What both products read besides rows: the weights of some experts, [intermediate, hidden] and back.
-template <class Element>
+template <class Operand>
 struct expert_weights {
-  input_projection<Element> in;
-  weight_view<Element> down;
-  bias_view<Element> down_bias;  ///< null data: no bias
+  input_projection<Operand> in;
+  Operand down;
+  bias_view<typename Operand::element> down_bias;  ///< null data: no bias
   int hidden, intermediate;
 };
 
 /// Both products over all rows. `inner` has room for `most_places` rows of `row_floats(intermediate)` floats, `outer` for
 /// as many of `row_floats(hidden)`: until the first product is done, it has the tokens as that wants them.
-template <class Element>
-void run_products(cpu_context const& where, panel_functions<Element> const& with, expert_rows const& all,
-                  token_rows<Element> const& tokens, expert_activation const& activation,
-                  expert_weights<Element> const& weights, float* inner, float* outer) {
-  input_projection<Element> const& in = weights.in;
-  weight_view<Element> const& down = weights.down;
-  bias_view<Element> const& down_bias = weights.down_bias;
+template <class Operand>
+void run_products(cpu_context const& context, panel_kernels<Operand> const& kernels, expert_rows const& all,
+                  token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
+                  expert_weights<Operand> const& weights, float* inner, float* outer) {
+  input_projection<Operand> const& in = weights.in;
+  Operand const& down = weights.down;
+  bias_view<typename Operand::element> const& down_bias = weights.down_bias;
   int const hidden = weights.hidden, intermediate = weights.intermediate;
-  row_functions<Element> const few = row_functions_of<Element>(where.instructions);
-  int const rows_in_panels = with.block_panels * with.width;
+  row_kernels<Operand> const few = row_kernels_of<Operand>(context.instructions);
+  int const rows_in_panels = kernels.block_panels * kernels.width;
   auto const inner_of = [&](expert_rows::item const& i) {
     return inner + (all.first_place[i.expert] + i.first_row) * row_floats(intermediate);
   };
@@ -280,8 +271,8 @@ void run_products(cpu_context const& where, panel_functions<Element> const& with
   };
   // The weights of an item, as far as they are multiplied row by row; none past the last item.
   auto const weights_of = [&](cut const& c, std::int64_t index, std::int64_t items,
-                              weight_view<Element> const& matrix) {
-    if (index >= items) return feature_tile<Element>{};
+                              Operand const& matrix) {
+    if (index >= items) return feature_tile<Operand>{};
     expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
     int const first = item.feature_block * c.block_of(all.by_panels(item.expert));
     return features_of(matrix, item.expert, first, std::min(c.by_rows, c.features - first));
@@ -289,33 +280,33 @@ void run_products(cpu_context const& where, panel_functions<Element> const& with
 
   all.set_places();
   std::int64_t const pieces =
-      all.count([&](int e) { return divide_up(all.rows(e), all.by_panels(e) ? with.width : block_rows); });
-  parallel_for(where, pieces, [&](std::int64_t index) {
-    expert_rows::item const item = all.at(index, block_rows, with.width);
-    Element const* rows[std::max(block_rows, most_panel_width)];
+      all.count([&](int e) { return divide_up(all.rows(e), all.by_panels(e) ? kernels.width : block_rows); });
+  parallel_for(context, pieces, [&](std::int64_t index) {
+    expert_rows::item const item = all.at(index, block_rows, kernels.width);
+    typename Operand::element const* rows[std::max(block_rows, most_panel_width)];
     tokens.locate(all.offsets[item.expert] + item.first_row, item.rows, rows);
     if (all.by_panels(item.expert)) {
-      int const width = item.rows > with.lanes ? with.width : with.lanes;
-      with.pack(rows, item.rows, width, hidden, tokens_of(item));
+      int const width = item.rows > kernels.lanes ? kernels.width : kernels.lanes;
+      kernels.pack(rows, item.rows, width, hidden, tokens_of(item));
     } else {
       few.group(rows, item.rows, hidden, tokens_of(item));
     }
   });
 
-  cut const in_cut{intermediate, features_of_item<Element>(hidden, intermediate, row_blocks, where.threads),
-                   panel_block_features(with, activation.gated ? 2 : 1)};
+  cut const in_cut{intermediate, features_of_item<typename Operand::element>(hidden, intermediate, row_blocks, context.threads),
+                   panel_block_features(kernels, activation.gated ? 2 : 1)};
   std::int64_t const in_items = count_items(in_cut);
-  parallel_for(where, in_items, [&](std::int64_t index, std::int64_t next) {
+  parallel_for(context, in_items, [&](std::int64_t index, std::int64_t next) {
     expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
     int const e = item.expert;
     float weight[most_panel_rows];
     if (tokens.weights != nullptr) {
       tokens.weights_of(all.offsets[e] + item.first_row, item.rows, weight);
-      for (int i = item.rows; i < divide_up(item.rows, with.width) * with.width; ++i) weight[i] = 0.0f;
+      for (int i = item.rows; i < divide_up(item.rows, kernels.width) * kernels.width; ++i) weight[i] = 0.0f;
     }
     float const* const row_weight = tokens.weights != nullptr ? weight : nullptr;
     if (all.by_panels(e)) {
-      project_panels_in(activation, with, {tokens_of(item), item.rows, with.lanes, with.width}, row_weight, in, e,
+      project_panels_in(activation, kernels, {tokens_of(item), item.rows, kernels.lanes, kernels.width}, row_weight, in, e,
                         item.feature_block * in_cut.by_panels, hidden, intermediate, inner_of(item));
     } else {
       int const first = item.feature_block * in_cut.by_rows;
@@ -325,15 +316,15 @@ void run_products(cpu_context const& where, panel_functions<Element> const& with
     }
   });
 
-  cut const out_cut{hidden, features_of_item<Element>(intermediate, hidden, row_blocks, where.threads),
-                    panel_block_features(with, 1)};
+  cut const out_cut{hidden, features_of_item<typename Operand::element>(intermediate, hidden, row_blocks, context.threads),
+                    panel_block_features(kernels, 1)};
   std::int64_t const out_items = count_items(out_cut);
-  parallel_for(where, out_items, [&](std::int64_t index, std::int64_t next) {
+  parallel_for(context, out_items, [&](std::int64_t index, std::int64_t next) {
     expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
     int const e = item.expert;
     float* const to = outer + (all.offsets[e] + item.first_row) * hidden;
     if (all.by_panels(e)) {
-      project_panels_out(with, {inner_of(item), item.rows, with.lanes, with.width}, down, down_bias, e,
+      project_panels_out(kernels, {inner_of(item), item.rows, kernels.lanes, kernels.width}, down, down_bias, e,
                          item.feature_block * out_cut.by_panels, hidden, intermediate, to);
     } else {
       int const first = item.feature_block * out_cut.by_rows;
@@ -345,56 +336,103 @@ void run_products(cpu_context const& where, panel_functions<Element> const& with
 }
 
 /// Memory of the products of some experts with `rows` rows, and how those are found.
-struct products_scratch {
+struct products_memory {
   std::int64_t *first_place, *first_item;  ///< [experts + 1]
   float* inner;                            ///< [most_places(rows), row_floats(intermediate)]
   float* outer;                            ///< [most_places(rows), row_floats(hidden)]: the result is [rows, hidden]
 };
 
-/// Both products of some experts over their rows: `offsets` says which rows of `tokens` each has. `Element` alone decides
+/// Both products of some experts over their rows: `offsets` says which rows of `tokens` each has. `Operand` alone decides
 /// what is compiled, so that layers of any shape and policies share it.
-template <class Element>
-void run_products(cpu_context const& where, std::int32_t const* offsets, int experts, token_rows<Element> const& tokens,
-                  expert_activation const& activation, expert_weights<Element> const& weights,
-                  products_scratch const& scratch) {
-  panel_functions<Element> const with = panel_functions_of<Element>(where.instructions, where.floats);
-  int const least = where.least_panel_rows > 0 ? where.least_panel_rows : with.usual_rows;
-  expert_rows const rows{offsets, scratch.first_place, scratch.first_item, experts, least, with.lanes};
-  run_products(where, with, rows, tokens, activation, weights, scratch.inner, scratch.outer);
+template <class Operand>
+void run_products(cpu_context const& context, std::int32_t const* offsets, int experts,
+                  token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
+                  expert_weights<Operand> const& weights, products_memory const& memory) {
+  panel_kernels<Operand> const kernels = panel_kernels_of<Operand>(context.instructions, context.floats);
+  int const least = context.least_panel_rows > 0 ? context.least_panel_rows : kernels.usual_rows;
+  expert_rows const rows{offsets, memory.first_place, memory.first_item, experts, least, kernels.lanes};
+  run_products(context, kernels, rows, tokens, activation, weights, memory.inner, memory.outer);
 }
 
-/// Runs the routed experts over the plan's rows.
-template <class Layer>
-void run_experts(forward_args<Layer> const& args, cpu_context const& where, dispatch_plan const& plan,
-                 float const* weights, products_scratch const& scratch) {
-  expert_weights<typename Layer::element> of{};
-  of.in.up = args.weights.up_proj;
-  of.down = args.weights.down_proj;
-  of.hidden = Layer::dims.hidden;
-  of.intermediate = Layer::dims.intermediate;
-  if constexpr (Layer::expert_traits.gated) of.in.gate = args.weights.gate_proj;
-  if constexpr (Layer::expert_traits.bias) {
-    of.in.up_bias = args.weights.bias.up;
-    if constexpr (Layer::expert_traits.gated) of.in.gate_bias = args.weights.bias.gate;
-    of.down_bias = args.weights.bias.down;
+/// The experts of feed-forward blocks: rows of tokens to rows of results.
+template <>
+struct experts_step<expert::two_products> {
+  template <class Layer>
+  struct memory {
+    static constexpr shape dims = Layer::dims;
+    static constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
+
+    std::int64_t *first_place, *first_item;  // [experts + 1]
+    float *inner, *outer;                    // see `products_memory`
+    float *shared_inner = nullptr, *shared_outer = nullptr;
+
+    constexpr memory(carver& from, std::int64_t tokens) {
+      std::int64_t const pairs = tokens * dims.top_k, places = most_places(pairs, dims.experts);
+      first_place = from.take<std::int64_t>(dims.experts + 1);
+      first_item = from.take<std::int64_t>(dims.experts + 1);
+      inner = from.take<float>(places * row_floats(dims.intermediate));
+      outer = from.take<float>(places * row_floats(dims.hidden));
+      if constexpr (shared_intermediate > 0) {
+        std::int64_t const shared_places = most_places(tokens, 1);
+        shared_inner = from.take<float>(shared_places * row_floats(shared_intermediate));
+        shared_outer = from.take<float>(shared_places * row_floats(dims.hidden));
+      }
+    }
+  };
+
+  /// `tokens` are what the experts see.
+  template <class Layer>
+  static expert_results<typename Layer::element> run(forward_args<Layer> const& args, cpu_context const& context,
+                                                     view<typename Layer::element const> const& tokens,
+                                                     dispatch_plan const& plan, float const* combine_weights,
+                                                     memory<Layer> const& m) {
+    using element = typename Layer::element;
+    constexpr expert_traits traits = Layer::expert_traits;
+    auto const weights = weights_of_experts<Layer>(args.weights);
+    expert_activation const activation = activation_of<typename Layer::expert>(context.instructions);
+    run_products(context, plan.offsets, Layer::dims.experts,
+                 {tokens, plan.pair_of, Layer::dims.top_k, Layer::router_traits.weighs_input ? combine_weights : nullptr},
+                 activation, weights, {m.first_place, m.first_item, m.inner, m.outer});
+    expert_results<element> results{.outer = m.outer,
+                                    .scale = static_cast<float>(traits.scale_numerator) /
+                                             static_cast<float>(traits.scale_denominator)};
+    if constexpr (traits.shared_intermediate > 0) {
+      // One more expert, that every token visits.
+      expert_weights<weight_view<element>> shared{};
+      if constexpr (traits.gated) shared.in.gate = args.weights.shared.gate_proj;
+      shared.in.up = args.weights.shared.up_proj;
+      shared.down = args.weights.shared.down_proj;
+      shared.hidden = Layer::dims.hidden;
+      shared.intermediate = traits.shared_intermediate;
+      std::int32_t const offsets[2] = {0, static_cast<std::int32_t>(tokens.rows)};
+      run_products(context, offsets, 1, token_rows<element>{tokens}, activation, shared,
+                   {m.first_place, m.first_item, m.shared_inner, m.shared_outer});
+      results.shared_outer = m.shared_outer;
+      if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
+    }
+    return results;
   }
-  run_products(where, plan.offsets, Layer::dims.experts,
-               {args.tokens, plan.pair_of, Layer::dims.top_k, Layer::router_traits.weighs_input ? weights : nullptr},
-               activation_of<typename Layer::expert>(where.instructions), of, scratch);
-}
 
-/// Runs the shared expert: one more expert that every token visits.
-template <class Layer>
-void run_shared_expert(forward_args<Layer> const& args, cpu_context const& where, products_scratch const& scratch) {
-  expert_weights<typename Layer::element> of{};
-  of.in.up = args.weights.shared.up_proj;
-  of.down = args.weights.shared.down_proj;
-  of.hidden = Layer::dims.hidden;
-  of.intermediate = Layer::expert_traits.shared_intermediate;
-  if constexpr (Layer::expert_traits.gated) of.in.gate = args.weights.shared.gate_proj;
-  std::int32_t const offsets[2] = {0, static_cast<std::int32_t>(args.tokens.rows)};
-  run_products(where, offsets, 1, {args.tokens}, activation_of<typename Layer::expert>(where.instructions), of,
-               scratch);
-}
+ private:
+  template <class Layer>
+  static auto weights_of_experts(typename Layer::weights const& from) {
+    using operand = decltype(as_operand(from.up_proj));
+    static_assert(std::is_same_v<operand, decltype(as_operand(from.down_proj))>,
+                  "switchyard: the operands of an expert's two projections are of different types. Give both one type that has both "
+                  "formats.");
+    expert_weights<operand> result{};
+    if constexpr (Layer::expert_traits.gated) result.in.gate = as_operand(from.gate_proj);
+    result.in.up = as_operand(from.up_proj);
+    result.down = as_operand(from.down_proj);
+    if constexpr (Layer::expert_traits.bias) {
+      if constexpr (Layer::expert_traits.gated) result.in.gate_bias = as_operand(from.bias.gate);
+      result.in.up_bias = as_operand(from.bias.up);
+      result.down_bias = as_operand(from.bias.down);
+    }
+    result.hidden = Layer::dims.hidden;
+    result.intermediate = Layer::dims.intermediate;
+    return result;
+  }
+};
 
-}  // namespace switchyard::backend::detail
+}  // namespace switchyard::cpu

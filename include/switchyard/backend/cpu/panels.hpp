@@ -4,6 +4,7 @@
 #include <switchyard/backend/cpu/tile.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
+#include <switchyard/core/operand.hpp>
 #include <switchyard/core/view.hpp>
 
 #include <algorithm>
@@ -12,14 +13,15 @@
 
 /// Products of experts with many rows. The rows stand side by side in panels, so that a weight, straight from the
 /// checkpoint, meets a vector of them; products come out the other way round, which is what the second product takes in.
-namespace switchyard::backend::detail {
+namespace switchyard::cpu {
 
 inline constexpr int most_panel_width = 32, most_panel_rows = 12 * most_panel_width, most_block_features = 64,
                      most_tiles = 6;
 
-/// What of products by panels depends on the instruction set. `width` is two times `lanes`, the width of a half panel.
-template <class Element>
-struct panel_functions {
+/// The kernels of products by panels, of one instruction set: a panel is `width` token rows side by side, a half one `lanes`.
+template <class Operand>
+struct panel_kernels {
+  using element = typename Operand::element;
   int lanes, width;
   int features;                   ///< of a tile: a group that is multiplied together
   int depth;                      ///< that weights are made ready for at a time
@@ -29,11 +31,11 @@ struct panel_functions {
   void (*begin)();                ///< before the products of an item
   void (*end)();
   /// Puts rows side by side; those past the last are zero.
-  void (*pack)(Element const* const* rows, int row_count, int width, std::int64_t depth, float* panel);
+  void (*pack)(element const* const* rows, int row_count, int width, std::int64_t depth, float* panel);
   /// Puts what the rows of a panel have for one element of their depth.
   void (*put)(float const* values, int width, std::int64_t k, std::int64_t depth, float* panel);
-  ready_weights (*prepare)(Element const* from, std::int64_t row_stride, std::int64_t column_stride, int features,
-                           int depth, float* memory);
+  /// A piece of the weights of a tile, `depth` deep from `first` on.
+  ready_weights (*prepare)(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory);
   using product = void (*)(ready_weights const& weights, float const* panel, int depth, bool first, float* sums,
                            fetched_rows const& fetched);
   product multiply, multiply_half;  ///< of full panels, and of half ones
@@ -44,33 +46,49 @@ inline void nothing() {}
 namespace amx {
 
 struct tiles;
-template <class Tiles, class Element>
-panel_functions<Element> panel_functions_with();
+template <class Tiles, class Operand>
+panel_kernels<Operand> panel_kernels_with();
 
 }  // namespace amx
 
-#define SWITCHYARD_PANEL_FUNCTIONS(space)                                                                              \
-  {                                                                                                                    \
-    space::lanes, space::panel_width, space::panel_features, panel_depth, space::block_panels, space::block_tiles, 1,  \
-        32, &nothing, &nothing, &space::pack_panel<Element>, &space::put_values<Element>, &space::widen_rows<Element>, \
-        &space::multiply_panel<2>, &space::multiply_panel<1>                                                           \
-  }
-template <class Element>
-panel_functions<Element> panel_functions_of(instruction_set set, float_products floats) {
+#define SWITCHYARD_PANEL_KERNELS(space)                                                                            \
+  panel_kernels<Operand> kernels{                                                                                  \
+      space::lanes,           space::panel_width, space::panel_features,        panel_depth,                       \
+      space::block_panels,    space::block_tiles, 1,                            32,                                \
+      &nothing,               &nothing,           nullptr,                      nullptr,                           \
+      nullptr,                &space::multiply_panel<2>, &space::multiply_panel<1>};                               \
+  if constexpr (Operand::in_place) {                                                                               \
+    kernels.pack = &space::pack_panel<element>;                                                                    \
+    kernels.put = &space::put_values<element>;                                                                     \
+    kernels.prepare = &space::widen_rows<element>;                                                                 \
+  } else {                                                                                                         \
+    kernels.pack = &space::pack_panel<element, float>;                                                             \
+    kernels.put = &space::put_values<float>;                                                                       \
+    kernels.prepare = &space::restore_rows<Operand>;                                                               \
+  }                                                                                                                \
+  return kernels;
+/// `set` must not be `automatic`.
+template <class Operand>
+panel_kernels<Operand> panel_kernels_of(instruction_set set, float_products floats) {
+  using element = typename Operand::element;
 #if defined(__x86_64__)
-  if constexpr (std::is_same_v<Element, bfloat16> || std::is_same_v<Element, float>) {
-    bool const by_tiles = std::is_same_v<Element, bfloat16> || floats == float_products::three_of_bfloat16;
-    if (set == instruction_set::amx && by_tiles) return amx::panel_functions_with<amx::tiles, Element>();
+  if constexpr (std::is_same_v<element, bfloat16> || std::is_same_v<element, float>) {
+    bool const by_tiles = std::is_same_v<element, bfloat16> || floats == float_products::three_of_bfloat16;
+    if (set == instruction_set::amx && by_tiles) return amx::panel_kernels_with<amx::tiles, Operand>();
   }
-  if (set >= instruction_set::avx512) return SWITCHYARD_PANEL_FUNCTIONS(avx512);
-  if (set == instruction_set::avx2) return SWITCHYARD_PANEL_FUNCTIONS(avx2);
+  if (set >= instruction_set::avx512) {
+    SWITCHYARD_PANEL_KERNELS(avx512)
+  }
+  if (set == instruction_set::avx2) {
+    SWITCHYARD_PANEL_KERNELS(avx2)
+  }
 #else
   (void)set;
 #endif
   (void)floats;
-  return SWITCHYARD_PANEL_FUNCTIONS(portable);
+  SWITCHYARD_PANEL_KERNELS(portable)
 }
-#undef SWITCHYARD_PANEL_FUNCTIONS
+#undef SWITCHYARD_PANEL_KERNELS
 
 /// What happens between the two products: `activate` of tile.inl.
 struct expert_activation {
@@ -109,47 +127,55 @@ struct panel_rows {
 };
 
 /// Where the sums of one tile and one panel are: [features, panel's width].
-template <class Element>
-float* sums_at(panel_functions<Element> const& with, float* sums, int tile, int panel) {
-  return sums + (tile * with.block_panels + panel) * with.features * with.width;
+template <class Operand>
+float* sums_at(panel_kernels<Operand> const& kernels, float* sums, int tile, int panel) {
+  return sums + (tile * kernels.block_panels + panel) * kernels.features * kernels.width;
+}
+
+/// Part `part` of `parts` of a tile's rows, from depth `first` on, to be fetched from memory: none where there is nothing left, or weights
+/// do not stand in memory as they are multiplied.
+template <class Operand>
+fetched_rows rows_to_fetch(feature_tile<Operand> const& tile, std::int64_t first, std::int64_t depth, int part, int parts) {
+  fetched_rows result;
+  if constexpr (Operand::in_place) {
+    if (first >= depth || tile.column_stride != 1) return result;
+    int const from = tile.features * part / parts, end = tile.features * (part + 1) / parts;
+    constexpr int element_bytes = static_cast<int>(sizeof(typename Operand::element));
+    result = {reinterpret_cast<char const*>(tile.rows + from * tile.row_stride + first), tile.row_stride * element_bytes,
+              end - from, element_bytes};
+  }
+  return result;
 }
 
 /// sums = products over the whole depth, in the first of `item_floats` floats. Weights are read once: those of the next tile are
 /// fetched while this one is multiplied.
-template <class Element>
-void multiply_panels(panel_functions<Element> const& with, feature_tile<Element> const* tiles, panel_rows const& panels,
+template <class Operand>
+void multiply_panels(panel_kernels<Operand> const& kernels, feature_tile<Operand> const* tiles, panel_rows const& panels,
                      std::int64_t depth, float* sums) {
-  float* const memory = sums_at(with, sums, with.block_tiles, 0);
+  float* const memory = sums_at(kernels, sums, kernels.block_tiles, 0);
   int const panel_count = panels.count();
-  with.begin();
-  for (std::int64_t k = 0; k < depth; k += with.depth) {
-    int const length = static_cast<int>(std::min<std::int64_t>(with.depth, depth - k));
-    for (int t = 0; t < with.block_tiles; ++t) {
-      feature_tile<Element> const& tile = tiles[t];
+  kernels.begin();
+  for (std::int64_t k = 0; k < depth; k += kernels.depth) {
+    int const length = static_cast<int>(std::min<std::int64_t>(kernels.depth, depth - k));
+    for (int t = 0; t < kernels.block_tiles; ++t) {
+      feature_tile<Operand> const& tile = tiles[t];
       if (tile.features == 0) continue;
-      ready_weights const weights = with.prepare(tile.rows + k * tile.column_stride, tile.row_stride,
-                                                 tile.column_stride, tile.features, length, memory);
-      bool const last_tile = t + 1 == with.block_tiles || tiles[t + 1].features == 0;
-      feature_tile<Element> const& next = last_tile ? tiles[0] : tiles[t + 1];
-      std::int64_t const next_k = last_tile ? k + with.depth : k;
-      bool const fetches = next_k < depth && next.column_stride == 1;
+      ready_weights const weights = kernels.prepare(tile, k, length, memory);
+      bool const last_tile = t + 1 == kernels.block_tiles || tiles[t + 1].features == 0;
+      feature_tile<Operand> const& next = last_tile ? tiles[0] : tiles[t + 1];
+      std::int64_t const next_k = last_tile ? k + kernels.depth : k;
       for (int p = 0; p < panel_count; ++p) {
-        fetched_rows fetched;
-        if (fetches) {  // this panel's share
-          int const from = next.features * p / panel_count, to = next.features * (p + 1) / panel_count;
-          fetched = {reinterpret_cast<char const*>(next.rows + from * next.row_stride + next_k),
-                     next.row_stride * static_cast<std::int64_t>(sizeof(Element)), to - from, sizeof(Element)};
-        }
+        fetched_rows const fetched = rows_to_fetch(next, next_k, depth, p, panel_count);
         int const width = panels.width_of(p);
-        auto* const multiply = width == panels.width ? with.multiply : with.multiply_half;
-        multiply(weights, panels.at(p, depth) + k * width / with.values_per_float, length, k == 0,
-                 sums_at(with, sums, t, p), fetched);
+        auto* const multiply = width == panels.width ? kernels.multiply : kernels.multiply_half;
+        multiply(weights, panels.at(p, depth) + k * width / kernels.values_per_float, length, k == 0,
+                 sums_at(kernels, sums, t, p), fetched);
       }
     }
   }
-  with.end();
+  kernels.end();
 }
 
-}  // namespace switchyard::backend::detail
+}  // namespace switchyard::cpu
 
 #include <switchyard/backend/cpu/amx.hpp>

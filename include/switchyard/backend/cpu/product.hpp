@@ -2,40 +2,49 @@
 
 #include <switchyard/backend/cpu/tile.hpp>
 #include <switchyard/core/element.hpp>
+#include <switchyard/core/operand.hpp>
 
 #include <algorithm>
 #include <cstdint>
 
 /// Products of few rows, at the speed at which weights come from memory.
-namespace switchyard::backend::detail {
+namespace switchyard::cpu {
 
-/// Most rows and features of one product, whose sums are on the stack.
-inline constexpr int block_rows = 32, block_features = 64;
-
-/// What of products of few rows depends on the instruction set, see tile.inl.
-template <class Element>
-struct row_functions {
-  void (*group)(Element const* const* rows, int row_count, std::int64_t depth, float* to);
+/// The kernels of products of few rows, of one instruction set: see tile.inl.
+template <class Operand>
+struct row_kernels {
+  using element = typename Operand::element;
+  void (*group)(element const* const* rows, int row_count, std::int64_t depth, float* to);
   void (*put)(float const* values, int count, std::int64_t first, int row, int row_count, std::int64_t depth,
               float* to);
-  void (*multiply)(float const* rows, int row_count, depth_piece const& piece, feature_tile<Element> const& weights,
-                   feature_tile<Element> const& next, float* to, std::int64_t stride);
+  void (*multiply)(float const* rows, int row_count, depth_piece const& piece, feature_tile<Operand> const& weights,
+                   feature_tile<Operand> const& next, float* to, std::int64_t stride);
 };
 
-#define SWITCHYARD_ROW_FUNCTIONS(space) \
-  { &space::group_rows<Element>, &space::put_in_group<Element>, &space::multiply_rows_by_features<Element> }
+#define SWITCHYARD_ROW_KERNELS(space)                                                                               \
+  if constexpr (Operand::in_place) {                                                                                \
+    return {&space::group_rows<element>, &space::put_in_group<element>, &space::multiply_rows_by_features<element>}; \
+  } else {                                                                                                          \
+    return {&space::group_rows_in_order<element>, &space::put_in_group<float>,                                       \
+            &space::multiply_rows_by_restored<Operand>};                                                            \
+  }
 /// `set` must not be `automatic`.
-template <class Element>
-row_functions<Element> row_functions_of(instruction_set set) {
+template <class Operand>
+row_kernels<Operand> row_kernels_of(instruction_set set) {
+  using element = typename Operand::element;
 #if defined(__x86_64__)
-  if (set >= instruction_set::avx512) return SWITCHYARD_ROW_FUNCTIONS(avx512);
-  if (set == instruction_set::avx2) return SWITCHYARD_ROW_FUNCTIONS(avx2);
+  if (set >= instruction_set::avx512) {
+    SWITCHYARD_ROW_KERNELS(avx512)
+  }
+  if (set == instruction_set::avx2) {
+    SWITCHYARD_ROW_KERNELS(avx2)
+  }
 #else
   (void)set;
 #endif
-  return SWITCHYARD_ROW_FUNCTIONS(portable);
+  SWITCHYARD_ROW_KERNELS(portable)
 }
-#undef SWITCHYARD_ROW_FUNCTIONS
+#undef SWITCHYARD_ROW_KERNELS
 
 /// The rows of a product, in groups.
 struct grouped_rows {
@@ -44,28 +53,35 @@ struct grouped_rows {
 };
 
 /// to[r][f] = rows[r] . weights[f]. `next` is what the caller multiplies after it.
-template <class Element>
-void multiply_rows(row_functions<Element> const& with, grouped_rows const& rows, feature_tile<Element> const& weights,
-                   std::int64_t depth, feature_tile<Element> const& next, float* to, std::int64_t stride) {
-  if (weights.column_stride == 1) {
-    return with.multiply(rows.first, rows.count, {depth, 0, depth}, weights,
-                         next.column_stride == 1 ? next : feature_tile<Element>{}, to, stride);
-  }
-  // Weights whose input features are not contiguous are packed, some at a time.
-  constexpr int packed_depth = 64;
-  Element packed[block_features * packed_depth];
-  float part[block_rows * block_features];
-  for (std::int64_t k = 0; k < depth; k += packed_depth) {
-    depth_piece const piece{depth, k, std::min<std::int64_t>(packed_depth, depth - k)};
-    for (std::int64_t i = 0; i < piece.length; ++i) {
-      Element const* const from = weights.rows + (k + i) * weights.column_stride;
-      for (int f = 0; f < weights.features; ++f) packed[f * packed_depth + i] = from[f * weights.row_stride];
+template <class Operand>
+void multiply_rows(row_kernels<Operand> const& kernels, grouped_rows const& rows, feature_tile<Operand> const& weights,
+                   std::int64_t depth, feature_tile<Operand> const& next, float* to, std::int64_t stride) {
+  depth_piece const whole{depth, 0, depth};
+  if constexpr (!Operand::in_place) {
+    kernels.multiply(rows.first, rows.count, whole, weights, next, to, stride);
+  } else {
+    if (weights.column_stride == 1) {
+      return kernels.multiply(rows.first, rows.count, whole, weights,
+                              next.column_stride == 1 ? next : feature_tile<Operand>{}, to, stride);
     }
-    with.multiply(rows.first, rows.count, piece, {packed, packed_depth, 1, weights.features}, {}, part, block_features);
-    for (int r = 0; r < rows.count; ++r) {
-      for (int f = 0; f < weights.features; ++f) {
-        float const value = part[r * block_features + f];
-        to[r * stride + f] = k == 0 ? value : to[r * stride + f] + value;
+    // Weights whose input features are not contiguous are packed, some at a time.
+    using element = typename Operand::element;
+    constexpr int packed_depth = 64;
+    element packed[block_features * packed_depth];
+    float part[block_rows * block_features];
+    for (std::int64_t k = 0; k < depth; k += packed_depth) {
+      depth_piece const piece{depth, k, std::min<std::int64_t>(packed_depth, depth - k)};
+      for (std::int64_t i = 0; i < piece.length; ++i) {
+        element const* const from = weights.rows + (k + i) * weights.column_stride;
+        for (int f = 0; f < weights.features; ++f) packed[f * packed_depth + i] = from[f * weights.row_stride];
+      }
+      kernels.multiply(rows.first, rows.count, piece, {packed, packed_depth, 1, weights.features}, {}, part,
+                       block_features);
+      for (int r = 0; r < rows.count; ++r) {
+        for (int f = 0; f < weights.features; ++f) {
+          float const value = part[r * block_features + f];
+          to[r * stride + f] = k == 0 ? value : to[r * stride + f] + value;
+        }
       }
     }
   }
@@ -82,4 +98,4 @@ int features_of_item(std::int64_t depth, std::int64_t features, std::int64_t ite
   return static_cast<int>(fit < 32 ? fit / 8 * 8 : fit / 32 * 32);  // whole vectors
 }
 
-}  // namespace switchyard::backend::detail
+}  // namespace switchyard::cpu

@@ -2,10 +2,13 @@
 
 #include <switchyard/backend/cpu/context.hpp>
 #include <switchyard/backend/cpu/product.hpp>
+#include <switchyard/backend/cpu/steps.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/finite.hpp>
+#include <switchyard/core/workspace.hpp>
 #include <switchyard/layer.hpp>
+#include <switchyard/router/by_logits.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -15,7 +18,7 @@
 #include <string_view>
 
 /// Step 1 of `backend::cpu`: tokens to logits to expert ids and combine weights.
-namespace switchyard::backend::detail {
+namespace switchyard::cpu {
 
 inline constexpr int route_tokens = 8, route_experts = 32;  // of an item of the router product
 
@@ -52,11 +55,12 @@ struct feature_weights {
 /// What the product of tokens and a router weight reads.
 template <class Element>
 struct router_product {
+  using element = Element;
   view<Element const> tokens;
   int hidden, experts;
   float const* weight;                     ///< [experts, hidden]
   float const* bias = nullptr;             ///< [experts], null: none
-  feature_weights features = {};           ///< of `adaptive_clustering`
+  feature_weights features = {};           ///< factors of the tokens' features
   float const* inverse_lengths = nullptr;  ///< [experts], factors of the logits; null: none
 };
 
@@ -67,7 +71,7 @@ void make_logits(router_product<Element> const& of, cpu_context const& where, fl
   int const expert_blocks = static_cast<int>(divide_up(experts, route_experts));
   std::int64_t const tokens = of.tokens.rows;
   std::int64_t const token_blocks = divide_up(tokens, route_tokens);
-  row_functions<float> const with = row_functions_of<float>(where.instructions);
+  row_kernels<weight_view<float>> const kernels = row_kernels_of<weight_view<float>>(where.instructions);
   parallel_for(where, token_blocks * expert_blocks, [&](std::int64_t item) {
     std::int64_t const first_token = item / expert_blocks * route_tokens;
     int const rows = static_cast<int>(std::min<std::int64_t>(route_tokens, tokens - first_token));
@@ -89,9 +93,9 @@ void make_logits(router_product<Element> const& of, cpu_context const& where, fl
         }
         piece[r] = converted + r * depth;
       }
-      with.group(piece, rows, length, grouped);
-      feature_tile<float> const weights{of.weight + first * std::int64_t{hidden} + k, hidden, 1, count};
-      with.multiply(grouped, rows, {length, 0, length}, weights, {}, part, route_experts);
+      kernels.group(piece, rows, length, grouped);
+      feature_tile<weight_view<float>> const weights{of.weight + first * std::int64_t{hidden} + k, hidden, 1, count};
+      kernels.multiply(grouped, rows, {length, 0, length}, weights, {}, part, route_experts);
       for (int r = 0; r < rows; ++r) {
         for (int e = 0; e < count; ++e) {
           float const value = part[r * route_experts + e];
@@ -107,15 +111,6 @@ void make_logits(router_product<Element> const& of, cpu_context const& where, fl
     }
   });
 }
-
-/// What the tokens and experts of a call are called in an error, where it is a part of another one.
-struct names {
-  std::int32_t const* token_of = nullptr;  ///< null: their own numbers
-  int first_expert = 0;
-
-  std::string token(std::int64_t t) const { return std::to_string(token_of == nullptr ? t : token_of[t]); }
-  std::string expert(std::int64_t e) const { return std::to_string(first_expert + e); }
-};
 
 /// Says why a token cannot be routed, unless the router alone knows. Biases are null where the router has none.
 inline void fail_unroutable(float const* logits, router_weights const& router, int experts, int top_k,
@@ -193,35 +188,133 @@ void select_experts(std::int64_t tokens, std::uint8_t const* active, router_weig
   }
 }
 
-/// Takes over the caller's routes. Unless the context says otherwise, throws when an id is out of range or a weight is not
+/// Asks a router by inputs about every pair. Unless the context says otherwise, throws when an id is out of range or a weight is not
 /// finite.
-inline void copy_routes(precomputed_routes const& routes, std::int64_t tokens, int top_k, int experts,
-                        std::uint8_t const* active, cpu_context const& where, std::int32_t* experts_out, float* weights,
-                        float* priority) {
-  bool const throws = where.unroutable == unroutable_tokens::throw_error;
+template <class Router, class Inputs>
+void take_pairs(Inputs const& inputs, std::int64_t tokens, int top_k, int experts, std::uint8_t const* active,
+                cpu_context const& context, routes const& to) {
+  bool const throws = context.unroutable == unroutable_tokens::throw_error;
   for (std::int64_t token = 0; token < tokens; ++token) {
     bool const routed = is_active(active, token);
-    for (std::int64_t pair = token * top_k; pair < (token + 1) * top_k; ++pair) {
-      std::int32_t const expert = routes.experts[pair];
-      float const weight = routes.weights[pair];
-      auto const place = [&] {
-        return " for token " + std::to_string(token) + ", choice " + std::to_string(pair - token * top_k);
-      };
-      bool const elsewhere = !routed || expert == -1;
-      bool const exists = expert >= 0 && expert < experts;
+    to.priority[token] = 0.0f;
+    for (int k = 0; k < top_k; ++k) {
+      routed_pair const asked = routed ? Router::pair(inputs, token, top_k, k) : routed_pair{-1, 0.0f};
+      auto const place = [&] { return " for token " + std::to_string(token) + ", choice " + std::to_string(k); };
+      bool const elsewhere = asked.expert == -1, exists = asked.expert >= 0 && asked.expert < experts;
       if (throws && !elsewhere && !exists) {
-        fail("layer::forward, routes.experts", "ids from 0 to " + std::to_string(experts - 1) + ", or -1 for none",
-             std::to_string(expert) + place());
+        fail(std::string("layer::forward, ") + Router::experts_name,
+             "ids from 0 to " + std::to_string(experts - 1) + ", or -1 for none", std::to_string(asked.expert) + place());
       }
-      if (throws && !elsewhere && !is_finite(weight)) {
-        fail("layer::forward, routes.weights", "finite numbers", std::to_string(weight) + place());
+      if (throws && !elsewhere && !is_finite(asked.weight)) {
+        fail(std::string("layer::forward, ") + Router::weights_name, "finite numbers",
+             std::to_string(asked.weight) + place());
       }
-      experts_out[pair] = !elsewhere && exists ? expert : -1;
-      weights[pair] = elsewhere ? 0.0f : exists ? weight : not_a_number;
+      if (k == 0 && is_finite(asked.weight)) to.priority[token] = asked.weight;
+      std::int64_t const pair = token * top_k + k;
+      to.experts[pair] = exists ? asked.expert : -1;
+      to.weights[pair] = elsewhere ? 0.0f : exists ? asked.weight : not_a_number;
     }
-    float const first = routes.weights[token * top_k];
-    priority[token] = routed && is_finite(first) ? first : 0.0f;
   }
 }
 
-}  // namespace switchyard::backend::detail
+template <>
+struct feature_step<router::features_as_they_are> {
+  template <class Layer>
+  struct memory {
+    constexpr memory(carver&, std::int64_t) {}
+  };
+  template <class Layer, class Product>
+  static void prepare(forward_args<Layer> const&, cpu_context const&, memory<Layer> const&, Product&) {}
+  template <class Layer>
+  static void report(forward_args<Layer> const&, memory<Layer> const&) {}
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const&) {
+    return args.tokens;
+  }
+};
+
+/// Tokens times the router weight, and what the router makes of the logits.
+template <>
+struct route_step<router::from_logits> {
+  template <class Layer>
+  using features = feature_step<typename Layer::router::features>;
+
+  template <class Layer>
+  struct memory {
+    float* logits;  // [tokens, experts]
+    double* sums;   // of auxiliary values
+    typename features<Layer>::template memory<Layer> of_features;
+
+    constexpr memory(carver& from, std::int64_t tokens)
+        : logits(from.take<float>(tokens * Layer::dims.experts)),
+          sums(from.take<double>(switchyard::detail::auxiliary_doubles * Layer::dims.experts)),
+          of_features(from, tokens) {}
+  };
+
+  template <class Layer>
+  static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m, routes const& to,
+                  names const& called) {
+    constexpr shape dims = Layer::dims;
+    router_weights const router = router::weights_of(args);
+    router_product<typename Layer::element> product{args.tokens, dims.hidden, dims.experts, router.weight,
+                                                    Layer::router_traits.bias ? router.bias : nullptr};
+    features<Layer>::template prepare<Layer>(args, context, m.of_features, product);
+    make_logits(product, context, m.logits);
+    select_experts<typename Layer::router, dims.experts, dims.top_k>(args.tokens.rows, args.active, router, context,
+                                                                     m.logits, to.experts, to.weights, to.priority, called);
+  }
+
+  template <class Layer>
+  static void report(forward_args<Layer> const& args, memory<Layer> const& m) {
+    if constexpr (requires { *args.report.logits; }) {
+      if (args.report.logits != nullptr) {
+        std::copy(m.logits, m.logits + args.tokens.rows * Layer::dims.experts, args.report.logits);
+      }
+    }
+    features<Layer>::template report<Layer>(args, m.of_features);
+  }
+
+  template <class Layer>
+  static void auxiliary(forward_args<Layer> const& args, memory<Layer> const& m, routes const& made,
+                        std::uint8_t const* dropped) {
+    if (args.auxiliary == nullptr) return;
+    routing_record const record{.tokens = args.tokens.rows,
+                                .tokens_per_group = args.tokens_per_group,
+                                .logits = m.logits,
+                                .experts = made.experts,
+                                .weights = made.weights,
+                                .dropped = dropped,
+                                .active = args.active};
+    *args.auxiliary = switchyard::detail::auxiliary_of(record, Layer::dims.experts, Layer::dims.top_k, m.sums);
+  }
+
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+    return features<Layer>::template tokens_of_experts<Layer>(args, m.of_features);
+  }
+};
+
+/// What a router knows of each pair without logits.
+template <>
+struct route_step<router::from_inputs> {
+  template <class Layer>
+  struct memory {
+    constexpr memory(carver&, std::int64_t) {}
+  };
+  template <class Layer>
+  static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const&, routes const& to,
+                  names const&) {
+    take_pairs<typename Layer::router>(args.inputs, args.tokens.rows, Layer::dims.top_k, Layer::dims.experts, args.active,
+                                       context, to);
+  }
+  template <class Layer>
+  static void report(forward_args<Layer> const&, memory<Layer> const&) {}
+  template <class Layer>
+  static void auxiliary(forward_args<Layer> const&, memory<Layer> const&, routes const&, std::uint8_t const*) {}
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const&) {
+    return args.tokens;
+  }
+};
+
+}  // namespace switchyard::cpu

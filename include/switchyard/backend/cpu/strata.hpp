@@ -3,16 +3,22 @@
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/cpu/context.hpp>
 #include <switchyard/backend/cpu/route.hpp>
+#include <switchyard/backend/cpu/steps.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/view.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/dispatch/pass.hpp>
 #include <switchyard/layer.hpp>
+#include <switchyard/router/stratified.hpp>
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 
-/// What `backend::cpu` does between the passes of a stratified layer.
-namespace switchyard::backend::detail {
+/// How `backend::cpu` runs a stratified layer: each pass is an ordinary one, and this is what happens between them.
+namespace switchyard::cpu {
 
 /// The tokens on their way through the strata, and what was decided about them.
 template <class Element>
@@ -148,7 +154,7 @@ void finish_pass(made_pass<Element> const& pass, strata_shape const& of, cpu_con
 /// Writes the output and what the caller wants to know. Nothing can fail from here on.
 template <class Element>
 void end_strata(strata_shape const& of, view<Element> const& output, std::uint8_t const* active, decisions const& asked,
-                auxiliary_values* auxiliary, cpu_context const& where, strata_record<Element> const& from) {
+                std::uint8_t* passes, auxiliary_values* auxiliary, cpu_context const& where, strata_record<Element> const& from) {
   std::int64_t const tokens = output.rows, hidden = of.hidden;
   parallel_for(where, divide_up(tokens, strata_tokens), [&](std::int64_t item) {
     std::int64_t const end = std::min(tokens, (item + 1) * strata_tokens);
@@ -170,8 +176,104 @@ void end_strata(strata_shape const& of, view<Element> const& output, std::uint8_
   report(from.dropped_of, pairs, asked.dropped);
   report(from.count_of, of.experts, asked.counts);
   report(from.load_of, of.experts, asked.load);
-  report(from.passes, tokens, asked.passes);
+  report(from.passes, tokens, passes);
   if (auxiliary != nullptr) *auxiliary = from.auxiliary.mean();
 }
 
-}  // namespace switchyard::backend::detail
+/// A layer that runs over its tokens pass by pass. The output is written when all passes have succeeded.
+template <router::stratum_form Form, int... Experts>
+struct schedule_step<router::climbing<Form, Experts...>> {
+  using schedule = router::climbing<Form, Experts...>;
+  using one_pass = schedule_step<router::one_pass>;
+
+  template <class Layer, int Stratum>
+  using pass_memory = typename one_pass::template memory<dispatch::pass_layer<Layer, Stratum>>;
+
+  template <class Layer>
+  struct memory : strata_record<typename Layer::element> {
+    typename Layer::element* rows;  // [tokens, hidden]: of one pass, its result in place of its tokens
+    std::int32_t* experts;          // [tokens, top_k], and so on: what a pass decided
+    float* weights;
+    std::uint8_t* dropped;
+    std::int64_t *counts, *load;  // [experts]
+    std::byte* of_pass;           // in turn of each
+
+    constexpr memory(carver& from, std::int64_t tokens) {
+      constexpr shape dims = Layer::dims;
+      std::int64_t const pairs = tokens * dims.top_k, matrix = tokens * dims.hidden;
+      this->token_of = from.take<std::int32_t>(tokens);
+      this->stratum = from.take<std::uint8_t>(tokens);
+      this->passes = from.take<std::uint8_t>(tokens);
+      this->current = this->residual = from.take<typename Layer::element>(matrix);
+      if constexpr (Form.norms && !Form.normalised_residual) this->residual = from.take<typename Layer::element>(matrix);
+      this->experts_of = from.take<std::int32_t>(schedule::strata * pairs);
+      this->weights_of = from.take<float>(schedule::strata * pairs);
+      this->dropped_of = from.take<std::uint8_t>(schedule::strata * pairs);
+      this->count_of = from.take<std::int64_t>(dims.experts);
+      this->load_of = from.take<std::int64_t>(dims.experts);
+      rows = from.take<typename Layer::element>(matrix);
+      experts = from.take<std::int32_t>(pairs);
+      weights = from.take<float>(pairs);
+      dropped = from.take<std::uint8_t>(pairs);
+      counts = from.take<std::int64_t>(dims.experts);
+      load = from.take<std::int64_t>(dims.experts);
+      of_pass = from.take<std::byte>(bytes_of_pass<Layer>(tokens, std::make_integer_sequence<int, schedule::strata>{}));
+    }
+  };
+
+  template <class Layer>
+  static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer>& m) {
+    begin_strata(strata_of<Layer>, args.tokens.rows, args.active, m);
+    run_passes(args, context, m, std::make_integer_sequence<int, schedule::strata>{});
+    end_strata(strata_of<Layer>, args.output, args.active, args.decisions, args.report.passes, args.auxiliary, context, m);
+  }
+
+ private:
+  template <class Layer>
+  static constexpr strata_shape strata_of{Layer::dims.hidden, Layer::dims.experts, Layer::dims.top_k, schedule::strata};
+
+  /// What the largest pass needs.
+  template <class Layer, int... Stratum>
+  static constexpr std::int64_t bytes_of_pass(std::int64_t tokens, std::integer_sequence<int, Stratum...>) {
+    return static_cast<std::int64_t>(std::max({bytes_of_memory<pass_memory<Layer, Stratum>>(tokens)...}));
+  }
+
+  template <class Layer, int... Stratum>
+  static void run_passes(forward_args<Layer> const& args, cpu_context const& context, memory<Layer>& m,
+                         std::integer_sequence<int, Stratum...>) {
+    (run_pass<Stratum>(args, context, m), ...);
+  }
+
+  template <int Stratum, class Layer>
+  static void run_pass(forward_args<Layer> const& args, cpu_context const& context, memory<Layer>& m) {
+    using pass = dispatch::pass_layer<Layer, Stratum>;
+    using element = typename Layer::element;
+    constexpr int first_expert = schedule::first_expert(Stratum);
+    std::int64_t const tokens = gather_stratum(Stratum, args.tokens, Layer::dims.hidden, context, m, m.rows);
+    if (tokens == 0) return;
+    forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
+    auxiliary_values auxiliary;
+    of_pass.tokens = pass::rows(static_cast<element const*>(m.rows), tokens);
+    of_pass.output = pass::rows(m.rows, tokens);
+    of_pass.decisions = {m.experts, m.weights, m.dropped, m.counts, m.load};
+    if (args.auxiliary != nullptr) of_pass.auxiliary = &auxiliary;
+    carver split(m.of_pass);
+    pass_memory<Layer, Stratum> memory_of_pass(split, tokens);
+    one_pass::template run<pass>(of_pass, context, memory_of_pass, {m.token_of, first_expert});
+    layer_norm const* norms = nullptr;
+    if constexpr (Form.norms) norms = args.inputs.norm.after;
+    finish_pass<element>({.stratum = Stratum,
+                          .first_expert = first_expert,
+                          .experts = pass::dims.experts,
+                          .top_k = pass::dims.top_k,
+                          .residual = args.inputs.residual,
+                          .rows = of_pass.output,
+                          .decided = of_pass.decisions,
+                          .norms = norms,
+                          .next_stratum = &schedule::next_stratum},
+                         strata_of<Layer>, context, m);
+    if (args.auxiliary != nullptr) m.auxiliary.add(auxiliary);
+  }
+};
+
+}  // namespace switchyard::cpu

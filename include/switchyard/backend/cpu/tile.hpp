@@ -2,6 +2,8 @@
 
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
+#include <switchyard/core/operand.hpp>
+#include <switchyard/core/view.hpp>
 
 #include <cstdint>
 #include <string_view>
@@ -40,7 +42,7 @@ enum class float_products {
 
 /// The register-tiled matrix product, once per instruction set. Its functions carry the target attribute, so a
 /// program needs no architecture flag and one binary runs on every machine.
-namespace switchyard::backend::detail {
+namespace switchyard::cpu {
 
 /// Floats of depth that panels are multiplied by at a time, and from one feature's widened weights to the next: not a power
 /// of two, for those would take the same places of the cache.
@@ -64,13 +66,33 @@ struct fetched_rows {
   int element_bytes = 0;
 };
 
-/// The weights of some features that are multiplied together, straight from the checkpoint.
-template <class Element>
+/// The weights of some features that are multiplied together. This one restores them while they are read.
+template <class Operand>
 struct feature_tile {
+  Operand const* weights = nullptr;
+  int expert = 0, first = 0;
+  int features = 0;  ///< 0: nothing to do
+};
+/// This one has them straight from the checkpoint.
+template <class Element>
+struct feature_tile<weight_view<Element>> {
   Element const* rows = nullptr;  ///< the first feature's
   std::int64_t row_stride = 0, column_stride = 0;
   int features = 0;  ///< 0: nothing to do
 };
+
+/// Up to `features` features of one expert's matrix, from `first` on.
+template <class Operand>
+feature_tile<Operand> features_of(Operand const& matrix, int expert, int first, int features) {
+  return {&matrix, expert, first, features};
+}
+template <class Element>
+feature_tile<weight_view<Element>> features_of(weight_view<Element> const& matrix, int expert, int first, int features) {
+  return {matrix.at(expert, first, 0), matrix.row_stride, matrix.column_stride, features};
+}
+
+/// Most rows and features of a product without panels, whose sums are on the stack.
+inline constexpr int block_rows = 32, block_features = 64;
 
 /// A part of the depth of a product; it begins at a multiple of 64.
 struct depth_piece {
@@ -156,12 +178,6 @@ namespace avx512 {
 #undef SWITCHYARD_TILE_UNROLL
 #undef SWITCHYARD_TILE_LOADED
 
-}  // namespace switchyard::backend::detail
-
-namespace switchyard::backend {
-
-namespace detail {
-
 #if defined(__x86_64__)
 /// Whether this processor converts half elements; not every compiler's list of features has it.
 inline bool has_f16c() {
@@ -185,7 +201,9 @@ inline bool has_amx() {
 #endif
 }
 
-}  // namespace detail
+}  // namespace switchyard::cpu
+
+namespace switchyard {
 
 /// The best instruction set of this machine; the processor is asked once per process.
 inline instruction_set best_instruction_set() {
@@ -196,9 +214,9 @@ inline instruction_set best_instruction_set() {
     __builtin_cpu_init();
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
         __builtin_cpu_supports("avx512vl")) {
-      return detail::has_amx() ? instruction_set::amx : instruction_set::avx512;
+      return cpu::has_amx() ? instruction_set::amx : instruction_set::avx512;
     }
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && detail::has_f16c()) {
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && cpu::has_f16c()) {
       return instruction_set::avx2;
     }
     return instruction_set::portable;
@@ -220,4 +238,4 @@ constexpr std::string_view name_of(instruction_set set) {
   return "unknown";
 }
 
-}  // namespace switchyard::backend
+}  // namespace switchyard

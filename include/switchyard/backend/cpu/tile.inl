@@ -259,8 +259,8 @@ SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* con
 /// own prefetcher follows best. `next` is what is multiplied after this.
 template <class Element, int Rows = most_rows>
 SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row_count, depth_piece const& piece,
-                                                      feature_tile<Element> const& weights,
-                                                      feature_tile<Element> const& next, float* to,
+                                                      feature_tile<weight_view<Element>> const& weights,
+                                                      feature_tile<weight_view<Element>> const& next, float* to,
                                                       std::int64_t stride) {
   int const groups = groups_of_rows(row_count);
   if constexpr (Rows > 1) {
@@ -316,6 +316,64 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row
   }
 }
 
+/// Neighbouring weights of a row, from a multiple of 32 on.
+template <class Operand>
+SWITCHYARD_TILE_TARGET __attribute__((flatten)) inline void restore_row(Operand const& weights, int expert, int row,
+                                                                        std::int64_t first, int count, float* to) {
+  constexpr int granule = Operand::granule;
+  static_assert(granule > 0 && 32 % granule == 0, "switchyard: the granule of an operand is 1, 2, 4, 8, 16 or 32.");
+  int const column = static_cast<int>(first);
+  int k = 0;
+  for (; k + granule <= count; k += granule) weights.read(expert, row, column + k, granule, to + k);
+  if (k < count) weights.read(expert, row, column + k, count - k, to + k);
+}
+
+/// Puts rows side by side for `multiply_rows_by_restored`, as `group_rows` does with floats.
+template <class Element>
+SWITCHYARD_TILE_TARGET void group_rows_in_order(Element const* const* rows, int row_count, std::int64_t depth, float* to) {
+  std::int64_t const by_vectors = depth / lanes * lanes;
+  for (int g = 0; g < groups_of_rows(row_count); ++g) {
+    row_group const group = group_of_rows(row_count, g);
+    float* const begin = to + group.first * row_floats(depth);
+    for (int r = 0; r < group.rows; ++r) {
+      Element const* const from = rows[group.first + r];
+      for (std::int64_t k = 0; k < by_vectors; k += lanes) {
+        for (int i = 0; i < lanes; ++i) begin[k * group.rows + r * lanes + i] = static_cast<float>(from[k + i]);
+      }
+      for (std::int64_t k = by_vectors; k < depth; ++k) begin[k * group.rows + r] = static_cast<float>(from[k]);
+    }
+  }
+}
+
+/// As `multiply_rows_by_features`, of weights that are restored: some features and a piece of their depth at a time, which stay in the
+/// first-level cache.
+template <class Operand>
+SWITCHYARD_TILE_TARGET void multiply_rows_by_restored(float const* rows, int row_count, depth_piece const& piece,
+                                                      feature_tile<Operand> const& tile, feature_tile<Operand> const&,
+                                                      float* to, std::int64_t stride) {
+  constexpr int together = 8;
+  alignas(64) float restored[together * panel_pitch];
+  float part[block_rows * together];
+  for (int begin = 0; begin < tile.features; begin += together) {
+    int const count = tile.features - begin < together ? tile.features - begin : together;
+    for (std::int64_t k = 0; k < piece.depth; k += panel_depth) {
+      int const length = piece.depth - k < panel_depth ? static_cast<int>(piece.depth - k) : panel_depth;
+      for (int f = 0; f < count; ++f) {
+        restore_row(*tile.weights, tile.expert, tile.first + begin + f, k, length, restored + f * panel_pitch);
+      }
+      multiply_rows_by_features<float>(rows, row_count, {piece.depth, k, length}, {restored, panel_pitch, 1, count}, {},
+                                       part, together);
+      for (int r = 0; r < row_count; ++r) {
+        for (int f = 0; f < count; ++f) {
+          float const value = part[r * together + f];
+          float& sum = to[r * stride + begin + f];
+          sum = k == 0 ? value : sum + value;
+        }
+      }
+    }
+  }
+}
+
 /// A panel is the tokens of a product side by side: `panel_width` of them or, for the last few, `lanes`.
 inline constexpr int panel_width = 2 * lanes;
 inline constexpr int panel_features = SWITCHYARD_PANEL_FEATURES;
@@ -323,15 +381,16 @@ inline constexpr int panel_features = SWITCHYARD_PANEL_FEATURES;
 inline constexpr int block_panels = lanes < 16 ? 12 : 4, block_tiles = lanes < 16 ? 6 : 4;
 static_assert(block_panels * block_tiles * panel_features * panel_width + panel_features * panel_pitch <= item_floats);
 
-/// panel[place_in_depth(k) * width + i] = element k of row i, as a float; rows past the last are zero.
-template <class Element>
+/// panel[place_in_depth(k) * width + i] = element k of row i, as a float; rows past the last are zero. `Order` is the type whose
+/// loads say where an element stands.
+template <class Element, class Order = Element>
 SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth,
                                        float* panel) {
   constexpr int piece = 64;  // a multiple of two vectors
   for (std::int64_t k = 0; k < depth; k += piece) {
     int const length = depth - k < piece ? static_cast<int>(depth - k) : piece;
     float* to[piece];
-    for (int j = 0; j < length; ++j) to[j] = panel + place_in_depth<Element>(k + j, depth) * width;
+    for (int j = 0; j < length; ++j) to[j] = panel + place_in_depth<Order>(k + j, depth) * width;
     for (int i = 0; i < row_count; ++i) {
       Element const* const from = rows[i] + k;
       for (int j = 0; j < length; ++j) to[j][i] = static_cast<float>(from[j]);
@@ -353,19 +412,35 @@ SWITCHYARD_TILE_TARGET void put_values(float const* values, int width, std::int6
 /// A piece of the weights of some features as floats, in the order of panels, `panel_pitch` apart; features past the last
 /// are zero. Pieces before the last of a row are `panel_depth` long, which is a multiple of any step.
 template <class Element>
-SWITCHYARD_TILE_TARGET ready_weights widen_rows(Element const* from, std::int64_t row_stride,
-                                                std::int64_t column_stride, int features, int depth, float* memory) {
+SWITCHYARD_TILE_TARGET ready_weights widen_rows(feature_tile<weight_view<Element>> const& tile, std::int64_t first,
+                                                int depth, float* memory) {
+  Element const* const from = tile.rows + first * tile.column_stride;
   float* to = memory;
   for (int f = 0; f < panel_features; ++f, to += panel_pitch) {
-    Element const* const row = from + f * row_stride;
-    if (f >= features) {
+    Element const* const row = from + f * tile.row_stride;
+    if (f >= tile.features) {
       for (int k = 0; k < depth; ++k) to[k] = 0.0f;
-    } else if (column_stride == 1) {
+    } else if (tile.column_stride == 1) {
       widen_row(row, depth, to);
     } else {
       for (int k = 0; k < depth; ++k) {
-        to[place_in_depth<Element>(k, depth)] = static_cast<float>(row[k * column_stride]);
+        to[place_in_depth<Element>(k, depth)] = static_cast<float>(row[k * tile.column_stride]);
       }
+    }
+  }
+  return {memory, panel_pitch * static_cast<std::int64_t>(sizeof(float))};
+}
+
+/// The same of weights that are restored, in the order of floats.
+template <class Operand>
+SWITCHYARD_TILE_TARGET ready_weights restore_rows(feature_tile<Operand> const& tile, std::int64_t first, int depth,
+                                                  float* memory) {
+  float* to = memory;
+  for (int f = 0; f < panel_features; ++f, to += panel_pitch) {
+    if (f < tile.features) {
+      restore_row(*tile.weights, tile.expert, tile.first + f, first, depth, to);
+    } else {
+      for (int k = 0; k < depth; ++k) to[k] = 0.0f;
     }
   }
   return {memory, panel_pitch * static_cast<std::int64_t>(sizeof(float))};

@@ -6,7 +6,7 @@
 #include <cstdint>
 
 /// Whether rows may be moved by 16 bytes.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 template <class T>
 bool is_aligned(T const* pointer, std::int64_t stride) {
@@ -18,4 +18,4 @@ bool is_aligned(view<T> const& v) {
   return is_aligned(v.data, v.rows > 1 ? v.row_stride : 0);
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

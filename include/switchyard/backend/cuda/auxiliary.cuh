@@ -10,7 +10,7 @@
 #include <cstdint>
 
 /// The auxiliary values of a pass on the GPU, for calls that ask for them.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 // With more threads there are too few registers for each. That there is one block only is said, because the compiler else
 // saves registers for more, and spills.
@@ -139,4 +139,4 @@ __global__ void __launch_bounds__(Threads, 1)
   *result = values;
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

@@ -5,7 +5,7 @@
 #include <cstdint>
 
 /// Sums over the threads of a block. Including CUB's costs every user over five seconds of compilation.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 struct scanned {
   std::int32_t before;  ///< the sum over all threads before this one
@@ -36,4 +36,4 @@ __device__ scanned scan_block(std::int32_t value) {
   return result;
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

@@ -19,7 +19,7 @@
 /// labels --order_by_cluster--> tokens of each cluster --sum_rows--> sums of tiles of rows --cluster_means--> means
 /// --sum_rows--> sums of deviations --cluster_weights--> weights --scale_weights--> weights as the router reads them.
 /// Tokens are read three times, and sums are taken in an order that depends on nothing but the labels.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 inline constexpr int clustering_threads = 256, clustering_warps = clustering_threads / 32;
 
@@ -318,4 +318,4 @@ __global__ void __launch_bounds__(clustering_threads)
   }
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

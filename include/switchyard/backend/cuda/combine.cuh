@@ -10,7 +10,7 @@
 #include <cstdint>
 
 /// Step 4 of `backend::cuda`: each token's output from the rows of its experts.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// What combining reads and writes, all on the device.
 template <class Element>
@@ -164,4 +164,4 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
   }
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

@@ -13,7 +13,7 @@ namespace switchyard::backend {
 /// `forward` enqueues a fixed number of kernels and returns: it allocates nothing, waits for nothing and reads nothing
 /// back, so it can be captured in a CUDA graph. The result has the same bits on every run. Logits or routes that are no
 /// numbers, or name no expert, cannot be reported: the outputs of their tokens are NaN.
-struct cuda : device::layer_steps<device::portable_products> {
+struct cuda : switchyard::cuda::layer_steps<switchyard::cuda::portable_products> {
   static constexpr std::string_view name = "cuda";
 
   /// The name with what a layer makes of it, for `describe`.

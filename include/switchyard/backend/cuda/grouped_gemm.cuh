@@ -15,7 +15,7 @@
 /// A block computes one tile: some rows of one expert times some of its output features. Operands come through a ring of
 /// stages in shared memory, 128 bytes of each row at a time. Rows past an expert's last are zeros in shared memory and
 /// exist nowhere else.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// How the product is cut into tiles, and a tile among warps. `columns` counts rows of the weights: half of them are gate
 /// features where an expert is gated.
@@ -482,4 +482,4 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
   }
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

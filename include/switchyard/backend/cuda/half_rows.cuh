@@ -15,7 +15,7 @@
 /// some would be infinite, every 32 features of a row are divided by a power of two of their own. The second product
 /// multiplies rows by what brings all of a row to its largest exponent, and the sums by that power. A call without such rows
 /// reads one number to know it.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// What the rows of the second product, which are summed, are stored as.
 template <class Element>
@@ -87,4 +87,4 @@ __device__ inline void rescale_chunk(char* at, int largest, int exponent) {
   elements = from_floats<half>(values);
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

@@ -8,7 +8,7 @@
 #include <cstdint>
 
 /// One function per instruction, compute capability 8.0.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 __device__ inline std::uint32_t shared_address(void const* pointer) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(pointer));
@@ -162,4 +162,4 @@ __device__ chunk from_floats(float const (&from)[16 / sizeof(Element)]) {
   return make_uint4(words[0], words[1], words[2], words[3]);
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

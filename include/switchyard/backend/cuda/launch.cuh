@@ -31,7 +31,7 @@ class cuda_error : public error {
   cudaError_t code_;
 };
 
-namespace backend::device {
+namespace cuda {
 
 /// Shared memory that a block can have on every device (compute capability 8.6 and 8.9), and on the largest ones.
 inline constexpr std::size_t least_shared_bytes = 99 * 1024, most_shared_bytes = 227 * 1024;
@@ -102,5 +102,5 @@ void launch(cuda_context const& where, char const* what, void (*kernel)(Paramete
   launch_clusters(where, what, kernel, blocks, threads, shared_bytes, 1, arguments...);
 }
 
-}  // namespace backend::device
+}  // namespace cuda
 }  // namespace switchyard

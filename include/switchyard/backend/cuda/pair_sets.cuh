@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// For every expert a set of pairs, one bit each. The pairs are cut into pieces of equal size, and a piece begins with a
 /// word of its own, so that whoever has the tokens of a piece can write it alone.
@@ -48,4 +48,4 @@ struct pair_sets {
   }
 };
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

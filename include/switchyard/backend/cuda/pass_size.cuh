@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// How many of a call's tokens a pass of a stratified layer has, which only the device knows. Launches are for all tokens
 /// of the call; blocks past those of the pass have nothing to do.
@@ -17,4 +17,4 @@ __device__ inline std::int64_t tokens_at_hand(std::int64_t tokens, pass_size con
   return pass == nullptr ? tokens : pass->tokens;
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

@@ -17,7 +17,7 @@
 /// Routing has left a set of pairs for every expert. A block walks through the set of its expert, a word per thread: the
 /// number of bits before a bit is the place of its pair. So nothing is sorted (but by queue::priority), nothing is read
 /// for every expert again, nothing but bits is changed atomically, and the host reads nothing.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 // A parameter of the kernels, so that only those are compiled that somebody launches.
 inline constexpr int plan_threads = 512, plan_warps = plan_threads / 32;
@@ -259,4 +259,4 @@ __global__ void __launch_bounds__(Threads, 2) assign_rows(plan_args const args) 
   }
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

@@ -11,7 +11,7 @@
 #include <cstdint>
 
 /// How `backend::cuda` launches the two products.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 template <class Layer>
 using first_product =
@@ -82,4 +82,4 @@ struct portable_products {
   }
 };
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

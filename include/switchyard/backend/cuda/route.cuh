@@ -14,7 +14,7 @@
 #include <type_traits>
 
 /// Step 1 of `backend::cuda`: tokens to logits to expert ids and combine weights, in one kernel.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// What routing writes, all on the device.
 struct route_results {
@@ -419,4 +419,4 @@ __global__ void __launch_bounds__(Tile::threads)
   sets.write(experts, results);
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

@@ -30,7 +30,7 @@ struct cuda_routes {
   float const* weights;         ///< [tokens, top_k], before any expert dropped the token
 };
 
-namespace backend::device {
+namespace cuda {
 
 /// The arguments of both products.
 template <class Element>
@@ -558,5 +558,5 @@ class layer_steps {
   }
 };
 
-}  // namespace backend::device
+}  // namespace cuda
 }  // namespace switchyard

@@ -14,7 +14,7 @@
 
 /// What `backend::cuda` does between the passes of a stratified layer. A token's place between passes is its row of the
 /// output.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// The pass at hand, and where each token is, all on the device.
 template <class Element>
@@ -275,4 +275,4 @@ __global__ void __launch_bounds__(most_combine_threads, Turns <= 4 ? 4 : 1)
   }
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

@@ -19,7 +19,7 @@
 #include <type_traits>
 
 /// The temporaries of a call of `backend::cuda`: their list is compiled once for each type of element.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// What the temporaries of a layer depend on, but for its elements.
 struct layer_sizes {
@@ -174,4 +174,4 @@ struct strata_temporaries : strata_record<Element> {
   }
 };
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

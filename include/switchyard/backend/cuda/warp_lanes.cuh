@@ -2,7 +2,7 @@
 
 #include <switchyard/core/lanes.hpp>
 
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// The lane group of a GPU: the 32 lanes of a warp, all of them at work. On the host it only exists so that policies
 /// can be compiled; it is never called there.
@@ -55,4 +55,4 @@ struct warp_lanes {
   }
 };
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

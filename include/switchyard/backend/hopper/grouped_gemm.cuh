@@ -21,7 +21,7 @@
 /// One block per multiprocessor works through a list of tiles. Its first warpgroup brings operands into a ring of stages,
 /// a piece of 64 of the depth each: weights by the tensor memory accelerator, rows by copies of 16 bytes, for those of
 /// the first product stand wherever their tokens do. Two more warpgroups multiply, and store results from registers.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// A tile as a type, so that a kernel depends on what it uses alone.
 template <int Rows, int Columns, int Stages, hopper_schedule Schedule, int Cluster, int Group>
@@ -528,4 +528,4 @@ __global__ void __launch_bounds__(compiles_for_hopper ? Tiling::threads : 32, 1)
   if constexpr (compiles_for_hopper) grouped_product<Problem, Adjusted, Tiling, Order>::run(args);
 }
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

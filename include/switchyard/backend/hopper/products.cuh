@@ -24,7 +24,7 @@ enum class hopper_products {
   portable   ///< those of `backend::cuda`, for the layer has no others; `describe` says so
 };
 
-namespace backend::device {
+namespace cuda {
 
 /// Whether a layer has products of its own on Hopper: two-byte elements, rows of a multiple of 16 bytes.
 template <class Layer>
@@ -229,5 +229,5 @@ struct hopper_launches {
   }
 };
 
-}  // namespace backend::device
+}  // namespace cuda
 }  // namespace switchyard

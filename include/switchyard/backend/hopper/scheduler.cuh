@@ -8,7 +8,7 @@
 #include <cstdint>
 
 /// Which tile a block works on next.
-namespace switchyard::backend::device {
+namespace switchyard::cuda {
 
 /// A tile of one block of a cluster.
 struct grouped_tile {
@@ -121,4 +121,4 @@ class tile_list {
   std::int64_t tokens_;
 };
 
-}  // namespace switchyard::backend::device
+}  // namespace switchyard::cuda

@@ -9,7 +9,7 @@
 namespace {
 
 using namespace switchyard;
-namespace device = backend::device;
+namespace device = cuda;
 using measured = presets::PRESET<ELEMENT, backend::BACKEND>;
 
 void print(char const* kernel, std::size_t dynamic_bytes) { std::printf("%s: %zu\n", kernel, dynamic_bytes); }

@@ -68,7 +68,7 @@ class least {
     std::vector<std::int64_t> in_cluster(dims.experts);
     for (std::int64_t t = 0; t < tokens; ++t) ++in_cluster[labels[t * dims.top_k]];
     for (std::int64_t count : in_cluster) {
-      cluster_tiles_ += divide_up(count, backend::device::cluster_tile_rows(tokens));
+      cluster_tiles_ += divide_up(count, cuda::cluster_tile_rows(tokens));
     }
   }
 
@@ -81,7 +81,7 @@ class least {
     std::int64_t const set = dims.experts * divide_up(pairs, pieces * 32) * pieces * 4,
                        per_piece = dims.experts * pieces * 4;
     // With clusters, the weights of features of each token's cluster come with the token.
-    constexpr bool scales = Layer::router_traits.clustering.scales;
+    constexpr bool scales = router::are_scaled_by_cluster<typename Layer::router::features>;
     if (kernel == "sum_rows") {  // its tokens, and a table row per tile: the means for deviations; the sums written
       std::int64_t const tiles = cluster_tiles_;
       bool const deviations = sums_++ % 2 == 1;  // its second launch in a call
@@ -103,9 +103,9 @@ class least {
     }
     if (kernel.starts_with("product")) {
       bool const in = kernel == "product (in)";
-      if (mangled.find("few_rows") != std::string::npos) return product(in, backend::device::few_rows::tile);
-      if (mangled.find("some_rows") != std::string::npos) return product(in, backend::device::some_rows::tile);
-      return product(in, backend::device::many_rows::tile);
+      if (mangled.find("few_rows") != std::string::npos) return product(in, cuda::few_rows::tile);
+      if (mangled.find("some_rows") != std::string::npos) return product(in, cuda::some_rows::tile);
+      return product(in, cuda::many_rows::tile);
     }
     if (kernel == "combine_rows") {
       std::int64_t const shared = Layer::expert_traits.shared_intermediate > 0 ? tokens_ : 0;
@@ -118,14 +118,14 @@ class least {
   }
 
  private:
-  traffic product(bool in, backend::device::product_tile tile) const {
+  traffic product(bool in, cuda::product_tile tile) const {
     traffic sum;
     constexpr int intermediate = dims.intermediate, shared = Layer::expert_traits.shared_intermediate;
     for (std::int64_t rows : counts_) add_tiles(sum, in, tile, rows, intermediate, true);
     if constexpr (shared > 0) add_tiles(sum, in, tile, tokens_, shared, false);
     return sum;
   }
-  static void add_tiles(traffic& sum, bool in, backend::device::product_tile tile, std::int64_t rows, int inner,
+  static void add_tiles(traffic& sum, bool in, cuda::product_tile tile, std::int64_t rows, int inner,
                         bool routed) {
     std::int64_t const matrices = in && Layer::expert_traits.gated ? 2 : 1;
     std::int64_t const depth = in ? hidden : inner, features = in ? inner : hidden;
@@ -141,7 +141,7 @@ class least {
   std::vector<std::int64_t> counts_;
 };
 
-/// `product (in)` of `void switchyard::backend::device::product<switchyard::backend::device::product_in<...`.
+/// `product (in)` of `void switchyard::cuda::product<switchyard::cuda::product_in<...`.
 std::string short_name(std::string const& kernel) {
   std::string const space = "device::";
   std::size_t const begin = kernel.find(space) + space.size();

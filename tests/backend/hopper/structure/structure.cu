@@ -14,7 +14,7 @@ namespace {
 
 using namespace support;
 using namespace switchyard;
-namespace device = backend::device;
+namespace device = cuda;
 
 template <int Hidden, int Intermediate, int Experts, int TopK, class Expert, class Element>
 using measured = layer<shape{.hidden = Hidden, .intermediate = Intermediate, .experts = Experts, .top_k = TopK},

@@ -1,4 +1,4 @@
-// expect: switchyard: router::stratified has a router weight for each stratum. Set .gate[0], .gate[1], ... instead of .weight.
+// expect: switchyard: router::stratified has a router weight for each stratum. Set .stratum[0], .stratum[1], ... instead of .weight.
 #include <switchyard/switchyard.hpp>
 
 using namespace switchyard;

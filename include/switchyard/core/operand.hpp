@@ -1,0 +1,83 @@
+#pragma once
+
+#include <switchyard/core/checks.hpp>
+#include <switchyard/core/host_device.hpp>
+#include <switchyard/core/view.hpp>
+
+#include <concepts>
+#include <type_traits>
+
+/// What a product reads its weights from.
+namespace switchyard {
+
+/// The right factor of a product: a matrix [rows, columns] of weights for each expert, where rows are output features.
+///
+/// One that is `in_place` stands in memory as elements: a `weight_view`, which products read as it lies. Any other one restores its
+/// weights while they are read: a product asks for `granule` neighbouring weights of a row, fewer at the end of a row, the first of
+/// them at a multiple of `granule`, and gets floats. Kernels of every backend do the rest, so that this is all there is to a format of
+/// weights. `read` does not throw, and is fast where no branch depends on what it reads.
+template <class Operand>
+concept operand = std::is_trivially_copyable_v<Operand> && requires(Operand const& w, float* to,
+                                                                    checks::check_arrays const& check,
+                                                                    checks::list_arrays const& list) {
+  typename Operand::element;                                  // of the layer
+  { Operand::in_place } -> std::convertible_to<bool>;
+  { Operand::granule } -> std::convertible_to<int>;           // 1, 2, 4, 8, 16 or 32
+  { w.read(0, 0, 0, 1, to) } -> std::same_as<void>;           // expert, row, column, count: to[0] to to[count - 1]
+  { w.from(1) } -> std::same_as<Operand>;                     // without the experts below that one
+  { w.name_arrays(check, 1, 1, 1) } -> std::same_as<void>;    // experts, rows, columns: see core/checks.hpp
+  { w.name_arrays(list, 1, 1, 1) } -> std::same_as<void>;
+};
+
+/// What every expert adds to a matrix: `add(expert, row, column, count, to)` adds it to the weights that stand in `to`.
+template <class Delta>
+concept delta = std::is_trivially_copyable_v<Delta> && requires(Delta const& d, float* to,
+                                                                checks::check_arrays const& check) {
+  { Delta::granule } -> std::convertible_to<int>;
+  { d.add(0, 0, 0, 1, to) } -> std::same_as<void>;
+  { d.from(1) } -> std::same_as<Delta>;
+  { d.name_arrays(check, 1, 1, 1) } -> std::same_as<void>;
+};
+
+/// One matrix for all experts, and what each adds to it: residuals, low rank by language, adapters.
+template <operand Base, delta Change>
+struct base_plus {
+  static_assert(Base::granule == 1 || Base::granule == Change::granule,
+                "switchyard: the base and the change of base_plus are read in granules of different sizes. Give both the same, or the "
+                "base one of 1.");
+  using element = typename Base::element;
+  static constexpr bool in_place = false;
+  static constexpr int granule = Change::granule;
+
+  Base base = {};  ///< one matrix
+  Change change = {};
+
+  SWITCHYARD_HD void read(int expert, int row, int column, int count, float* to) const {
+    base.read(0, row, column, count, to);
+    change.add(expert, row, column, count, to);
+  }
+  SWITCHYARD_HD constexpr base_plus from(int expert) const { return {base, change.from(expert)}; }
+  template <class Arrays>
+  void name_arrays(Arrays const& arrays, int experts, int rows, int columns) const {
+    base.name_arrays(arrays.of("base"), 1, rows, columns);
+    change.name_arrays(arrays.of("change"), experts, rows, columns);
+  }
+};
+
+static_assert(operand<weight_view<float>>);
+
+/// The operand as kernels take it: a dense one does not know its product there, so that both share their kernels.
+template <class Operand>
+constexpr Operand as_operand(Operand const& w) {
+  return w;
+}
+template <class T, projection Role>
+constexpr weight_view<T> as_operand(weight_view<T, Role> const& w) {
+  return {w.data, w.expert_stride, w.row_stride, w.column_stride};
+}
+template <class T, projection Role>
+constexpr bias_view<T> as_operand(bias_view<T, Role> const& b) {
+  return {b.data, b.expert_stride, b.stride};
+}
+
+}  // namespace switchyard
