@@ -13,9 +13,9 @@ namespace switchyard {
 /// The right factor of a product: a matrix [rows, columns] of weights for each expert, where rows are output features.
 ///
 /// One that is `in_place` stands in memory as elements: a `weight_view`, which products read as it lies. Any other one restores its
-/// weights while they are read: a product asks for `granule` neighbouring weights of a row, fewer at the end of a row, the first of
-/// them at a multiple of `granule`, and gets floats. Kernels of every backend do the rest, so that this is all there is to a format of
-/// weights. `read` does not throw, and is fast where no branch depends on what it reads.
+/// weights while they are read: a product asks for neighbouring weights of a row that lie between two multiples of `granule`, mostly for
+/// all of them, and gets floats. Kernels of every backend do the rest, so that this is all there is to a format of weights. `read` does
+/// not throw, and is fast where no branch depends on what it reads.
 template <class Operand>
 concept operand = std::is_trivially_copyable_v<Operand> && requires(Operand const& w, float* to,
                                                                     checks::check_arrays const& check,
@@ -42,12 +42,9 @@ concept delta = std::is_trivially_copyable_v<Delta> && requires(Delta const& d, 
 /// One matrix for all experts, and what each adds to it: residuals, low rank by language, adapters.
 template <operand Base, delta Change>
 struct base_plus {
-  static_assert(Base::granule == 1 || Base::granule == Change::granule,
-                "switchyard: the base and the change of base_plus are read in granules of different sizes. Give both the same, or the "
-                "base one of 1.");
   using element = typename Base::element;
   static constexpr bool in_place = false;
-  static constexpr int granule = Change::granule;
+  static constexpr int granule = Base::granule < Change::granule ? Base::granule : Change::granule;
 
   Base base = {};  ///< one matrix
   Change change = {};

@@ -54,7 +54,7 @@ template <class T, projection Role = projection::any>
 struct weight_view {
   using element = T;
   static constexpr bool in_place = true;
-  static constexpr int granule = 1;
+  static constexpr int granule = 32;
 
   T const* data = nullptr;
   std::int64_t expert_stride = 0;

@@ -316,7 +316,7 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row
   }
 }
 
-/// Neighbouring weights of a row, from a multiple of 32 on.
+/// Neighbouring weights of a row, from a multiple of 32 on, as floats.
 template <class Operand>
 SWITCHYARD_TILE_TARGET __attribute__((flatten)) inline void restore_row(Operand const& weights, int expert, int row,
                                                                         std::int64_t first, int count, float* to) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/auxiliary.hpp>
+#include <switchyard/backend/cuda/block_sums.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/core/lanes.hpp>
 
@@ -37,10 +38,7 @@ __global__ void __launch_bounds__(Threads, 1)
 
   // Of warp 0, the same on all lanes.
   double balance_first = 0.0, balance_kept = 0.0, balance_combine = 0.0, z = 0.0, groups = 0.0, all = 0.0;
-  auto const over_lanes = [](double value) {
-    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
-    return value;
-  };
+  auto const over_lanes = [](double value) { return sum_over_warp(value); };
 
   for (std::int64_t begin = 0; begin < tokens_of_pass; begin += group_size) {
     std::int64_t const end = begin + group_size < tokens_of_pass ? begin + group_size : tokens_of_pass;

@@ -1,9 +1,15 @@
 #pragma once
 
-#include <switchyard/backend/cuda/block_scan.cuh>
+#include <switchyard/backend/cuda/alignment.cuh>
+#include <switchyard/backend/cuda/block_sums.cuh>
 #include <switchyard/backend/cuda/grouped_gemm.cuh>
+#include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/route.cuh>
+#include <switchyard/backend/cuda/steps.cuh>
+#include <switchyard/backend/cuda/temporaries.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/finite.hpp>
+#include <switchyard/core/workspace.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/router/adaptive_clustering.hpp>
 
@@ -58,25 +64,6 @@ constexpr std::int64_t cluster_tile_rows(std::int64_t tokens) {
   return rows < 32 ? 32 : rows;
 }
 
-__device__ inline float sum_of_lanes(float value) {
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
-  return value;
-}
-
-/// The sum over a block, on thread 0.
-__device__ inline float sum_of_block(float value) {
-  __shared__ float sums[clustering_warps];
-  value = sum_of_lanes(value);
-  if (threadIdx.x % 32 == 0) sums[threadIdx.x / 32] = value;
-  __syncthreads();
-  float all = 0.0f;
-  if (threadIdx.x == 0) {
-    for (float s : sums) all += s;
-  }
-  __syncthreads();
-  return all;
-}
-
 /// One over the length of a row of the router weight, by a block.
 template <class Element>
 __device__ void write_inverse_length(clustering_args<Element> const& args, int expert) {
@@ -87,7 +74,7 @@ __device__ void write_inverse_length(clustering_args<Element> const& args, int e
     float const w = args.router[std::int64_t{expert} * hidden + q];
     square += w * w;
   }
-  square = sum_of_block(square);
+  square = sum_over_block<clustering_warps>(square);
   if (threadIdx.x != 0) return;
   float const length = sqrtf(square);
   args.inverse_lengths[expert] = 1.0f / (length > clustering::least_row_length ? length : clustering::least_row_length);
@@ -255,7 +242,7 @@ __global__ void __launch_bounds__(clustering_threads) cluster_weights(clustering
     args.scale[std::int64_t{cluster} * hidden + q] = weight;
     if (args.dispersion != nullptr) args.dispersion[std::int64_t{cluster} * hidden + q] = deviation;
   }
-  float const total = sum_of_lanes(weight);
+  float const total = sum_over_warp(weight);
   if (threadIdx.x == 0) args.totals[blockIdx.x] = counts(args, cluster) ? total : 0.0f;
 }
 
@@ -272,8 +259,8 @@ __global__ void __launch_bounds__(clustering_threads) scale_weights(clustering_a
   float total = 0.0f, live = 0.0f;
   for (int i = thread; i < experts * slices; i += clustering_threads) total += args.totals[i];
   for (int c = thread; c < experts; c += clustering_threads) live += counts(args, c) ? 1.0f : 0.0f;
-  total = sum_of_block(total);
-  live = sum_of_block(live);
+  total = sum_over_block<clustering_warps>(total);
+  live = sum_over_block<clustering_warps>(live);
   if (thread == 0) {
     live_of_all = live < 1.0f ? 1 : static_cast<int>(live);
     mean_of_all = total / (static_cast<float>(live_of_all) * static_cast<float>(hidden));
@@ -317,5 +304,114 @@ __global__ void __launch_bounds__(clustering_threads)
     to[token * stride + q] = value;
   }
 }
+
+/// The weights of the features, unless the caller gives them, and what else routing needs of them.
+template <clustering_traits Form>
+struct feature_step<router::features_scaled_by_cluster<Form>> {
+  static constexpr bool scales = true;
+
+  template <class Layer>
+  struct memory {
+    std::uint8_t* counted;
+    std::int32_t *offsets, *order, *known;
+    float *partial, *mean, *totals, *scale, *inverse_lengths = nullptr;
+    typename Layer::element* scaled_tokens = nullptr;  // [tokens, padded hidden]
+
+    constexpr memory(carver& from, std::int64_t tokens) {
+      constexpr int experts = Layer::dims.experts, hidden = Layer::dims.hidden;
+      constexpr std::int64_t table = std::int64_t{experts} * hidden;
+      counted = from.take<std::uint8_t>(tokens);
+      offsets = from.take<std::int32_t>(experts + 1);
+      order = from.take<std::int32_t>(tokens);
+      known = from.take<std::int32_t>(1);
+      // No less than for any smaller number of tokens.
+      std::int64_t const most_tiles = (tokens < 256 * 32 ? tokens / 32 : 256) + experts;
+      partial = from.take<float>(most_tiles * hidden);
+      mean = from.take<float>(table);
+      totals = from.take<float>(experts * divide_up(hidden, 32));
+      scale = from.take<float>(table);
+      if constexpr (Form.unit_rows) inverse_lengths = from.take<float>(experts);
+      if constexpr (Form.experts_see_scaled) {
+        scaled_tokens = from.take<typename Layer::element>(tokens * padded<typename Layer::element>(hidden));
+      }
+    }
+  };
+
+  template <class Layer>
+  static void enqueue(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m,
+                      route_args<typename Layer::element>& to) {
+    using element = typename Layer::element;
+    constexpr shape dims = Layer::dims;
+    constexpr int threads = clustering_threads;
+    std::int64_t const tokens = args.tokens.rows;
+    clustering_args<element> const clusters{.hidden = dims.hidden,
+                                            .experts = dims.experts,
+                                            .counts_empty = Form.counts_empty,
+                                            .tokens = args.tokens,
+                                            .active = args.active,
+                                            .clusters = args.inputs,
+                                            .router = to.router.weight,
+                                            .counted = m.counted,
+                                            .offsets = m.offsets,
+                                            .order = m.order,
+                                            .known = m.known,
+                                            .partial = m.partial,
+                                            .mean = m.mean,
+                                            .totals = m.totals,
+                                            .scale = m.scale,
+                                            .scale_asked = args.report.feature_scale,
+                                            .dispersion = args.report.dispersion,
+                                            .inverse_lengths = m.inverse_lengths,
+                                            .tile_rows = static_cast<int>(cluster_tile_rows(tokens))};
+    to.features = {args.inputs.feature_scale, args.inputs.labels, args.inputs.choices, false};
+    to.inverse_lengths = m.inverse_lengths;
+    if (args.inputs.feature_scale == nullptr) {
+      to.features.table = m.scale;
+      enqueue_weights(queue, clusters);
+    } else {
+      if constexpr (Form.unit_rows) {
+        launch(queue, "row_lengths", row_lengths<element>, dims.experts, threads, 0, clusters);
+      }
+      if (args.report.feature_scale != nullptr) {
+        enqueue_copy(queue, args.report.feature_scale, args.inputs.feature_scale,
+                     std::int64_t{dims.experts} * dims.hidden);
+      }
+    }
+    to.features.aligned = is_aligned(to.features.table, dims.hidden);
+    if constexpr (Form.experts_see_scaled) {
+      if (tokens == 0) return;
+      launch(queue, "scale_tokens", scale_tokens<element>, tokens, threads, 0, clusters, to.features.table,
+             m.scaled_tokens, padded<element>(dims.hidden));
+    }
+  }
+
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+    if constexpr (Form.experts_see_scaled) {
+      return {m.scaled_tokens, args.tokens.rows, Layer::dims.hidden, padded<typename Layer::element>(Layer::dims.hidden)};
+    } else {
+      return args.tokens;
+    }
+  }
+
+ private:
+  template <class Element>
+  static void enqueue_weights(launch_queue const& queue, clustering_args<Element> const& clusters) {
+    using form = clustering_form<Form>;
+    constexpr int threads = clustering_threads;
+    int const experts = clusters.experts;
+    std::int64_t const tokens = clusters.tokens.rows, slices = divide_up(clusters.hidden, 32);
+    std::int64_t const tiles = (tokens / clusters.tile_rows + experts) * divide_up(clusters.hidden, threads);
+    if (tokens > 0) {
+      launch(queue, "count_tokens", count_tokens<Element>, divide_up(tokens, clustering_warps), threads, 0, clusters);
+    }
+    launch(queue, "order_by_cluster", order_by_cluster<Element>, experts, threads, 0, clusters);
+    launch(queue, "sum_rows", sum_rows<Element>, tiles, threads, 0, clusters);
+    launch(queue, "cluster_means", cluster_means<Element>, experts * slices, threads, 0, clusters);
+    launch(queue, "sum_rows (deviations)", sum_rows<Element, form>, tiles, threads, 0, clusters);
+    launch(queue, "cluster_weights", cluster_weights<Element, form>, experts * slices, threads, 0, clusters);
+    launch(queue, "scale_weights", scale_weights<Element, form>, slices, threads, 0, clusters);
+  }
+};
 
 }  // namespace switchyard::cuda

@@ -1,8 +1,10 @@
 #pragma once
 
+#include <switchyard/backend/cuda/block_sums.cuh>
 #include <switchyard/backend/cuda/half_rows.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
+#include <switchyard/backend/cuda/steps.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/layer.hpp>
 
@@ -15,7 +17,7 @@ namespace switchyard::cuda {
 /// What combining reads and writes, all on the device.
 template <class Element>
 struct combine_args {
-  float scale;        ///< of the routed experts' rows
+  expert_results<Element> results;
   bool weighs_input;  ///< rows have their weights already
   view<Element const> tokens;
   pass_size const* pass;  ///< null: all tokens
@@ -26,10 +28,6 @@ struct combine_args {
   float const* weights;                     ///< [tokens, top_k]
   std::uint8_t const* dropped;              ///< [tokens, top_k], null without drops
   std::int32_t const* row_of;               ///< [tokens, top_k]
-  summed_row<Element> const* outer;         ///< [rows, outer_stride]
-  std::int64_t outer_stride;                ///< a multiple of 16 bytes
-  summed_row<Element> const* shared_outer;  ///< [tokens, outer_stride], null without a shared expert
-  Element const* shared_gate;               ///< [hidden], null without one
   switchyard::decisions decisions;
 };
 
@@ -39,18 +37,6 @@ template <class Element>
 constexpr int combine_threads(int hidden) {
   std::int64_t const chunks = divide_up(hidden * static_cast<std::int64_t>(sizeof(Element)), chunk_bytes);
   return chunks > most_combine_threads ? most_combine_threads : static_cast<int>(divide_up(chunks, 32)) * 32;
-}
-
-/// The sum over the threads of such a block, on each of them.
-__device__ inline float sum_over_block(float value) {
-  __shared__ float partial[most_combine_threads / 32];
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
-  __syncthreads();  // the last sum was read by all
-  if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
-  __syncthreads();
-  float sum = 0.0f;
-  for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; ++warp) sum += partial[warp];
-  return sum;
 }
 
 /// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus the shared expert.
@@ -81,7 +67,7 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
     std::int32_t const row = args.row_of[pair];
     float const weight = args.weights[pair];
     bool const lost = args.dropped != nullptr && args.dropped[pair] != 0;
-    float const factor = row < 0 ? weight : args.weighs_input ? args.scale : args.scale * weight;
+    float const factor = row < 0 ? weight : args.weighs_input ? args.results.scale : args.results.scale * weight;
     unsigned const lost_lanes = __ballot_sync(~0u, lost);
     lost_pairs[first / 32] = lost_lanes;
 #pragma unroll
@@ -102,13 +88,13 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
   bool const hand_through = OnDrop == dropped::input && all_dropped;
 
   float shared_weight = 1.0f;
-  if (args.shared_gate != nullptr) {
+  if (args.results.shared_gate != nullptr) {
     float sum = 0.0f;
     for (int h = thread; h < hidden; h += threads) {
-      sum += static_cast<float>(x[h]) * static_cast<float>(args.shared_gate[h]);
+      sum += static_cast<float>(x[h]) * static_cast<float>(args.results.shared_gate[h]);
     }
     // All wait, and write the output, which may be the tokens, when all have read.
-    sum = sum_over_block(sum);
+    sum = sum_over_block<most_combine_threads / 32>(sum);
     shared_weight = 1.0f / (1.0f + std::exp(-sum));
   }
 
@@ -121,7 +107,7 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
       for (int i = 0; i < width; ++i) sum[i] += weight * values[i];
     };
     auto const read_row = [&](summed_row<Element> const* rows_of, std::int64_t row) {
-      auto const* const chunks = reinterpret_cast<chunk const*>(rows_of + row * args.outer_stride + first);
+      auto const* const chunks = reinterpret_cast<chunk const*>(rows_of + row * args.results.stride + first);
       constexpr int each = chunk_bytes / static_cast<int>(sizeof(summed_row<Element>));
 #pragma unroll
       for (int i = 0; i < width / each; ++i) {
@@ -142,15 +128,15 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
 #pragma unroll
     for (int k = 0; k < top_k; ++k) {
       if (rows[k] >= 0) {
-        read_row(args.outer, rows[k]);
+        read_row(args.results.outer, rows[k]);
         add(weights[k]);
       } else if (OnDrop == dropped::weighted_input && (lost_pairs[k / 32] >> k % 32 & 1u) != 0) {
 #pragma unroll
         for (int i = 0; i < width; ++i) sum[i] += weights[k] * token_values[i];
       }
     }
-    if (args.shared_outer != nullptr && active) {
-      read_row(args.shared_outer, token);
+    if (args.results.shared_outer != nullptr && active) {
+      read_row(args.results.shared_outer, token);
       add(shared_weight);
     }
     if (whole) {

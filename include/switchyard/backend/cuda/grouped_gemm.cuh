@@ -1,9 +1,11 @@
 #pragma once
 
-#include <switchyard/backend/cuda/block_scan.cuh>
+#include <switchyard/backend/cuda/block_sums.cuh>
+#include <switchyard/backend/cuda/epilogue.cuh>
 #include <switchyard/backend/cuda/half_rows.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/operand.hpp>
 #include <switchyard/core/view.hpp>
 
 #include <cstddef>
@@ -42,21 +44,23 @@ struct many_rows {
 
 /// What the kernels of a product are compiled for. Widths, experts and rows are arguments, so that layers which differ in
 /// their shape share their kernels.
-template <class Element, class Activation, bool Gated>
+template <class Operand, class Activation, bool Gated>
 struct product_in {
-  using element = Element;
+  using operand = Operand;
+  using element = typename Operand::element;
   using activation = Activation;
-  using result = Element;
+  using result = element;
   static constexpr bool gathers = true, gated = Gated;
   static constexpr bool has_exponents =
-      std::is_same_v<Element, half>;  // of the rows between the products: half_rows.cuh
+      std::is_same_v<element, half>;  // of the rows between the products: half_rows.cuh
 };
-template <class Element>
+template <class Operand>
 struct product_out {
-  using element = Element;
-  using result = summed_row<Element>;
+  using operand = Operand;
+  using element = typename Operand::element;
+  using result = summed_row<element>;
   static constexpr bool gathers = false, gated = false;
-  static constexpr bool has_exponents = std::is_same_v<Element, half>;
+  static constexpr bool has_exponents = std::is_same_v<element, half>;
 };
 
 /// How a matrix in global memory is read.
@@ -66,34 +70,50 @@ enum class access {
   along_rows      ///< the same in neighbouring rows: a transposed matrix
 };
 
-template <class Element>
+/// A right factor. This one is restored while it is read.
+template <class Operand>
 struct product_weights {
+  Operand operand;
+};
+/// This one stands in memory.
+template <class Element>
+struct product_weights<weight_view<Element>> {
   weight_view<Element> view;
   access how;
 };
 
-/// One set of experts: the routed ones, or the shared one, which has no features where there is none.
+/// One set of experts: the routed ones, or the shared one, which has no features where there is none. This is what does not depend on
+/// how their weights are read.
 template <class Element>
-struct product_side {
+struct side_rows {
   int depth, features;
   Element const* rows;  ///< left factor, [rows, depth]
   std::int64_t row_stride;
   access how;
-  product_weights<Element> gate, weight;  ///< [experts, features, depth]; `gate` only where the expert is gated
-  bias_view<Element> gate_bias, bias;     ///< null data: none
-  void* result;                           ///< [rows, features] of the problem's results
-  std::int64_t result_stride;             ///< a multiple of 16 bytes
-  row_exponents exponents;                ///< of the rows between the products
+  bias_view<Element> gate_bias, bias;  ///< null data: none
+  void* result;                        ///< [rows, features] of the problem's results
+  std::int64_t result_stride;          ///< a multiple of 16 bytes
+  row_exponents exponents;             ///< of the rows between the products
+};
+template <class Operand>
+struct product_side : side_rows<typename Operand::element> {
+  product_weights<Operand> gate, weight;  ///< [experts, features, depth]; `gate` only where the expert is gated
 };
 
-template <class Element>
+/// A shared expert's weights stand in memory, whatever the routed ones' do.
+template <class Operand>
 struct product_args {
-  product_side<Element> routed, shared;
+  product_side<Operand> routed;
+  product_side<weight_view<typename Operand::element>> shared;
   int experts, top_k;
   std::int32_t const* offsets;  ///< [experts + 1]
   std::int32_t const* pair_of;  ///< [rows]
   float const* weights;         ///< [tokens, top_k], factors of the routed experts' sums; null: none
   std::int64_t tokens;          ///< rows of the shared expert
+
+  __host__ __device__ side_rows<typename Operand::element> const& side(bool of_shared) const {
+    return of_shared ? static_cast<side_rows<typename Operand::element> const&>(shared) : routed;
+  }
 };
 
 /// Shared memory of a multiprocessor that the code is compiled for.
@@ -176,6 +196,25 @@ __device__ void multiply_stage(float (&sums)[RowBlocks][ColumnBlocks][4], std::u
   }
 }
 
+/// 16 bytes of elements of a row of restored weights: at most `count` of them, then zeros.
+template <class Operand>
+__device__ chunk restored_chunk(Operand const& weights, int expert, int row, int column, int count) {
+  using element = typename Operand::element;
+  constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), granule = Operand::granule;
+  constexpr int step = granule < size ? granule : size;
+  float values[size] = {};
+#pragma unroll
+  for (int i = 0; i < size; i += step) {
+    int const here = count - i < step ? count - i : step;
+    if (here == step) {
+      weights.read(expert, row, column + i, step, values + i);
+    } else if (here > 0) {
+      weights.read(expert, row, column + i, here, values + i);
+    }
+  }
+  return from_floats<element>(values);
+}
+
 /// One operand of a tile: `Lines` rows, of which every stage takes 128 bytes.
 template <class Element, int Lines, int Threads>
 class operand_lines {
@@ -185,6 +224,7 @@ class operand_lines {
                 "threads have the same number of copies, and the same swizzle in all");
 
  public:
+  operand_lines() = default;  ///< of weights that are restored
   /// `at(row)` is a row's first element, null for a row of zeros; `anywhere` may be named without being read.
   template <class At>
   __device__ operand_lines(At const& at, Element const* anywhere) {
@@ -210,6 +250,17 @@ class operand_lines {
 #pragma unroll
       for (int i = 0; i < size; ++i) values[i] = i < count ? from[(begin + i) * column_stride] : Element(0.0f);
       *reinterpret_cast<chunk*>(to + swizzled(row, line_chunk)) = *reinterpret_cast<chunk const*>(values);
+    }
+  }
+
+  /// The same from weights that are restored: of `rows` features from `first_row` on.
+  template <class Operand>
+  __device__ static void restore(char* to, Operand const& weights, int expert, int first_feature, int rows, int first,
+                                 int depth) {
+    for (int c = static_cast<int>(threadIdx.x); c < Lines * chunks; c += Threads) {
+      int const row = c / chunks, line_chunk = c % chunks, begin = first + line_chunk * size;
+      *reinterpret_cast<chunk*>(to + swizzled(row, line_chunk)) =
+          restored_chunk(weights, expert, first_feature + row, begin, row < rows ? depth - begin : 0);
     }
   }
 
@@ -247,101 +298,252 @@ __device__ routed_tile find_tile(std::int32_t const* offsets, int experts, int t
   return found;
 }
 
-/// Blocks beyond the last tile find nothing to do: how many tiles there are is known on the device only. Tiles of the
-/// shared expert come first, for their number is known. Of an expert's tiles, those that read the same weights follow
-/// each other.
-///
-/// tokens, by index --copies--> stages --tensor cores--> sums in registers --bias, activation--> shared memory --> result
-template <class Problem, class Tile>
-__global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, product_layout<Problem, Tile>::blocks)
-    product(product_args<typename Problem::element> const args) {
+/// The tile of a block: an expert of -1 stands for none.
+struct block_tile {
+  bool shared;
+  int expert, first_feature;
+  std::int64_t first_row;
+  int rows;
+};
+
+/// Tiles of the shared expert come first, for their number is known. Of an expert's tiles, those that read the same weights follow each
+/// other. Called by all threads.
+template <class Layout, class Operand>
+__device__ __forceinline__ block_tile tile_of_block(product_args<Operand> const& args) {
+  constexpr int tile_rows = Layout::tile.rows, features = Layout::features;
+  auto const column_tiles = [](int count) { return static_cast<int>(divide_up(count, features)); };
+  std::int64_t const shared_tiles = divide_up(args.tokens, tile_rows) * column_tiles(args.shared.features);
+  block_tile tile{blockIdx.x < shared_tiles, 0, 0, 0, 0};
+  std::int64_t end_row, row_tiles, number;
+  if (tile.shared) {
+    end_row = args.tokens;
+    row_tiles = divide_up(args.tokens, tile_rows);
+    number = blockIdx.x;
+  } else {
+    routed_tile const found = find_tile<Layout::threads>(args.offsets, args.experts, tile_rows,
+                                                         column_tiles(args.routed.features), blockIdx.x - shared_tiles);
+    tile.expert = found.expert;
+    if (found.expert < 0) return tile;
+    tile.first_row = args.offsets[tile.expert];
+    end_row = args.offsets[tile.expert + 1];
+    row_tiles = divide_up(end_row - tile.first_row, tile_rows);
+    number = found.number;
+  }
+  tile.first_row += number % row_tiles * tile_rows;
+  tile.first_feature = static_cast<int>(number / row_tiles) * features;
+  tile.rows = static_cast<int>(end_row - tile.first_row < tile_rows ? end_row - tile.first_row : tile_rows);
+  return tile;
+}
+
+/// Fills the stages of a tile.
+template <class Layout, bool Gathers, bool Gated, class Operand>
+class stage_filler {
+  using element = typename Operand::element;
+  static constexpr int line = line_bytes / static_cast<int>(sizeof(element));
+  using left_lines = operand_lines<element, Layout::tile.rows, Layout::threads>;
+  using right_lines = operand_lines<element, Layout::features, Layout::threads>;
+
+ public:
+  /// `tokens`: of the rows of a tile that gathers them, in shared memory.
+  __device__ stage_filler(product_side<Operand> const& side, block_tile const& tile, std::int32_t const* tokens)
+      : side_(side),
+        tile_(tile),
+        tokens_(tokens),
+        left_([this](int r) { return left_row(r); }, side.rows),
+        weight_(lines_of(side.weight)),
+        gate_(Gated ? lines_of(side.gate) : weight_) {}
+
+  __device__ void fill(char* stage, int step) const {
+    char* const gate = stage + Layout::tile.rows * line_bytes;
+    char* const weight = gate + (Gated ? Layout::features * line_bytes : 0);
+    int const first = step * line;
+    if (side_.how == access::by_chunks) {
+      left_.enqueue(stage, first, side_.depth);
+    } else {
+      left_.load(stage, [this](int r) { return left_row(r); }, 1, side_.how, first, side_.depth);
+    }
+    fill_right(weight, weight_, side_.weight, first);
+    if constexpr (Gated) fill_right(gate, gate_, side_.gate, first);
+  }
+
+ private:
+  __device__ element const* left_row(int r) const {
+    if (r >= tile_.rows) return nullptr;
+    std::int64_t const row = Gathers ? tokens_[r] : tile_.first_row + r;
+    return side_.rows + row * side_.row_stride;
+  }
+  __device__ auto rows_of(product_weights<weight_view<element>> const& weights) const {
+    return [&weights, expert = tile_.expert, first = tile_.first_feature,
+            count = side_.features - tile_.first_feature](int f) -> element const* {
+      weight_view<element> const& view = weights.view;
+      std::int64_t const row = std::int64_t{first} + f;
+      return f < count ? view.data + expert * view.expert_stride + row * view.row_stride : nullptr;
+    };
+  }
+  __device__ right_lines lines_of(product_weights<Operand> const& weights) const {
+    if constexpr (Operand::in_place) {
+      return right_lines(rows_of(weights), weights.view.data);
+    } else {
+      return right_lines();
+    }
+  }
+  __device__ void fill_right(char* to, right_lines const& lines, product_weights<Operand> const& weights, int first) const {
+    if constexpr (Operand::in_place) {
+      if (weights.how == access::by_chunks) {
+        lines.enqueue(to, first, side_.depth);
+      } else {
+        lines.load(to, rows_of(weights), weights.view.column_stride, weights.how, first, side_.depth);
+      }
+    } else {
+      lines.restore(to, weights.operand, tile_.expert, tile_.first_feature, side_.features - tile_.first_feature, first,
+                    side_.depth);
+    }
+  }
+
+  product_side<Operand> const& side_;
+  block_tile const& tile_;
+  std::int32_t const* tokens_;
+  left_lines left_;
+  right_lines weight_, gate_;
+};
+
+/// What the second product multiplies a row's sums by, as a power of two, and each stage of rows before: half_rows.cuh.
+template <class Layout>
+class rescaled_rows {
+ public:
+  /// `scales` has room for the tile's rows. Called by all threads.
+  __device__ rescaled_rows(row_exponents const& exponents, block_tile const& tile, int depth, std::int32_t* scales)
+      : exponents_(exponents), tile_(tile), depth_(depth), scales_(scales), any_(*exponents.any != 0) {
+    if (!any_) return;
+    for (int r = static_cast<int>(threadIdx.x); r < tile.rows; r += Layout::threads) {
+      scales[r] = largest_exponent(exponents, tile.first_row + r);
+    }
+    __syncthreads();
+  }
+
+  __device__ void rescale(char* stage, int step) const {
+    if (!any_) return;
+    constexpr int chunks = line_bytes / chunk_bytes, line = line_bytes / Layout::element_bytes;
+    for (int c = static_cast<int>(threadIdx.x); c < tile_.rows * chunks; c += Layout::threads) {
+      int const row = c / chunks, at = c % chunks, feature = step * line + at * 8;
+      if (feature >= depth_) continue;
+      rescale_chunk(stage + swizzled(row, at), scales_[row], exponents_.of(tile_.first_row + row, feature));
+    }
+    __syncthreads();
+  }
+
+  __device__ float of_row(int row) const { return any_ && row < tile_.rows ? power_of_two(scales_[row]) : 1.0f; }
+
+ private:
+  row_exponents const& exponents_;
+  block_tile const& tile_;
+  int depth_;
+  std::int32_t* scales_;
+  bool any_;
+};
+/// No row has an exponent.
+struct rows_as_they_are {
+  __device__ void rescale(char*, int) const {}
+};
+
+/// Puts the values of a tile where their rows begin in shared memory, from the sums of this thread's warp: lane l has columns 2 (l % 4)
+/// and the next of rows l / 4 and l / 4 + 8 of each block.
+template <class Problem, class Layout, class Rescaled, int RowBlocks, int ColumnBlocks>
+__device__ __forceinline__ void put_values(float const (&sums)[RowBlocks][ColumnBlocks][4],
+                                           side_rows<typename Problem::element> const& side, block_tile const& tile,
+                                           float const* row_weights, Rescaled const& rescaled, int first_warp_row,
+                                           int first_warp_feature, char* memory) {
+  using staged = typename Layout::staged;
+  constexpr int result_blocks = ColumnBlocks / (Problem::gated ? 2 : 1);
+  int const lane = static_cast<int>(threadIdx.x) % 32;
+#pragma unroll
+  for (int j = 0; j < result_blocks; ++j) {
+    int const feature = first_warp_feature + j * 8 + lane % 4 * 2;
+    float bias[2] = {}, gate_bias[2] = {};
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      int const column = tile.first_feature + feature + c;
+      bias[c] = bias_of(side.bias, tile.expert, column, side.features);
+      if constexpr (Problem::gated) gate_bias[c] = bias_of(side.gate_bias, tile.expert, column, side.features);
+    }
+#pragma unroll
+    for (int i = 0; i < RowBlocks; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        int const row = first_warp_row + 16 * i + 8 * h + lane / 4;
+        float const weight = row_weights != nullptr ? row_weights[row] : 1.0f;
+        float values[2];
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          // Gate blocks come before up blocks.
+          float sum = sums[i][j + (Problem::gated ? result_blocks : 0)][2 * h + c];
+          if constexpr (!Problem::gathers && Problem::has_exponents) sum *= rescaled.of_row(row);
+          values[c] = finished<Problem, true>(weight, sums[i][j][2 * h + c], sum, gate_bias[c], bias[c]);
+        }
+        char* const to = memory + row * Layout::result_pitch + feature * static_cast<int>(sizeof(staged));
+        if constexpr (sizeof(staged) == 2) {
+          *reinterpret_cast<std::uint32_t*>(to) = pack(typename Problem::element{}, values[0], values[1]);
+        } else {
+          *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
+        }
+      }
+    }
+  }
+}
+
+/// Writes the rows of a tile from shared memory, by 16 bytes.
+template <class Problem, class Layout>
+__device__ __forceinline__ void write_rows(side_rows<typename Problem::element> const& side, block_tile const& tile, char const* memory) {
+  using element = typename Problem::element;
+  using result = typename Problem::result;
+  using staged = typename Layout::staged;
+  constexpr int size = chunk_bytes / static_cast<int>(sizeof(result)), row_chunks = Layout::features / size;
+  for (int c = static_cast<int>(threadIdx.x); c < tile.rows * row_chunks; c += Layout::threads) {
+    int const row = c / row_chunks, feature = c % row_chunks * size;
+    // Rows are read by as many features as 16 bytes have of elements, also where they are floats.
+    constexpr int together = chunk_bytes / static_cast<int>(sizeof(element));
+    bool const exists = tile.first_feature + feature / together * together < side.features;
+    char const* const from = memory + row * Layout::result_pitch + feature * static_cast<int>(sizeof(staged));
+    chunk values;
+    if constexpr (std::is_same_v<result, staged>) {
+      values = *reinterpret_cast<chunk const*>(from);
+    } else {
+      float floats[size];
+      to_floats<float>(reinterpret_cast<chunk const*>(from)[0], reinterpret_cast<float(&)[4]>(floats[0]));
+      to_floats<float>(reinterpret_cast<chunk const*>(from)[1], reinterpret_cast<float(&)[4]>(floats[4]));
+      bring_into_range(side.exponents, tile.first_row + row, tile.first_feature + feature, exists, floats);
+      values = from_floats<element>(floats);
+    }
+    if (!exists) continue;
+    result* const to = static_cast<result*>(side.result) + (tile.first_row + row) * side.result_stride;
+    *reinterpret_cast<chunk*>(to + tile.first_feature + feature) = values;
+  }
+}
+
+/// One tile of one side.
+template <class Problem, class Tile, class Operand>
+__device__ __forceinline__ void run_tile(product_args<typename Problem::operand> const& args,
+                                         product_side<Operand> const& side, block_tile const& found) {
   using element = typename Problem::element;
   using layout = product_layout<Problem, Tile>;
-  using staged = typename layout::staged;
   constexpr product_tile tile = Tile::tile;
   constexpr int threads = layout::threads, features = layout::features;
   constexpr int warp_rows = tile.rows / tile.row_warps, warp_columns = tile.columns / tile.column_warps;
   constexpr int row_blocks = warp_rows / 16, column_blocks = warp_columns / 8;
   constexpr int warp_features = warp_columns / (Problem::gated ? 2 : 1);
-  constexpr int line = line_bytes / static_cast<int>(sizeof(element));
+  constexpr bool rescales = !Problem::gathers && Problem::has_exponents;
   extern __shared__ __align__(128) char memory[];
   std::int32_t* const tokens = reinterpret_cast<std::int32_t*>(memory + layout::ring_bytes);
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
 
-  // Which tile this is.
-  auto const column_tiles = [](int count) { return static_cast<int>(divide_up(count, features)); };
-  std::int64_t const shared_tiles = divide_up(args.tokens, tile.rows) * column_tiles(args.shared.features);
-  bool const shared = blockIdx.x < shared_tiles;
-  product_side<element> const& side = shared ? args.shared : args.routed;
-  int expert = 0, first_feature;
-  std::int64_t first_row, end_row;
-  if (shared) {
-    std::int64_t const row_tiles = divide_up(args.tokens, tile.rows);
-    first_row = blockIdx.x % row_tiles * tile.rows;
-    end_row = args.tokens;
-    first_feature = static_cast<int>(blockIdx.x / row_tiles) * features;
-  } else {
-    std::int64_t const index = blockIdx.x - shared_tiles;
-    routed_tile const found =
-        find_tile<threads>(args.offsets, args.experts, tile.rows, column_tiles(args.routed.features), index);
-    if (found.expert < 0) return;
-    expert = found.expert;
-    first_row = args.offsets[expert];
-    end_row = args.offsets[expert + 1];
-    std::int64_t const row_tiles = divide_up(end_row - first_row, tile.rows);
-    first_row += found.number % row_tiles * tile.rows;
-    first_feature = static_cast<int>(found.number / row_tiles) * features;
-  }
-  int const depth = side.depth, all_features = side.features;
-  int const rows = static_cast<int>(end_row - first_row < tile.rows ? end_row - first_row : tile.rows);
-
   if constexpr (Problem::gathers) {
-    for (int r = thread; r < rows; r += threads) {
-      std::int64_t const row = first_row + r;
-      tokens[r] = shared ? static_cast<std::int32_t>(row) : args.pair_of[row] / args.top_k;
+    for (int r = thread; r < found.rows; r += threads) {
+      std::int64_t const row = found.first_row + r;
+      tokens[r] = found.shared ? static_cast<std::int32_t>(row) : args.pair_of[row] / args.top_k;
     }
     __syncthreads();
   }
-
-  auto const left_row = [&](int r) -> element const* {
-    if (r >= rows) return nullptr;
-    std::int64_t const row = Problem::gathers ? tokens[r] : first_row + r;
-    return side.rows + row * side.row_stride;
-  };
-  auto const row_of = [&](product_weights<element> const& weights) {
-    return [&weights, expert, first_feature, count = all_features - first_feature](int f) -> element const* {
-      weight_view<element> const& view = weights.view;
-      std::int64_t const row = std::int64_t{first_feature} + f;
-      return f < count ? view.data + expert * view.expert_stride + row * view.row_stride : nullptr;
-    };
-  };
-  using right_lines = operand_lines<element, features, threads>;
-  operand_lines<element, tile.rows, threads> const left(left_row, side.rows);
-  right_lines const weight(row_of(side.weight), side.weight.view.data);
-  right_lines const gate = Problem::gated ? right_lines(row_of(side.gate), side.gate.view.data) : weight;
-  auto const load_stage = [&](int step) {
-    char* const to = memory + step % tile.stages * layout::stage_bytes;
-    char* const to_gate = to + tile.rows * line_bytes;
-    char* const to_weight = to_gate + (Problem::gated ? features * line_bytes : 0);
-    int const first = step * line;
-    if (side.how == access::by_chunks) {
-      left.enqueue(to, first, depth);
-    } else {
-      left.load(to, left_row, 1, side.how, first, depth);
-    }
-    if (side.weight.how == access::by_chunks) {
-      weight.enqueue(to_weight, first, depth);
-    } else {
-      weight.load(to_weight, row_of(side.weight), side.weight.view.column_stride, side.weight.how, first, depth);
-    }
-    if constexpr (Problem::gated) {
-      if (side.gate.how == access::by_chunks) {
-        gate.enqueue(to_gate, first, depth);
-      } else {
-        gate.load(to_gate, row_of(side.gate), side.gate.view.column_stride, side.gate.how, first, depth);
-      }
-    }
-  };
+  stage_filler<layout, Problem::gathers, Problem::gated, Operand> const filler(side, found, tokens);
 
   int const first_warp_row = warp / tile.column_warps * warp_rows;
   int const first_warp_feature = warp % tile.column_warps * warp_features;
@@ -356,129 +558,64 @@ __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, produc
     b_line[j] = tile.rows * line_bytes + swizzled(row, lane / 8 % 2);
   }
 
-  // What the second product multiplies a row's sums by, as a power of two.
-  std::int32_t* const row_scales = tokens;
-  bool rescales = false;
-  if constexpr (!Problem::gathers && Problem::has_exponents) {
-    rescales = *side.exponents.any != 0;
-    if (rescales) {
-      for (int r = thread; r < rows; r += threads) row_scales[r] = largest_exponent(side.exponents, first_row + r);
-      __syncthreads();
+  using rescaled_type = std::conditional_t<rescales, rescaled_rows<layout>, rows_as_they_are>;
+  auto const rescaled = [&] {
+    if constexpr (rescales) {
+      return rescaled_type(side.exponents, found, side.depth, tokens);
+    } else {
+      return rescaled_type{};
     }
-  }
-  auto const rescale_stage = [&](int step) {
-    for (int c = thread; c < rows * (line_bytes / chunk_bytes); c += threads) {
-      int const row = c / (line_bytes / chunk_bytes), at = c % (line_bytes / chunk_bytes),
-                feature = step * line + at * 8;
-      if (feature >= depth) continue;
-      rescale_chunk(memory + step % tile.stages * layout::stage_bytes + swizzled(row, at), row_scales[row],
-                    side.exponents.of(first_row + row, feature));
-    }
-    __syncthreads();
-  };
+  }();
 
-  int const steps = static_cast<int>(divide_up(depth, line));
+  int const steps = static_cast<int>(divide_up(side.depth, line_bytes / static_cast<int>(sizeof(element))));
   float sums[row_blocks][column_blocks][4] = {};
   std::uint32_t const ring = shared_address(memory);
-  // Steps before the first one fill all stages but one: the code of `load_stage` is there once.
+  // Steps before the first one fill all stages but one: the code that fills is there once.
 #pragma unroll 1
   for (int step = 1 - tile.stages; step < steps; ++step) {
     if (step >= 0) {
       wait_for_copies<tile.stages - 2>();
       __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
     }
-    if (step + tile.stages - 1 < steps) load_stage(step + tile.stages - 1);
+    int const ahead = step + tile.stages - 1;
+    if (ahead < steps) filler.fill(memory + ahead % tile.stages * layout::stage_bytes, ahead);
     commit_copies();
-    if constexpr (!Problem::gathers && Problem::has_exponents) {
-      if (rescales && step >= 0) rescale_stage(step);
-    }
-    if (step >= 0) multiply_stage<element>(sums, ring + step % tile.stages * layout::stage_bytes, a_line, b_line);
+    if (step < 0) continue;
+    rescaled.rescale(memory + step % tile.stages * layout::stage_bytes, step);
+    multiply_stage<element>(sums, ring + step % tile.stages * layout::stage_bytes, a_line, b_line);
   }
   wait_for_copies<0>();
   __syncthreads();  // stages make room for the result
 
-  // Lane l has columns 2 (l % 4) and the next of rows l / 4 and l / 4 + 8 of each block.
-  constexpr int pitch = layout::result_pitch;
-  auto const bias_at = [&](bias_view<element> const& bias, int feature) {
-    bool const has = bias.data != nullptr && feature < all_features;
-    return has ? static_cast<float>(bias.data[expert * bias.expert_stride + feature * bias.stride]) : 0.0f;
-  };
-  constexpr int result_blocks = warp_features / 8;
-  bool const weighs = !shared && args.weights != nullptr;
   // The rows' tokens are not needed any more, and make room for what multiplies the rows.
   float* const row_weights = reinterpret_cast<float*>(tokens);
-  if (Problem::gathers && weighs) {
+  bool const weighs = Problem::gathers && !found.shared && args.weights != nullptr;
+  if (weighs) {
     for (int r = thread; r < tile.rows; r += threads) {
-      row_weights[r] = r < rows ? args.weights[args.pair_of[first_row + r]] : 1.0f;
+      row_weights[r] = r < found.rows ? args.weights[args.pair_of[found.first_row + r]] : 1.0f;
     }
     __syncthreads();
   }
-#pragma unroll
-  for (int j = 0; j < result_blocks; ++j) {
-    int const feature = first_warp_feature + j * 8 + lane % 4 * 2;
-    float bias[2] = {}, gate_bias[2] = {};
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      bias[c] = bias_at(side.bias, first_feature + feature + c);
-      if constexpr (Problem::gated) gate_bias[c] = bias_at(side.gate_bias, first_feature + feature + c);
-    }
-#pragma unroll
-    for (int i = 0; i < row_blocks; ++i) {
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        int const row = first_warp_row + 16 * i + 8 * h + lane / 4;
-        // W (w x) = w (W x): the weight multiplies before the bias.
-        float const weight = Problem::gathers && weighs ? row_weights[row] : 1.0f;
-        float values[2];
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          float const sum = sums[i][j][2 * h + c];
-          if constexpr (!Problem::gathers && Problem::has_exponents) {
-            values[c] = (rescales && row < rows ? sum * power_of_two(row_scales[row]) : sum) + bias[c];
-          } else if constexpr (!Problem::gathers) {
-            values[c] = sum + bias[c];
-          } else if constexpr (Problem::gated) {
-            values[c] = Problem::activation::apply(weight * sum + gate_bias[c],
-                                                   weight * sums[i][j + result_blocks][2 * h + c] + bias[c]);
-          } else {
-            values[c] = Problem::activation::apply(weight * sum + bias[c]);
-          }
-        }
-        char* const to = memory + row * pitch + feature * static_cast<int>(sizeof(staged));
-        if constexpr (sizeof(staged) == 2) {
-          *reinterpret_cast<std::uint32_t*>(to) = pack(element{}, values[0], values[1]);
-        } else {
-          *reinterpret_cast<float2*>(to) = make_float2(values[0], values[1]);
-        }
-      }
-    }
-  }
+  put_values<Problem, layout>(sums, side, found, weighs ? row_weights : nullptr, rescaled, first_warp_row,
+                              first_warp_feature, memory);
   __syncthreads();
-  using result = typename Problem::result;
-  constexpr int size = chunk_bytes / static_cast<int>(sizeof(result)), row_chunks = features / size;
-  for (int c = thread; c < rows * row_chunks; c += threads) {
-    int const row = c / row_chunks, feature = c % row_chunks * size;
-    // Rows are read by as many features as 16 bytes have of elements, also where they are floats.
-    constexpr int together = chunk_bytes / static_cast<int>(sizeof(element));
-    bool const exists = first_feature + feature / together * together < all_features;
-    char const* const from = memory + row * pitch + feature * static_cast<int>(sizeof(staged));
-    chunk values;
-    if constexpr (std::is_same_v<result, staged>) {
-      values = *reinterpret_cast<chunk const*>(from);
-    } else {
-      float floats[size];
-      to_floats<float>(reinterpret_cast<chunk const*>(from)[0], reinterpret_cast<float(&)[4]>(floats[0]));
-      to_floats<float>(reinterpret_cast<chunk const*>(from)[1], reinterpret_cast<float(&)[4]>(floats[4]));
-      int const exponent = write_exponent(side.exponents, first_row + row, first_feature + feature, exists, floats);
-      if (exponent != 0) {
-#pragma unroll
-        for (float& value : floats) value *= power_of_two(-exponent);
-      }
-      values = from_floats<element>(floats);
-    }
-    if (!exists) continue;
-    result* const to = static_cast<result*>(side.result) + (first_row + row) * side.result_stride;
-    *reinterpret_cast<chunk*>(to + first_feature + feature) = values;
+  write_rows<Problem, layout>(side, found, memory);
+}
+
+/// Blocks beyond the last tile find nothing to do: how many tiles there are is known on the device only.
+///
+/// tokens, by index --copies--> stages --tensor cores--> sums in registers --bias, activation--> shared memory --> result
+template <class Problem, class Tile>
+__global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, product_layout<Problem, Tile>::blocks)
+    product(product_args<typename Problem::operand> const args) {
+  block_tile const tile = tile_of_block<product_layout<Problem, Tile>>(args);
+  if (tile.expert < 0) return;
+  if constexpr (Problem::operand::in_place) {
+    run_tile<Problem, Tile>(args, tile.shared ? args.shared : args.routed, tile);
+  } else if (tile.shared) {
+    run_tile<Problem, Tile>(args, args.shared, tile);
+  } else {
+    run_tile<Problem, Tile>(args, args.routed, tile);
   }
 }
 

@@ -66,10 +66,26 @@ inline void check(char const* what, cudaError_t code, std::size_t shared_bytes =
   if (code != cudaSuccess) fail_cuda(what, code, shared_bytes);
 }
 
+/// Where kernels go: into a stream, or, so that somebody knows how many a call has, nowhere but into a count.
+class launch_queue {
+ public:
+  launch_queue(cuda_context const& context) : stream_(context.stream) {}
+  explicit launch_queue(int& count) : count_(&count) {}
+
+  cudaStream_t stream() const { return stream_; }
+  bool only_counts() const { return count_ != nullptr; }
+  void count() const { ++*count_; }
+
+ private:
+  cudaStream_t stream_ = nullptr;
+  int* count_ = nullptr;
+};
+
 /// Enqueues one kernel whose blocks come in clusters of so many. `what` names it in an error.
 template <class... Parameters, class... Arguments>
-void launch_clusters(cuda_context const& where, char const* what, void (*kernel)(Parameters...), std::int64_t blocks,
+void launch_clusters(launch_queue const& queue, char const* what, void (*kernel)(Parameters...), std::int64_t blocks,
                      int threads, std::size_t shared_bytes, int cluster, Arguments const&... arguments) {
+  if (queue.only_counts()) return queue.count();
   constexpr std::int64_t most_blocks = (std::int64_t{1} << 31) - 1;
   if (blocks > most_blocks) {
     fail(std::string("backend::cuda, ") + what, "at most " + std::to_string(most_blocks) + " blocks (fewer tokens)",
@@ -89,7 +105,7 @@ void launch_clusters(cuda_context const& where, char const* what, void (*kernel)
   config.gridDim = dim3(static_cast<unsigned>(blocks));
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
-  config.stream = where.stream;
+  config.stream = queue.stream();
   config.attrs = &clusters;
   config.numAttrs = cluster > 1 ? 1 : 0;
   check(what, cudaLaunchKernelEx(&config, kernel, arguments...), shared_bytes);
@@ -97,9 +113,17 @@ void launch_clusters(cuda_context const& where, char const* what, void (*kernel)
 
 /// Enqueues one kernel.
 template <class... Parameters, class... Arguments>
-void launch(cuda_context const& where, char const* what, void (*kernel)(Parameters...), std::int64_t blocks,
+void launch(launch_queue const& queue, char const* what, void (*kernel)(Parameters...), std::int64_t blocks,
             int threads, std::size_t shared_bytes, Arguments const&... arguments) {
-  launch_clusters(where, what, kernel, blocks, threads, shared_bytes, 1, arguments...);
+  launch_clusters(queue, what, kernel, blocks, threads, shared_bytes, 1, arguments...);
+}
+
+/// Enqueues a copy from device memory to device memory.
+template <class T>
+void enqueue_copy(launch_queue const& queue, T* to, T const* from, std::int64_t count) {
+  if (queue.only_counts()) return;
+  check("cudaMemcpyAsync", cudaMemcpyAsync(to, from, sizeof(T) * static_cast<std::size_t>(count),
+                                           cudaMemcpyDeviceToDevice, queue.stream()));
 }
 
 }  // namespace cuda

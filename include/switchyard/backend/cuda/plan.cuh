@@ -1,6 +1,6 @@
 #pragma once
 
-#include <switchyard/backend/cuda/block_scan.cuh>
+#include <switchyard/backend/cuda/block_sums.cuh>
 #include <switchyard/backend/cuda/pair_sets.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/capacity/capacity_policy.hpp>

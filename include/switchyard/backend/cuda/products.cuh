@@ -2,31 +2,44 @@
 
 #include <switchyard/backend/cuda/alignment.cuh>
 #include <switchyard/backend/cuda/grouped_gemm.cuh>
+#include <switchyard/backend/cuda/half_rows.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/steps.cuh>
+#include <switchyard/backend/cuda/temporaries.cuh>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/operand.hpp>
 #include <switchyard/core/shape.hpp>
 #include <switchyard/core/view.hpp>
-#include <switchyard/expert/expert_policy.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/expert/feed_forward.hpp>
+#include <switchyard/layer.hpp>
 
 #include <cstdint>
+#include <type_traits>
+#include <utility>
 
 /// How `backend::cuda` launches the two products.
 namespace switchyard::cuda {
 
 template <class Layer>
-using first_product =
-    product_in<typename Layer::element, typename Layer::expert::activation, Layer::expert_traits.gated>;
+using operand_of = decltype(as_operand(std::declval<typename Layer::weights const&>().up_proj));
 template <class Layer>
-using second_product = product_out<typename Layer::element>;
+using first_product = product_in<operand_of<Layer>, typename Layer::expert::activation, Layer::expert_traits.gated>;
+template <class Layer>
+using second_product = product_out<operand_of<Layer>>;
 
 /// A matrix, and how it is read.
 template <class T>
-product_weights<T> weights_of(weight_view<T> const& v) {
+product_weights<weight_view<T>> weights_of(weight_view<T> const& v) {
   bool const chunks = v.column_stride == 1 && is_aligned(v.data, v.row_stride) && is_aligned(v.data, v.expert_stride);
   auto const size = [](std::int64_t stride) { return stride < 0 ? -stride : stride; };
   return {v, chunks                                       ? access::by_chunks
              : size(v.row_stride) < size(v.column_stride) ? access::along_rows
                                                           : access::along_columns};
+}
+template <class Operand>
+product_weights<Operand> weights_of(Operand const& operand) {
+  return {operand};
 }
 
 /// Rows that an expert has on average, rounded up.
@@ -37,23 +50,23 @@ std::int64_t rows_per_expert(std::int64_t tokens) {
 
 /// One product with one tile.
 template <class Problem, class Tile>
-void enqueue_product(cuda_context const& where, char const* what, product_args<typename Problem::element> const& with) {
+void enqueue_product(launch_queue const& queue, char const* what, product_args<typename Problem::operand> const& product_of) {
   using layout = product_layout<Problem, Tile>;
   constexpr int features = layout::features, rows = Tile::tile.rows;
   // Every expert's last tile may have one row; there are no more tiles than pairs.
-  std::int64_t const pairs = with.tokens * with.top_k, most = pairs / rows + with.experts;
+  std::int64_t const pairs = product_of.tokens * product_of.top_k, most = pairs / rows + product_of.experts;
   std::int64_t const tiles = most < pairs ? most : pairs;
-  std::int64_t const shared_tiles = divide_up(with.tokens, rows) * divide_up(with.shared.features, features);
-  launch(where, what, product<Problem, Tile>, tiles * divide_up(with.routed.features, features) + shared_tiles,
-         layout::threads, layout::shared_bytes, with);
+  std::int64_t const shared_tiles = divide_up(product_of.tokens, rows) * divide_up(product_of.shared.features, features);
+  launch(queue, what, product<Problem, Tile>, tiles * divide_up(product_of.routed.features, features) + shared_tiles,
+         layout::threads, layout::shared_bytes, product_of);
 }
 
 /// Both products with one tile.
 template <class First, class Second, class Tile>
-void enqueue_products(cuda_context const& where, product_args<typename First::element> const& first,
-                      product_args<typename First::element> const& second) {
-  enqueue_product<First, Tile>(where, "product (in)", first);
-  enqueue_product<Second, Tile>(where, "product (out)", second);
+void enqueue_products(launch_queue const& queue, product_args<typename First::operand> const& first,
+                      product_args<typename First::operand> const& second) {
+  enqueue_product<First, Tile>(queue, "product (in)", first);
+  enqueue_product<Second, Tile>(queue, "product (out)", second);
 }
 
 /// The products of `backend::cuda`.
@@ -64,21 +77,155 @@ struct portable_products {
   static constexpr int few = few_rows::tile.rows / 2, some = 48;
 
   template <class First, class Second>
-  static void enqueue(cuda_context const& where, std::int64_t rows, product_args<typename First::element> const& first,
-                      product_args<typename First::element> const& second) {
+  static void enqueue(launch_queue const& queue, std::int64_t rows, product_args<typename First::operand> const& first,
+                      product_args<typename First::operand> const& second) {
     if (rows <= few) {
-      enqueue_products<First, Second, few_rows>(where, first, second);
+      enqueue_products<First, Second, few_rows>(queue, first, second);
     } else if (rows <= some) {
-      enqueue_products<First, Second, some_rows>(where, first, second);
+      enqueue_products<First, Second, some_rows>(queue, first, second);
     } else {
-      enqueue_products<First, Second, many_rows>(where, first, second);
+      enqueue_products<First, Second, many_rows>(queue, first, second);
     }
   }
 
   template <class Layer>
-  static void enqueue(cuda_context const& where, product_args<typename Layer::element> const& first,
-                      product_args<typename Layer::element> const& second) {
-    enqueue<first_product<Layer>, second_product<Layer>>(where, rows_per_expert<Layer>(first.tokens), first, second);
+  static void enqueue(launch_queue const& queue, product_args<operand_of<Layer>> const& first,
+                      product_args<operand_of<Layer>> const& second) {
+    enqueue<first_product<Layer>, second_product<Layer>>(queue, rows_per_expert<Layer>(first.tokens), first, second);
+  }
+};
+
+/// The arguments of both products.
+template <class Operand>
+struct both_products {
+  product_args<Operand> first, second;
+};
+
+/// The experts of feed-forward blocks: both products, over the rows of the plan. `Products` has them, as
+/// `enqueue<Layer>(queue, first, second)`.
+template <class Products>
+struct experts_step<expert::two_products, Products> {
+  /// Temporaries depend on the element and sizes alone.
+  template <class Element>
+  struct rows_memory {
+    std::int64_t inner_stride, outer_stride, shared_inner_stride;
+    Element *inner, *shared_inner = nullptr;              // [rows, inner_stride], [tokens, shared_inner_stride]
+    summed_row<Element>*outer, *shared_outer = nullptr;   // [rows, outer_stride], [tokens, outer_stride]
+    row_exponents exponents = {}, shared_exponents = {};  // of `inner` and `shared_inner`
+
+    constexpr rows_memory(shape const& dims, int shared_intermediate, carver& from, std::int64_t tokens)
+        : inner_stride(padded<Element>(dims.intermediate)),
+          outer_stride(padded<Element>(dims.hidden)),
+          shared_inner_stride(padded<Element>(shared_intermediate)) {
+      std::int64_t const pairs = tokens * dims.top_k;
+      inner = from.take<Element>(pairs * inner_stride);
+      outer = from.take<summed_row<Element>>(pairs * outer_stride);
+      auto const take_exponents = [&](std::int64_t count, int features) {
+        int const each = exponents_of_row(features);
+        return row_exponents{from.take<std::uint8_t>(count * each), exponents.any, each, count};
+      };
+      if constexpr (std::is_same_v<Element, half>) {
+        exponents.any = from.take<std::int32_t>(1);
+        exponents = take_exponents(pairs, dims.intermediate);
+      }
+      if (shared_intermediate > 0) {
+        shared_inner = from.take<Element>(tokens * shared_inner_stride);
+        shared_outer = from.take<summed_row<Element>>(tokens * outer_stride);
+        if constexpr (std::is_same_v<Element, half>) shared_exponents = take_exponents(tokens, shared_intermediate);
+      }
+    }
+  };
+  template <class Layer>
+  struct memory : rows_memory<typename Layer::element> {
+    constexpr memory(carver& from, std::int64_t tokens)
+        : rows_memory<typename Layer::element>(Layer::dims, Layer::expert_traits.shared_intermediate, from, tokens) {}
+
+    /// What the plan clears for the products: 0 where no row has an exponent; null: it has nothing to clear.
+    std::int32_t* to_clear() const { return this->exponents.any; }
+    /// Not needed any more after the products, at least 16 bytes per token.
+    double* spare() const { return reinterpret_cast<double*>(this->inner); }
+  };
+
+  /// `tokens` are what the experts see.
+  template <class Layer>
+  static expert_results<typename Layer::element> enqueue(forward_args<Layer> const& args, launch_queue const& queue,
+                                                         view<typename Layer::element const> const& tokens,
+                                                         plan_memory const& plan, memory<Layer> const& m) {
+    constexpr expert_traits traits = Layer::expert_traits;
+    auto const products = products_of<Layer>(args, tokens, plan, m);
+    Products::template enqueue<Layer>(queue, products.first, products.second);
+    expert_results<typename Layer::element> results{
+        .outer = m.outer,
+        .shared_outer = m.shared_outer,
+        .stride = m.outer_stride,
+        .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
+    if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
+    return results;
+  }
+
+  /// The arguments of both products of a call.
+  template <class Layer>
+  static both_products<operand_of<Layer>> products_of(forward_args<Layer> const& args,
+                                                      view<typename Layer::element const> const& tokens,
+                                                      plan_memory const& plan, memory<Layer> const& m) {
+    constexpr expert_traits traits = Layer::expert_traits;
+    typename Layer::weights const& w = args.weights;
+    static_assert(std::is_same_v<operand_of<Layer>, decltype(as_operand(w.down_proj))>,
+                  "switchyard: the operands of an expert's two projections are of different types. Give both one type that has both "
+                  "formats.");
+    both_products<operand_of<Layer>> result{};
+    auto& [first, second] = result;
+    frame<Layer>(first, tokens, plan);
+    frame<Layer>(second, tokens, plan);
+    if constexpr (Layer::router_traits.weighs_input) first.weights = plan.weights;
+    set_rows(first.routed, Layer::dims.hidden, Layer::dims.intermediate, tokens.data, tokens.row_stride, m.inner,
+             m.inner_stride, m.exponents);
+    first.routed.how = is_aligned(tokens) ? access::by_chunks : access::along_columns;
+    first.routed.weight = weights_of(as_operand(w.up_proj));
+    if constexpr (traits.gated) first.routed.gate = weights_of(as_operand(w.gate_proj));
+    set_rows(second.routed, Layer::dims.intermediate, Layer::dims.hidden, m.inner, m.inner_stride, m.outer, m.outer_stride,
+             m.exponents);
+    second.routed.weight = weights_of(as_operand(w.down_proj));
+    if constexpr (traits.bias) {
+      if constexpr (traits.gated) first.routed.gate_bias = as_operand(w.bias.gate);
+      first.routed.bias = as_operand(w.bias.up);
+      second.routed.bias = as_operand(w.bias.down);
+    }
+    if constexpr (traits.shared_intermediate > 0) {
+      set_rows(first.shared, Layer::dims.hidden, traits.shared_intermediate, tokens.data, tokens.row_stride,
+               m.shared_inner, m.shared_inner_stride, m.shared_exponents);
+      first.shared.how = first.routed.how;
+      first.shared.weight = weights_of(as_operand(w.shared.up_proj));
+      if constexpr (traits.gated) first.shared.gate = weights_of(as_operand(w.shared.gate_proj));
+      set_rows(second.shared, traits.shared_intermediate, Layer::dims.hidden,
+               m.shared_inner, m.shared_inner_stride, m.shared_outer, m.outer_stride,
+               m.shared_exponents);
+      second.shared.weight = weights_of(as_operand(w.shared.down_proj));
+    }
+    return result;
+  }
+
+ private:
+  template <class Layer>
+  static void frame(product_args<operand_of<Layer>>& to, view<typename Layer::element const> const& tokens,
+                    plan_memory const& plan) {
+    to.experts = Layer::dims.experts;
+    to.top_k = Layer::dims.top_k;
+    to.offsets = plan.plan.offsets;
+    to.pair_of = plan.plan.pair_of;
+    to.tokens = tokens.rows;
+  }
+  template <class Element>
+  static void set_rows(side_rows<Element>& to, int depth, int features, std::type_identity_t<Element> const* rows,
+                       std::int64_t row_stride, void* result, std::int64_t result_stride, row_exponents const& exponents) {
+    to.depth = depth;
+    to.features = features;
+    to.rows = rows;
+    to.row_stride = row_stride;
+    to.how = access::by_chunks;
+    to.result = result;
+    to.result_stride = result_stride;
+    to.exponents = exponents;
   }
 };
 

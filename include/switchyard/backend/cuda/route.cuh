@@ -1,13 +1,20 @@
 #pragma once
 
-#include <switchyard/backend/cuda/block_scan.cuh>
+#include <switchyard/backend/cuda/alignment.cuh>
+#include <switchyard/backend/cuda/auxiliary.cuh>
+#include <switchyard/backend/cuda/block_sums.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/backend/cuda/launch.cuh>
 #include <switchyard/backend/cuda/pair_sets.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
+#include <switchyard/backend/cuda/steps.cuh>
+#include <switchyard/backend/cuda/temporaries.cuh>
 #include <switchyard/backend/cuda/warp_lanes.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/finite.hpp>
+#include <switchyard/core/workspace.hpp>
 #include <switchyard/layer.hpp>
+#include <switchyard/router/by_logits.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -28,6 +35,14 @@ struct route_results {
   std::uint8_t* dropped;   ///< [tokens, top_k]: zeros, null: nobody asks
 };
 
+/// Weights of the features of tokens, a row of a table for each label.
+struct scaled_features {
+  float const* table = nullptr;          ///< [experts, hidden]
+  std::int32_t const* labels = nullptr;  ///< [tokens, label_stride]: the first says a token's row; no expert: it has none
+  int label_stride = 1;
+  bool aligned = false;  ///< 16-byte copies may be used
+};
+
 /// What `route_tokens` reads and writes, all on the device.
 template <class Element>
 struct route_args {
@@ -36,8 +51,7 @@ struct route_args {
   router_weights router;
   std::uint8_t const* active;           ///< null: all
   bool aligned_tokens, aligned_router;  ///< 16-byte copies may be used
-  token_clusters clusters;              ///< adaptive_clustering: labels, and a table of weights by cluster
-  bool aligned_scale;
+  scaled_features features;             ///< read where the router's features are scaled
   float const* inverse_lengths;  ///< [experts], factors of the logits; null: none
   float* logits;                 ///< [tokens, experts], null: nobody asks
   route_results results;
@@ -95,6 +109,7 @@ struct routing_of {
   using element = Element;
   using router = Router;
   static constexpr int experts = Experts, top_k = TopK;
+  static constexpr bool scales = feature_step<typename Router::features>::scales;
 };
 template <class Layer>
 using layer_routing =
@@ -118,7 +133,7 @@ struct route_tile {
   static constexpr int token_chunks = depth * static_cast<int>(sizeof(element)) / chunk_bytes;  // of a line
   static constexpr int weight_chunks = depth * 4 / chunk_bytes;
   static constexpr int weight_copies = static_cast<int>(divide_up(pass * weight_chunks, threads));
-  static constexpr bool scales = Routing::router::traits.clustering.scales;
+  static constexpr bool scales = Routing::scales;
   static constexpr int token_tile = tokens * token_chunks * chunk_bytes;
   static constexpr int scale_tile = scales ? tokens * weight_chunks * chunk_bytes : 0;  // a line of floats per token
   static constexpr int stage_bytes = token_tile + scale_tile + weight_copies * threads * chunk_bytes;
@@ -197,7 +212,7 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
   token_copy.set(0, token_row < tokens ? args.tokens.row(first_token + token_row) : nullptr,
                  token_chunk * element_chunk, args.tokens.data);
   // Of the weights of features, too: 16 bytes of the row of one token's cluster.
-  auto const label_of = [&](std::int64_t token) { return args.clusters.labels[token * args.clusters.choices]; };
+  auto const label_of = [&](std::int64_t token) { return args.features.labels[token * args.features.label_stride]; };
   auto const has_cluster = [&](std::int64_t token) { return label_of(token) >= 0 && label_of(token) < experts; };
   auto const is_active = [&](std::int64_t token) { return args.active == nullptr || args.active[token] != 0; };
   row_copies<float, 1> scale_copy;
@@ -207,8 +222,8 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
     scale_at = tile::token_tile + swizzled_line<4>(row, chunk_index);
     bool const scaled = row < tokens && is_active(first_token + row) && has_cluster(first_token + row);
     scale_copy.set(0,
-                   scaled ? args.clusters.feature_scale + std::int64_t{label_of(first_token + row)} * hidden : nullptr,
-                   chunk_index * float_chunk, args.clusters.feature_scale);
+                   scaled ? args.features.table + std::int64_t{label_of(first_token + row)} * hidden : nullptr,
+                   chunk_index * float_chunk, args.features.table);
   }
   constexpr int rows_apart = tile::threads / tile::weight_chunks;
   int const weight_row = thread / tile::weight_chunks, weight_chunk = thread % tile::weight_chunks;
@@ -236,7 +251,7 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
       if constexpr (tile::scales) {
         if (thread < tile::tokens * tile::weight_chunks) {
           int const rest = hidden - k - thread % tile::weight_chunks * float_chunk;
-          if (args.aligned_scale) {
+          if (args.features.aligned) {
             scale_copy.enqueue(shared_address(stage + scale_at), 0, k, rest);
           } else {
             copy_elements(stage + scale_at, scale_copy.from[0] + k, scale_copy.present != 0 ? rest : 0);
@@ -385,19 +400,19 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
   sets.write(experts, args.results);
 }
 
-/// How `take_routes` is cut: a block takes over the routes of a piece of the tokens, a thread per pair.
-struct take_routes_tile {
+/// How `take_pairs` is cut: a block takes over the routes of a piece of the tokens, a thread per pair.
+struct take_pairs_tile {
   static constexpr int threads = 128, tokens = 32;
   static constexpr std::size_t shared_bytes(int experts, int top_k) {
     return piece_sets<threads>::bytes(experts, tokens * top_k);
   }
 };
 
-/// Takes over the caller's routes. An id of -1 goes nowhere, and so does one that does not exist, which shows as NaN.
-template <class Tile>
+/// Asks a router by inputs about every pair. An id of -1 goes nowhere, and so does one that does not exist, which shows as NaN.
+template <class Router, class Inputs, class Tile>
 __global__ void __launch_bounds__(Tile::threads)
-    take_routes(precomputed_routes const from, std::int64_t tokens, int experts, int top_k, std::uint8_t const* active,
-                route_results const results) {
+    take_pairs(Inputs const from, std::int64_t tokens, int experts, int top_k, std::uint8_t const* active,
+               route_results const results) {
   extern __shared__ __align__(128) char memory[];
   piece_sets<Tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), results.chosen.piece_words()};
   sets.clear(experts);
@@ -407,16 +422,170 @@ __global__ void __launch_bounds__(Tile::threads)
   for (int i = static_cast<int>(threadIdx.x); i < piece_pairs; i += Tile::threads) {
     std::int64_t const pair = first + i, token = pair / top_k;
     if (token >= tokens) break;
-    bool const here = active == nullptr || active[token] != 0;
-    std::int32_t const expert = here ? from.experts[pair] : -1;
-    float const weight = here ? from.weights[pair] : 0.0f;
-    bool const exists = expert >= 0 && expert < experts;
-    sets.add(exists ? expert : -1, i, pair, results);
-    results.weights[pair] = expert == -1 ? 0.0f : exists ? weight : not_a_number;
-    if (results.priority != nullptr && i % top_k == 0) results.priority[token] = is_finite(weight) ? weight : 0.0f;
+    routed_pair asked{-1, 0.0f};
+    if (active == nullptr || active[token] != 0) {
+      asked = Router::pair(from, token, top_k, static_cast<int>(pair - token * top_k));
+    }
+    bool const exists = asked.expert >= 0 && asked.expert < experts;
+    sets.add(exists ? asked.expert : -1, i, pair, results);
+    results.weights[pair] = asked.expert == -1 ? 0.0f : exists ? asked.weight : not_a_number;
+    if (results.priority != nullptr && i % top_k == 0) {
+      results.priority[token] = is_finite(asked.weight) ? asked.weight : 0.0f;
+    }
   }
   __syncthreads();
   sets.write(experts, results);
 }
+
+template <>
+struct feature_step<router::features_as_they_are> {
+  static constexpr bool scales = false;
+  template <class Layer>
+  struct memory {
+    constexpr memory(carver&, std::int64_t) {}
+  };
+  template <class Layer>
+  static void enqueue(forward_args<Layer> const&, launch_queue const&, memory<Layer> const&,
+                      route_args<typename Layer::element>&) {}
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const&) {
+    return args.tokens;
+  }
+};
+
+/// Tokens times the router weight, and what the router makes of the logits.
+template <>
+struct route_step<router::from_logits> {
+  template <class Layer>
+  using features = feature_step<typename Layer::router::features>;
+
+  template <class Layer>
+  struct memory {
+    float* logits;  // [tokens, experts], written for auxiliary values only
+    typename features<Layer>::template memory<Layer> of_features;
+
+    constexpr memory(carver& from, std::int64_t tokens)
+        : logits(from.take<float>(tokens * Layer::dims.experts)), of_features(from, tokens) {}
+  };
+
+  /// With more tokens in a block the router weight is read less often, with fewer there are more blocks, and they fit devices with less
+  /// shared memory.
+  static constexpr std::int64_t least_piece_tokens = 16;
+  template <class Layer>
+  static constexpr std::int64_t piece_tokens(std::int64_t tokens) {
+    return tokens > 2048 && fits_everywhere<Layer>() ? 32 : 16;
+  }
+
+  template <class Layer>
+  static void enqueue(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m,
+                      route_results const& results, pass_size const* pass) {
+    using element = typename Layer::element;
+    using routing = layer_routing<Layer>;
+    std::int64_t const tokens = args.tokens.rows;
+    if (tokens == 0 && !routing::scales) return;
+    route_args<element> to{.tokens = args.tokens,
+                           .pass = pass,
+                           .router = router::weights_of(args),
+                           .active = args.active,
+                           .aligned_tokens = is_aligned(args.tokens),
+                           .aligned_router = false,
+                           .features = {},
+                           .inverse_lengths = nullptr,
+                           .logits = logits_asked(args),
+                           .results = results};
+    if constexpr (!Layer::router_traits.bias) to.router.bias = nullptr;
+    to.aligned_router = is_aligned(to.router.weight, Layer::dims.hidden);
+    if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = m.logits;
+    features<Layer>::template enqueue<Layer>(args, queue, m.of_features, to);
+    if (tokens == 0) return;
+    if constexpr (fits_everywhere<Layer>()) {
+      if (piece_tokens<Layer>(tokens) == 32) return enqueue_tile<routing, 2>(queue, to);
+    }
+    enqueue_tile<routing, 1>(queue, to);
+  }
+
+  template <class Layer>
+  static void enqueue_auxiliary(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m,
+                                plan_memory const& plan, pass_size const* pass, double* log_sums) {
+    if (args.auxiliary == nullptr) return;
+    constexpr shape dims = Layer::dims;
+    float const* const asked = logits_asked(args);
+    launch(queue, "auxiliary_of_pass", auxiliary_of_pass<auxiliary_threads>, 1, auxiliary_threads,
+           2 * dims.experts * sizeof(double),
+           routing_record{.tokens = args.tokens.rows,
+                          .tokens_per_group = args.tokens_per_group,
+                          .logits = asked != nullptr ? asked : m.logits,
+                          .experts = plan.experts,
+                          .weights = plan.weights,
+                          .dropped = plan.dropped,
+                          .active = args.active},
+           dims.experts, dims.top_k, pass, log_sums, args.auxiliary);
+  }
+
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+    return features<Layer>::template tokens_of_experts<Layer>(args, m.of_features);
+  }
+
+ private:
+  /// A block has room for twice sixteen tokens, on every device.
+  template <class Layer>
+  static constexpr bool fits_everywhere() {
+    return route_tile<layer_routing<Layer>, 2>::shared_bytes <= least_shared_bytes;
+  }
+
+  template <class Layer>
+  static float* logits_asked(forward_args<Layer> const& args) {
+    if constexpr (requires { *args.report.logits; }) return args.report.logits;
+    return nullptr;
+  }
+
+  template <class Routing, int TokenBlocks>
+  static void enqueue_tile(launch_queue const& queue, route_args<typename Routing::element> const& to) {
+    using tile = route_tile<Routing, TokenBlocks>;
+    static_assert(tile::shared_bytes <= most_shared_bytes,
+                  "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
+                  "experts. Use fewer experts, or router::precomputed.");
+    launch(queue, "route_tokens", route_tokens<Routing, TokenBlocks>, to.results.chosen.pieces, tile::threads,
+           tile::shared_bytes, to);
+  }
+};
+
+/// What a router knows of each pair without logits.
+template <>
+struct route_step<router::from_inputs> {
+  template <class Layer>
+  struct memory {
+    constexpr memory(carver&, std::int64_t) {}
+  };
+  static constexpr std::int64_t least_piece_tokens = take_pairs_tile::tokens;
+  template <class Layer>
+  static constexpr std::int64_t piece_tokens(std::int64_t) {
+    return take_pairs_tile::tokens;
+  }
+
+  template <class Layer>
+  static void enqueue(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const&,
+                      route_results const& results, pass_size const*) {
+    constexpr shape dims = Layer::dims;
+    constexpr std::size_t shared_bytes = take_pairs_tile::shared_bytes(dims.experts, dims.top_k);
+    static_assert(
+        shared_bytes <= most_shared_bytes,
+        "switchyard: backend::cuda keeps the pairs of 32 tokens in shared memory, a bit for every expert, which "
+        "has no room for so many experts and choices. Use fewer of them.");
+    if (args.tokens.rows == 0) return;
+    using inputs = typename Layer::router::template inputs<Layer>;
+    launch(queue, "take_pairs", take_pairs<typename Layer::router, inputs, take_pairs_tile>, results.chosen.pieces,
+           take_pairs_tile::threads, shared_bytes, args.inputs, args.tokens.rows, dims.experts, dims.top_k, args.active,
+           results);
+  }
+  template <class Layer>
+  static void enqueue_auxiliary(forward_args<Layer> const&, launch_queue const&, memory<Layer> const&,
+                                plan_memory const&, pass_size const*, double*) {}
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const&) {
+    return args.tokens;
+  }
+};
 
 }  // namespace switchyard::cuda

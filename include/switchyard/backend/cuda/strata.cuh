@@ -1,19 +1,29 @@
 #pragma once
 
-#include <switchyard/backend/cuda/block_scan.cuh>
+#include <switchyard/backend/cuda/alignment.cuh>
+#include <switchyard/backend/cuda/block_sums.cuh>
 #include <switchyard/backend/cuda/combine.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/backend/cuda/launch.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
+#include <switchyard/backend/cuda/steps.cuh>
+#include <switchyard/backend/cuda/temporaries.cuh>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/dispatch/pass.hpp>
 #include <switchyard/layer.hpp>
+#include <switchyard/router/stratified.hpp>
 
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdint>
+#include <utility>
 
-/// What `backend::cuda` does between the passes of a stratified layer. A token's place between passes is its row of the
-/// output.
+/// How `backend::cuda` runs a stratified layer: each pass is an ordinary one, and this is what happens between them. A token's place
+/// between passes is its row of the output.
 namespace switchyard::cuda {
 
 /// The pass at hand, and where each token is, all on the device.
@@ -44,6 +54,7 @@ struct strata_args {
   bool aligned_tokens, aligned_residual, aligned_output;  ///< may be moved by 16 bytes
   std::uint8_t const* active;                             ///< null: all
   switchyard::decisions decisions;
+  std::uint8_t* passes;                     ///< [tokens], null: nobody asks
   switchyard::auxiliary_values* auxiliary;  ///< null: nobody asks
   strata_record<Element> record;
 };
@@ -89,7 +100,7 @@ __global__ void __launch_bounds__(gather_threads, 4) gather_stratum(strata_args<
     if (here) record.token_of[row] = static_cast<std::int32_t>(token);
     if (exists && stratum == 0) {
       record.stratum[token] = here ? 0 : static_cast<std::uint8_t>(args.strata);
-      if (args.decisions.passes != nullptr) args.decisions.passes[token] = 0;
+      if (args.passes != nullptr) args.passes[token] = 0;
     }
     if (lane == 0 && first + gathered_tokens >= tokens) {
       std::int64_t const count = before + __popc(all_here);
@@ -217,7 +228,7 @@ __global__ void __launch_bounds__(most_combine_threads, Turns <= 4 ? 4 : 1)
           if ((turn * threads + thread) * width + i < hidden) sum += term(values[turn][i]);
         }
       }
-      return sum_over_block(sum) / static_cast<float>(hidden);
+      return sum_over_block<most_combine_threads / 32>(sum) / static_cast<float>(hidden);
     };
     float const mean = mean_of([](float value) { return value; });
     float const variance = mean_of([mean](float value) { return (value - mean) * (value - mean); });
@@ -263,7 +274,7 @@ __global__ void __launch_bounds__(most_combine_threads, Turns <= 4 ? 4 : 1)
 
   if (thread == 0) {
     record.stratum[token] = static_cast<std::uint8_t>(next);
-    if (args.decisions.passes != nullptr) args.decisions.passes[token] += 1;
+    if (args.passes != nullptr) args.passes[token] += 1;
   }
   for (int k = thread; k < top_k; k += threads) {
     std::int64_t const from = row * pass.top_k + k, to = (stratum * tokens + token) * top_k + k;
@@ -274,5 +285,110 @@ __global__ void __launch_bounds__(most_combine_threads, Turns <= 4 ? 4 : 1)
     if (args.decisions.dropped != nullptr) args.decisions.dropped[to] = k < pass.top_k ? record.dropped[from] : 0;
   }
 }
+
+/// A layer that runs over its tokens pass by pass: gathers the tokens of a stratum, runs the layer of its experts and those above, and
+/// brings the tokens back.
+template <router::stratum_form Form, int... Experts, class Products>
+struct schedule_step<router::climbing<Form, Experts...>, Products> {
+  using schedule = router::climbing<Form, Experts...>;
+  using one_pass = schedule_step<router::one_pass, Products>;
+  static constexpr int strata = schedule::strata;
+
+  template <class Layer, int Stratum>
+  using pass_memory = typename one_pass::template memory<dispatch::pass_layer<Layer, Stratum>>;
+
+  template <class Layer>
+  struct memory : strata_record<typename Layer::element> {
+    std::byte* of_pass;  // in turn of each
+
+    constexpr memory(carver& from, std::int64_t tokens) {
+      using element = typename Layer::element;
+      constexpr shape dims = Layer::dims;
+      std::int64_t const pairs = tokens * dims.top_k;
+      this->stride = padded<element>(dims.hidden);
+      this->sizes = from.take<pass_size>(strata);
+      this->token_of = from.take<std::int32_t>(tokens);
+      this->stratum = from.take<std::uint8_t>(tokens);
+      this->rows = from.take<element>(tokens * this->stride);
+      this->sums = nullptr;
+      if constexpr (Form.norms && !Form.normalised_residual) this->sums = from.take<element>(tokens * this->stride);
+      this->experts = from.take<std::int32_t>(pairs);
+      this->weights = from.take<float>(pairs);
+      this->dropped = from.take<std::uint8_t>(pairs);
+      this->counts = from.take<std::int64_t>(dims.experts);
+      this->load = from.take<std::int64_t>(dims.experts);
+      this->auxiliary = from.take<auxiliary_values>(strata);
+      of_pass = from.take<std::byte>(bytes_of_pass<Layer>(tokens, std::make_integer_sequence<int, strata>{}));
+    }
+  };
+
+  template <class Layer>
+  static void enqueue(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m) {
+    enqueue_passes(args, queue, m, std::make_integer_sequence<int, strata>{});
+  }
+
+ private:
+  /// What the largest pass needs.
+  template <class Layer, int... Stratum>
+  static constexpr std::int64_t bytes_of_pass(std::int64_t tokens, std::integer_sequence<int, Stratum...>) {
+    return static_cast<std::int64_t>(std::max({bytes_of_memory<pass_memory<Layer, Stratum>>(tokens)...}));
+  }
+
+  template <class Layer, int... Stratum>
+  static void enqueue_passes(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m,
+                             std::integer_sequence<int, Stratum...>) {
+    (enqueue_pass<Stratum>(args, queue, m), ...);
+  }
+
+  template <int Stratum, class Layer>
+  static void enqueue_pass(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m) {
+    using pass = dispatch::pass_layer<Layer, Stratum>;
+    using element = typename Layer::element;
+    constexpr int hidden = Layer::dims.hidden;
+    std::int64_t const tokens = args.tokens.rows;
+    strata_args<element> const strata_of_call{.strata = strata,
+                                              .top_k = Layer::dims.top_k,
+                                              .stratum = Stratum,
+                                              .first_expert = schedule::first_expert(Stratum),
+                                              .pass = pass::dims,
+                                              .tokens = args.tokens,
+                                              .residual = args.inputs.residual,
+                                              .output = args.output,
+                                              .aligned_tokens = is_aligned(args.tokens),
+                                              .aligned_residual = is_aligned(args.inputs.residual),
+                                              .aligned_output = is_aligned(args.output),
+                                              .active = args.active,
+                                              .decisions = args.decisions,
+                                              .passes = args.report.passes,
+                                              .auxiliary = args.auxiliary,
+                                              .record = m};
+    std::int64_t const blocks = tokens == 0 ? 1 : tokens;  // the counts of no token are written, too
+    launch(queue, "gather_stratum", gather_stratum<element>, divide_up(blocks, gathered_tokens), gather_threads, 0,
+           strata_of_call);
+    forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
+    of_pass.tokens = {m.rows, tokens, hidden, m.stride};
+    of_pass.output = {m.rows, tokens, hidden, m.stride};
+    of_pass.decisions = {m.experts, m.weights, m.dropped, m.counts, m.load};
+    if (args.auxiliary != nullptr) of_pass.auxiliary = m.auxiliary + Stratum;
+    carver split(m.of_pass);
+    pass_memory<Layer, Stratum> const memory_of_pass(split, tokens);
+    one_pass::template enqueue<pass>(of_pass, queue, memory_of_pass, m.sizes + Stratum);
+    launch(queue, "finish_pass", finish_pass<element, strata, finish_turns<element>(hidden)>, blocks,
+           combine_threads<element>(hidden), 0, strata_of_call, above(args));
+  }
+
+  template <class Layer>
+  static strata_above<strata> above(forward_args<Layer> const& args) {
+    strata_above<strata> result{.first_expert = {}, .normalises = Form.norms, .aligned_norms = true, .norm = {}};
+    for (int i = 0; i < strata; ++i) result.first_expert[i] = schedule::first_expert(i);
+    if constexpr (Form.norms) {
+      result.norm = args.inputs.norm;
+      for (layer_norm const& norm : result.norm.after) {
+        result.aligned_norms = result.aligned_norms && is_aligned(norm.weight, 0) && is_aligned(norm.bias, 0);
+      }
+    }
+    return result;
+  }
+};
 
 }  // namespace switchyard::cuda

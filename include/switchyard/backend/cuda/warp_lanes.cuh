@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/cuda/block_sums.cuh>
 #include <switchyard/core/lanes.hpp>
 
 namespace switchyard::cuda {
@@ -17,10 +18,9 @@ struct warp_lanes {
 #endif
   }
 
-  // Lanes swap with their mirror image at each distance: both add the same two numbers, so all get the same bits.
   SWITCHYARD_HD float sum(float value) const {
 #if defined(__CUDA_ARCH__)
-    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(~0u, value, distance);
+    value = sum_over_warp(value);
 #endif
     return value;
   }

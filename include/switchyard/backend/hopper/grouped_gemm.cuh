@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/cuda/epilogue.cuh>
 #include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
@@ -59,7 +60,7 @@ struct grouped_tiling {
   static constexpr int scale_bytes = 2 * 64 * blocks;  // an exponent of each row that a warpgroup multiplies
 };
 
-/// How the right factor stands in memory.
+/// How the right factor stands in memory; one that is restored counts as `depth`.
 enum class weight_order {
   depth,         ///< input features have no gaps, as in checkpoints of linear layers
   feature,       ///< output features have none: a transposed matrix
@@ -67,10 +68,10 @@ enum class weight_order {
 };
 
 /// What the kernel reads and writes; maps first, which have to stand at multiples of 64 bytes.
-template <class Element>
+template <class Operand>
 struct grouped_args {
   CUtensorMap routed[2], shared[2];  ///< gate and weight where an expert is gated and they are apart, else weight
-  product_args<Element> product;
+  product_args<Operand> product;
 };
 
 /// The ring of stages, and where in it somebody is.
@@ -136,6 +137,7 @@ __device__ inline void transpose_among_four(std::uint32_t (&words)[4]) {
 /// costs nothing: a compiler may not leave out 1 * x + 0.
 template <class Problem, bool Adjusted, class Tiling, weight_order Order>
 struct grouped_product {
+  using operand = typename Problem::operand;
   using element = typename Problem::element;
   using tiles = typename Tiling::tiles;
   static constexpr lines_along lines = Order == weight_order::depth ? lines_along::depth : lines_along::features;
@@ -151,10 +153,10 @@ struct grouped_product {
       "into. Use 128 or 256 where experts are gated, 64, 128, 192 or 256 elsewhere.");
 
   /// Tiles of columns, and stages that one tile takes.
-  __host__ __device__ static constexpr int column_tiles(product_side<element> const& side) {
+  __host__ __device__ static constexpr int column_tiles(side_rows<element> const& side) {
     return static_cast<int>(divide_up(side.features, features));
   }
-  __host__ __device__ static constexpr int steps(product_side<element> const& side) {
+  __host__ __device__ static constexpr int steps(side_rows<element> const& side) {
     return static_cast<int>(divide_up(side.depth, Tiling::depth));
   }
 
@@ -187,46 +189,85 @@ struct grouped_product {
     }
   }
 
-  /// The warpgroup that brings operands.
-  __device__ static void bring(grouped_args<element> const& args, tiles const& list, stage_ring<Tiling> ring,
-                               int block) {
+  /// Writes the weights of a stage, which are restored, in the places that the tensor memory accelerator would give them.
+  template <class Operand>
+  __device__ static void restore_weights(product_side<Operand> const& side, grouped_tile const& tile, int first, char* to) {
+    constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), chunks = line_bytes / chunk_bytes;
+    for (int c = static_cast<int>(threadIdx.x) % 128; c < Tiling::columns * chunks; c += 128) {
+      int const line = c / chunks, column = first + c % chunks * size;
+      int const feature = tile.column * features + (apart ? line % features : line);
+      bool const of_gate = apart && line < features;
+      Operand const& weights = of_gate ? side.gate.operand : side.weight.operand;
+      *reinterpret_cast<chunk*>(to + swizzled(line, c % chunks)) =
+          restored_chunk(weights, tile.expert, feature, column, feature < side.features ? side.depth - column : 0);
+    }
+  }
+
+  /// Threads that say of a stage that it is full: all that bring rows, as their copies arrive, and who brings weights. That is one
+  /// thread, which says how many bytes to expect, or, where weights may be restored, all of them.
+  static constexpr int full_arrivals = 128 + (operand::in_place ? 1 : 128);
+
+  /// The operands of a tile.
+  template <class Operand>
+  __device__ static __forceinline__ void bring_tile(grouped_args<operand> const& args, product_side<Operand> const& side,
+                                                    grouped_tile const& tile, stage_ring<Tiling>& ring, int block) {
     constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), chunks = line_bytes / chunk_bytes;
     constexpr int rows_apart = 128 / chunks, copies = Tiling::rows / rows_apart;
     int const thread = static_cast<int>(threadIdx.x) % 128;
     int const row = thread / chunks, column = thread % chunks * size;
-    for (std::int64_t place = blockIdx.x / Tiling::cluster; place < list.size(); place += gridDim.x / Tiling::cluster) {
-      grouped_tile const tile = list.at(place, block);
-      product_side<element> const& side = tile.shared ? args.product.shared : args.product.routed;
-      CUtensorMap const(&maps)[2] = tile.shared ? args.shared : args.routed;
-      int const depth = side.depth;
-      row_copies<element, copies> rows;
+    CUtensorMap const(&maps)[2] = tile.shared ? args.shared : args.routed;
+    int const depth = side.depth;
+    row_copies<element, copies> rows;
 #pragma unroll
-      for (int i = 0; i < copies; ++i) {
-        int const r = row + i * rows_apart;
-        std::int64_t from = tile.first_row + r;
-        if (Problem::gathers && !tile.shared && r < tile.rows) from = args.product.pair_of[from] / args.product.top_k;
-        rows.set(i, r < tile.rows ? side.rows + from * side.row_stride : nullptr, column, side.rows);
-      }
-      int const count = steps(side);
+    for (int i = 0; i < copies; ++i) {
+      int const r = row + i * rows_apart;
+      std::int64_t from = tile.first_row + r;
+      if (Problem::gathers && !tile.shared && r < tile.rows) from = args.product.pair_of[from] / args.product.top_k;
+      rows.set(i, r < tile.rows ? side.rows + from * side.row_stride : nullptr, column, side.rows);
+    }
+    int const count = steps(side);
 #pragma unroll 1
-      for (int step = 0; step < count; ++step) {
-        ring.wait_until_empty();
+    for (int step = 0; step < count; ++step) {
+      int const first = step * Tiling::depth;
+      ring.wait_until_empty();
+      if constexpr (Operand::in_place) {
         if (thread == 0) {
           arrive_and_expect(ring.full(), Tiling::column_bytes);
           copy_weights(maps, tile, step, block, ring.columns(), ring.full());
+        } else if constexpr (full_arrivals == 256) {
+          arrive(ring.full());
         }
-        int const first = step * Tiling::depth;
-        // Blocks of 64 rows without a row are not multiplied.
+      }
+      // Blocks of 64 rows without a row are not multiplied.
 #pragma unroll
-        for (int b = 0; b < Tiling::rows / 64; ++b) {
-          if (b * 64 < tile.rows) {
-            rows.template enqueue<64 / rows_apart>(
-                ring.rows() + static_cast<std::uint32_t>(b * 64 * line_bytes + swizzled(row, column / size)),
-                rows_apart * line_bytes, first, depth - first - column, b * (64 / rows_apart));
-          }
+      for (int b = 0; b < Tiling::rows / 64; ++b) {
+        if (b * 64 < tile.rows) {
+          rows.template enqueue<64 / rows_apart>(
+              ring.rows() + static_cast<std::uint32_t>(b * 64 * line_bytes + swizzled(row, column / size)),
+              rows_apart * line_bytes, first, depth - first - column, b * (64 / rows_apart));
         }
-        arrive_when_copied(ring.full());
-        ring.advance();
+      }
+      arrive_when_copied(ring.full());
+      if constexpr (!Operand::in_place) {
+        extern __shared__ char memory[];
+        restore_weights(side, tile, first, memory + (ring.columns() - shared_address(memory)));
+        arrive(ring.full());
+      }
+      ring.advance();
+    }
+  }
+
+  /// The warpgroup that brings operands.
+  __device__ static void bring(grouped_args<operand> const& args, tiles const& list, stage_ring<Tiling> ring,
+                               int block) {
+    for (std::int64_t place = blockIdx.x / Tiling::cluster; place < list.size(); place += gridDim.x / Tiling::cluster) {
+      grouped_tile const tile = list.at(place, block);
+      if constexpr (operand::in_place) {
+        bring_tile(args, tile.shared ? args.product.shared : args.product.routed, tile, ring, block);
+      } else if (tile.shared) {
+        bring_tile(args, args.product.shared, tile, ring, block);
+      } else {
+        bring_tile(args, args.product.routed, tile, ring, block);
       }
     }
   }
@@ -279,9 +320,9 @@ struct grouped_product {
 
   /// Bias, activation, and the result of 64 rows.
   template <int Sums>
-  __device__ static void store(float const (&sums)[Sums], product_args<element> const& args, grouped_tile const& tile,
+  __device__ static void store(float const (&sums)[Sums], product_args<operand> const& args, grouped_tile const& tile,
                                int first_row, std::uint8_t const* scales) {
-    product_side<element> const& side = tile.shared ? args.shared : args.routed;
+    side_rows<element> const& side = args.side(tile.shared);
     int const all_features = side.features;
     int const thread = static_cast<int>(threadIdx.x) % 128, lane = thread % 32, quarter = lane % 4;
     int const rows[2] = {first_row + thread / 32 * 16 + lane / 4, first_row + thread / 32 * 16 + lane / 4 + 8};
@@ -295,10 +336,6 @@ struct grouped_product {
         if (weighs && rows[h] < tile.rows) weights[h] = args.weights[args.pair_of[tile.first_row + rows[h]]];
       }
     }
-    auto const bias_at = [&](bias_view<element> const& bias, int feature) {
-      bool const has = bias.data != nullptr && feature < all_features;
-      return has ? static_cast<float>(bias.data[tile.expert * bias.expert_stride + feature * bias.stride]) : 0.0f;
-    };
     float scale[2] = {1.0f, 1.0f};
     if constexpr (reads_exponents) {
       if (scales != nullptr) {
@@ -308,18 +345,7 @@ struct grouped_product {
     }
     auto const value = [&](int h, float gate, float sum, float gate_bias, float bias) {
       if constexpr (reads_exponents) sum *= scale[h];
-      auto const adjusted = [&](float x, float b) {
-        if constexpr (Adjusted && Problem::gathers) x *= weights[h];
-        if constexpr (Adjusted) x += b;
-        return x;
-      };
-      if constexpr (!Problem::gathers) {
-        return adjusted(sum, bias);
-      } else if constexpr (Problem::gated) {
-        return Problem::activation::apply(adjusted(gate, gate_bias), adjusted(sum, bias));
-      } else {
-        return Problem::activation::apply(adjusted(sum, bias));
-      }
+      return finished<Problem, Adjusted>(weights[h], gate, sum, gate_bias, bias);
     };
 
     // Four times eight features at once: 16 bytes of them for each of four lanes.
@@ -339,8 +365,8 @@ struct grouped_product {
           int const feature = first_feature + block * 8 + (pairs ? c * 4 + quarter : quarter * 2 + c);
           float bias = 0.0f, gate_bias = 0.0f;
           if constexpr (Adjusted) {
-            bias = bias_at(side.bias, feature);
-            if constexpr (Problem::gated) gate_bias = bias_at(side.gate_bias, feature);
+            bias = bias_of(side.bias, tile.expert, feature, all_features);
+            if constexpr (Problem::gated) gate_bias = bias_of(side.gate_bias, tile.expert, feature, all_features);
           }
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
@@ -374,13 +400,9 @@ struct grouped_product {
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             bool const exists = rows[h] < tile.rows && first_feature + first < all_features;
-            int const exponent =
-                write_exponent(side.exponents, tile.first_row + rows[h], first_feature + first, exists, wide[h]);
+            bring_into_range(side.exponents, tile.first_row + rows[h], first_feature + first, exists, wide[h]);
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              float const factor = power_of_two(-exponent);
-              words[h][i] = pack(element{}, wide[h][2 * i] * factor, wide[h][2 * i + 1] * factor);
-            }
+            for (int i = 0; i < 4; ++i) words[h][i] = pack(element{}, wide[h][2 * i], wide[h][2 * i + 1]);
           }
         }
         int const feature = first_feature + first + quarter * 8;
@@ -399,9 +421,9 @@ struct grouped_product {
   }
 
   /// The largest exponents of a warpgroup's rows, where any row has one: see half_rows.cuh.
-  __device__ static bool make_scales(product_args<element> const& args, grouped_tile const& tile, int first_row,
+  __device__ static bool make_scales(product_args<operand> const& args, grouped_tile const& tile, int first_row,
                                      int group, std::uint8_t* scales) {
-    product_side<element> const& side = tile.shared ? args.shared : args.routed;
+    side_rows<element> const& side = args.side(tile.shared);
     if (*side.exponents.any == 0) return false;
     meet_warpgroup(3 + group);  // those of the last tile were read
     for (int r = static_cast<int>(threadIdx.x) % 128; r < 64 * Tiling::blocks; r += 128) {
@@ -414,9 +436,9 @@ struct grouped_product {
   }
 
   /// Brings the rows of a warpgroup's stage to these exponents.
-  __device__ static void rescale_stage(product_args<element> const& args, grouped_tile const& tile, int first_row,
+  __device__ static void rescale_stage(product_args<operand> const& args, grouped_tile const& tile, int first_row,
                                        int group, std::uint8_t const* scales, int step, std::uint32_t stage) {
-    product_side<element> const& side = tile.shared ? args.shared : args.routed;
+    side_rows<element> const& side = args.side(tile.shared);
     constexpr int chunks = line_bytes / chunk_bytes;
     extern __shared__ char memory[];
     char* const rows = memory + (stage - shared_address(memory));
@@ -431,7 +453,7 @@ struct grouped_product {
   }
 
   /// One of the two warpgroups that multiply.
-  __device__ static void compute(grouped_args<element> const& args, tiles const& list, stage_ring<Tiling> ring,
+  __device__ static void compute(grouped_args<operand> const& args, tiles const& list, stage_ring<Tiling> ring,
                                  int block, int group, std::uint8_t* scales) {
     float sums[Tiling::blocks][Tiling::columns / 2];
     std::int64_t const first = blockIdx.x / Tiling::cluster, apart_by = gridDim.x / Tiling::cluster;
@@ -441,7 +463,7 @@ struct grouped_product {
     if (!Tiling::cooperative && group == 1 && first < list.size()) pass_to_warpgroup(1);
 #pragma unroll 1
     for (std::int64_t place = first; place < list.size(); place += apart_by) {
-      int const count = steps(list.is_shared(place) ? args.product.shared : args.product.routed);
+      int const count = steps(args.product.side(list.is_shared(place)));
       if (!Tiling::cooperative && turn++ % 2 != group) {
         ring.skip(count);
         continue;
@@ -476,7 +498,7 @@ struct grouped_product {
     }
   }
 
-  __device__ static void run(grouped_args<element> const& args) {
+  __device__ static void run(grouped_args<operand> const& args) {
     extern __shared__ char memory[];
     std::uint32_t const ring_begin = (shared_address(memory) + 1023u) & ~1023u;
     stage_ring<Tiling> const ring(ring_begin);
@@ -485,8 +507,8 @@ struct grouped_product {
     std::int32_t* const list_memory = reinterpret_cast<std::int32_t*>(memory + (after_ring - shared_address(memory)));
     int const block = Tiling::cluster == 1 ? 0 : static_cast<int>(block_in_cluster());
     if (threadIdx.x == 0) {
-      // Full: all threads that bring rows, and one that says what weights to expect. Empty: all warps that multiply.
-      ring.make_barriers(128 + 1, 4 * multiplying_groups * Tiling::cluster);
+      // Empty: all warps that multiply.
+      ring.make_barriers(full_arrivals, 4 * multiplying_groups * Tiling::cluster);
       publish_barriers();
     }
     tiles::template make<Tiling::threads>(list_memory, args.product.offsets, args.product.experts);
@@ -524,7 +546,7 @@ inline constexpr bool compiles_for_hopper = false;
 /// weights --tensor memory------'
 template <class Problem, bool Adjusted, class Tiling, weight_order Order>
 __global__ void __launch_bounds__(compiles_for_hopper ? Tiling::threads : 32, 1)
-    grouped_products(__grid_constant__ grouped_args<typename Problem::element> const args) {
+    grouped_products(__grid_constant__ grouped_args<typename Problem::operand> const args) {
   if constexpr (compiles_for_hopper) grouped_product<Problem, Adjusted, Tiling, Order>::run(args);
 }
 

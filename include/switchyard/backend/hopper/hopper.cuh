@@ -1,6 +1,6 @@
 #pragma once
 
-#include <switchyard/backend/cuda/steps.cuh>
+#include <switchyard/backend/cuda/cuda.cuh>
 #include <switchyard/backend/hopper/products.cuh>
 #include <switchyard/backend/hopper/tuning.cuh>
 #include <switchyard/core/text.hpp>
@@ -51,9 +51,7 @@ class hopper_with : public switchyard::cuda::layer_steps<switchyard::cuda::hoppe
     if constexpr (!switchyard::cuda::has_grouped_products<Layer>()) {
       return hopper_products::portable;
     } else {
-      auto const p = steps::temporaries_of(args);
-      switchyard::cuda::both_products<typename Layer::element> const both =
-          steps::products_at(p, args, steps::tokens_of_experts(p, args));
+      auto const both = steps::products_of_call(args);
       return switchyard::cuda::hopper_launches<Tuning>::template choose<Layer>(both.first, both.second);
     }
   }

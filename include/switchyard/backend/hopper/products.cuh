@@ -46,7 +46,7 @@ bool is_stride_of_map(std::int64_t stride) {
 template <class Element>
 class mapped_weights {
  public:
-  mapped_weights(bool gated, product_side<Element> const& side, int experts)
+  mapped_weights(bool gated, product_side<weight_view<Element>> const& side, int experts)
       : gate_(side.gate.view),
         weight_(side.weight.view),
         depth_(side.depth),
@@ -122,52 +122,68 @@ void check_is_compiled_for_hopper(char const* what, void (*kernel)(Parameters...
 }
 
 /// The order in which all matrices of a product stand, if there is one.
-template <class Element>
-std::optional<weight_order> order_of(bool gated, product_args<Element> const& with) {
-  mapped_weights const routed(gated, with.routed, with.experts), shared(gated, with.shared, 1);
-  for (weight_order order : {weight_order::depth, weight_order::feature, weight_order::feature_pairs}) {
-    if (routed.stand_in(order) && (with.shared.features == 0 || shared.stand_in(order))) return order;
+template <class Operand>
+std::optional<weight_order> order_of(bool gated, product_args<Operand> const& product_of) {
+  mapped_weights const shared(gated, product_of.shared, 1);
+  auto const shared_stand_in = [&](weight_order order) {
+    return product_of.shared.features == 0 || shared.stand_in(order);
+  };
+  if constexpr (Operand::in_place) {
+    mapped_weights const routed(gated, product_of.routed, product_of.experts);
+    for (weight_order order : {weight_order::depth, weight_order::feature, weight_order::feature_pairs}) {
+      if (routed.stand_in(order) && shared_stand_in(order)) return order;
+    }
+  } else if (shared_stand_in(weight_order::depth)) {
+    return weight_order::depth;
   }
   return std::nullopt;
 }
 
 /// One product with one tile, on at most so many blocks. The matrices have to stand in the order that is named.
 template <class Problem, bool Adjusted, class Tiling, weight_order Order>
-void enqueue_grouped(cuda_context const& where, char const* what, product_args<typename Problem::element> const& with,
+void enqueue_grouped(launch_queue const& queue, char const* what, product_args<typename Problem::operand> const& product_of,
                      int most_blocks) {
   using product = grouped_product<Problem, Adjusted, Tiling, Order>;
+  if (queue.only_counts()) return queue.count();
   auto const kernel = grouped_products<Problem, Adjusted, Tiling, Order>;
   check_is_compiled_for_hopper(what, kernel, Tiling::threads);
   tensor_maps const make;
-  grouped_args<typename Problem::element> args{};
-  args.product = with;
-  mapped_weights(Problem::gated, with.routed, with.experts).map(make, Order, product::box, args.routed);
-  if (with.shared.features > 0)
-    mapped_weights(Problem::gated, with.shared, 1).map(make, Order, product::box, args.shared);
+  grouped_args<typename Problem::operand> args{};
+  args.product = product_of;
+  if constexpr (Problem::operand::in_place) {
+    mapped_weights(Problem::gated, product_of.routed, product_of.experts).map(make, Order, product::box, args.routed);
+  }
+  if (product_of.shared.features > 0) {
+    mapped_weights(Problem::gated, product_of.shared, 1).map(make, Order, product::box, args.shared);
+  }
   // No more blocks than there can be tiles, or than run at once.
-  std::int64_t const pairs = with.tokens * with.top_k, most = std::min(pairs, pairs / Tiling::rows + with.experts);
+  std::int64_t const pairs = product_of.tokens * product_of.top_k, most = std::min(pairs, pairs / Tiling::rows + product_of.experts);
   std::int64_t const clusters =
-      divide_up(most, Tiling::cluster) * product::column_tiles(with.routed) +
-      divide_up(divide_up(with.tokens, Tiling::rows), Tiling::cluster) * product::column_tiles(with.shared);
+      divide_up(most, Tiling::cluster) * product::column_tiles(product_of.routed) +
+      divide_up(divide_up(product_of.tokens, Tiling::rows), Tiling::cluster) * product::column_tiles(product_of.shared);
   int const blocks = std::min(device_attribute(cudaDevAttrMultiProcessorCount), most_blocks);
   std::int64_t const at_once = std::max(blocks / Tiling::cluster, 1);
-  launch_clusters(where, what, kernel, std::min(clusters, at_once) * Tiling::cluster, Tiling::threads,
-                  Tiling::shared_bytes(with.experts), Tiling::cluster, args);
+  launch_clusters(queue, what, kernel, std::min(clusters, at_once) * Tiling::cluster, Tiling::threads,
+                  Tiling::shared_bytes(product_of.experts), Tiling::cluster, args);
 }
 
 /// The same in the order in which the matrices stand.
 template <class Problem, bool Adjusted, class Tiling>
-void enqueue_grouped(cuda_context const& where, char const* what, product_args<typename Problem::element> const& with,
+void enqueue_grouped(launch_queue const& queue, char const* what, product_args<typename Problem::operand> const& product_of,
                      int most_blocks) {
-  switch (*order_of(Problem::gated, with)) {
-    case weight_order::depth:
-      return enqueue_grouped<Problem, Adjusted, Tiling, weight_order::depth>(where, what, with, most_blocks);
-    case weight_order::feature:
-      return enqueue_grouped<Problem, Adjusted, Tiling, weight_order::feature>(where, what, with, most_blocks);
-    case weight_order::feature_pairs:
-      if constexpr (Problem::gated) {
-        enqueue_grouped<Problem, Adjusted, Tiling, weight_order::feature_pairs>(where, what, with, most_blocks);
-      }
+  if constexpr (!Problem::operand::in_place) {
+    enqueue_grouped<Problem, Adjusted, Tiling, weight_order::depth>(queue, what, product_of, most_blocks);
+  } else {
+    switch (*order_of(Problem::gated, product_of)) {
+      case weight_order::depth:
+        return enqueue_grouped<Problem, Adjusted, Tiling, weight_order::depth>(queue, what, product_of, most_blocks);
+      case weight_order::feature:
+        return enqueue_grouped<Problem, Adjusted, Tiling, weight_order::feature>(queue, what, product_of, most_blocks);
+      case weight_order::feature_pairs:
+        if constexpr (Problem::gated) {
+          enqueue_grouped<Problem, Adjusted, Tiling, weight_order::feature_pairs>(queue, what, product_of, most_blocks);
+        }
+    }
   }
 }
 
@@ -184,32 +200,32 @@ struct hopper_launches {
   static constexpr hopper_tuning tuning = Tuning::template of<Layer>();
 
   template <class Layer>
-  static void enqueue(cuda_context const& where, product_args<typename Layer::element> const& first,
-                      product_args<typename Layer::element> const& second) {
+  static void enqueue(launch_queue const& queue, product_args<operand_of<Layer>> const& first,
+                      product_args<operand_of<Layer>> const& second) {
     if constexpr (!has_grouped_products<Layer>()) {
-      portable_products::enqueue<Layer>(where, first, second);
+      portable_products::enqueue<Layer>(queue, first, second);
     } else {
       if (choose<Layer>(first, second) != hopper_products::grouped) {
-        return portable_products::enqueue<Layer>(where, first, second);
+        return portable_products::enqueue<Layer>(queue, first, second);
       }
-      enqueue_first<Layer>(where, first);
-      enqueue_second<Layer>(where, second);
+      enqueue_first<Layer>(queue, first);
+      enqueue_second<Layer>(queue, second);
     }
   }
 
   // Each of the two alone, where `choose` says that the products are grouped.
   template <class Layer>
-  static void enqueue_first(cuda_context const& where, product_args<typename Layer::element> const& with) {
-    enqueue_tiled<first_product<Layer>, first_is_adjusted<Layer>, Layer, false>(where, "grouped_products (in)", with);
+  static void enqueue_first(launch_queue const& queue, product_args<operand_of<Layer>> const& product_of) {
+    enqueue_tiled<first_product<Layer>, first_is_adjusted<Layer>, Layer, false>(queue, "grouped_products (in)", product_of);
   }
   template <class Layer>
-  static void enqueue_second(cuda_context const& where, product_args<typename Layer::element> const& with) {
-    enqueue_tiled<second_product<Layer>, second_is_adjusted<Layer>, Layer, true>(where, "grouped_products (out)", with);
+  static void enqueue_second(launch_queue const& queue, product_args<operand_of<Layer>> const& product_of) {
+    enqueue_tiled<second_product<Layer>, second_is_adjusted<Layer>, Layer, true>(queue, "grouped_products (out)", product_of);
   }
 
   template <class Layer>
-  static hopper_products choose(product_args<typename Layer::element> const& first,
-                                product_args<typename Layer::element> const& second) {
+  static hopper_products choose(product_args<operand_of<Layer>> const& first,
+                                product_args<operand_of<Layer>> const& second) {
     if (rows_per_expert<Layer>(first.tokens) <= tuning<Layer>.few_rows) return hopper_products::few_rows;
     bool const fit =
         first.routed.how == access::by_chunks && order_of(Layer::expert_traits.gated, first) && order_of(false, second);
@@ -218,14 +234,14 @@ struct hopper_launches {
 
  private:
   template <class Problem, bool Adjusted, class Layer, bool Second>
-  static void enqueue_tiled(cuda_context const& where, char const* what,
-                            product_args<typename Layer::element> const& with) {
+  static void enqueue_tiled(launch_queue const& queue, char const* what,
+                            product_args<operand_of<Layer>> const& product_of) {
     constexpr hopper_tile tile = Second ? tuning<Layer>.out : tuning<Layer>.in;
     using tiling = grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>;
     static_assert(tiling::shared_bytes(Layer::dims.experts) <= most_shared_bytes,
                   "switchyard: the stages of a hopper_tile do not fit shared memory. Lower stages; hopper_stages says "
                   "how many fit.");
-    enqueue_grouped<Problem, Adjusted, tiling>(where, what, with, tuning<Layer>.most_blocks);
+    enqueue_grouped<Problem, Adjusted, tiling>(queue, what, product_of, tuning<Layer>.most_blocks);
   }
 };
 

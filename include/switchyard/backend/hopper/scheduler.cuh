@@ -1,6 +1,6 @@
 #pragma once
 
-#include <switchyard/backend/cuda/block_scan.cuh>
+#include <switchyard/backend/cuda/block_sums.cuh>
 #include <switchyard/core/divide_up.hpp>
 
 #include <cuda_runtime.h>
