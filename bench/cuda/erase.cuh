@@ -76,10 +76,12 @@ gpu_layer erase() {
   if constexpr (on_hopper) {
     using products = switchyard::cuda::hopper_launches<default_hopper_tuning>;
     result.enqueue[in_step] = [](gpu_memory const& m, cudaStream_t stream) {
-      products::enqueue_first<Layer>({.stream = stream}, hopper_parts::products(args_of<Layer>(m)).first);
+      products::enqueue_first<Layer>(cuda_context{.stream = stream},
+                                     switchyard::backend::hopper::products_of_call(args_of<Layer>(m)).first);
     };
     result.enqueue[out_step] = [](gpu_memory const& m, cudaStream_t stream) {
-      products::enqueue_second<Layer>({.stream = stream}, hopper_parts::products(args_of<Layer>(m)).second);
+      products::enqueue_second<Layer>(cuda_context{.stream = stream},
+                                      switchyard::backend::hopper::products_of_call(args_of<Layer>(m)).second);
     };
     result.enqueue[cuda_step] = [](gpu_memory const& m, cudaStream_t stream) {
       using other = on_backend<Layer, switchyard::backend::cuda>;

@@ -18,15 +18,6 @@ struct moved_to<layer<Dims, Router, Capacity, Expert, From, Element>, Backend> {
 template <class Layer, class Backend>
 using on_backend = typename moved_to<Layer, Backend>::type;
 
-/// What `backend::hopper` hands to its products.
-class hopper_parts : public backend::hopper {
- public:
-  template <class Layer>
-  static cuda::both_products<typename Layer::element> products(forward_args<Layer> const& args) {
-    return products_at(temporaries_of(args), args, args.tokens);
-  }
-};
-
 /// Whether the products of a call of so many tokens are those of Hopper.
 template <class Layer>
 bool has_grouped_products(std::int64_t tokens) {

@@ -27,9 +27,9 @@ template <class Layer, class Problem, class Tiling, bool First>
 void enqueue_product(gpu_memory const& memory, cudaStream_t stream) {
   namespace device = cuda;
   constexpr bool adjusted = First ? device::first_is_adjusted<Layer> : device::second_is_adjusted<Layer>;
-  auto const both = hopper_parts::products(args_of<Layer>(memory));
+  auto const both = backend::hopper::products_of_call(args_of<Layer>(memory));
   device::enqueue_grouped<Problem, adjusted, Tiling, device::weight_order::depth>(
-      {.stream = stream}, "product", First ? both.first : both.second, 1 << 16);
+      cuda_context{.stream = stream}, "product", First ? both.first : both.second, 1 << 16);
 }
 
 template <class Tiling>

@@ -39,7 +39,7 @@ enum class projection {
 
 /// Whether something of one product may stand for something of another, with the sentence where it may not.
 template <projection From, projection To>
-constexpr void check_projection() {
+SWITCHYARD_HD constexpr void check_projection() {
   static_assert(From == To || From == projection::any || To == projection::any,
                 "switchyard: a projection stands in the place of another one. gate_proj and up_proj, and their biases, are "
                 "[experts, intermediate, ...] and made by in_proj, split_gate_up and in_bias; down_proj and its bias are "

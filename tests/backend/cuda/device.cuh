@@ -157,11 +157,7 @@ void forward_captured(typename Layer::args const& args, cudaStream_t on) {
   check_cuda(cudaStreamEndCapture(on, &graph));
   std::size_t nodes = 0;
   check_cuda(cudaGraphGetNodes(graph, nullptr, &nodes));
-  std::size_t auxiliary = 0;
-  if constexpr (sy::makes_logits<typename Layer::router>) auxiliary = args.auxiliary != nullptr ? Layer::router::schedule::passes : 0;
-  bool given = false;
-  if constexpr (sy::router::are_scaled_by_cluster<typename Layer::router::features>) given = args.inputs.feature_scale != nullptr;
-  if (args.tokens.rows > 0 && nodes != Layer::backend::template launches<Layer>(given) + auxiliary) {
+  if (nodes != static_cast<std::size_t>(Layer::backend::template launches<Layer>(args))) {
     throw std::runtime_error("a graph of " + std::to_string(nodes) + " nodes");
   }
   cudaGraphExec_t replay = nullptr;

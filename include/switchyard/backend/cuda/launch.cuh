@@ -121,7 +121,7 @@ void launch(launch_queue const& queue, char const* what, void (*kernel)(Paramete
 /// Enqueues a copy from device memory to device memory.
 template <class T>
 void enqueue_copy(launch_queue const& queue, T* to, T const* from, std::int64_t count) {
-  if (queue.only_counts()) return;
+  if (queue.only_counts()) return queue.count();
   check("cudaMemcpyAsync", cudaMemcpyAsync(to, from, sizeof(T) * static_cast<std::size_t>(count),
                                            cudaMemcpyDeviceToDevice, queue.stream()));
 }

@@ -66,6 +66,7 @@ struct counted_call {
   std::vector<nlohmann::json> launches;
   std::vector<std::int64_t> counts;    ///< rows of each expert
   std::vector<std::int32_t> clusters;  ///< [tokens, top_k]: the labels of the tokens
+  int enqueued;                        ///< what the layer says that it enqueues
 };
 
 /// Runs a layer on random tokens, so many rows per expert, with so many elements between tokens.
@@ -111,7 +112,7 @@ counted_call count(counters& from, int rows, int apart = 0) {
   Layer::forward(args, {.stream = own});
   own.wait();
 
-  counted_call call{tokens, from.next(), counts.copy_out(), chosen};
+  counted_call call{tokens, from.next(), counts.copy_out(), chosen, Layer::backend::template launches<Layer>(args)};
   if (call.launches.empty()) {
     std::printf("skipped: no counters: this CUDA runtime is no emulator that writes them\n");
     std::exit(0);
