@@ -86,17 +86,23 @@ inline void set(switchyard::auxiliary_values*& to, switchyard::auxiliary_values*
 template <class Why>
 void set(switchyard::absent<Why>&, switchyard::auxiliary_values*) {}
 
+/// All but the experts' matrices.
 template <class Layer>
-void set_arguments(switchyard::forward_args<Layer>& args,
-                   std::type_identity_t<optional_arguments<typename Layer::element>> const& from) {
+void set_all_but_weights(switchyard::forward_args<Layer>& args,
+                         std::type_identity_t<optional_arguments<typename Layer::element>> const& from) {
   set(args.weights.router, from.router);
   set(args.shared_router, from.router);
   set(args.inputs, from);
   set(args.report, from.report);
   set(args.auxiliary, from.auxiliary);
-  if constexpr (Layer::expert_traits.gated) args.weights.gate_proj = from.gate_proj;
   if constexpr (Layer::expert_traits.bias) args.weights.bias = from.bias;
   if constexpr (Layer::expert_traits.shared_intermediate > 0) args.weights.shared = from.shared;
+}
+template <class Layer>
+void set_arguments(switchyard::forward_args<Layer>& args,
+                   std::type_identity_t<optional_arguments<typename Layer::element>> const& from) {
+  set_all_but_weights(args, from);
+  if constexpr (Layer::expert_traits.gated) args.weights.gate_proj = from.gate_proj;
 }
 
 }  // namespace support

@@ -25,7 +25,7 @@ using for_second = tilings<tiling<128, 192, cooperative>, tiling<128, 192, ping_
 
 template <class Layer, class Problem, class Tiling, bool First>
 void enqueue_product(gpu_memory const& memory, cudaStream_t stream) {
-  namespace device = cuda;
+  namespace device = switchyard::cuda;
   constexpr bool adjusted = First ? device::first_is_adjusted<Layer> : device::second_is_adjusted<Layer>;
   auto const both = backend::hopper::products_of_call(args_of<Layer>(memory));
   device::enqueue_grouped<Problem, adjusted, Tiling, device::weight_order::depth>(

@@ -13,6 +13,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/compile.hpp"
+#include "support/operands.hpp"
 #include "support/random_problem.hpp"
 
 namespace sy = switchyard;
@@ -81,4 +82,14 @@ TEST_CASE("whole layers by vectors as wide as those of AVX-512 agree with the re
     }
     CHECK(products_by_tiles() == 0);
   });
+}
+
+TEST_CASE("tiles of AMX have the same numbers whether weights are restored or stand in memory", "[amx][operand]") {
+  auto const same = [](auto const& got, auto const& expected, auto const&) { CHECK(same_bits(got, expected)); };
+  sy::cpu_context context{.threads = 1, .instructions = sy::instruction_set::amx};
+  check_operands<operand_layers<sy::backend::cpu, sy::bfloat16, 424, 40>::type>(150, context, same);
+  CHECK(products_by_tiles() > 0);
+  context.floats = sy::float_products::three_of_bfloat16;
+  check_operands<operand_layers<sy::backend::cpu, float, 424, 40>::type>(150, context, same);
+  CHECK(products_by_tiles() > 0);
 }

@@ -143,7 +143,7 @@ class least {
 
 /// `product (in)` of `void switchyard::cuda::product<switchyard::cuda::product_in<...`.
 std::string short_name(std::string const& kernel) {
-  std::string const space = "device::";
+  std::string const space = "switchyard::cuda::";
   std::size_t const begin = kernel.find(space) + space.size();
   std::string const name = kernel.substr(begin, kernel.find('<', begin) - begin);
   if (name != "product") return name;

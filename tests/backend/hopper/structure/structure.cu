@@ -123,7 +123,7 @@ bool takes_tiles_of_cuda(counters& from) {
     int products = 0;
     for (nlohmann::json const& launch : count<Layer>(from, rows, 5).launches) {
       std::string const kernel = launch["kernel"];
-      bool const is_product = kernel.find("device::product<") != std::string::npos;
+      bool const is_product = kernel.find("cuda::product<") != std::string::npos;
       products += is_product && kernel.find(tile) != std::string::npos ? 1 : 0;
     }
     if (products != 2) std::printf("%d products with the tile %s  <- instead of 2\n", products, tile);
