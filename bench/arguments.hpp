@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/expert/feed_forward.hpp>
 #include <switchyard/layer.hpp>
 
 #include <cstddef>
@@ -26,6 +27,7 @@ struct call_memory {
   precomputed_routes routes = {};
   token_clusters clusters = {};
   switchyard::decisions decisions = {};
+  support::any_report report = {};
 };
 
 template <class Layer>
@@ -42,7 +44,8 @@ typename Layer::args args_of(call_memory<typename Layer::element> const& from) {
                                                                 .bias = from.bias,
                                                                 .shared = from.shared,
                                                                 .routes = from.routes,
-                                                                .clusters = from.clusters};
+                                                                .clusters = from.clusters,
+                                                                .report = from.report};
   if constexpr (router::climbs<typename Layer::router::schedule>) {
     for (int i = 0; i < Layer::router::schedule::passes; ++i) {
       optional.router[i].weight =

@@ -26,22 +26,12 @@ void run_dispatch(layer_memory<Element>& memory) {
 /// Rows to rows: the matrix products and the activation, for routed and shared experts.
 template <class Layer, class Element>
 void run_experts(layer_memory<Element>& memory) {
-  constexpr shape dims = Layer::dims;
-  constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
+  using computing = cpu::experts_step<typename Layer::expert::computation>;
   auto&& [data, weights] = memory.next();
   carver split(memory.workspace().data());
-  auto const scratch = [&](std::int64_t rows, int experts, int intermediate) {
-    std::int64_t const places = cpu::most_places(rows, experts);
-    return cpu::products_scratch{data.first_place.data(), data.first_item.data(),
-                                             split.take<float>(places * cpu::row_floats(intermediate)),
-                                             split.take<float>(places * cpu::row_floats(dims.hidden))};
-  };
+  typename computing::template memory<Layer> const of_experts(split, data.tokens);
   forward_args<Layer> const args = args_of<Layer>(data.memory(weights));
-  cpu::run_experts(args, memory.where(), data.the_plan(), data.weight.data(),
-                               scratch(data.tokens * dims.top_k, dims.experts, dims.intermediate));
-  if constexpr (shared_intermediate > 0) {
-    cpu::run_shared_expert(args, memory.where(), scratch(data.tokens, 1, shared_intermediate));
-  }
+  computing::template run<Layer>(args, memory.where(), args.tokens, data.the_plan(), data.weight.data(), of_experts);
 }
 
 /// The whole layer, as a user calls it.

@@ -73,7 +73,7 @@ template <class Element>
 struct layer_facts {
   shape dims;
   expert_traits expert;
-  router_traits router;
+  bool makes_logits = true;
   std::int64_t parameters = 0;
   std::size_t (*workspace_bytes)(std::int64_t tokens) = nullptr;
   /// Logits, experts and combine weights of a call; null where routes are given.
@@ -90,7 +90,7 @@ layer_facts<typename Layer::element> facts_of() {
   layer_facts<element> result;
   result.dims = Layer::dims;
   result.expert = Layer::expert_traits;
-  result.router = Layer::router_traits;
+  result.makes_logits = makes_logits<typename Layer::router>;
   result.parameters = costs<Layer>(0).parameters;
   result.workspace_bytes = &Layer::workspace_bytes;
   if constexpr (makes_logits<typename Layer::router>) {
@@ -141,7 +141,7 @@ class weight_copy {
       call_.shared.down_proj = weight_view<Element>::packed(shared_.data() + 2 * size, hidden, width);
       call_.shared.gate = shared_.data();
     }
-    if (of.router.precomputed) return;
+    if (!of.makes_logits) return;
     // Expert e reads feature e and nothing else: tokens then say by these features where they go. Products with zero take
     // as long as any other.
     router_matrix_ = zero_pages<float>(experts * hidden);
@@ -194,8 +194,6 @@ class call_data {
         load(of->dims.experts),
         used(of->dims.experts),
         offsets(of->dims.experts + 1),
-        first_place(of->dims.experts + 1),
-        first_item(of->dims.experts + 1),
         pair_of(tokens * of->dims.top_k),
         row_of(tokens * of->dims.top_k) {
     shape const dims = of->dims;
@@ -250,7 +248,6 @@ class call_data {
   std::vector<std::int32_t> order;
   std::vector<std::int64_t> load;
   std::vector<std::int32_t> used, offsets;
-  std::vector<std::int64_t> first_place, first_item;
   std::vector<std::int32_t> pair_of, row_of;
   std::int64_t rows = 0;  // pairs that were not dropped
   int experts_used = 0;   // experts with at least one row

@@ -1,7 +1,7 @@
 # CUDA for the GPU backends: the target switchyard::cuda, and nvcc for our own programs.
 #
-# At top level AUTO uses an nvcc that is on the path or named by CUDACXX; inside another project, CUDA if that project has
-# enabled it.
+# AUTO uses an nvcc that is on the path or named by CUDACXX. Inside another project the target is all that is made: the project enables
+# the language for its own .cu files, project(... LANGUAGES CXX CUDA).
 set(SWITCHYARD_CUDA AUTO CACHE STRING "GPU backends: AUTO (where there is nvcc), ON or OFF")
 set_property(CACHE SWITCHYARD_CUDA PROPERTY STRINGS AUTO ON OFF)
 if(NOT SWITCHYARD_CUDA MATCHES "^(AUTO|ON|OFF)$")
@@ -12,10 +12,8 @@ if(SWITCHYARD_CUDA STREQUAL "OFF")
 endif()
 
 if(NOT CMAKE_CUDA_COMPILER)
-  if(PROJECT_IS_TOP_LEVEL OR SWITCHYARD_CUDA STREQUAL "ON")
-    include(CheckLanguage)
-    check_language(CUDA)
-  endif()
+  include(CheckLanguage)
+  check_language(CUDA)
   if(NOT CMAKE_CUDA_COMPILER)
     if(SWITCHYARD_CUDA STREQUAL "ON")
       message(FATAL_ERROR
@@ -37,8 +35,10 @@ if(PROJECT_IS_TOP_LEVEL)
     set(CMAKE_CUDA_RUNTIME_LIBRARY Shared)
   endif()
 endif()
-enable_language(CUDA)
-if(CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12)
+if(PROJECT_IS_TOP_LEVEL OR SWITCHYARD_TESTS OR SWITCHYARD_BENCH OR SWITCHYARD_EXAMPLES)
+  enable_language(CUDA)
+endif()
+if(CMAKE_CUDA_COMPILER_VERSION AND CMAKE_CUDA_COMPILER_VERSION VERSION_LESS 12)
   message(FATAL_ERROR
     "switchyard: expected CUDA 12 or newer (for C++20), got ${CMAKE_CUDA_COMPILER_VERSION}. Set SWITCHYARD_CUDA to OFF "
     "to build for the CPU.")

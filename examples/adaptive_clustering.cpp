@@ -46,8 +46,8 @@ int main() {
                                     .down_proj = next_layer::out_proj(down.data())},
                         .output = next_layer::rows(y.data(), tokens),
                         .workspace = scratch,
-                        .clusters = {.labels = before.data(), .choices = top_k}};
-  args.decisions = {.logits = logits.data(), .feature_scale = nullptr, .dispersion = spread.data()};
+                        .inputs = {.labels = before.data(), .choices = top_k}};
+  args.report = {.logits = logits.data(), .dispersion = spread.data()};
   next_layer::forward(args);
 
   sy::feature_scale_calibration<next_layer> calibration;

@@ -41,7 +41,8 @@ int main() {
          .output = omni::rows(added.data(), tokens),
          .workspace = scratch,
          .shared_router = {.weight = router.data()},
-         .decisions = {.experts = chosen.data(), .logits = logits.data()}});
+         .decisions = {.experts = chosen.data()},
+         .report = {.logits = logits.data()}});
     std::printf("layer %d sends the tokens to experts", layer);
     for (int token = 0; token < tokens; ++token) {
       std::printf(" %d", chosen[token]);

@@ -35,10 +35,10 @@ int main() {
 
   climbing::args args{
       .tokens = climbing::rows(residual.data(), tokens),
-      .residual = climbing::rows(residual.data(), tokens),
       .weights = {.up_proj = climbing::in_proj(up.data()), .down_proj = climbing::out_proj(down.data())},
       .output = climbing::rows(output.data(), tokens),
-      .workspace = scratch};
+      .workspace = scratch,
+      .inputs = {.residual = climbing::rows(static_cast<float const*>(residual.data()), tokens), .norm = {}}};
   for (int i = 0; i < strata; ++i) {
     args.weights.router.stratum[i].weight = gates[i].data();
     args.inputs.norm.after[i] = {.weight = ones.data(), .bias = zeros.data()};

@@ -45,8 +45,8 @@ int main() {
                                 .weights = weights.data(),
                                 .dropped = dropped.data(),
                                 .counts = counts.data(),
-                                .load = load.data(),
-                                .logits = logits.data()},
+                                .load = load.data()},
+                  .report = {.logits = logits.data()},
                   .auxiliary = &auxiliary});
 
   int drops = 0;

@@ -105,7 +105,7 @@ method_times measure(gpu_methods const& of, std::int64_t tokens) {
   std::copy(times.begin(), times.end(), result.time.begin());
   device_memory<std::uint8_t> const passes(tokens);
   gpu_memory memory = calls[0]->memory(two_strata);
-  memory.decisions.passes = passes.data();
+  memory.report.passes = passes.data();
   calls[0]->run(two_strata, memory);
   check_cuda(cudaStreamSynchronize(gpu.stream));
   for (std::uint8_t made : copied(passes.data(), tokens)) result.passes += made;

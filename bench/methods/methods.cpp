@@ -75,7 +75,7 @@ int main(int argc, char** argv) {
       call.ones = ones.data();
       // As if the layer before had chosen alike.
       call.clusters = {data.experts.data(), base::dims.top_k, which.weights_given ? ones.data() : nullptr};
-      if (which.call == &::call<stratified>) call.decisions.passes = passes.data();
+      if (which.call == &::call<stratified>) call.report.passes = passes.data();
       which.call(call, memory.where());
     };
     std::vector<double> seconds[count];

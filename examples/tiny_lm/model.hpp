@@ -80,9 +80,10 @@ class model {
   static constexpr sy::shape dims = Kind::template first<sy::backend::cpu>::dims;
   static constexpr int hidden = dims.hidden, experts = dims.experts;
   static constexpr bool is_dense = experts == 1;
-  static constexpr sy::router_traits router_traits = Kind::template others<sy::backend::cpu>::router_traits;
-  static constexpr bool owns_router = router_traits.owner == sy::router_owner::model;
-  static constexpr int strata = router_traits.stratification.strata;
+  using router = typename Kind::template others<sy::backend::cpu>::router;
+  static constexpr bool owns_router = router::traits.owner == sy::router_owner::model;
+  static constexpr bool scales_features = sy::router::are_scaled_by_cluster<typename router::features>;
+  static constexpr int strata = sy::router::climbs<typename router::schedule> ? router::schedule::passes : 0;
 
   struct block {
     rms_norm attention_norm;
@@ -153,7 +154,7 @@ class model {
       };
       for (int i = 0; i < strata; ++i) {
         std::string const number = std::to_string(i);
-        int const open = experts - Kind::template first<sy::backend::cpu>::router::schedule::first_expert(i);
+        int const open = experts - router::schedule::first_expert(i);
         append(w.router, "router." + number + ".weight", open, hidden);
         append(w.norm, "norm." + number + ".weight", hidden);
         append(w.norm, "norm." + number + ".bias", hidden);
@@ -161,7 +162,7 @@ class model {
     } else if constexpr (!owns_router) {
       w.router = file.floats(prefix + "router.weight", {experts, hidden});
     }
-    if (router_traits.clustering.scales && block > 0) {
+    if (scales_features && block > 0) {
       w.feature_scale = file.floats(prefix + "router.feature_scale", {experts, hidden});
     }
     w.gate_proj = file.floats(prefix + "experts.gate_proj", {experts, inner, hidden});

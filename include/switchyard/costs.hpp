@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/layer.hpp>
+#include <switchyard/router/by_logits.hpp>
 
 #include <cmath>
 #include <cstdint>

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <switchyard/core/language.hpp>
+
 #include <switchyard/backend/cpu/kernels.hpp>
 #include <switchyard/switchyard.hpp>
 

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <switchyard/core/language.hpp>
+
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/backend_policy.hpp>
 #include <switchyard/capacity/capacity_policy.hpp>

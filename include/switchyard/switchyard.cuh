@@ -1,5 +1,13 @@
 #pragma once
 
+#include <switchyard/core/language.hpp>
+
+#if !defined(__CUDACC__)
+#error \
+    "switchyard: switchyard.cuh has code for GPUs, which nvcc compiles. Name the file .cu, or include switchyard/switchyard.hpp for the CPU."
+#include <switchyard/the sentence above says what to change>
+#endif
+
 /// Everything of Switchyard, with the GPU backends: for nvcc.
 
 #include <switchyard/backend/cuda/clustering.cuh>

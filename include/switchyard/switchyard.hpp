@@ -1,6 +1,14 @@
 #pragma once
 
+#include <switchyard/core/language.hpp>
+
 /// Everything of Switchyard that needs no CUDA.
+
+// -Wsign-conversion reports every bound of an array that is an int parameter of a template.
+#if defined(__GNUC__)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"
+#endif
 
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/cpu/clustering.hpp>
@@ -29,3 +37,7 @@
 #include <switchyard/router/top_k.hpp>
 #include <switchyard/router/wrappers.hpp>
 #include <switchyard/version.hpp>
+
+#if defined(__GNUC__)
+#pragma GCC diagnostic pop
+#endif

@@ -1,4 +1,4 @@
-// expect: switchyard: the second argument of layer is no router. A router has a name, traits and
+// expect: switchyard: the second argument of layer is no router. A router has a name, and inherits router::by_logits and has select
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

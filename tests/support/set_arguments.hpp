@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/expert/feed_forward.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/router/adaptive_clustering.hpp>
 #include <switchyard/router/by_inputs.hpp>

@@ -2,6 +2,7 @@
 
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/cpu/context.hpp>
+#include <switchyard/backend/cpu/cpu.hpp>
 #include <switchyard/backend/cpu/route.hpp>
 #include <switchyard/backend/cpu/steps.hpp>
 #include <switchyard/core/divide_up.hpp>

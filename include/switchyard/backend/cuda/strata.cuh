@@ -3,6 +3,7 @@
 #include <switchyard/backend/cuda/alignment.cuh>
 #include <switchyard/backend/cuda/block_sums.cuh>
 #include <switchyard/backend/cuda/combine.cuh>
+#include <switchyard/backend/cuda/cuda.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>

@@ -1,0 +1,3 @@
+// options: -std=c++20
+// expect: switchyard: switchyard.cuh has code for GPUs, which nvcc compiles.
+#include <switchyard/switchyard.cuh>
