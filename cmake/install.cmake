@@ -5,7 +5,7 @@ include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/switchyard)
 
-install(DIRECTORY include/switchyard DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT switchyard)
+install(DIRECTORY include/switchyard DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} COMPONENT switchyard PATTERN "*.md" EXCLUDE)
 install(FILES LICENSE DESTINATION ${CMAKE_INSTALL_DATADIR}/licenses/switchyard COMPONENT switchyard)
 install(TARGETS switchyard EXPORT switchyardTargets)
 install(EXPORT switchyardTargets NAMESPACE switchyard:: DESTINATION ${package_dir} COMPONENT switchyard)
