@@ -61,7 +61,7 @@ std::vector<sy::bfloat16> run() {
                                               .down_proj = Layer::out_proj(on_device.down)},
                                   .output = Layer::rows(on_device.y, token_count),
                                   .workspace = {on_device.scratch, Layer::workspace_bytes(token_count)}};
-  bool const grouped = Layer::backend::template products_of<Layer>(args) == sy::hopper_products::grouped;
+  bool const grouped = Layer::backend::template products_of<Layer>(args) == sy::product_kind::grouped;
   std::printf("%s, products of %s\n", sy::describe<Layer>().c_str(), grouped ? "Hopper" : "backend::cuda");
   Layer::forward(args);
   std::vector<sy::bfloat16> result(token_count * 64);

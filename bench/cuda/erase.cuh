@@ -74,14 +74,14 @@ gpu_layer erase() {
     backend::template experts<Layer>(args_of<Layer>(m), {.stream = stream});
   };
   if constexpr (on_hopper) {
-    using products = switchyard::cuda::hopper_launches<default_hopper_tuning>;
+    using products = switchyard::hopper::tuned_products<default_hopper_tuning>;
     result.enqueue[in_step] = [](gpu_memory const& m, cudaStream_t stream) {
-      products::enqueue_first<Layer>(cuda_context{.stream = stream},
-                                     switchyard::backend::hopper::products_of_call(args_of<Layer>(m)).first);
+      products::enqueue_in<Layer>(cuda_context{.stream = stream},
+                                     switchyard::backend::hopper::products_of_call(args_of<Layer>(m)).in);
     };
     result.enqueue[out_step] = [](gpu_memory const& m, cudaStream_t stream) {
-      products::enqueue_second<Layer>(cuda_context{.stream = stream},
-                                      switchyard::backend::hopper::products_of_call(args_of<Layer>(m)).second);
+      products::enqueue_out<Layer>(cuda_context{.stream = stream},
+                                      switchyard::backend::hopper::products_of_call(args_of<Layer>(m)).out);
     };
     result.enqueue[cuda_step] = [](gpu_memory const& m, cudaStream_t stream) {
       using other = on_backend<Layer, switchyard::backend::cuda>;

@@ -45,10 +45,10 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
   input_projection<sy::weight_view<Element>> const in{view(gate, intermediate, hidden), view(up, intermediate, hidden),
                                      biases::packed(in_bias.data(), intermediate),
                                      biases::packed(in_bias.data(), intermediate)};
-  std::int64_t const places = most_places(rows, experts);
+  std::int64_t const places = most_padded_rows(rows, experts);
   float const nan = std::numeric_limits<float>::quiet_NaN();
   std::vector<float> inner(places * row_floats(intermediate), nan), outer(places * row_floats(hidden), nan);
-  std::int64_t first_place[experts + 1], first_item[experts + 1];
+  std::int64_t first_padded_row[experts + 1], first_item[experts + 1];
   sy::cpu_context const where = resolved({.threads = threads, .instructions = sy::instruction_set::portable});
   std::vector<std::int32_t> pair_of(rows);
   std::vector<float> row_weights(rows);
@@ -58,7 +58,7 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
   }
   run_products<sy::weight_view<Element>>(
       where, amx::panel_kernels_with<emulated_tiles, sy::weight_view<Element>>(),
-      {offsets, first_place, first_item, experts, by_tiles ? 16 : 1'000'000, amx::lanes},
+      {offsets, first_padded_row, first_item, experts, by_tiles ? 16 : 1'000'000, amx::lanes},
       {.tokens = {tokens.data(), rows, hidden}, .pair_of = pair_of.data(), .weights = row_weights.data()},
       activation_of<expert>(where.instructions),
       {in, view(down, hidden, intermediate), biases::packed(out_bias.data(), hidden), hidden, intermediate},

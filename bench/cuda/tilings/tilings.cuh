@@ -13,7 +13,7 @@ namespace switchyard::bench {
 using enum hopper_schedule;
 template <int Rows, int Columns, hopper_schedule Schedule, int Cluster = 2, int Group = 8>
 using tiling =
-    cuda::grouped_tiling<Rows, Columns, hopper_stages(Rows, Columns, 512, 7), Schedule, Cluster, Group>;
+    hopper::grouped_tiling<Rows, Columns, hopper_stages(Rows, Columns, 512, 7), Schedule, Cluster, Group>;
 
 template <class... Tilings>
 struct tilings {};
@@ -25,11 +25,11 @@ using for_second = tilings<tiling<128, 192, cooperative>, tiling<128, 192, ping_
 
 template <class Layer, class Problem, class Tiling, bool First>
 void enqueue_product(gpu_memory const& memory, cudaStream_t stream) {
-  namespace device = switchyard::cuda;
-  constexpr bool adjusted = First ? device::first_is_adjusted<Layer> : device::second_is_adjusted<Layer>;
+  namespace device = switchyard::hopper;
+  constexpr bool adjusted = First ? device::in_is_adjusted<Layer> : device::out_is_adjusted<Layer>;
   auto const both = backend::hopper::products_of_call(args_of<Layer>(memory));
   device::enqueue_grouped<Problem, adjusted, Tiling, device::weight_order::depth>(
-      cuda_context{.stream = stream}, "product", First ? both.first : both.second, 1 << 16);
+      cuda_context{.stream = stream}, "product", First ? both.in : both.out, 1 << 16);
 }
 
 template <class Tiling>
@@ -42,7 +42,7 @@ std::string name_of_tiling() {
 template <class Layer, bool First, class... Tilings>
 void add(std::vector<gpu_tiling>& to, tilings<Tilings...>) {
   using problem =
-      std::conditional_t<First, cuda::first_product<Layer>, cuda::second_product<Layer>>;
+      std::conditional_t<First, cuda::in_product<Layer>, cuda::out_product<Layer>>;
   (to.push_back(
        {(First ? "in:" : "out:") + name_of_tiling<Tilings>(), First, &enqueue_product<Layer, problem, Tilings, First>}),
    ...);

@@ -136,7 +136,7 @@ namespace {
 
 /// What the products of a call would be; nothing is run.
 template <class Layer>
-sy::hopper_products products_of(int tokens, sy::weight_view<typename Layer::element> gate,
+sy::product_kind products_of(int tokens, sy::weight_view<typename Layer::element> gate,
                                 sy::weight_view<typename Layer::element> up, int apart = 0) {
   using element = typename Layer::element;
   device_array<element> const memory(1 << 16);
@@ -160,27 +160,27 @@ TEST_CASE("backend::hopper says what the products of a call are", "[gpu][hopper]
   if (!has_hopper()) return;
   using layer = tested::shaped<48, 40, sy::expert::gated_mlp<sy::silu>, sy::bfloat16>;
   using floats = tested::shaped<48, 40, sy::expert::gated_mlp<sy::silu>, float>;
-  using sy::hopper_products;
+  using sy::product_kind;
   sy::bfloat16 const* const none = nullptr;
   auto const packed = layer::in_proj(none);
-  CHECK(products_of<layer>(90, packed, packed) == hopper_products::grouped);
-  CHECK(products_of<layer>(12, packed, packed) == hopper_products::few_rows);
-  CHECK(products_of<layer>(90, packed, packed, 5) == hopper_products::strided);
-  CHECK(products_of<layer>(90, packed, packed, 8) == hopper_products::grouped);
+  CHECK(products_of<layer>(90, packed, packed) == product_kind::grouped);
+  CHECK(products_of<layer>(12, packed, packed) == product_kind::few_rows);
+  CHECK(products_of<layer>(90, packed, packed, 5) == product_kind::strided);
+  CHECK(products_of<layer>(90, packed, packed, 8) == product_kind::grouped);
   using enum sy::gate_up_order;
   for (sy::gate_up_order order : {concatenated, interleaved}) {
     for (sy::storage stored : {sy::storage::output_major, sy::storage::input_major}) {
       auto const both = layer::split_gate_up(none, order, stored);
-      CHECK(products_of<layer>(90, both.gate, both.up) == hopper_products::grouped);
+      CHECK(products_of<layer>(90, both.gate, both.up) == product_kind::grouped);
     }
   }
   auto shifted = packed;
   shifted.data += 4;  // no multiple of 16 bytes
-  CHECK(products_of<layer>(90, packed, shifted) == hopper_products::strided);
+  CHECK(products_of<layer>(90, packed, shifted) == product_kind::strided);
   auto const turned = sy::weight_view<sy::bfloat16>::transposed(none, 40, 48);
-  CHECK(products_of<layer>(90, packed, turned) == hopper_products::strided);
-  CHECK(products_of<layer>(90, turned, turned) == hopper_products::grouped);
-  CHECK(products_of<floats>(90, floats::in_proj(nullptr), floats::in_proj(nullptr)) == hopper_products::portable);
+  CHECK(products_of<layer>(90, packed, turned) == product_kind::strided);
+  CHECK(products_of<layer>(90, turned, turned) == product_kind::grouped);
+  CHECK(products_of<floats>(90, floats::in_proj(nullptr), floats::in_proj(nullptr)) == product_kind::portable);
   CHECK(sy::describe<layer>().ends_with("/48x40/hopper/bfloat16"));
   CHECK(sy::describe<floats>().ends_with("/48x40/hopper(cuda)/float"));
 }

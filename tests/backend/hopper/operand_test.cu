@@ -15,7 +15,7 @@ TEMPLATE_TEST_CASE("on Hopper weights that are restored while they are read give
                                                       sy::forward_args<Layer> const& args) {
       CHECK(same_bits(got, expected));
       if constexpr (!sy::router::climbs<typename Layer::router::schedule>) {
-        bool const grouped = sy::backend::hopper::products_of<Layer>(args) == sy::hopper_products::grouped;
+        bool const grouped = sy::backend::hopper::products_of<Layer>(args) == sy::product_kind::grouped;
         CHECK(grouped == (tokens > 1));
       }
     });

@@ -64,8 +64,8 @@ inline constexpr int parts_of = std::is_same_v<Element, float> ? 2 : 1;
 /// Elements of depth that weights are made ready for at a time: a copy of them has to fit.
 template <class Element>
 inline constexpr int most_depth = 384 / parts_of<Element>;
-inline constexpr int block_panels = 3, block_tiles = 2;
-static_assert(block_panels * block_tiles * features * 2 * lanes + features * 384 / 2 <= item_floats);
+inline constexpr int item_panels = 3, item_tiles = 2;
+static_assert(item_panels * item_tiles * features * 2 * lanes + features * 384 / 2 <= item_floats);
 
 inline void split(bfloat16 x, bfloat16 (&to)[1]) { to[0] = x; }
 inline void split(float x, bfloat16 (&to)[2]) {
@@ -75,7 +75,7 @@ inline void split(float x, bfloat16 (&to)[2]) {
 }
 
 /// Where the first part of element k of row i stands in a panel; others are `chunk * lanes` further each.
-inline std::int64_t place(std::int64_t k, int i, int width, int parts = 1) {
+inline std::int64_t position(std::int64_t k, int i, int width, int parts = 1) {
   return k / chunk * (chunk * width * parts) + i / lanes * (chunk * lanes * parts) + k % chunk / 2 * (2 * lanes) +
          i % lanes * 2 + k % 2;
 }
@@ -85,7 +85,7 @@ void put_value(Element value, std::int64_t k, int i, int width, bfloat16* panel)
   constexpr int parts = parts_of<Element>;
   bfloat16 part[parts];
   split(value, part);
-  for (int p = 0; p < parts; ++p) panel[place(k, i, width, parts) + p * (chunk * lanes)] = part[p];
+  for (int p = 0; p < parts; ++p) panel[position(k, i, width, parts) + p * (chunk * lanes)] = part[p];
 }
 
 template <class Element>
@@ -215,8 +215,8 @@ panel_kernels<Operand> panel_kernels_with() {
           2 * lanes,
           features,
           most_depth<element>,
-          block_panels,
-          block_tiles,
+          item_panels,
+          item_tiles,
           2 / parts_of<element>,
           lanes,
           [] { Tiles().begin(); },

@@ -48,9 +48,9 @@ inline void check_labels(token_clusters const& clusters, std::int64_t tokens, st
 /// count have weights of 1.
 template <clustering_traits Form, class Element>
 void make_feature_scale(view<Element const> const& rows, std::uint8_t const* active, token_clusters const& clusters,
-                        int hidden, int experts, cpu_context const& where, clustering_memory const& to) {
+                        int hidden, int experts, cpu_context const& context, clustering_memory const& to) {
   std::int64_t const tokens = rows.rows;
-  parallel_for(where, tokens, [&](std::int64_t token) {
+  parallel_for(context, tokens, [&](std::int64_t token) {
     std::int32_t const label = clusters.labels[token * clusters.choices];
     bool counts = is_active(active, token) && label >= 0 && label < experts;
     Element const* const x = rows.row(token);
@@ -81,7 +81,7 @@ void make_feature_scale(view<Element const> const& rows, std::uint8_t const* act
   auto const mean_of = [&](std::int64_t c, int q) {
     return to.counts[c] == 0 ? 0.0f : static_cast<float>(to.sums[c * hidden + q] / to.counts[c]);
   };
-  parallel_for(where, feature_slices(hidden), [&](std::int64_t slice) {
+  parallel_for(context, feature_slices(hidden), [&](std::int64_t slice) {
     int const first = static_cast<int>(slice) * slice_features, end = std::min(first + slice_features, hidden);
     auto const write_means = [&] {
       for (std::int64_t c = 0; c < experts; ++c) {
@@ -112,9 +112,9 @@ inline void make_inverse_lengths(float const* weight, int hidden, int experts, f
 /// Tokens times the weights of their clusters, for experts that see them so.
 template <class Element>
 void scale_tokens(view<Element const> const& tokens, feature_weights const& features, int hidden,
-                  cpu_context const& where, Element* to) {
+                  cpu_context const& context, Element* to) {
   constexpr std::int64_t tokens_per_item = 16;
-  parallel_for(where, divide_up(tokens.rows, tokens_per_item), [&](std::int64_t item) {
+  parallel_for(context, divide_up(tokens.rows, tokens_per_item), [&](std::int64_t item) {
     std::int64_t const end = std::min(tokens.rows, (item + 1) * tokens_per_item);
     for (std::int64_t token = item * tokens_per_item; token < end; ++token) {
       Element const* const x = tokens.row(token);

@@ -40,13 +40,13 @@ float shared_expert_weight(Element const* token, Element const* gate, int hidden
 /// expert. A pair that goes nowhere adds its weight, which is 0, or NaN where the token could not be routed. A token that is
 /// not active gets zeros.
 template <class Element>
-void combine(combination<Element> const& of, cpu_context const& where) {
+void combine(combination<Element> const& of, cpu_context const& context) {
   constexpr int width = 256;  // output features at a time
   constexpr int tokens_per_item = 4;
   std::int64_t const tokens = of.tokens.rows;
   int const hidden = of.hidden, top_k = of.top_k;
 
-  parallel_for(where, divide_up(tokens, tokens_per_item), [&](std::int64_t item) {
+  parallel_for(context, divide_up(tokens, tokens_per_item), [&](std::int64_t item) {
     std::int64_t const end = std::min(tokens, (item + 1) * tokens_per_item);
     for (std::int64_t token = item * tokens_per_item; token < end; ++token) {
       Element const* const x = of.tokens.row(token);
@@ -60,7 +60,7 @@ void combine(combination<Element> const& of, cpu_context const& where) {
         if (of.row_of[pair] < 0 && !of.dropped_pairs[pair]) start += of.weights[pair];
       }
       bool const hand_through = of.on_drop == dropped::input && all_dropped;
-      bool const shared = of.results.shared_outer != nullptr && active;
+      bool const shared = of.results.shared_rows != nullptr && active;
       float const shared_weight =
           shared && of.results.shared_gate != nullptr ? shared_expert_weight(x, of.results.shared_gate, hidden) : 1.0f;
 
@@ -73,14 +73,14 @@ void combine(combination<Element> const& of, cpu_context const& where) {
           std::int64_t const row = of.row_of[pair];
           if (row >= 0) {
             float const weight = of.weighs_input ? of.results.scale : of.results.scale * of.weights[pair];
-            float const* const from = of.results.outer + row * hidden + first;
+            float const* const from = of.results.rows + row * hidden + first;
             for (int h = 0; h < count; ++h) sum[h] += weight * from[h];
           } else if (of.on_drop == dropped::weighted_input && of.dropped_pairs[pair]) {
             for (int h = 0; h < count; ++h) sum[h] += of.weights[pair] * static_cast<float>(x[first + h]);
           }
         }
         if (shared) {
-          float const* const from = of.results.shared_outer + token * hidden + first;
+          float const* const from = of.results.shared_rows + token * hidden + first;
           for (int h = 0; h < count; ++h) sum[h] += shared_weight * from[h];
         }
         for (int h = 0; h < count; ++h) y[first + h] = Element(sum[h]);

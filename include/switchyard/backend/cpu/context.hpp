@@ -49,47 +49,47 @@ namespace cpu {
 inline constexpr int least_rows_of_panels = 16;
 
 /// The context with its choices made: a number of threads and an instruction set that this machine has.
-inline cpu_context resolved(cpu_context where) {
-  if (where.threads < 0) fail("layer::forward, context.threads", "0 (all) or more", std::to_string(where.threads));
+inline cpu_context resolved(cpu_context context) {
+  if (context.threads < 0) fail("layer::forward, context.threads", "0 (all) or more", std::to_string(context.threads));
   // An expert that is computed by panels has room for whole vectors of the widest instructions.
-  if (where.least_panel_rows != 0 && where.least_panel_rows < least_rows_of_panels) {
+  if (context.least_panel_rows != 0 && context.least_panel_rows < least_rows_of_panels) {
     fail("layer::forward, context.least_panel_rows", "0 (usual), or 16 or more",
-         std::to_string(where.least_panel_rows));
+         std::to_string(context.least_panel_rows));
   }
-  if (where.pool != nullptr && (where.pool->run == nullptr || where.pool->workers < 1)) {
+  if (context.pool != nullptr && (context.pool->run == nullptr || context.pool->workers < 1)) {
     fail("layer::forward, context.pool", "a run function and at least 1 worker",
-         where.pool->run == nullptr ? "a null function" : std::to_string(where.pool->workers) + " workers");
+         context.pool->run == nullptr ? "a null function" : std::to_string(context.pool->workers) + " workers");
   }
-  if (where.pool != nullptr) {
-    if (where.threads == 0 || where.threads > where.pool->workers) where.threads = where.pool->workers;
-  } else if (where.threads == 0) {
+  if (context.pool != nullptr) {
+    if (context.threads == 0 || context.threads > context.pool->workers) context.threads = context.pool->workers;
+  } else if (context.threads == 0) {
 #if defined(_OPENMP)
-    where.threads = omp_get_max_threads();
+    context.threads = omp_get_max_threads();
 #else
-    where.threads = 1;
+    context.threads = 1;
 #endif
   }
   instruction_set const best = best_instruction_set();
-  if (where.instructions == instruction_set::automatic) {
-    where.instructions = best < instruction_set::amx ? best : instruction_set::avx512;
+  if (context.instructions == instruction_set::automatic) {
+    context.instructions = best < instruction_set::amx ? best : instruction_set::avx512;
   }
-  if (where.instructions > best) {
+  if (context.instructions > best) {
     fail("layer::forward, context.instructions", std::string(name_of(best)) + " or less on this machine",
-         std::string(name_of(where.instructions)));
+         std::string(name_of(context.instructions)));
   }
-  if (where.floats != float_products::exact && where.instructions != instruction_set::amx) {
+  if (context.floats != float_products::exact && context.instructions != instruction_set::amx) {
     fail("layer::forward, context.floats", "float_products::exact, or instruction_set::amx",
-         "three_of_bfloat16 with " + std::string(name_of(where.instructions)));
+         "three_of_bfloat16 with " + std::string(name_of(context.instructions)));
   }
-  return where;
+  return context;
 }
 
 /// Calls `item(i)` for every i below `items`, or `item(i, next)` with what the same thread probably does after it. Items are
 /// handed out one by one, so uneven ones balance; each writes what no other does, so neither the order nor the number of
 /// threads shows in the result.
 template <class Item>
-void parallel_for(cpu_context const& where, std::int64_t items, Item const& item) {
-  int const workers = where.threads < items ? where.threads : static_cast<int>(items);
+void parallel_for(cpu_context const& context, std::int64_t items, Item const& item) {
+  int const workers = context.threads < items ? context.threads : static_cast<int>(items);
   struct job {
     Item const& item;
     std::int64_t items;
@@ -109,8 +109,8 @@ void parallel_for(cpu_context const& where, std::int64_t items, Item const& item
   };
   job shared_job{item, items, workers};
   if (workers <= 1) return job::work(&shared_job, 0);
-  if (where.pool != nullptr) {
-    where.pool->run(where.pool->state, workers, &job::work, &shared_job);
+  if (context.pool != nullptr) {
+    context.pool->run(context.pool->state, workers, &job::work, &shared_job);
     job::work(&shared_job, 0);  // what a pool with fewer workers than it says has left
     return;
   }
@@ -125,8 +125,8 @@ void parallel_for(cpu_context const& where, std::int64_t items, Item const& item
 }  // namespace cpu
 
 /// How a call with this context runs on this machine: `avx512, 2 threads`. Fails as `layer::forward` would.
-inline std::string describe(cpu_context const& where) {
-  cpu_context const chosen = cpu::resolved(where);
+inline std::string describe(cpu_context const& context) {
+  cpu_context const chosen = cpu::resolved(context);
   return std::string(name_of(chosen.instructions)) + ", " + std::to_string(chosen.threads) +
          (chosen.threads == 1 ? " thread" : " threads");
 }

@@ -21,10 +21,10 @@
 namespace switchyard::cpu {
 
 /// The rows of some experts, and how they are cut into items. An expert with at least `least_panel_rows` rows is computed by
-/// panels (panels.hpp); its rows then have places up to a multiple of `lanes`.
+/// panels (panels.hpp); its rows then are padded up to a multiple of `lanes`.
 struct expert_rows {
   std::int32_t const* offsets;  ///< [experts + 1]
-  std::int64_t* first_place;    ///< [experts + 1], written by `set_places`
+  std::int64_t* first_padded_row;    ///< [experts + 1], written by `set_padded_rows`
   std::int64_t* first_item;     ///< [experts + 1], written by `count`
   int experts;
   int least_panel_rows, lanes;
@@ -32,10 +32,10 @@ struct expert_rows {
   std::int64_t rows(int e) const { return offsets[e + 1] - offsets[e]; }
   bool by_panels(int e) const { return rows(e) >= least_panel_rows; }
 
-  void set_places() const {
-    first_place[0] = 0;
+  void set_padded_rows() const {
+    first_padded_row[0] = 0;
     for (int e = 0; e < experts; ++e) {
-      first_place[e + 1] = first_place[e] + (by_panels(e) ? divide_up(rows(e), lanes) * lanes : rows(e));
+      first_padded_row[e + 1] = first_padded_row[e] + (by_panels(e) ? divide_up(rows(e), lanes) * lanes : rows(e));
     }
   }
 
@@ -52,7 +52,7 @@ struct expert_rows {
     int expert;
     std::int64_t first_row;  ///< among those of the expert
     int rows;
-    int feature_block;
+    int feature_item;
   };
   /// The item at an index below the last count, if items of an expert have so many rows at most. Items that read the same
   /// weights follow each other.
@@ -70,8 +70,8 @@ struct expert_rows {
   }
 };
 
-/// So many rows at most that all experts together have places for, when there are `rows` rows.
-constexpr std::int64_t most_places(std::int64_t rows, int experts) {
+/// So many rows at most that all experts together have padded rows for, when there are `rows` rows.
+constexpr std::int64_t most_padded_rows(std::int64_t rows, int experts) {
   constexpr std::int64_t lanes = least_rows_of_panels;  // as many as the widest instructions have lanes
   std::int64_t const with_panels = rows / lanes < experts ? rows / lanes : experts;
   return rows + with_panels * (lanes - 1);
@@ -106,68 +106,68 @@ struct input_projection {
 template <class Element>
 void weigh_and_shift(float* values, int rows, int features, float const* row_weight, bias_view<Element> const& bias,
                      int expert, std::int64_t first) {
-  float biases[block_features];
+  float biases[item_features];
   for (int i = 0; i < features; ++i) biases[i] = bias.at(expert, first + i);
   for (int r = 0; r < rows; ++r) {
     float const weight = row_weight == nullptr ? 1.0f : row_weight[r];
     for (int i = 0; i < features; ++i) {
-      values[r * block_features + i] = weight * values[r * block_features + i] + biases[i];
+      values[r * item_features + i] = weight * values[r * item_features + i] + biases[i];
     }
   }
 }
 
-/// inner[row] = activations of the gate and up products (or of the up product) of some features, where `project_rows_out`
+/// activated[row] = activations of the gate and up products (or of the up product) of some features, where `project_rows_out`
 /// wants them. `next` is what is multiplied after it.
 ///
 /// `row_weight` scales the products of a row where the router weighs the input: W (w x) = w (W x).
 template <class Operand>
 void project_rows_in(expert_activation const& activation, row_kernels<Operand> const& kernels, grouped_rows const& rows,
                      float const* row_weight, input_projection<Operand> const& weights, int expert, int first,
-                     int features, int hidden, int intermediate, feature_tile<Operand> const& next, float* inner) {
-  float gate[block_rows * block_features], up[block_rows * block_features];
+                     int features, int hidden, int intermediate, feature_tile<Operand> const& next, float* activated) {
+  float gate[item_rows * item_features], up[item_rows * item_features];
   feature_tile<Operand> const of_up = features_of(weights.up, expert, first, features);
   if (activation.gated) {
-    multiply_rows(kernels, rows, features_of(weights.gate, expert, first, features), hidden, of_up, gate, block_features);
+    multiply_rows(kernels, rows, features_of(weights.gate, expert, first, features), hidden, of_up, gate, item_features);
     weigh_and_shift(gate, rows.count, features, row_weight, weights.gate_bias, expert, first);
   }
-  multiply_rows(kernels, rows, of_up, hidden, next, up, block_features);
+  multiply_rows(kernels, rows, of_up, hidden, next, up, item_features);
   weigh_and_shift(up, rows.count, features, row_weight, weights.up_bias, expert, first);
   for (int r = 0; r < rows.count; ++r) {
-    float values[block_features];
-    int const at = r * block_features;
+    float values[item_features];
+    int const at = r * item_features;
     activation.apply(gate + at, up + at, nullptr, 0.0f, 0.0f, features, values);
-    kernels.put(values, features, first, r, rows.count, intermediate, inner);
+    kernels.put(values, features, first, r, rows.count, intermediate, activated);
   }
 }
 
-/// outer[row][h] = down product of some features h (+ bias), in float.
+/// results[row][h] = down product of some features h (+ bias), in float.
 template <class Operand>
-void project_rows_out(row_kernels<Operand> const& kernels, grouped_rows const& inner, Operand const& down,
+void project_rows_out(row_kernels<Operand> const& kernels, grouped_rows const& activated, Operand const& down,
                       bias_view<typename Operand::element> const& bias, int expert, int first, int features, int hidden,
-                      int intermediate, feature_tile<Operand> const& next, float* outer) {
-  float products[block_rows * block_features];
-  multiply_rows(kernels, inner, features_of(down, expert, first, features), intermediate, next, products, block_features);
-  weigh_and_shift(products, inner.count, features, nullptr, bias, expert, first);
-  for (int r = 0; r < inner.count; ++r) {
-    float const* const from = products + r * block_features;
-    std::copy(from, from + features, outer + std::int64_t{r} * hidden + first);
+                      int intermediate, feature_tile<Operand> const& next, float* results) {
+  float products[item_rows * item_features];
+  multiply_rows(kernels, activated, features_of(down, expert, first, features), intermediate, next, products, item_features);
+  weigh_and_shift(products, activated.count, features, nullptr, bias, expert, first);
+  for (int r = 0; r < activated.count; ++r) {
+    float const* const from = products + r * item_features;
+    std::copy(from, from + features, results + std::int64_t{r} * hidden + first);
   }
 }
 
 /// Features of one item that is computed by panels: of an output feature, or of a gate and an up feature each.
 template <class Operand>
-int panel_block_features(panel_kernels<Operand> const& kernels, int projections) {
-  return kernels.block_tiles / projections * kernels.features;
+int panel_item_features(panel_kernels<Operand> const& kernels, int projections) {
+  return kernels.item_tiles / projections * kernels.features;
 }
 
-/// Gate and up products of some features and their activations, in the places of a panel's depth: what `project_panels_out`
+/// Gate and up products of some features and their activations, in the positions of a panel's depth: what `project_panels_out`
 /// takes in. `row_weight` is null or has a factor for every place of a row.
 template <class Operand>
 void project_panels_in(expert_activation const& activation, panel_kernels<Operand> const& kernels,
                        panel_rows const& tokens, float const* row_weight, input_projection<Operand> const& weights,
-                       int expert, int first, int hidden, int intermediate, float* inner) {
+                       int expert, int first, int hidden, int intermediate, float* activated) {
   bool const gated = activation.gated;
-  int const half = gated ? kernels.block_tiles / 2 : kernels.block_tiles;
+  int const half = gated ? kernels.item_tiles / 2 : kernels.item_tiles;
   alignas(64) float sums[item_floats];
   feature_tile<Operand> tiles[most_tiles] = {};
   auto const set_tile = [&](int t, Operand const& matrix, int feature) {
@@ -194,32 +194,32 @@ void project_panels_in(expert_activation const& activation, panel_kernels<Operan
         activation.apply(gate, up, row_weight == nullptr ? nullptr : row_weight + p * tokens.width, gate_bias, up_bias,
                          width, values);
         kernels.put(values, width, feature, intermediate,
-                 inner + std::int64_t{p} * tokens.width * row_floats(intermediate));
+                 activated + std::int64_t{p} * tokens.width * row_floats(intermediate));
       }
     }
   }
 }
 
-/// outer[row][h] = down product of some features h (+ bias), in float.
+/// results[row][h] = down product of some features h (+ bias), in float.
 template <class Operand>
-void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const& inner, Operand const& down,
+void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const& activated, Operand const& down,
                         bias_view<typename Operand::element> const& bias, int expert, int first, int hidden, int intermediate,
-                        float* outer) {
+                        float* results) {
   alignas(64) float sums[item_floats];
   feature_tile<Operand> tiles[most_tiles] = {};
-  for (int t = 0; t < kernels.block_tiles; ++t) {
+  for (int t = 0; t < kernels.item_tiles; ++t) {
     int const feature = first + t * kernels.features;
     tiles[t] = features_of(down, expert, feature, std::max(0, std::min(kernels.features, hidden - feature)));
   }
-  multiply_panels(kernels, tiles, inner, intermediate, sums);
-  int const features = std::min(kernels.block_tiles * kernels.features, hidden - first);
-  float biases[most_block_features] = {};
+  multiply_panels(kernels, tiles, activated, intermediate, sums);
+  int const features = std::min(kernels.item_tiles * kernels.features, hidden - first);
+  float biases[most_item_features] = {};
   for (int f = 0; f < features; ++f) biases[f] = bias.at(expert, first + f);
-  for (int p = 0; p < inner.count(); ++p) {
-    int const width = inner.width_of(p);
-    for (int i = 0; i < inner.rows_of(p); ++i) {
-      float* const to = outer + (std::int64_t{p} * inner.width + i) * hidden + first;
-      for (int t = 0; t < kernels.block_tiles; ++t) {
+  for (int p = 0; p < activated.count(); ++p) {
+    int const width = activated.width_of(p);
+    for (int i = 0; i < activated.rows_of(p); ++i) {
+      float* const to = results + (std::int64_t{p} * activated.width + i) * hidden + first;
+      for (int t = 0; t < kernels.item_tiles; ++t) {
         float const* const from = sums_at(kernels, sums, t, p) + i;
         int const begin = t * kernels.features;
         for (int f = 0; f < tiles[t].features; ++f) to[begin + f] = from[f * width] + biases[begin + f];
@@ -237,26 +237,26 @@ struct expert_weights {
   int hidden, intermediate;
 };
 
-/// Both products over all rows. `inner` has room for `most_places` rows of `row_floats(intermediate)` floats, `outer` for
+/// Both products over all rows. `activated` has room for `most_padded_rows` rows of `row_floats(intermediate)` floats, `results` for
 /// as many of `row_floats(hidden)`: until the first product is done, it has the tokens as that wants them.
 template <class Operand>
 void run_products(cpu_context const& context, panel_kernels<Operand> const& kernels, expert_rows const& all,
                   token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
-                  expert_weights<Operand> const& weights, float* inner, float* outer) {
+                  expert_weights<Operand> const& weights, float* activated, float* results) {
   input_projection<Operand> const& in = weights.in;
   Operand const& down = weights.down;
   bias_view<typename Operand::element> const& down_bias = weights.down_bias;
   int const hidden = weights.hidden, intermediate = weights.intermediate;
   row_kernels<Operand> const few = row_kernels_of<Operand>(context.instructions);
-  int const rows_in_panels = kernels.block_panels * kernels.width;
-  auto const inner_of = [&](expert_rows::item const& i) {
-    return inner + (all.first_place[i.expert] + i.first_row) * row_floats(intermediate);
+  int const rows_in_panels = kernels.item_panels * kernels.width;
+  auto const activated_of = [&](expert_rows::item const& i) {
+    return activated + (all.first_padded_row[i.expert] + i.first_row) * row_floats(intermediate);
   };
   auto const tokens_of = [&](expert_rows::item const& i) {
-    return outer + (all.first_place[i.expert] + i.first_row) * row_floats(hidden);
+    return results + (all.first_padded_row[i.expert] + i.first_row) * row_floats(hidden);
   };
-  std::int64_t row_blocks = 0;  // without panels
-  for (int e = 0; e < all.experts; ++e) row_blocks += all.by_panels(e) ? 0 : divide_up(all.rows(e), block_rows);
+  std::int64_t row_items = 0;  // without panels
+  for (int e = 0; e < all.experts; ++e) row_items += all.by_panels(e) ? 0 : divide_up(all.rows(e), item_rows);
 
   // How a product of so many features is cut into items.
   struct cut {
@@ -266,24 +266,24 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   auto const count_items = [&](cut const& c) {
     return all.count([&](int e) {
       bool const panels = all.by_panels(e);
-      return divide_up(all.rows(e), panels ? rows_in_panels : block_rows) * divide_up(c.features, c.block_of(panels));
+      return divide_up(all.rows(e), panels ? rows_in_panels : item_rows) * divide_up(c.features, c.block_of(panels));
     });
   };
   // The weights of an item, as far as they are multiplied row by row; none past the last item.
   auto const weights_of = [&](cut const& c, std::int64_t index, std::int64_t items,
                               Operand const& matrix) {
     if (index >= items) return feature_tile<Operand>{};
-    expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
-    int const first = item.feature_block * c.block_of(all.by_panels(item.expert));
+    expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
+    int const first = item.feature_item * c.block_of(all.by_panels(item.expert));
     return features_of(matrix, item.expert, first, std::min(c.by_rows, c.features - first));
   };
 
-  all.set_places();
-  std::int64_t const pieces =
-      all.count([&](int e) { return divide_up(all.rows(e), all.by_panels(e) ? kernels.width : block_rows); });
-  parallel_for(context, pieces, [&](std::int64_t index) {
-    expert_rows::item const item = all.at(index, block_rows, kernels.width);
-    typename Operand::element const* rows[std::max(block_rows, most_panel_width)];
+  all.set_padded_rows();
+  std::int64_t const packing_items =
+      all.count([&](int e) { return divide_up(all.rows(e), all.by_panels(e) ? kernels.width : item_rows); });
+  parallel_for(context, packing_items, [&](std::int64_t index) {
+    expert_rows::item const item = all.at(index, item_rows, kernels.width);
+    typename Operand::element const* rows[std::max(item_rows, most_panel_width)];
     tokens.locate(all.offsets[item.expert] + item.first_row, item.rows, rows);
     if (all.by_panels(item.expert)) {
       int const width = item.rows > kernels.lanes ? kernels.width : kernels.lanes;
@@ -293,11 +293,11 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     }
   });
 
-  cut const in_cut{intermediate, features_of_item<typename Operand::element>(hidden, intermediate, row_blocks, context.threads),
-                   panel_block_features(kernels, activation.gated ? 2 : 1)};
+  cut const in_cut{intermediate, features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
+                   panel_item_features(kernels, activation.gated ? 2 : 1)};
   std::int64_t const in_items = count_items(in_cut);
   parallel_for(context, in_items, [&](std::int64_t index, std::int64_t next) {
-    expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
+    expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
     int const e = item.expert;
     float weight[most_panel_rows];
     if (tokens.weights != nullptr) {
@@ -307,28 +307,28 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     float const* const row_weight = tokens.weights != nullptr ? weight : nullptr;
     if (all.by_panels(e)) {
       project_panels_in(activation, kernels, {tokens_of(item), item.rows, kernels.lanes, kernels.width}, row_weight, in, e,
-                        item.feature_block * in_cut.by_panels, hidden, intermediate, inner_of(item));
+                        item.feature_item * in_cut.by_panels, hidden, intermediate, activated_of(item));
     } else {
-      int const first = item.feature_block * in_cut.by_rows;
+      int const first = item.feature_item * in_cut.by_rows;
       project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, e, first,
                       std::min(in_cut.by_rows, intermediate - first), hidden, intermediate,
-                      weights_of(in_cut, next, in_items, activation.gated ? in.gate : in.up), inner_of(item));
+                      weights_of(in_cut, next, in_items, activation.gated ? in.gate : in.up), activated_of(item));
     }
   });
 
-  cut const out_cut{hidden, features_of_item<typename Operand::element>(intermediate, hidden, row_blocks, context.threads),
-                    panel_block_features(kernels, 1)};
+  cut const out_cut{hidden, features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
+                    panel_item_features(kernels, 1)};
   std::int64_t const out_items = count_items(out_cut);
   parallel_for(context, out_items, [&](std::int64_t index, std::int64_t next) {
-    expert_rows::item const item = all.at(index, block_rows, rows_in_panels);
+    expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
     int const e = item.expert;
-    float* const to = outer + (all.offsets[e] + item.first_row) * hidden;
+    float* const to = results + (all.offsets[e] + item.first_row) * hidden;
     if (all.by_panels(e)) {
-      project_panels_out(kernels, {inner_of(item), item.rows, kernels.lanes, kernels.width}, down, down_bias, e,
-                         item.feature_block * out_cut.by_panels, hidden, intermediate, to);
+      project_panels_out(kernels, {activated_of(item), item.rows, kernels.lanes, kernels.width}, down, down_bias, e,
+                         item.feature_item * out_cut.by_panels, hidden, intermediate, to);
     } else {
-      int const first = item.feature_block * out_cut.by_rows;
-      project_rows_out(few, {inner_of(item), item.rows}, down, down_bias, e, first,
+      int const first = item.feature_item * out_cut.by_rows;
+      project_rows_out(few, {activated_of(item), item.rows}, down, down_bias, e, first,
                        std::min(out_cut.by_rows, hidden - first), hidden, intermediate,
                        weights_of(out_cut, next, out_items, down), to);
     }
@@ -337,9 +337,9 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
 
 /// Memory of the products of some experts with `rows` rows, and how those are found.
 struct products_memory {
-  std::int64_t *first_place, *first_item;  ///< [experts + 1]
-  float* inner;                            ///< [most_places(rows), row_floats(intermediate)]
-  float* outer;                            ///< [most_places(rows), row_floats(hidden)]: the result is [rows, hidden]
+  std::int64_t *first_padded_row, *first_item;  ///< [experts + 1]
+  float* activated;                            ///< [most_padded_rows(rows), row_floats(intermediate)]
+  float* results;                            ///< [most_padded_rows(rows), row_floats(hidden)]: the result is [rows, hidden]
 };
 
 /// Both products of some experts over their rows: `offsets` says which rows of `tokens` each has. `Operand` alone decides
@@ -350,8 +350,8 @@ void run_products(cpu_context const& context, std::int32_t const* offsets, int e
                   expert_weights<Operand> const& weights, products_memory const& memory) {
   panel_kernels<Operand> const kernels = panel_kernels_of<Operand>(context.instructions, context.floats);
   int const least = context.least_panel_rows > 0 ? context.least_panel_rows : kernels.usual_rows;
-  expert_rows const rows{offsets, memory.first_place, memory.first_item, experts, least, kernels.lanes};
-  run_products(context, kernels, rows, tokens, activation, weights, memory.inner, memory.outer);
+  expert_rows const rows{offsets, memory.first_padded_row, memory.first_item, experts, least, kernels.lanes};
+  run_products(context, kernels, rows, tokens, activation, weights, memory.activated, memory.results);
 }
 
 /// The experts of feed-forward blocks: rows of tokens to rows of results.
@@ -362,20 +362,20 @@ struct experts_step<expert::two_products> {
     static constexpr shape dims = Layer::dims;
     static constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
 
-    std::int64_t *first_place, *first_item;  // [experts + 1]
-    float *inner, *outer;                    // see `products_memory`
-    float *shared_inner = nullptr, *shared_outer = nullptr;
+    std::int64_t *first_padded_row, *first_item;  // [experts + 1]
+    float *activated, *results;                    // see `products_memory`
+    float *shared_activated = nullptr, *shared_results = nullptr;
 
     constexpr memory(carver& from, std::int64_t tokens) {
-      std::int64_t const pairs = tokens * dims.top_k, places = most_places(pairs, dims.experts);
-      first_place = from.take<std::int64_t>(dims.experts + 1);
+      std::int64_t const pairs = tokens * dims.top_k, padded_rows = most_padded_rows(pairs, dims.experts);
+      first_padded_row = from.take<std::int64_t>(dims.experts + 1);
       first_item = from.take<std::int64_t>(dims.experts + 1);
-      inner = from.take<float>(places * row_floats(dims.intermediate));
-      outer = from.take<float>(places * row_floats(dims.hidden));
+      activated = from.take<float>(padded_rows * row_floats(dims.intermediate));
+      results = from.take<float>(padded_rows * row_floats(dims.hidden));
       if constexpr (shared_intermediate > 0) {
-        std::int64_t const shared_places = most_places(tokens, 1);
-        shared_inner = from.take<float>(shared_places * row_floats(shared_intermediate));
-        shared_outer = from.take<float>(shared_places * row_floats(dims.hidden));
+        std::int64_t const shared_padded_rows = most_padded_rows(tokens, 1);
+        shared_activated = from.take<float>(shared_padded_rows * row_floats(shared_intermediate));
+        shared_results = from.take<float>(shared_padded_rows * row_floats(dims.hidden));
       }
     }
   };
@@ -392,8 +392,8 @@ struct experts_step<expert::two_products> {
     expert_activation const activation = activation_of<typename Layer::expert>(context.instructions);
     run_products(context, plan.offsets, Layer::dims.experts,
                  {tokens, plan.pair_of, Layer::dims.top_k, Layer::router_traits.weighs_input ? combine_weights : nullptr},
-                 activation, weights, {m.first_place, m.first_item, m.inner, m.outer});
-    expert_results<element> results{.outer = m.outer,
+                 activation, weights, {m.first_padded_row, m.first_item, m.activated, m.results});
+    expert_results<element> results{.rows = m.results,
                                     .scale = static_cast<float>(traits.scale_numerator) /
                                              static_cast<float>(traits.scale_denominator)};
     if constexpr (traits.shared_intermediate > 0) {
@@ -406,8 +406,8 @@ struct experts_step<expert::two_products> {
       shared.intermediate = traits.shared_intermediate;
       std::int32_t const offsets[2] = {0, static_cast<std::int32_t>(tokens.rows)};
       run_products(context, offsets, 1, token_rows<element>{tokens}, activation, shared,
-                   {m.first_place, m.first_item, m.shared_inner, m.shared_outer});
-      results.shared_outer = m.shared_outer;
+                   {m.first_padded_row, m.first_item, m.shared_activated, m.shared_results});
+      results.shared_rows = m.shared_results;
       if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
     }
     return results;

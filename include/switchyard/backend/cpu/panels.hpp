@@ -15,7 +15,7 @@
 /// checkpoint, meets a vector of them; products come out the other way round, which is what the second product takes in.
 namespace switchyard::cpu {
 
-inline constexpr int most_panel_width = 32, most_panel_rows = 12 * most_panel_width, most_block_features = 64,
+inline constexpr int most_panel_width = 32, most_panel_rows = 12 * most_panel_width, most_item_features = 64,
                      most_tiles = 6;
 
 /// The kernels of products by panels, of one instruction set: a panel is `width` token rows side by side, a half one `lanes`.
@@ -25,7 +25,7 @@ struct panel_kernels {
   int lanes, width;
   int features;                   ///< of a tile: a group that is multiplied together
   int depth;                      ///< that weights are made ready for at a time
-  int block_panels, block_tiles;  ///< of one item
+  int item_panels, item_tiles;  ///< of one item
   int values_per_float;           ///< of a panel
   int usual_rows;                 ///< of an expert, from which on panels are usually faster than groups of rows
   void (*begin)();                ///< before the products of an item
@@ -54,7 +54,7 @@ panel_kernels<Operand> panel_kernels_with();
 #define SWITCHYARD_PANEL_KERNELS(space)                                                                            \
   panel_kernels<Operand> kernels{                                                                                  \
       space::lanes,           space::panel_width, space::panel_features,        panel_depth,                       \
-      space::block_panels,    space::block_tiles, 1,                            32,                                \
+      space::item_panels,    space::item_tiles, 1,                            32,                                \
       &nothing,               &nothing,           nullptr,                      nullptr,                           \
       nullptr,                &space::multiply_panel<2>, &space::multiply_panel<1>};                               \
   if constexpr (Operand::in_place) {                                                                               \
@@ -129,7 +129,7 @@ struct panel_rows {
 /// Where the sums of one tile and one panel are: [features, panel's width].
 template <class Operand>
 float* sums_at(panel_kernels<Operand> const& kernels, float* sums, int tile, int panel) {
-  return sums + (tile * kernels.block_panels + panel) * kernels.features * kernels.width;
+  return sums + (tile * kernels.item_panels + panel) * kernels.features * kernels.width;
 }
 
 /// Part `part` of `parts` of a tile's rows, from depth `first` on, to be fetched from memory: none where there is nothing left, or weights
@@ -152,16 +152,16 @@ fetched_rows rows_to_fetch(feature_tile<Operand> const& tile, std::int64_t first
 template <class Operand>
 void multiply_panels(panel_kernels<Operand> const& kernels, feature_tile<Operand> const* tiles, panel_rows const& panels,
                      std::int64_t depth, float* sums) {
-  float* const memory = sums_at(kernels, sums, kernels.block_tiles, 0);
+  float* const memory = sums_at(kernels, sums, kernels.item_tiles, 0);
   int const panel_count = panels.count();
   kernels.begin();
   for (std::int64_t k = 0; k < depth; k += kernels.depth) {
     int const length = static_cast<int>(std::min<std::int64_t>(kernels.depth, depth - k));
-    for (int t = 0; t < kernels.block_tiles; ++t) {
+    for (int t = 0; t < kernels.item_tiles; ++t) {
       feature_tile<Operand> const& tile = tiles[t];
       if (tile.features == 0) continue;
       ready_weights const weights = kernels.prepare(tile, k, length, memory);
-      bool const last_tile = t + 1 == kernels.block_tiles || tiles[t + 1].features == 0;
+      bool const last_tile = t + 1 == kernels.item_tiles || tiles[t + 1].features == 0;
       feature_tile<Operand> const& next = last_tile ? tiles[0] : tiles[t + 1];
       std::int64_t const next_k = last_tile ? k + kernels.depth : k;
       for (int p = 0; p < panel_count; ++p) {

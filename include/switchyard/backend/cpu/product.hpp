@@ -17,7 +17,7 @@ struct row_kernels {
   void (*group)(element const* const* rows, int row_count, std::int64_t depth, float* to);
   void (*put)(float const* values, int count, std::int64_t first, int row, int row_count, std::int64_t depth,
               float* to);
-  void (*multiply)(float const* rows, int row_count, depth_piece const& piece, feature_tile<Operand> const& weights,
+  void (*multiply)(float const* rows, int row_count, depth_slice const& piece, feature_tile<Operand> const& weights,
                    feature_tile<Operand> const& next, float* to, std::int64_t stride);
 };
 
@@ -56,7 +56,7 @@ struct grouped_rows {
 template <class Operand>
 void multiply_rows(row_kernels<Operand> const& kernels, grouped_rows const& rows, feature_tile<Operand> const& weights,
                    std::int64_t depth, feature_tile<Operand> const& next, float* to, std::int64_t stride) {
-  depth_piece const whole{depth, 0, depth};
+  depth_slice const whole{depth, 0, depth};
   if constexpr (!Operand::in_place) {
     kernels.multiply(rows.first, rows.count, whole, weights, next, to, stride);
   } else {
@@ -67,19 +67,19 @@ void multiply_rows(row_kernels<Operand> const& kernels, grouped_rows const& rows
     // Weights whose input features are not contiguous are packed, some at a time.
     using element = typename Operand::element;
     constexpr int packed_depth = 64;
-    element packed[block_features * packed_depth];
-    float part[block_rows * block_features];
+    element packed[item_features * packed_depth];
+    float part[item_rows * item_features];
     for (std::int64_t k = 0; k < depth; k += packed_depth) {
-      depth_piece const piece{depth, k, std::min<std::int64_t>(packed_depth, depth - k)};
+      depth_slice const piece{depth, k, std::min<std::int64_t>(packed_depth, depth - k)};
       for (std::int64_t i = 0; i < piece.length; ++i) {
         element const* const from = weights.rows + (k + i) * weights.column_stride;
         for (int f = 0; f < weights.features; ++f) packed[f * packed_depth + i] = from[f * weights.row_stride];
       }
       kernels.multiply(rows.first, rows.count, piece, {packed, packed_depth, 1, weights.features}, {}, part,
-                       block_features);
+                       item_features);
       for (int r = 0; r < rows.count; ++r) {
         for (int f = 0; f < weights.features; ++f) {
-          float const value = part[r * block_features + f];
+          float const value = part[r * item_features + f];
           to[r * stride + f] = k == 0 ? value : to[r * stride + f] + value;
         }
       }
@@ -94,7 +94,7 @@ int features_of_item(std::int64_t depth, std::int64_t features, std::int64_t ite
   constexpr std::int64_t streams_bytes = 256 * 1024, each_worker = 16;
   std::int64_t const by_memory = streams_bytes / (depth * static_cast<std::int64_t>(sizeof(Element)));
   std::int64_t const by_work = items * features / (each_worker * workers);
-  std::int64_t const fit = std::clamp<std::int64_t>(std::min(by_memory, by_work), 8, block_features);
+  std::int64_t const fit = std::clamp<std::int64_t>(std::min(by_memory, by_work), 8, item_features);
   return static_cast<int>(fit < 32 ? fit / 8 * 8 : fit / 32 * 32);  // whole vectors
 }
 

@@ -66,13 +66,13 @@ struct router_product {
 
 /// logits[t][e] = token t . router weight e (+ bias): float products whatever the tokens are stored as.
 template <class Element>
-void make_logits(router_product<Element> const& of, cpu_context const& where, float* logits) {
+void make_logits(router_product<Element> const& of, cpu_context const& context, float* logits) {
   int const hidden = of.hidden, experts = of.experts;
   int const expert_blocks = static_cast<int>(divide_up(experts, route_experts));
   std::int64_t const tokens = of.tokens.rows;
   std::int64_t const token_blocks = divide_up(tokens, route_tokens);
-  row_kernels<weight_view<float>> const kernels = row_kernels_of<weight_view<float>>(where.instructions);
-  parallel_for(where, token_blocks * expert_blocks, [&](std::int64_t item) {
+  row_kernels<weight_view<float>> const kernels = row_kernels_of<weight_view<float>>(context.instructions);
+  parallel_for(context, token_blocks * expert_blocks, [&](std::int64_t item) {
     std::int64_t const first_token = item / expert_blocks * route_tokens;
     int const rows = static_cast<int>(std::min<std::int64_t>(route_tokens, tokens - first_token));
     int const first = static_cast<int>(item % expert_blocks) * route_experts;
@@ -150,11 +150,11 @@ inline void fail_unroutable(float const* logits, router_weights const& router, i
 /// when a router that is not the library's answers with an expert that does not exist or a weight that is not finite.
 template <class Router, int Experts, int TopK>
 void select_experts(std::int64_t tokens, std::uint8_t const* active, router_weights const& router,
-                    cpu_context const& where, float const* logits, std::int32_t* experts_out, float* weights,
+                    cpu_context const& context, float const* logits, std::int32_t* experts_out, float* weights,
                     float* priority, names const& called = {}) {
   constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
   std::atomic<std::int64_t> unroutable{none}, bad_pair{none};
-  parallel_for(where, divide_up(tokens, route_tokens), [&](std::int64_t item) {
+  parallel_for(context, divide_up(tokens, route_tokens), [&](std::int64_t item) {
     std::int64_t const end = std::min(tokens, (item + 1) * route_tokens);
     for (std::int64_t token = item * route_tokens; token < end; ++token) {
       route<TopK> chosen{};
@@ -175,7 +175,7 @@ void select_experts(std::int64_t tokens, std::uint8_t const* active, router_weig
       priority[token] = chosen.priority;
     }
   });
-  if (std::int64_t const at = unroutable.load(); at != none && where.unroutable == unroutable_tokens::throw_error) {
+  if (std::int64_t const at = unroutable.load(); at != none && context.unroutable == unroutable_tokens::throw_error) {
     router_weights read = router;
     if constexpr (!Router::traits.bias) read.bias = nullptr;
     if constexpr (!Router::traits.correction_bias) read.correction_bias = nullptr;
@@ -199,15 +199,15 @@ void take_pairs(Inputs const& inputs, std::int64_t tokens, int top_k, int expert
     to.priority[token] = 0.0f;
     for (int k = 0; k < top_k; ++k) {
       routed_pair const asked = routed ? Router::pair(inputs, token, top_k, k) : routed_pair{-1, 0.0f};
-      auto const place = [&] { return " for token " + std::to_string(token) + ", choice " + std::to_string(k); };
+      auto const pair_text = [&] { return " for token " + std::to_string(token) + ", choice " + std::to_string(k); };
       bool const elsewhere = asked.expert == -1, exists = asked.expert >= 0 && asked.expert < experts;
       if (throws && !elsewhere && !exists) {
         fail(std::string("layer::forward, ") + Router::experts_name,
-             "ids from 0 to " + std::to_string(experts - 1) + ", or -1 for none", std::to_string(asked.expert) + place());
+             "ids from 0 to " + std::to_string(experts - 1) + ", or -1 for none", std::to_string(asked.expert) + pair_text());
       }
       if (throws && !elsewhere && !is_finite(asked.weight)) {
         fail(std::string("layer::forward, ") + Router::weights_name, "finite numbers",
-             std::to_string(asked.weight) + place());
+             std::to_string(asked.weight) + pair_text());
       }
       if (k == 0 && is_finite(asked.weight)) to.priority[token] = asked.weight;
       std::int64_t const pair = token * top_k + k;

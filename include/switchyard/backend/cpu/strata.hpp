@@ -61,13 +61,13 @@ void begin_strata(strata_shape const& of, std::int64_t tokens, std::uint8_t cons
 
 /// The tokens in a stratum, one after the other: returns how many.
 template <class Element>
-std::int64_t gather_stratum(int stratum, view<Element const> const& tokens, int hidden, cpu_context const& where,
+std::int64_t gather_stratum(int stratum, view<Element const> const& tokens, int hidden, cpu_context const& context,
                             strata_record<Element> const& of, Element* rows) {
   std::int64_t count = 0;
   for (std::int64_t t = 0; t < tokens.rows; ++t) {
     if (of.stratum[t] == stratum) of.token_of[count++] = static_cast<std::int32_t>(t);
   }
-  parallel_for(where, divide_up(count, strata_tokens), [&](std::int64_t item) {
+  parallel_for(context, divide_up(count, strata_tokens), [&](std::int64_t item) {
     std::int64_t const end = std::min(count, (item + 1) * strata_tokens);
     for (std::int64_t row = item * strata_tokens; row < end; ++row) {
       std::int64_t const t = of.token_of[row];
@@ -120,11 +120,11 @@ struct made_pass {
 
 /// Brings the rows of a pass back to their tokens, and each token to its next stratum.
 template <class Element>
-void finish_pass(made_pass<Element> const& pass, strata_shape const& of, cpu_context const& where,
+void finish_pass(made_pass<Element> const& pass, strata_shape const& of, cpu_context const& context,
                  strata_record<Element> const& to) {
   decisions const& decided = pass.decided;
   std::int64_t const rows = pass.rows.rows, hidden = of.hidden;
-  parallel_for(where, divide_up(rows, strata_tokens), [&](std::int64_t item) {
+  parallel_for(context, divide_up(rows, strata_tokens), [&](std::int64_t item) {
     std::int64_t const end = std::min(rows, (item + 1) * strata_tokens);
     for (std::int64_t row = item * strata_tokens; row < end; ++row) {
       std::int64_t const t = to.token_of[row];
@@ -155,9 +155,9 @@ void finish_pass(made_pass<Element> const& pass, strata_shape const& of, cpu_con
 /// Writes the output and what the caller wants to know. Nothing can fail from here on.
 template <class Element>
 void end_strata(strata_shape const& of, view<Element> const& output, std::uint8_t const* active, decisions const& asked,
-                std::uint8_t* passes, auxiliary_values* auxiliary, cpu_context const& where, strata_record<Element> const& from) {
+                std::uint8_t* passes, auxiliary_values* auxiliary, cpu_context const& context, strata_record<Element> const& from) {
   std::int64_t const tokens = output.rows, hidden = of.hidden;
-  parallel_for(where, divide_up(tokens, strata_tokens), [&](std::int64_t item) {
+  parallel_for(context, divide_up(tokens, strata_tokens), [&](std::int64_t item) {
     std::int64_t const end = std::min(tokens, (item + 1) * strata_tokens);
     for (std::int64_t t = item * strata_tokens; t < end; ++t) {
       Element* const y = output.row(t);

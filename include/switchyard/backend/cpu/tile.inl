@@ -102,13 +102,13 @@ struct stored<half> {
 /// The elements of a row or of a panel stand in the order in which loads of weights come: most two-byte elements as even and
 /// odd ones. `depth` is that of the whole row; what does not fill a vector at its end stays where it is.
 template <class Element>
-inline std::int64_t place_in_depth(std::int64_t k, std::int64_t depth) {
+inline std::int64_t depth_position(std::int64_t k, std::int64_t depth) {
   constexpr int parts = stored<Element>::parts, step = lanes * parts;
   if (stored<Element>::in_order || k >= depth / step * step) return k;
   return k / step * step + k % parts * lanes + k % step / parts;
 }
 
-/// to[place_in_depth(k)] = element k, as a float.
+/// to[depth_position(k)] = element k, as a float.
 template <class Element>
 SWITCHYARD_TILE_TARGET void widen_row(Element const* from, std::int64_t depth, float* to) {
   using source = stored<Element>;
@@ -145,10 +145,10 @@ inline int groups_of_rows(int row_count) { return (row_count + most_rows - 1) / 
 
 /// Where element k of row r stands in a group.
 template <class Element>
-inline std::int64_t place_in_group(std::int64_t k, int r, int rows, std::int64_t depth) {
+inline std::int64_t group_position(std::int64_t k, int r, int rows, std::int64_t depth) {
   constexpr int step = lanes * stored<Element>::parts;
   if (k >= depth / step * step) return k * rows + r;
-  std::int64_t const place = place_in_depth<Element>(k, depth);
+  std::int64_t const place = depth_position<Element>(k, depth);
   return (place / lanes * rows + r) * lanes + place % lanes;
 }
 
@@ -192,7 +192,7 @@ SWITCHYARD_TILE_TARGET void put_in_group(float const* values, int count, std::in
       }
     }
   }
-  for (; i < count; ++i) begin[place_in_group<Element>(first + i, r, group.rows, depth)] = values[i];
+  for (; i < count; ++i) begin[group_position<Element>(first + i, r, group.rows, depth)] = values[i];
 }
 
 /// Where weights are fetched from while others are multiplied: in each of some streams at `from`, a step for every `groups`
@@ -258,7 +258,7 @@ SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* con
 /// Features that are multiplied together stand far apart, so that memory is read in a few long streams, which the processor's
 /// own prefetcher follows best. `next` is what is multiplied after this.
 template <class Element, int Rows = most_rows>
-SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row_count, depth_piece const& piece,
+SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row_count, depth_slice const& piece,
                                                       feature_tile<weight_view<Element>> const& weights,
                                                       feature_tile<weight_view<Element>> const& next, float* to,
                                                       std::int64_t stride) {
@@ -348,12 +348,12 @@ SWITCHYARD_TILE_TARGET void group_rows_in_order(Element const* const* rows, int 
 /// As `multiply_rows_by_features`, of weights that are restored: some features and a piece of their depth at a time, which stay in the
 /// first-level cache.
 template <class Operand>
-SWITCHYARD_TILE_TARGET void multiply_rows_by_restored(float const* rows, int row_count, depth_piece const& piece,
+SWITCHYARD_TILE_TARGET void multiply_rows_by_restored(float const* rows, int row_count, depth_slice const& piece,
                                                       feature_tile<Operand> const& tile, feature_tile<Operand> const&,
                                                       float* to, std::int64_t stride) {
   constexpr int together = 8;
   alignas(64) float restored[together * panel_pitch];
-  float part[block_rows * together];
+  float part[item_rows * together];
   for (int begin = 0; begin < tile.features; begin += together) {
     int const count = tile.features - begin < together ? tile.features - begin : together;
     for (std::int64_t k = 0; k < piece.depth; k += panel_depth) {
@@ -378,10 +378,10 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_restored(float const* rows, int row
 inline constexpr int panel_width = 2 * lanes;
 inline constexpr int panel_features = SWITCHYARD_PANEL_FEATURES;
 /// Panels and tiles of features of one item: wide vectors leave less room on the stack.
-inline constexpr int block_panels = lanes < 16 ? 12 : 4, block_tiles = lanes < 16 ? 6 : 4;
-static_assert(block_panels * block_tiles * panel_features * panel_width + panel_features * panel_pitch <= item_floats);
+inline constexpr int item_panels = lanes < 16 ? 12 : 4, item_tiles = lanes < 16 ? 6 : 4;
+static_assert(item_panels * item_tiles * panel_features * panel_width + panel_features * panel_pitch <= item_floats);
 
-/// panel[place_in_depth(k) * width + i] = element k of row i, as a float; rows past the last are zero. `Order` is the type whose
+/// panel[depth_position(k) * width + i] = element k of row i, as a float; rows past the last are zero. `Order` is the type whose
 /// loads say where an element stands.
 template <class Element, class Order = Element>
 SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth,
@@ -390,7 +390,7 @@ SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count
   for (std::int64_t k = 0; k < depth; k += piece) {
     int const length = depth - k < piece ? static_cast<int>(depth - k) : piece;
     float* to[piece];
-    for (int j = 0; j < length; ++j) to[j] = panel + place_in_depth<Order>(k + j, depth) * width;
+    for (int j = 0; j < length; ++j) to[j] = panel + depth_position<Order>(k + j, depth) * width;
     for (int i = 0; i < row_count; ++i) {
       Element const* const from = rows[i] + k;
       for (int j = 0; j < length; ++j) to[j][i] = static_cast<float>(from[j]);
@@ -401,11 +401,11 @@ SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count
   }
 }
 
-/// panel[place_in_depth(k)] = what the rows of a panel have for element k.
+/// panel[depth_position(k)] = what the rows of a panel have for element k.
 template <class Element>
 SWITCHYARD_TILE_TARGET void put_values(float const* values, int width, std::int64_t k, std::int64_t depth,
                                        float* panel) {
-  float* const to = panel + place_in_depth<Element>(k, depth) * width;
+  float* const to = panel + depth_position<Element>(k, depth) * width;
   for (int i = 0; i < width; ++i) to[i] = values[i];
 }
 
@@ -424,7 +424,7 @@ SWITCHYARD_TILE_TARGET ready_weights widen_rows(feature_tile<weight_view<Element
       widen_row(row, depth, to);
     } else {
       for (int k = 0; k < depth; ++k) {
-        to[place_in_depth<Element>(k, depth)] = static_cast<float>(row[k * tile.column_stride]);
+        to[depth_position<Element>(k, depth)] = static_cast<float>(row[k * tile.column_stride]);
       }
     }
   }

@@ -121,15 +121,15 @@ __global__ void __launch_bounds__(clustering_threads) order_by_cluster(clusterin
       }
     }
   }
-  std::int32_t place = scan_block<clustering_threads>(below).all;
-  if (thread == 0) args.offsets[cluster] = place;
+  std::int32_t next = scan_block<clustering_threads>(below).all;
+  if (thread == 0) args.offsets[cluster] = next;
   for (std::int64_t begin = 0; begin < tokens; begin += clustering_threads) {
     bool const here = label_of(begin + thread) == cluster;
     scanned const scan = scan_block<clustering_threads>(here);
-    if (here) args.order[place + scan.before] = static_cast<std::int32_t>(begin + thread);
-    place += scan.all;
+    if (here) args.order[next + scan.before] = static_cast<std::int32_t>(begin + thread);
+    next += scan.all;
   }
-  if (thread == 0 && cluster == experts - 1) args.offsets[experts] = place;
+  if (thread == 0 && cluster == experts - 1) args.offsets[experts] = next;
   if (args.counts_empty) {
     if (cluster == 0) {
       __shared__ std::int32_t of_warps[clustering_warps];

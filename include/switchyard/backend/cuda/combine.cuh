@@ -128,15 +128,15 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
 #pragma unroll
     for (int k = 0; k < top_k; ++k) {
       if (rows[k] >= 0) {
-        read_row(args.results.outer, rows[k]);
+        read_row(args.results.rows, rows[k]);
         add(weights[k]);
       } else if (OnDrop == dropped::weighted_input && (lost_pairs[k / 32] >> k % 32 & 1u) != 0) {
 #pragma unroll
         for (int i = 0; i < width; ++i) sum[i] += weights[k] * token_values[i];
       }
     }
-    if (args.results.shared_outer != nullptr && active) {
-      read_row(args.results.shared_outer, token);
+    if (args.results.shared_rows != nullptr && active) {
+      read_row(args.results.shared_rows, token);
       add(shared_weight);
     }
     if (whole) {

@@ -46,8 +46,8 @@ struct schedule_step<router::one_pass, Products> {
           of_plan({.experts = Layer::dims.experts,
                    .top_k = Layer::dims.top_k,
                    .capacity = Layer::capacity_traits,
-                   .piece_tokens = routing<Layer>::template piece_tokens<Layer>(tokens),
-                   .least_piece_tokens = routing<Layer>::least_piece_tokens},
+                   .block_tokens = routing<Layer>::template block_tokens<Layer>(tokens),
+                   .least_block_tokens = routing<Layer>::least_block_tokens},
                   from, tokens),
           of_experts(from, tokens) {}
   };

@@ -79,7 +79,7 @@ struct product_weights {
 template <class Element>
 struct product_weights<weight_view<Element>> {
   weight_view<Element> view;
-  access how;
+  access reading;
 };
 
 /// One set of experts: the routed ones, or the shared one, which has no features where there is none. This is what does not depend on
@@ -89,7 +89,7 @@ struct side_rows {
   int depth, features;
   Element const* rows;  ///< left factor, [rows, depth]
   std::int64_t row_stride;
-  access how;
+  access reading;
   bias_view<Element> gate_bias, bias;  ///< null data: none
   void* result;                        ///< [rows, features] of the problem's results
   std::int64_t result_stride;          ///< a multiple of 16 bytes
@@ -239,8 +239,8 @@ class operand_lines {
 
   /// The same from rows with any strides: neighbouring threads take what is closer together.
   template <class At>
-  __device__ static void load(char* to, At const& at, std::int64_t column_stride, access how, int first, int depth) {
-    bool const along_rows = how == access::along_rows;
+  __device__ static void load(char* to, At const& at, std::int64_t column_stride, access reading, int first, int depth) {
+    bool const along_rows = reading == access::along_rows;
     for (int c = static_cast<int>(threadIdx.x); c < Lines * chunks; c += Threads) {
       int const row = along_rows ? c % Lines : c / chunks, line_chunk = along_rows ? c / Lines : c % chunks;
       int const begin = first + line_chunk * size;
@@ -277,20 +277,20 @@ struct routed_tile {
   std::int64_t number;  ///< among the tiles of its expert
 };
 
-/// The tile at a place in the list of all tiles, expert after expert. Only the rows of the experts are known: every block
+/// The tile at an index in the list of all tiles, expert after expert. Only the rows of the experts are known: every block
 /// counts tiles for itself, which takes less time than a list in memory would. Called by all threads.
 template <int Threads>
 __device__ routed_tile find_tile(std::int32_t const* offsets, int experts, int tile_rows, int column_tiles,
-                                 std::int64_t place) {
+                                 std::int64_t index) {
   __shared__ routed_tile found;
   if (threadIdx.x == 0) found = {-1, 0};
   std::int64_t before = 0;
-  for (int begin = 0; begin < experts && before <= place; begin += Threads) {
+  for (int begin = 0; begin < experts && before <= index; begin += Threads) {
     int const e = begin + static_cast<int>(threadIdx.x);
     std::int32_t const tiles =
         e < experts ? static_cast<std::int32_t>(divide_up(offsets[e + 1] - offsets[e], tile_rows)) * column_tiles : 0;
     scanned const scan = scan_block<Threads>(tiles);
-    std::int64_t const number = place - before - scan.before;
+    std::int64_t const number = index - before - scan.before;
     if (number >= 0 && number < tiles) found = {e, number};
     before += scan.all;
   }
@@ -357,10 +357,10 @@ class stage_filler {
     char* const gate = stage + Layout::tile.rows * line_bytes;
     char* const weight = gate + (Gated ? Layout::features * line_bytes : 0);
     int const first = step * line;
-    if (side_.how == access::by_chunks) {
+    if (side_.reading == access::by_chunks) {
       left_.enqueue(stage, first, side_.depth);
     } else {
-      left_.load(stage, [this](int r) { return left_row(r); }, 1, side_.how, first, side_.depth);
+      left_.load(stage, [this](int r) { return left_row(r); }, 1, side_.reading, first, side_.depth);
     }
     fill_right(weight, weight_, side_.weight, first);
     if constexpr (Gated) fill_right(gate, gate_, side_.gate, first);
@@ -389,10 +389,10 @@ class stage_filler {
   }
   __device__ void fill_right(char* to, right_lines const& lines, product_weights<Operand> const& weights, int first) const {
     if constexpr (Operand::in_place) {
-      if (weights.how == access::by_chunks) {
+      if (weights.reading == access::by_chunks) {
         lines.enqueue(to, first, side_.depth);
       } else {
-        lines.load(to, rows_of(weights), weights.view.column_stride, weights.how, first, side_.depth);
+        lines.load(to, rows_of(weights), weights.view.column_stride, weights.reading, first, side_.depth);
       }
     } else {
       lines.restore(to, weights.operand, tile_.expert, tile_.first_feature, side_.features - tile_.first_feature, first,

@@ -15,7 +15,7 @@
 /// Step 2 of `backend::cuda`: from routes to the rows of each expert, the same ones as `dispatch::make_plan`'s.
 ///
 /// Routing has left a set of pairs for every expert. A block walks through the set of its expert, a word per thread: the
-/// number of bits before a bit is the place of its pair. So nothing is sorted (but by queue::priority), nothing is read
+/// number of bits before a bit is the rank of its pair. So nothing is sorted (but by queue::priority), nothing is read
 /// for every expert again, nothing but bits is changed atomically, and the host reads nothing.
 namespace switchyard::cuda {
 
@@ -34,8 +34,8 @@ struct plan_args {
   std::uint8_t const* active;     ///< padding that capacity does not count; null: every token counts
   pair_sets chosen;               ///< pairs that chose each expert
   pair_sets kept;                 ///< of them, those that it takes: `chosen` itself without drops
-  pair_sets sorted;               ///< queue::priority: `chosen` by descending priority, a pair being (place, choice)
-  std::int32_t const* below;      ///< [experts, pieces of kept]: pairs of each piece that chose a lower expert
+  pair_sets sorted;               ///< queue::priority: `chosen` by descending priority, a pair being (rank, choice)
+  std::int32_t const* below;      ///< [experts, token_blocks of kept]: pairs of each token block that chose a lower expert
   std::int32_t* rows;             ///< [experts, groups]: rows of each expert from each group; null without drops
   std::int32_t const* choices;    ///< [tokens, top_k]: experts, -1 where a pair goes nowhere
   float const* routed_weights;    ///< [tokens, top_k] as the router made them
@@ -69,7 +69,7 @@ __device__ inline std::int32_t size_of(std::uint32_t const* set, std::int64_t wo
 template <int Threads>
 __global__ void __launch_bounds__(Threads, 2) order_tokens(plan_args const args) {
   constexpr int digits = 256;
-  __shared__ std::int32_t next[plan_warps][digits];  // how many, then the place of the next one
+  __shared__ std::int32_t next[plan_warps][digits];  // how many, then the rank of the next one
   __shared__ std::int32_t digit_begin[digits];
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   std::int64_t const begin = blockIdx.x * args.group_size, tokens = tokens_at_hand(args.tokens, args.pass);
@@ -77,22 +77,22 @@ __global__ void __launch_bounds__(Threads, 2) order_tokens(plan_args const args)
   std::int64_t const share = divide_up(divide_up(size, 32), plan_warps) * 32;
   std::int64_t const first = warp * share, end = first + share < size ? first + share : size;
 
-  for (int pass = 0; pass < 4; ++pass) {
-    std::int32_t const* const from = (pass % 2 == 0 ? args.order : args.scratch) + begin;
-    std::int32_t* const to = (pass % 2 == 0 ? args.scratch : args.order) + begin;
-    auto const token_at = [&](std::int64_t place) {
-      return pass == 0 ? static_cast<std::int32_t>(begin + place) : from[place];
+  for (int digit = 0; digit < 4; ++digit) {
+    std::int32_t const* const from = (digit % 2 == 0 ? args.order : args.scratch) + begin;
+    std::int32_t* const to = (digit % 2 == 0 ? args.scratch : args.order) + begin;
+    auto const token_at = [&](std::int64_t rank) {
+      return digit == 0 ? static_cast<std::int32_t>(begin + rank) : from[rank];
     };
     auto const digit_of = [&](std::int32_t token) {
       // Bits that ascend as floats do, turned round; minus zero is zero.
       std::uint32_t const bits = __float_as_uint(args.priority[token] + 0.0f);
       std::uint32_t const ascending = bits ^ ((bits >> 31) != 0 ? 0xffffffffu : 0x80000000u);
-      return static_cast<int>(~ascending >> (8 * pass) & 0xffu);
+      return static_cast<int>(~ascending >> (8 * digit) & 0xffu);
     };
     for (int d = lane; d < digits; d += 32) next[warp][d] = 0;
     __syncwarp();
-    for (std::int64_t place = first + lane; place < end; place += 32) {
-      atomicAdd(&next[warp][digit_of(token_at(place))], 1);
+    for (std::int64_t rank = first + lane; rank < end; rank += 32) {
+      atomicAdd(&next[warp][digit_of(token_at(rank))], 1);
     }
     __syncthreads();
     if (thread < digits) {
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(Threads, 2) order_tokens(plan_args const args)
       digit_begin[thread] = count;
     }
     __syncthreads();
-    if (warp == 0) {  // counts of digits to the places where they begin
+    if (warp == 0) {  // counts of digits to the ranks where they begin
       std::int32_t sum = 0;
       for (int d = 0; d < digits; d += 32) {
         std::int32_t const count = digit_begin[d + lane];
@@ -124,21 +124,21 @@ __global__ void __launch_bounds__(Threads, 2) order_tokens(plan_args const args)
       std::int32_t const token = has ? token_at(line + lane) : 0;
       int const digit = has ? digit_of(token) : digits;
       unsigned const alike = __match_any_sync(~0u, digit);
-      std::int32_t const place = has ? digit_begin[digit] + next[warp][digit] + __popc(alike & ((1u << lane) - 1)) : 0;
+      std::int32_t const rank = has ? digit_begin[digit] + next[warp][digit] + __popc(alike & ((1u << lane) - 1)) : 0;
       __syncwarp();  // all have read
       if (has && (alike >> lane) == 1u) next[warp][digit] += __popc(alike);
       __syncwarp();
-      if (has) to[place] = token;
+      if (has) to[rank] = token;
     }
     __syncthreads();
   }
   int const top_k = args.top_k;
-  for (std::int64_t place = begin + thread; place < begin + size; place += plan_threads) {
-    std::int64_t const token = args.order[place];
+  for (std::int64_t rank = begin + thread; rank < begin + size; rank += plan_threads) {
+    std::int64_t const token = args.order[rank];
     for (int k = 0; k < top_k; ++k) {
       std::int32_t const expert = args.choices[token * top_k + k];
       if (expert < 0) continue;
-      pair_sets::place const sorted = args.sorted.place_of(place * top_k + k);
+      pair_sets::bit_position const sorted = args.sorted.bit_of(rank * top_k + k);
       atomicOr(args.sorted.of(expert) + sorted.word, 1u << sorted.bit);
     }
   }
@@ -186,8 +186,8 @@ __global__ void __launch_bounds__(Threads, 2) queue_pairs(plan_args const args) 
         for (int bit = static_cast<int>((k + top_k - at % top_k) % top_k); bit < 32; bit += top_k) turn |= 1u << bit;
         bits &= turn;
       }
-      scanned const place = scan_block<plan_threads>(__popc(bits));
-      std::int64_t mine = number + place.before;
+      scanned const scan = scan_block<plan_threads>(__popc(bits));
+      std::int64_t mine = number + scan.before;
       for (; bits != 0; bits &= bits - 1, ++mine) {
         if (mine < slots) continue;
         std::int64_t pair = at + __ffs(static_cast<int>(bits)) - 1;
@@ -195,10 +195,10 @@ __global__ void __launch_bounds__(Threads, 2) queue_pairs(plan_args const args) 
         args.dropped[pair] = 1;
         args.plan.row_of[pair] = -1;
         // Groups may share a word.
-        pair_sets::place const kept = args.kept.place_of(pair);
+        pair_sets::bit_position const kept = args.kept.bit_of(pair);
         atomicAnd(args.kept.of(expert) + kept.word, ~(1u << kept.bit));
       }
-      number += place.all;
+      number += scan.all;
     }
   }
   if (threadIdx.x == 0) {
@@ -214,25 +214,25 @@ __global__ void __launch_bounds__(Threads, 2) assign_rows(plan_args const args) 
   std::int32_t const expert = static_cast<std::int32_t>(blockIdx.x);
   int const thread = static_cast<int>(threadIdx.x);
   std::int64_t const tokens = tokens_at_hand(args.tokens, args.pass);
-  std::int64_t const pieces = divide_up(tokens * top_k, args.kept.piece_pairs);  // of the pass
-  std::int64_t const words = pieces * args.kept.piece_words();
+  std::int64_t const token_blocks = divide_up(tokens * top_k, args.kept.block_pairs);  // of the pass
+  std::int64_t const words = token_blocks * args.kept.block_words();
   std::uint32_t const* const kept = args.kept.of(expert);
 
   std::int32_t const first_row =
-      drops ? sum_of(args.rows, expert * args.groups) : sum_of(args.below + expert * args.kept.pieces, pieces);
+      drops ? sum_of(args.rows, expert * args.groups) : sum_of(args.below + expert * args.kept.token_blocks, token_blocks);
   std::int32_t row = first_row;
   for (std::int64_t begin = 0; begin < words; begin += plan_threads) {
     std::int64_t const word = begin + thread;
     std::uint32_t bits = word < words ? kept[word] : 0;
-    scanned const place = scan_block<plan_threads>(__popc(bits));
-    std::int32_t mine = row + place.before;
+    scanned const scan = scan_block<plan_threads>(__popc(bits));
+    std::int32_t mine = row + scan.before;
     std::int32_t const pair = static_cast<std::int32_t>(args.kept.first_pair(word));
     for (; bits != 0; bits &= bits - 1, ++mine) {
       std::int32_t const here = pair + __ffs(static_cast<int>(bits)) - 1;
       args.plan.pair_of[mine] = here;
       args.plan.row_of[here] = mine;
     }
-    row += place.all;
+    row += scan.all;
   }
   if (thread == 0) {
     if (expert == 0 && args.any_exponent != nullptr) *args.any_exponent = 0;

@@ -24,9 +24,9 @@ namespace switchyard::cuda {
 template <class Layer>
 using operand_of = decltype(as_operand(std::declval<typename Layer::weights const&>().up_proj));
 template <class Layer>
-using first_product = product_in<operand_of<Layer>, typename Layer::expert::activation, Layer::expert_traits.gated>;
+using in_product = product_in<operand_of<Layer>, typename Layer::expert::activation, Layer::expert_traits.gated>;
 template <class Layer>
-using second_product = product_out<operand_of<Layer>>;
+using out_product = product_out<operand_of<Layer>>;
 
 /// A matrix, and how it is read.
 template <class T>
@@ -62,11 +62,11 @@ void enqueue_product(launch_queue const& queue, char const* what, product_args<t
 }
 
 /// Both products with one tile.
-template <class First, class Second, class Tile>
-void enqueue_products(launch_queue const& queue, product_args<typename First::operand> const& first,
-                      product_args<typename First::operand> const& second) {
-  enqueue_product<First, Tile>(queue, "product (in)", first);
-  enqueue_product<Second, Tile>(queue, "product (out)", second);
+template <class In, class Out, class Tile>
+void enqueue_products(launch_queue const& queue, product_args<typename In::operand> const& in,
+                      product_args<typename In::operand> const& out) {
+  enqueue_product<In, Tile>(queue, "product (in)", in);
+  enqueue_product<Out, Tile>(queue, "product (out)", out);
 }
 
 /// The products of `backend::cuda`.
@@ -76,50 +76,50 @@ struct portable_products {
   /// are spread about the average, and weights are read twice where they are more than a tile has.
   static constexpr int few = few_rows::tile.rows / 2, some = 48;
 
-  template <class First, class Second>
-  static void enqueue(launch_queue const& queue, std::int64_t rows, product_args<typename First::operand> const& first,
-                      product_args<typename First::operand> const& second) {
+  template <class In, class Out>
+  static void enqueue(launch_queue const& queue, std::int64_t rows, product_args<typename In::operand> const& in,
+                      product_args<typename In::operand> const& out) {
     if (rows <= few) {
-      enqueue_products<First, Second, few_rows>(queue, first, second);
+      enqueue_products<In, Out, few_rows>(queue, in, out);
     } else if (rows <= some) {
-      enqueue_products<First, Second, some_rows>(queue, first, second);
+      enqueue_products<In, Out, some_rows>(queue, in, out);
     } else {
-      enqueue_products<First, Second, many_rows>(queue, first, second);
+      enqueue_products<In, Out, many_rows>(queue, in, out);
     }
   }
 
   template <class Layer>
-  static void enqueue(launch_queue const& queue, product_args<operand_of<Layer>> const& first,
-                      product_args<operand_of<Layer>> const& second) {
-    enqueue<first_product<Layer>, second_product<Layer>>(queue, rows_per_expert<Layer>(first.tokens), first, second);
+  static void enqueue(launch_queue const& queue, product_args<operand_of<Layer>> const& in,
+                      product_args<operand_of<Layer>> const& out) {
+    enqueue<in_product<Layer>, out_product<Layer>>(queue, rows_per_expert<Layer>(in.tokens), in, out);
   }
 };
 
 /// The arguments of both products.
 template <class Operand>
 struct both_products {
-  product_args<Operand> first, second;
+  product_args<Operand> in, out;
 };
 
 /// The experts of feed-forward blocks: both products, over the rows of the plan. `Products` has them, as
-/// `enqueue<Layer>(queue, first, second)`.
+/// `enqueue<Layer>(queue, in, out)`.
 template <class Products>
 struct experts_step<expert::two_products, Products> {
   /// Temporaries depend on the element and sizes alone.
   template <class Element>
   struct rows_memory {
-    std::int64_t inner_stride, outer_stride, shared_inner_stride;
-    Element *inner, *shared_inner = nullptr;              // [rows, inner_stride], [tokens, shared_inner_stride]
-    summed_row<Element>*outer, *shared_outer = nullptr;   // [rows, outer_stride], [tokens, outer_stride]
-    row_exponents exponents = {}, shared_exponents = {};  // of `inner` and `shared_inner`
+    std::int64_t activated_stride, results_stride, shared_activated_stride;
+    Element *activated, *shared_activated = nullptr;              // [rows, activated_stride], [tokens, shared_activated_stride]
+    summed_row<Element>*results, *shared_results = nullptr;   // [rows, results_stride], [tokens, results_stride]
+    row_exponents exponents = {}, shared_exponents = {};  // of `activated` and `shared_activated`
 
     constexpr rows_memory(shape const& dims, int shared_intermediate, carver& from, std::int64_t tokens)
-        : inner_stride(padded<Element>(dims.intermediate)),
-          outer_stride(padded<Element>(dims.hidden)),
-          shared_inner_stride(padded<Element>(shared_intermediate)) {
+        : activated_stride(padded<Element>(dims.intermediate)),
+          results_stride(padded<Element>(dims.hidden)),
+          shared_activated_stride(padded<Element>(shared_intermediate)) {
       std::int64_t const pairs = tokens * dims.top_k;
-      inner = from.take<Element>(pairs * inner_stride);
-      outer = from.take<summed_row<Element>>(pairs * outer_stride);
+      activated = from.take<Element>(pairs * activated_stride);
+      results = from.take<summed_row<Element>>(pairs * results_stride);
       auto const take_exponents = [&](std::int64_t count, int features) {
         int const each = exponents_of_row(features);
         return row_exponents{from.take<std::uint8_t>(count * each), exponents.any, each, count};
@@ -129,8 +129,8 @@ struct experts_step<expert::two_products, Products> {
         exponents = take_exponents(pairs, dims.intermediate);
       }
       if (shared_intermediate > 0) {
-        shared_inner = from.take<Element>(tokens * shared_inner_stride);
-        shared_outer = from.take<summed_row<Element>>(tokens * outer_stride);
+        shared_activated = from.take<Element>(tokens * shared_activated_stride);
+        shared_results = from.take<summed_row<Element>>(tokens * results_stride);
         if constexpr (std::is_same_v<Element, half>) shared_exponents = take_exponents(tokens, shared_intermediate);
       }
     }
@@ -143,7 +143,7 @@ struct experts_step<expert::two_products, Products> {
     /// What the plan clears for the products: 0 where no row has an exponent; null: it has nothing to clear.
     std::int32_t* to_clear() const { return this->exponents.any; }
     /// Not needed any more after the products, at least 16 bytes per token.
-    double* spare() const { return reinterpret_cast<double*>(this->inner); }
+    double* spare() const { return reinterpret_cast<double*>(this->activated); }
   };
 
   /// `tokens` are what the experts see.
@@ -153,11 +153,11 @@ struct experts_step<expert::two_products, Products> {
                                                          plan_memory const& plan, memory<Layer> const& m) {
     constexpr expert_traits traits = Layer::expert_traits;
     auto const products = products_of<Layer>(args, tokens, plan, m);
-    Products::template enqueue<Layer>(queue, products.first, products.second);
+    Products::template enqueue<Layer>(queue, products.in, products.out);
     expert_results<typename Layer::element> results{
-        .outer = m.outer,
-        .shared_outer = m.shared_outer,
-        .stride = m.outer_stride,
+        .rows = m.results,
+        .shared_rows = m.shared_results,
+        .stride = m.results_stride,
         .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
     if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
     return results;
@@ -174,33 +174,33 @@ struct experts_step<expert::two_products, Products> {
                   "switchyard: the operands of an expert's two projections are of different types. Give both one type that has both "
                   "formats.");
     both_products<operand_of<Layer>> result{};
-    auto& [first, second] = result;
-    frame<Layer>(first, tokens, plan);
-    frame<Layer>(second, tokens, plan);
-    if constexpr (Layer::router_traits.weighs_input) first.weights = plan.weights;
-    set_rows(first.routed, Layer::dims.hidden, Layer::dims.intermediate, tokens.data, tokens.row_stride, m.inner,
-             m.inner_stride, m.exponents);
-    first.routed.how = is_aligned(tokens) ? access::by_chunks : access::along_columns;
-    first.routed.weight = weights_of(as_operand(w.up_proj));
-    if constexpr (traits.gated) first.routed.gate = weights_of(as_operand(w.gate_proj));
-    set_rows(second.routed, Layer::dims.intermediate, Layer::dims.hidden, m.inner, m.inner_stride, m.outer, m.outer_stride,
+    auto& [in, out] = result;
+    frame<Layer>(in, tokens, plan);
+    frame<Layer>(out, tokens, plan);
+    if constexpr (Layer::router_traits.weighs_input) in.weights = plan.weights;
+    set_rows(in.routed, Layer::dims.hidden, Layer::dims.intermediate, tokens.data, tokens.row_stride, m.activated,
+             m.activated_stride, m.exponents);
+    in.routed.reading = is_aligned(tokens) ? access::by_chunks : access::along_columns;
+    in.routed.weight = weights_of(as_operand(w.up_proj));
+    if constexpr (traits.gated) in.routed.gate = weights_of(as_operand(w.gate_proj));
+    set_rows(out.routed, Layer::dims.intermediate, Layer::dims.hidden, m.activated, m.activated_stride, m.results, m.results_stride,
              m.exponents);
-    second.routed.weight = weights_of(as_operand(w.down_proj));
+    out.routed.weight = weights_of(as_operand(w.down_proj));
     if constexpr (traits.bias) {
-      if constexpr (traits.gated) first.routed.gate_bias = as_operand(w.bias.gate);
-      first.routed.bias = as_operand(w.bias.up);
-      second.routed.bias = as_operand(w.bias.down);
+      if constexpr (traits.gated) in.routed.gate_bias = as_operand(w.bias.gate);
+      in.routed.bias = as_operand(w.bias.up);
+      out.routed.bias = as_operand(w.bias.down);
     }
     if constexpr (traits.shared_intermediate > 0) {
-      set_rows(first.shared, Layer::dims.hidden, traits.shared_intermediate, tokens.data, tokens.row_stride,
-               m.shared_inner, m.shared_inner_stride, m.shared_exponents);
-      first.shared.how = first.routed.how;
-      first.shared.weight = weights_of(as_operand(w.shared.up_proj));
-      if constexpr (traits.gated) first.shared.gate = weights_of(as_operand(w.shared.gate_proj));
-      set_rows(second.shared, traits.shared_intermediate, Layer::dims.hidden,
-               m.shared_inner, m.shared_inner_stride, m.shared_outer, m.outer_stride,
+      set_rows(in.shared, Layer::dims.hidden, traits.shared_intermediate, tokens.data, tokens.row_stride,
+               m.shared_activated, m.shared_activated_stride, m.shared_exponents);
+      in.shared.reading = in.routed.reading;
+      in.shared.weight = weights_of(as_operand(w.shared.up_proj));
+      if constexpr (traits.gated) in.shared.gate = weights_of(as_operand(w.shared.gate_proj));
+      set_rows(out.shared, traits.shared_intermediate, Layer::dims.hidden,
+               m.shared_activated, m.shared_activated_stride, m.shared_results, m.results_stride,
                m.shared_exponents);
-      second.shared.weight = weights_of(as_operand(w.shared.down_proj));
+      out.shared.weight = weights_of(as_operand(w.shared.down_proj));
     }
     return result;
   }
@@ -222,7 +222,7 @@ struct experts_step<expert::two_products, Products> {
     to.features = features;
     to.rows = rows;
     to.row_stride = row_stride;
-    to.how = access::by_chunks;
+    to.reading = access::by_chunks;
     to.result = result;
     to.result_stride = result_stride;
     to.exponents = exponents;

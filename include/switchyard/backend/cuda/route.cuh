@@ -28,9 +28,9 @@ struct route_results {
   std::int32_t* experts;   ///< [tokens, top_k]
   float* weights;          ///< [tokens, top_k]
   float* priority;         ///< [tokens], null: nobody asks
-  pair_sets chosen;        ///< a block has a piece
+  pair_sets chosen;        ///< a block has a token block
   pair_sets kept, sorted;  ///< the same and empty, for a plan that changes them; null: nobody asks
-  std::int32_t* below;     ///< [experts, pieces]: pairs of the piece that chose a lower expert; or null
+  std::int32_t* below;     ///< [experts, token_blocks]: pairs of the token block that chose a lower expert; or null
   std::int32_t* row_of;    ///< [tokens, top_k]: -1 where a pair goes nowhere
   std::uint8_t* dropped;   ///< [tokens, top_k]: zeros, null: nobody asks
 };
@@ -57,35 +57,35 @@ struct route_args {
   route_results results;
 };
 
-/// The sets of one piece while its block collects them in shared memory.
+/// The sets of one token block while its block collects them in shared memory.
 template <int Threads>
-struct piece_sets {
-  std::uint32_t* words;  ///< [experts, piece_words]
-  int piece_words;
+struct token_block_sets {
+  std::uint32_t* words;  ///< [experts, block_words]
+  int block_words;
 
-  static constexpr int bytes(int experts, int piece_pairs) { return experts * ((piece_pairs + 31) / 32) * 4; }
+  static constexpr int bytes(int experts, int block_pairs) { return experts * ((block_pairs + 31) / 32) * 4; }
 
   __device__ void clear(int experts) const {
-    for (int i = static_cast<int>(threadIdx.x); i < experts * piece_words; i += Threads) words[i] = 0;
+    for (int i = static_cast<int>(threadIdx.x); i < experts * block_words; i += Threads) words[i] = 0;
   }
 
-  /// Says where a pair goes, by its number in the piece; an expert of -1 is nowhere.
+  /// Says where a pair goes, by its number in the token block; an expert of -1 is nowhere.
   __device__ void add(int expert, int number, std::int64_t pair, route_results const& results) const {
     results.experts[pair] = expert;
     if (expert >= 0) {
-      atomicOr(words + expert * piece_words + number / 32, 1u << number % 32);
+      atomicOr(words + expert * block_words + number / 32, 1u << number % 32);
     } else {
       results.row_of[pair] = -1;
     }
     if (results.dropped != nullptr) results.dropped[pair] = 0;
   }
 
-  /// Writes the piece of this block, when all have added theirs.
+  /// Writes the token block of this block, when all have added theirs.
   __device__ void write(int experts, route_results const& results) const {
     int const thread = static_cast<int>(threadIdx.x);
-    std::int64_t const stride = results.chosen.words_per_expert(), first = std::int64_t{blockIdx.x} * piece_words;
-    for (int i = thread; i < experts * piece_words; i += Threads) {
-      std::int64_t const at = i / piece_words * stride + first + i % piece_words;
+    std::int64_t const stride = results.chosen.words_per_expert(), first = std::int64_t{blockIdx.x} * block_words;
+    for (int i = thread; i < experts * block_words; i += Threads) {
+      std::int64_t const at = i / block_words * stride + first + i % block_words;
       results.chosen.words[at] = words[i];
       if (results.kept.words != nullptr) results.kept.words[at] = words[i];
       if (results.sorted.words != nullptr) results.sorted.words[at] = 0;
@@ -95,10 +95,10 @@ struct piece_sets {
     for (int begin = 0; begin < experts; begin += Threads) {
       int const e = begin + thread;
       std::int32_t count = 0;
-      for (int w = 0; e < experts && w < piece_words; ++w) count += __popc(words[e * piece_words + w]);
-      scanned const place = scan_block<Threads>(count);
-      if (e < experts) results.below[e * results.chosen.pieces + blockIdx.x] = below + place.before;
-      below += place.all;
+      for (int w = 0; e < experts && w < block_words; ++w) count += __popc(words[e * block_words + w]);
+      scanned const scan = scan_block<Threads>(count);
+      if (e < experts) results.below[e * results.chosen.token_blocks + blockIdx.x] = below + scan.before;
+      below += scan.all;
     }
   }
 };
@@ -115,8 +115,8 @@ template <class Layer>
 using layer_routing =
     routing_of<typename Layer::element, typename Layer::router, Layer::dims.experts, Layer::dims.top_k>;
 
-/// How a block of `route_tokens` is cut. Sixteen tokens, or a multiple of them, meet all experts, `pass` experts at a time;
-/// warps share the experts of a pass, and the depth of the product where there are few experts.
+/// How a block of `route_tokens` is cut. Sixteen tokens, or a multiple of them, meet all experts, `sweep` experts at a time;
+/// warps share the experts of a sweep, and the depth of the product where there are few experts.
 template <class Routing, int TokenBlocks>
 struct route_tile {
   using element = typename Routing::element;
@@ -128,21 +128,21 @@ struct route_tile {
   static constexpr int expert_warps = most <= 128 ? 2 : most <= 256 ? 4 : 8;
   static constexpr int depth_warps = warps / expert_warps;
   static constexpr int blocks = static_cast<int>(divide_up(most, 8 * expert_warps));  // of 8 experts, per warp
-  static constexpr int pass = blocks * 8 * expert_warps;
+  static constexpr int sweep = blocks * 8 * expert_warps;
 
   static constexpr int token_chunks = depth * static_cast<int>(sizeof(element)) / chunk_bytes;  // of a line
   static constexpr int weight_chunks = depth * 4 / chunk_bytes;
-  static constexpr int weight_copies = static_cast<int>(divide_up(pass * weight_chunks, threads));
+  static constexpr int weight_copies = static_cast<int>(divide_up(sweep * weight_chunks, threads));
   static constexpr bool scales = Routing::scales;
   static constexpr int token_tile = tokens * token_chunks * chunk_bytes;
   static constexpr int scale_tile = scales ? tokens * weight_chunks * chunk_bytes : 0;  // a line of floats per token
   static constexpr int stage_bytes = token_tile + scale_tile + weight_copies * threads * chunk_bytes;
   static constexpr int wanted_stages = 64 * 1024 / stage_bytes;
   static constexpr int stages = wanted_stages < 2 ? 2 : wanted_stages > 4 ? 4 : wanted_stages;
-  static constexpr int partial_pitch = pass + 8;  // floats; shifts rows by 8 banks
+  static constexpr int partial_pitch = sweep + 8;  // floats; shifts rows by 8 banks
   static constexpr int partial_bytes = depth_warps * tokens * partial_pitch * 4;
-  static constexpr int piece_pairs = tokens * Routing::top_k;
-  static constexpr int set_bytes = piece_sets<threads>::bytes(experts, piece_pairs);
+  static constexpr int block_pairs = tokens * Routing::top_k;
+  static constexpr int set_bytes = token_block_sets<threads>::bytes(experts, block_pairs);
   static constexpr int largest(int a, int b) { return a > b ? a : b; }
   // The stages make room for the sums of the warps, and those for the sets of pairs.
   static constexpr int work_bytes = largest(stages * stage_bytes, largest(partial_bytes, (set_bytes + 15) / 16 * 16));
@@ -228,13 +228,13 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
   constexpr int rows_apart = tile::threads / tile::weight_chunks;
   int const weight_row = thread / tile::weight_chunks, weight_chunk = thread % tile::weight_chunks;
   int const weight_at = tile::token_tile + tile::scale_tile + swizzled_line<4>(weight_row, weight_chunk);
-  bool const copies_weight = tile::weight_copies > 1 || weight_row < tile::pass;
+  bool const copies_weight = tile::weight_copies > 1 || weight_row < tile::sweep;
 
-  for (int first_expert = 0; first_expert < experts; first_expert += tile::pass) {
+  for (int first_expert = 0; first_expert < experts; first_expert += tile::sweep) {
     row_copies<float, tile::weight_copies> weight_copies;
     for (int i = 0; i < tile::weight_copies; ++i) {
       int const row = weight_row + i * rows_apart, e = first_expert + row;
-      weight_copies.set(i, row < tile::pass && e < experts ? args.router.weight + std::int64_t{e} * hidden : nullptr,
+      weight_copies.set(i, row < tile::sweep && e < experts ? args.router.weight + std::int64_t{e} * hidden : nullptr,
                         weight_chunk * float_chunk, args.router.weight);
     }
     auto const load_stage = [&](int step) {
@@ -330,7 +330,7 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
 
     wait_for_copies<0>();
     __syncthreads();                                          // stages make room for the sums
-    float* const partial = reinterpret_cast<float*>(memory);  // [depth warps, tokens, experts of this pass]
+    float* const partial = reinterpret_cast<float*>(memory);  // [depth warps, tokens, experts of this sweep]
 #pragma unroll
     for (int i = 0; i < TokenBlocks; ++i) {
 #pragma unroll
@@ -342,7 +342,7 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
       }
     }
     __syncthreads();
-    int const count = experts - first_expert < tile::pass ? experts - first_expert : tile::pass;
+    int const count = experts - first_expert < tile::sweep ? experts - first_expert : tile::sweep;
     for (int i = thread; i < tokens * count; i += tile::threads) {
       int const token = i / count, e = i % count;
       float sum = 0.0f;
@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
     __syncthreads();
   }
 
-  piece_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), args.results.chosen.piece_words()};
+  token_block_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), args.results.chosen.block_words()};
   sets.clear(experts);
   __syncthreads();
   using share = per_expert<experts, warp_lanes>;
@@ -400,11 +400,11 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
   sets.write(experts, args.results);
 }
 
-/// How `take_pairs` is cut: a block takes over the routes of a piece of the tokens, a thread per pair.
+/// How `take_pairs` is cut: a block takes over the routes of a token block of the tokens, a thread per pair.
 struct take_pairs_tile {
   static constexpr int threads = 128, tokens = 32;
   static constexpr std::size_t shared_bytes(int experts, int top_k) {
-    return piece_sets<threads>::bytes(experts, tokens * top_k);
+    return token_block_sets<threads>::bytes(experts, tokens * top_k);
   }
 };
 
@@ -414,12 +414,12 @@ __global__ void __launch_bounds__(Tile::threads)
     take_pairs(Inputs const from, std::int64_t tokens, int experts, int top_k, std::uint8_t const* active,
                route_results const results) {
   extern __shared__ __align__(128) char memory[];
-  piece_sets<Tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), results.chosen.piece_words()};
+  token_block_sets<Tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), results.chosen.block_words()};
   sets.clear(experts);
   __syncthreads();
-  int const piece_pairs = Tile::tokens * top_k;
-  std::int64_t const first = std::int64_t{blockIdx.x} * piece_pairs;
-  for (int i = static_cast<int>(threadIdx.x); i < piece_pairs; i += Tile::threads) {
+  int const block_pairs = Tile::tokens * top_k;
+  std::int64_t const first = std::int64_t{blockIdx.x} * block_pairs;
+  for (int i = static_cast<int>(threadIdx.x); i < block_pairs; i += Tile::threads) {
     std::int64_t const pair = first + i, token = pair / top_k;
     if (token >= tokens) break;
     routed_pair asked{-1, 0.0f};
@@ -470,9 +470,9 @@ struct route_step<router::from_logits> {
 
   /// With more tokens in a block the router weight is read less often, with fewer there are more blocks, and they fit devices with less
   /// shared memory.
-  static constexpr std::int64_t least_piece_tokens = 16;
+  static constexpr std::int64_t least_block_tokens = 16;
   template <class Layer>
-  static constexpr std::int64_t piece_tokens(std::int64_t tokens) {
+  static constexpr std::int64_t block_tokens(std::int64_t tokens) {
     return tokens > 2048 && fits_everywhere<Layer>() ? 32 : 16;
   }
 
@@ -499,7 +499,7 @@ struct route_step<router::from_logits> {
     features<Layer>::template enqueue<Layer>(args, queue, m.of_features, to);
     if (tokens == 0) return;
     if constexpr (fits_everywhere<Layer>()) {
-      if (piece_tokens<Layer>(tokens) == 32) return enqueue_tile<routing, 2>(queue, to);
+      if (block_tokens<Layer>(tokens) == 32) return enqueue_tile<routing, 2>(queue, to);
     }
     enqueue_tile<routing, 1>(queue, to);
   }
@@ -546,7 +546,7 @@ struct route_step<router::from_logits> {
     static_assert(tile::shared_bytes <= most_shared_bytes,
                   "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
                   "experts. Use fewer experts, or router::precomputed.");
-    launch(queue, "route_tokens", route_tokens<Routing, TokenBlocks>, to.results.chosen.pieces, tile::threads,
+    launch(queue, "route_tokens", route_tokens<Routing, TokenBlocks>, to.results.chosen.token_blocks, tile::threads,
            tile::shared_bytes, to);
   }
 };
@@ -558,9 +558,9 @@ struct route_step<router::from_inputs> {
   struct memory {
     constexpr memory(carver&, std::int64_t) {}
   };
-  static constexpr std::int64_t least_piece_tokens = take_pairs_tile::tokens;
+  static constexpr std::int64_t least_block_tokens = take_pairs_tile::tokens;
   template <class Layer>
-  static constexpr std::int64_t piece_tokens(std::int64_t) {
+  static constexpr std::int64_t block_tokens(std::int64_t) {
     return take_pairs_tile::tokens;
   }
 
@@ -575,7 +575,7 @@ struct route_step<router::from_inputs> {
         "has no room for so many experts and choices. Use fewer of them.");
     if (args.tokens.rows == 0) return;
     using inputs = typename Layer::router::template inputs<Layer>;
-    launch(queue, "take_pairs", take_pairs<typename Layer::router, inputs, take_pairs_tile>, results.chosen.pieces,
+    launch(queue, "take_pairs", take_pairs<typename Layer::router, inputs, take_pairs_tile>, results.chosen.token_blocks,
            take_pairs_tile::threads, shared_bytes, args.inputs, args.tokens.rows, dims.experts, dims.top_k, args.active,
            results);
   }

@@ -15,7 +15,7 @@ template <class Schedule, class Products>
 struct schedule_step;
 
 /// How routes come about, by `Router::source`: `enqueue<Layer>(args, queue, memory, results, pass)`; `pass` is null but in a stratified
-/// layer. A block of its kernel has `piece_tokens<Layer>(tokens)` tokens, at least `least_piece_tokens`. `enqueue_auxiliary` and
+/// layer. A block of its kernel has `block_tokens<Layer>(tokens)` tokens, at least `least_block_tokens`. `enqueue_auxiliary` and
 /// `tokens_of_experts` as on the CPU.
 template <class Source>
 struct route_step;
@@ -32,8 +32,8 @@ struct experts_step;
 /// What the experts leave for the sum over each token's experts, all on the device.
 template <class Element>
 struct expert_results {
-  summed_row<Element> const* outer = nullptr;         ///< [rows, stride]
-  summed_row<Element> const* shared_outer = nullptr;  ///< [tokens, stride], null without a shared expert
+  summed_row<Element> const* rows = nullptr;         ///< [rows, stride]
+  summed_row<Element> const* shared_rows = nullptr;  ///< [tokens, stride], null without a shared expert
   std::int64_t stride = 0;                            ///< a multiple of 16 bytes
   Element const* shared_gate = nullptr;               ///< [hidden], null without one
   float scale = 1.0f;                                 ///< of the routed experts

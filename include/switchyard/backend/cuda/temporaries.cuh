@@ -23,7 +23,7 @@ constexpr std::int64_t padded(int width) {
 struct plan_sizes {
   int experts, top_k;
   capacity_traits capacity;
-  std::int64_t piece_tokens, least_piece_tokens;  ///< that a block routes, and those with few tokens
+  std::int64_t block_tokens, least_block_tokens;  ///< that a block routes, and those with few tokens
 
   /// Pairs wait in the order of their tokens' priorities.
   constexpr bool sorts() const { return capacity.drops && capacity.order == queue::priority; }
@@ -36,7 +36,7 @@ struct plan_memory {
   std::int32_t *order = nullptr, *scratch = nullptr;  // [tokens]
   std::uint8_t* dropped = nullptr;                    // [tokens, top_k]
   pair_sets chosen, kept, sorted;                     // see plan.cuh
-  std::int32_t *below = nullptr, *rows = nullptr;     // [experts, pieces], [experts, groups]
+  std::int32_t *below = nullptr, *rows = nullptr;     // [experts, token_blocks], [experts, groups]
   dispatch_plan plan;
 
   constexpr plan_memory(plan_sizes const& sizes, carver& from, std::int64_t tokens) {
@@ -51,12 +51,12 @@ struct plan_memory {
     }
     auto const sets = [&] {
       pair_sets result;
-      result.piece_pairs = static_cast<int>(sizes.piece_tokens) * sizes.top_k;
-      result.pieces = divide_up(tokens, sizes.piece_tokens);
-      // Small pieces take more words but for the last one: room for both, so that fewer tokens never need more.
+      result.block_pairs = static_cast<int>(sizes.block_tokens) * sizes.top_k;
+      result.token_blocks = divide_up(tokens, sizes.block_tokens);
+      // Small token_blocks take more words but for the last one: room for both, so that fewer tokens never need more.
       pair_sets of_small = result;
-      of_small.piece_pairs = static_cast<int>(sizes.least_piece_tokens) * sizes.top_k;
-      of_small.pieces = divide_up(tokens, sizes.least_piece_tokens);
+      of_small.block_pairs = static_cast<int>(sizes.least_block_tokens) * sizes.top_k;
+      of_small.token_blocks = divide_up(tokens, sizes.least_block_tokens);
       std::int64_t const small = of_small.words_per_expert(), words = result.words_per_expert();
       result.words = from.take<std::uint32_t>(sizes.experts * (small > words ? small : words));
       return result;
@@ -68,7 +68,7 @@ struct plan_memory {
       dropped = from.take<std::uint8_t>(pairs);
       rows = from.take<std::int32_t>(sizes.experts * tokens);  // as many groups as tokens at most
     } else {
-      below = from.take<std::int32_t>(sizes.experts * divide_up(tokens, sizes.least_piece_tokens));
+      below = from.take<std::int32_t>(sizes.experts * divide_up(tokens, sizes.least_block_tokens));
     }
     plan.offsets = from.take<std::int32_t>(sizes.experts + 1);
     plan.pair_of = from.take<std::int32_t>(pairs);

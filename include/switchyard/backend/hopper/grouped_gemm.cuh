@@ -22,7 +22,9 @@
 /// One block per multiprocessor works through a list of tiles. Its first warpgroup brings operands into a ring of stages,
 /// a piece of 64 of the depth each: weights by the tensor memory accelerator, rows by copies of 16 bytes, for those of
 /// the first product stand wherever their tokens do. Two more warpgroups multiply, and store results from registers.
-namespace switchyard::cuda {
+namespace switchyard::hopper {
+
+using namespace cuda;
 
 /// A tile as a type, so that a kernel depends on what it uses alone.
 template <int Rows, int Columns, int Stages, hopper_schedule Schedule, int Cluster, int Group>
@@ -30,7 +32,7 @@ struct grouped_tiling {
   static constexpr int rows = Rows, columns = Columns, stages = Stages, cluster = Cluster, group = Group;
   static constexpr bool cooperative = Schedule == hopper_schedule::cooperative;
   static constexpr int threads = 3 * 128;                         // one warpgroup brings, two multiply
-  static constexpr int blocks = Rows / (cooperative ? 128 : 64);  // of 64 rows, that one warpgroup multiplies at once
+  static constexpr int row_groups = Rows / (cooperative ? 128 : 64);  // of 64 rows, that one warpgroup multiplies at once
   static constexpr int depth = 64;                                // of a stage: 128 bytes
   static constexpr int row_bytes = Rows * line_bytes, column_bytes = Columns * line_bytes;
   static constexpr int stage_bytes = row_bytes + column_bytes;
@@ -39,12 +41,12 @@ struct grouped_tiling {
   // Registers of a thread that brings, and of one that multiplies.
   static constexpr int few_registers = 56, many_registers = 224;
 
-  static_assert(Rows == 64 * blocks * (cooperative ? 2 : 1) && (blocks == 1 || blocks == 2),
+  static_assert(Rows == 64 * row_groups * (cooperative ? 2 : 1) && (row_groups == 1 || row_groups == 2),
                 "switchyard: a hopper_tile has 128 or 256 rows with hopper_schedule::cooperative, 64 or 128 with "
                 "ping_pong. Set rows to one of them.");
   static_assert(Columns == 64 || Columns == 128 || Columns == 192 || Columns == 256,
                 "switchyard: a hopper_tile has 64, 128, 192 or 256 columns. Set columns to one of them.");
-  static_assert(blocks * Columns <= 384,
+  static_assert(row_groups * Columns <= 384,
                 "switchyard: the sums of this hopper_tile have no room in registers. Lower rows or columns, so that a "
                 "warpgroup has at most 64 x 256 or 128 x 192 of them.");
   static_assert(Cluster == 1 || Cluster == 2, "switchyard: a hopper_tile has a cluster of 1 or 2 blocks.");
@@ -57,7 +59,7 @@ struct grouped_tiling {
   static constexpr std::size_t shared_bytes(int experts) {
     return 1024 + Stages * (stage_bytes + 2 * sizeof(std::uint64_t)) + tiles::bytes(experts) + scale_bytes;
   }
-  static constexpr int scale_bytes = 2 * 64 * blocks;  // an exponent of each row that a warpgroup multiplies
+  static constexpr int scale_bytes = 2 * 64 * row_groups;  // an exponent of each row that a warpgroup multiplies
 };
 
 /// How the right factor stands in memory; one that is restored counts as `depth`.
@@ -136,7 +138,7 @@ __device__ inline void transpose_among_four(std::uint32_t (&words)[4]) {
 /// One product of all tiles. `Adjusted`: sums may be multiplied by combine weights or have a bias. Where they never do, that
 /// costs nothing: a compiler may not leave out 1 * x + 0.
 template <class Problem, bool Adjusted, class Tiling, weight_order Order>
-struct grouped_product {
+struct persistent_block {
   using operand = typename Problem::operand;
   using element = typename Problem::element;
   using tiles = typename Tiling::tiles;
@@ -164,11 +166,11 @@ struct grouped_product {
   static constexpr std::uint32_t box[2] = {64, lines == lines_along::depth ? Tiling::columns / 2u : 32u};
 
   /// Weights of a stage: both halves, or the one of this block for all.
-  __device__ static void copy_weights(CUtensorMap const (&maps)[2], grouped_tile const& tile, int step, int block,
+  __device__ static void copy_weights(CUtensorMap const (&maps)[2], grouped_tile const& tile, int step, int cluster_rank,
                                       std::uint32_t to, std::uint32_t barrier) {
     for (int half = 0; half < 2; ++half) {
       bool const for_all = Tiling::cluster == 2 && !tile.alone;
-      if (for_all && half != block) continue;
+      if (for_all && half != cluster_rank) continue;
       auto const copy = [&](std::uint32_t where, CUtensorMap const& map, int x, int y) {
         if (for_all) {
           copy_box_to(3, where, map, x, y, tile.expert, barrier);
@@ -210,7 +212,7 @@ struct grouped_product {
   /// The operands of a tile.
   template <class Operand>
   __device__ static __forceinline__ void bring_tile(grouped_args<operand> const& args, product_side<Operand> const& side,
-                                                    grouped_tile const& tile, stage_ring<Tiling>& ring, int block) {
+                                                    grouped_tile const& tile, stage_ring<Tiling>& ring, int cluster_rank) {
     constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), chunks = line_bytes / chunk_bytes;
     constexpr int rows_apart = 128 / chunks, copies = Tiling::rows / rows_apart;
     int const thread = static_cast<int>(threadIdx.x) % 128;
@@ -233,7 +235,7 @@ struct grouped_product {
       if constexpr (Operand::in_place) {
         if (thread == 0) {
           arrive_and_expect(ring.full(), Tiling::column_bytes);
-          copy_weights(maps, tile, step, block, ring.columns(), ring.full());
+          copy_weights(maps, tile, step, cluster_rank, ring.columns(), ring.full());
         } else if constexpr (full_arrivals == 256) {
           arrive(ring.full());
         }
@@ -259,29 +261,29 @@ struct grouped_product {
 
   /// The warpgroup that brings operands.
   __device__ static void bring(grouped_args<operand> const& args, tiles const& list, stage_ring<Tiling> ring,
-                               int block) {
-    for (std::int64_t place = blockIdx.x / Tiling::cluster; place < list.size(); place += gridDim.x / Tiling::cluster) {
-      grouped_tile const tile = list.at(place, block);
+                               int cluster_rank) {
+    for (std::int64_t index = blockIdx.x / Tiling::cluster; index < list.size(); index += gridDim.x / Tiling::cluster) {
+      grouped_tile const tile = list.at(index, cluster_rank);
       if constexpr (operand::in_place) {
-        bring_tile(args, tile.shared ? args.product.shared : args.product.routed, tile, ring, block);
+        bring_tile(args, tile.shared ? args.product.shared : args.product.routed, tile, ring, cluster_rank);
       } else if (tile.shared) {
-        bring_tile(args, args.product.shared, tile, ring, block);
+        bring_tile(args, args.product.shared, tile, ring, cluster_rank);
       } else {
-        bring_tile(args, args.product.routed, tile, ring, block);
+        bring_tile(args, args.product.routed, tile, ring, cluster_rank);
       }
     }
   }
 
-  /// Multiplies a tile, `Blocks` times 64 rows of it. Calls `has_come()` when all of it is in the ring.
-  template <int Blocks, int AllBlocks, int Sums, class HasCome, class Rescale>
-  __device__ static void multiply(float (&sums)[AllBlocks][Sums], stage_ring<Tiling>& ring, std::uint32_t first_row,
+  /// Multiplies a tile, `RowGroups` times 64 rows of it. Calls `has_come()` when all of it is in the ring.
+  template <int RowGroups, int AllRowGroups, int Sums, class HasCome, class Rescale>
+  __device__ static void multiply(float (&sums)[AllRowGroups][Sums], stage_ring<Tiling>& ring, std::uint32_t first_row,
                                   int count, HasCome const& has_come, Rescale const& rescale) {
     int before = 0;
 #pragma unroll 1
     for (int step = 0; step < count; ++step) {
       ring.wait_until_full();
       if (step == count - 1) has_come();
-      if constexpr (Blocks > 0) {
+      if constexpr (RowGroups > 0) {
         rescale(step, ring.rows());
         // Here and not where rows are brought: there it could wait for those of the next stages, too.
         show_to_async_proxy();
@@ -292,7 +294,7 @@ struct grouped_product {
                                           ? factor_at(ring.columns() + part * 32u)
                                           : factor_at(ring.columns() + part * 16u * line_bytes, 64 * line_bytes);
 #pragma unroll
-          for (int b = 0; b < Blocks; ++b) {
+          for (int b = 0; b < RowGroups; ++b) {
             std::uint64_t const left = factor_at(ring.rows() + (first_row + b * 64u) * line_bytes + part * 32u);
             multiply_from_shared<lines>(element{}, sums[b], left, right, step > 0 || part > 0);
           }
@@ -304,7 +306,7 @@ struct grouped_product {
       before = ring.stage();
       ring.advance();
     }
-    if constexpr (Blocks > 0) wait_for_products<0>();
+    if constexpr (RowGroups > 0) wait_for_products<0>();
     release(ring, before);
   }
 
@@ -358,11 +360,11 @@ struct grouped_product {
         // A lane has the sums of two neighbouring columns of each eight. Where gate and up take turns, these are one
         // feature; two lanes trade, so that each has two neighbours of eight features.
         constexpr int up = pairs ? 1 : apart ? Sums / 2 : 0;  // how far the up sum is from the gate sum
-        int const block = first / 8 + i;
+        int const eighth = first / 8 + i;
         float values[2][2];
 #pragma unroll
         for (int c = 0; c < 2; ++c) {
-          int const feature = first_feature + block * 8 + (pairs ? c * 4 + quarter : quarter * 2 + c);
+          int const feature = first_feature + eighth * 8 + (pairs ? c * 4 + quarter : quarter * 2 + c);
           float bias = 0.0f, gate_bias = 0.0f;
           if constexpr (Adjusted) {
             bias = bias_of(side.bias, tile.expert, feature, all_features);
@@ -370,7 +372,7 @@ struct grouped_product {
           }
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            int const at = pairs ? (2 * block + c) * 4 + 2 * h : block * 4 + 2 * h + c;
+            int const at = pairs ? (2 * eighth + c) * 4 + 2 * h   : eighth * 4 + 2 * h + c;
             values[h][c] = value(h, sums[at], sums[at + up], gate_bias, bias);
           }
         }
@@ -382,7 +384,7 @@ struct grouped_product {
             (odd ? values[h][0] : values[h][1]) = got;
           }
           if constexpr (std::is_same_v<typename Problem::result, float>) {
-            int const feature = first_feature + block * 8 + quarter * 2;
+            int const feature = first_feature + eighth * 8 + quarter * 2;
             if (rows[h] < tile.rows && feature < all_features) {
               float* const to = static_cast<float*>(side.result) + (tile.first_row + rows[h]) * side.result_stride;
               *reinterpret_cast<float2*>(to + feature) = make_float2(values[h][0], values[h][1]);
@@ -426,7 +428,7 @@ struct grouped_product {
     side_rows<element> const& side = args.side(tile.shared);
     if (*side.exponents.any == 0) return false;
     meet_warpgroup(3 + group);  // those of the last tile were read
-    for (int r = static_cast<int>(threadIdx.x) % 128; r < 64 * Tiling::blocks; r += 128) {
+    for (int r = static_cast<int>(threadIdx.x) % 128; r < 64 * Tiling::row_groups; r += 128) {
       bool const exists = first_row + r < tile.rows;
       scales[r] =
           exists ? static_cast<std::uint8_t>(largest_exponent(side.exponents, tile.first_row + first_row + r)) : 0;
@@ -442,7 +444,7 @@ struct grouped_product {
     constexpr int chunks = line_bytes / chunk_bytes;
     extern __shared__ char memory[];
     char* const rows = memory + (stage - shared_address(memory));
-    for (int c = static_cast<int>(threadIdx.x) % 128; c < 64 * Tiling::blocks * chunks; c += 128) {
+    for (int c = static_cast<int>(threadIdx.x) % 128; c < 64 * Tiling::row_groups * chunks; c += 128) {
       int const r = c / chunks, feature = step * Tiling::depth + c % chunks * 8;
       if (first_row + r >= tile.rows || feature >= side.depth) continue;
       rescale_chunk(rows + swizzled(first_row + r, c % chunks), scales[r],
@@ -454,26 +456,26 @@ struct grouped_product {
 
   /// One of the two warpgroups that multiply.
   __device__ static void compute(grouped_args<operand> const& args, tiles const& list, stage_ring<Tiling> ring,
-                                 int block, int group, std::uint8_t* scales) {
-    float sums[Tiling::blocks][Tiling::columns / 2];
+                                 int cluster_rank, int group, std::uint8_t* scales) {
+    float sums[Tiling::row_groups][Tiling::columns / 2];
     std::int64_t const first = blockIdx.x / Tiling::cluster, apart_by = gridDim.x / Tiling::cluster;
     // Warpgroups with tiles of their own begin one after the other: the parity of a stage's barrier tells its last use from
     // the next one, but not from the one after that.
     int turn = 0;
     if (!Tiling::cooperative && group == 1 && first < list.size()) pass_to_warpgroup(1);
 #pragma unroll 1
-    for (std::int64_t place = first; place < list.size(); place += apart_by) {
-      int const count = steps(args.product.side(list.is_shared(place)));
+    for (std::int64_t index = first; index < list.size(); index += apart_by) {
+      int const count = steps(args.product.side(list.is_shared(index)));
       if (!Tiling::cooperative && turn++ % 2 != group) {
         ring.skip(count);
         continue;
       }
-      grouped_tile const tile = list.at(place, block);
-      int const first_row = Tiling::cooperative ? group * 64 * Tiling::blocks : 0;
+      grouped_tile const tile = list.at(index, cluster_rank);
+      int const first_row = Tiling::cooperative ? group * 64 * Tiling::row_groups : 0;
       int const rows = tile.rows - first_row;
       if constexpr (!Tiling::cooperative) wait_for_warpgroup(1 + group);
       auto const has_come = [&] {
-        if (!Tiling::cooperative && place + apart_by < list.size()) pass_to_warpgroup(2 - group);
+        if (!Tiling::cooperative && index + apart_by < list.size()) pass_to_warpgroup(2 - group);
       };
       bool rescales = false;
       if constexpr (reads_exponents) rescales = make_scales(args.product, tile, first_row, group, scales);
@@ -486,13 +488,13 @@ struct grouped_product {
         multiply<0>(sums, ring, first_row, count, has_come, rescale);
         continue;
       }
-      if (Tiling::blocks == 2 && rows > 64) {
-        multiply<Tiling::blocks>(sums, ring, first_row, count, has_come, rescale);
+      if (Tiling::row_groups == 2 && rows > 64) {
+        multiply<Tiling::row_groups>(sums, ring, first_row, count, has_come, rescale);
       } else {
         multiply<1>(sums, ring, first_row, count, has_come, rescale);
       }
 #pragma unroll
-      for (int b = 0; b < Tiling::blocks; ++b) {
+      for (int b = 0; b < Tiling::row_groups; ++b) {
         if (b * 64 < rows) store(sums[b], args.product, tile, first_row + b * 64, rescales ? scales + b * 64 : nullptr);
       }
     }
@@ -505,7 +507,7 @@ struct grouped_product {
     std::uint32_t const after_ring =
         ring_begin + Tiling::stages * (Tiling::stage_bytes + 2 * static_cast<int>(sizeof(std::uint64_t)));
     std::int32_t* const list_memory = reinterpret_cast<std::int32_t*>(memory + (after_ring - shared_address(memory)));
-    int const block = Tiling::cluster == 1 ? 0 : static_cast<int>(block_in_cluster());
+    int const cluster_rank = Tiling::cluster == 1 ? 0 : static_cast<int>(block_in_cluster());
     if (threadIdx.x == 0) {
       // Empty: all warps that multiply.
       ring.make_barriers(full_arrivals, 4 * multiplying_groups * Tiling::cluster);
@@ -522,11 +524,11 @@ struct grouped_product {
     int const group = __shfl_sync(~0u, static_cast<int>(threadIdx.x) / 128, 0);
     if (group == 0) {
       give_registers<Tiling::few_registers>();
-      bring(args, list, ring, block);
+      bring(args, list, ring, cluster_rank);
     } else {
       take_registers<Tiling::many_registers>();
       auto* const scales = reinterpret_cast<std::uint8_t*>(list_memory) + tiles::bytes(args.product.experts);
-      compute(args, list, ring, block, group - 1, scales + (group - 1) * 64 * Tiling::blocks);
+      compute(args, list, ring, cluster_rank, group - 1, scales + (group - 1) * 64 * Tiling::row_groups);
     }
     // A block's memory and barriers are written by the others of its cluster.
     if constexpr (Tiling::cluster > 1) meet_cluster();
@@ -547,7 +549,7 @@ inline constexpr bool compiles_for_hopper = false;
 template <class Problem, bool Adjusted, class Tiling, weight_order Order>
 __global__ void __launch_bounds__(compiles_for_hopper ? Tiling::threads : 32, 1)
     grouped_products(__grid_constant__ grouped_args<typename Problem::operand> const args) {
-  if constexpr (compiles_for_hopper) grouped_product<Problem, Adjusted, Tiling, Order>::run(args);
+  if constexpr (compiles_for_hopper) persistent_block<Problem, Adjusted, Tiling, Order>::run(args);
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::hopper

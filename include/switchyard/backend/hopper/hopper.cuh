@@ -17,8 +17,8 @@ namespace switchyard::backend {
 /// `describe` calls the backend `hopper(cuda)`. Calls with few rows per expert, and with matrices whose rows cannot be
 /// moved by 16 bytes, take them, too: `products_of` says so.
 template <class Tuning>
-class hopper_with : public switchyard::cuda::layer_steps<switchyard::cuda::hopper_launches<Tuning>> {
-  using steps = switchyard::cuda::layer_steps<switchyard::cuda::hopper_launches<Tuning>>;
+class hopper_with : public switchyard::cuda::layer_steps<switchyard::hopper::tuned_products<Tuning>> {
+  using steps = switchyard::cuda::layer_steps<switchyard::hopper::tuned_products<Tuning>>;
 
   static constexpr auto label() {
     if constexpr (Tuning::name.empty()) {
@@ -36,23 +36,23 @@ class hopper_with : public switchyard::cuda::layer_steps<switchyard::cuda::hoppe
   /// The name with what a layer makes of it, for `describe`.
   template <class Layer>
   static constexpr std::string_view name_for() {
-    return switchyard::cuda::has_grouped_products<Layer>() ? std::string_view(own_label) : std::string_view(fallen_back_label);
+    return switchyard::hopper::has_grouped_products<Layer>() ? std::string_view(own_label) : std::string_view(fallen_back_label);
   }
 
   template <class Layer>
   static void forward(forward_args<Layer> const& args, cuda_context const& where) {
-    switchyard::cuda::check_hopper();
+    switchyard::hopper::check_hopper();
     steps::template forward<Layer>(args, where);
   }
 
   /// What the products of a call are.
   template <class Layer>
-  static hopper_products products_of(forward_args<Layer> const& args) {
-    if constexpr (!switchyard::cuda::has_grouped_products<Layer>()) {
-      return hopper_products::portable;
+  static product_kind products_of(forward_args<Layer> const& args) {
+    if constexpr (!switchyard::hopper::has_grouped_products<Layer>()) {
+      return product_kind::portable;
     } else {
       auto const both = steps::products_of_call(args);
-      return switchyard::cuda::hopper_launches<Tuning>::template choose<Layer>(both.first, both.second);
+      return switchyard::hopper::tuned_products<Tuning>::template choose<Layer>(both.in, both.out);
     }
   }
 };

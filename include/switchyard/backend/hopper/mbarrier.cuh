@@ -10,7 +10,9 @@
 ///
 /// A barrier is named by its address in shared memory. It counts arrivals, and bytes of copies that name it; when none is
 /// missing any more its phase ends, and the next one begins with the same number of arrivals.
-namespace switchyard::cuda {
+namespace switchyard::hopper {
+
+using namespace cuda;
 
 __device__ inline void init_barrier(std::uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -99,4 +101,4 @@ __device__ void take_registers() {
 /// cores see after it.
 __device__ inline void show_to_async_proxy() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::hopper

@@ -17,14 +17,16 @@
 namespace switchyard {
 
 /// Which kernels a call's products are.
-enum class hopper_products {
+enum class product_kind {
   grouped,   ///< those of Hopper
   few_rows,  ///< those of `backend::cuda`, for the experts have few rows
   strided,   ///< those of `backend::cuda`, for tokens or weights have rows that cannot be moved by 16 bytes
   portable   ///< those of `backend::cuda`, for the layer has no others; `describe` says so
 };
 
-namespace cuda {
+namespace hopper {
+
+using namespace cuda;
 
 /// Whether a layer has products of its own on Hopper: two-byte elements, rows of a multiple of 16 bytes.
 template <class Layer>
@@ -143,7 +145,7 @@ std::optional<weight_order> order_of(bool gated, product_args<Operand> const& pr
 template <class Problem, bool Adjusted, class Tiling, weight_order Order>
 void enqueue_grouped(launch_queue const& queue, char const* what, product_args<typename Problem::operand> const& product_of,
                      int most_blocks) {
-  using product = grouped_product<Problem, Adjusted, Tiling, Order>;
+  using product = persistent_block<Problem, Adjusted, Tiling, Order>;
   if (queue.only_counts()) return queue.count();
   auto const kernel = grouped_products<Problem, Adjusted, Tiling, Order>;
   check_is_compiled_for_hopper(what, kernel, Tiling::threads);
@@ -189,54 +191,54 @@ void enqueue_grouped(launch_queue const& queue, char const* what, product_args<t
 
 /// Whether the sums of a product may be multiplied by combine weights or have a bias.
 template <class Layer>
-inline constexpr bool first_is_adjusted = Layer::expert_traits.bias || Layer::router_traits.weighs_input;
+inline constexpr bool in_is_adjusted = Layer::expert_traits.bias || Layer::router_traits.weighs_input;
 template <class Layer>
-inline constexpr bool second_is_adjusted = Layer::expert_traits.bias;
+inline constexpr bool out_is_adjusted = Layer::expert_traits.bias;
 
 /// The products of `backend::hopper`.
 template <class Tuning>
-struct hopper_launches {
+struct tuned_products {
   template <class Layer>
   static constexpr hopper_tuning tuning = Tuning::template of<Layer>();
 
   template <class Layer>
-  static void enqueue(launch_queue const& queue, product_args<operand_of<Layer>> const& first,
-                      product_args<operand_of<Layer>> const& second) {
+  static void enqueue(launch_queue const& queue, product_args<operand_of<Layer>> const& in,
+                      product_args<operand_of<Layer>> const& out) {
     if constexpr (!has_grouped_products<Layer>()) {
-      portable_products::enqueue<Layer>(queue, first, second);
+      portable_products::enqueue<Layer>(queue, in, out);
     } else {
-      if (choose<Layer>(first, second) != hopper_products::grouped) {
-        return portable_products::enqueue<Layer>(queue, first, second);
+      if (choose<Layer>(in, out) != product_kind::grouped) {
+        return portable_products::enqueue<Layer>(queue, in, out);
       }
-      enqueue_first<Layer>(queue, first);
-      enqueue_second<Layer>(queue, second);
+      enqueue_in<Layer>(queue, in);
+      enqueue_out<Layer>(queue, out);
     }
   }
 
   // Each of the two alone, where `choose` says that the products are grouped.
   template <class Layer>
-  static void enqueue_first(launch_queue const& queue, product_args<operand_of<Layer>> const& product_of) {
-    enqueue_tiled<first_product<Layer>, first_is_adjusted<Layer>, Layer, false>(queue, "grouped_products (in)", product_of);
+  static void enqueue_in(launch_queue const& queue, product_args<operand_of<Layer>> const& product_of) {
+    enqueue_tiled<in_product<Layer>, in_is_adjusted<Layer>, Layer, false>(queue, "grouped_products (in)", product_of);
   }
   template <class Layer>
-  static void enqueue_second(launch_queue const& queue, product_args<operand_of<Layer>> const& product_of) {
-    enqueue_tiled<second_product<Layer>, second_is_adjusted<Layer>, Layer, true>(queue, "grouped_products (out)", product_of);
+  static void enqueue_out(launch_queue const& queue, product_args<operand_of<Layer>> const& product_of) {
+    enqueue_tiled<out_product<Layer>, out_is_adjusted<Layer>, Layer, true>(queue, "grouped_products (out)", product_of);
   }
 
   template <class Layer>
-  static hopper_products choose(product_args<operand_of<Layer>> const& first,
-                                product_args<operand_of<Layer>> const& second) {
-    if (rows_per_expert<Layer>(first.tokens) <= tuning<Layer>.few_rows) return hopper_products::few_rows;
+  static product_kind choose(product_args<operand_of<Layer>> const& in,
+                                product_args<operand_of<Layer>> const& out) {
+    if (rows_per_expert<Layer>(in.tokens) <= tuning<Layer>.few_rows) return product_kind::few_rows;
     bool const fit =
-        first.routed.how == access::by_chunks && order_of(Layer::expert_traits.gated, first) && order_of(false, second);
-    return fit ? hopper_products::grouped : hopper_products::strided;
+        in.routed.reading == access::by_chunks && order_of(Layer::expert_traits.gated, in) && order_of(false, out);
+    return fit ? product_kind::grouped : product_kind::strided;
   }
 
  private:
-  template <class Problem, bool Adjusted, class Layer, bool Second>
+  template <class Problem, bool Adjusted, class Layer, bool Out>
   static void enqueue_tiled(launch_queue const& queue, char const* what,
                             product_args<operand_of<Layer>> const& product_of) {
-    constexpr hopper_tile tile = Second ? tuning<Layer>.out : tuning<Layer>.in;
+    constexpr hopper_tile tile = Out ? tuning<Layer>.out : tuning<Layer>.in;
     using tiling = grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>;
     static_assert(tiling::shared_bytes(Layer::dims.experts) <= most_shared_bytes,
                   "switchyard: the stages of a hopper_tile do not fit shared memory. Lower stages; hopper_stages says "
@@ -245,5 +247,5 @@ struct hopper_launches {
   }
 };
 
-}  // namespace cuda
+}  // namespace hopper
 }  // namespace switchyard

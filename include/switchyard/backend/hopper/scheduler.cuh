@@ -8,7 +8,9 @@
 #include <cstdint>
 
 /// Which tile a block works on next.
-namespace switchyard::cuda {
+namespace switchyard::hopper {
+
+using namespace cuda;
 
 /// A tile of one block of a cluster.
 struct grouped_tile {
@@ -25,7 +27,7 @@ struct grouped_tile {
 /// Every block makes the list for itself, in shared memory, from the numbers of rows that the plan has left on the device:
 /// for every expert where its rows and its tiles of rows begin. Tiles of rows are taken by clusters, as many at once as
 /// they have blocks. `Group` of these go with all columns, column by column, before the next ones: meanwhile their rows
-/// and the weights of a few columns are all that is read. Clusters take places in the list in turns.
+/// and the weights of a few columns are all that is read. Clusters take indices in the list in turns.
 template <int TileRows, int Cluster, int Group>
 class tile_list {
  public:
@@ -64,26 +66,26 @@ class tile_list {
         shared_columns_(shared_columns),
         tokens_(tokens) {}
 
-  /// Places in the list. Those of the shared expert come first.
+  /// Indices in the list. Those of the shared expert come first.
   __device__ std::int64_t size() const {
     return shared_size() + divide_up(first_tile_[experts_], Cluster) * std::int64_t{columns_};
   }
-  __device__ bool is_shared(std::int64_t place) const { return place < shared_size(); }
+  __device__ bool is_shared(std::int64_t index) const { return index < shared_size(); }
 
-  /// The tile of a block of the cluster at a place. Called by whole warps.
-  __device__ grouped_tile at(std::int64_t place, int block) const {
-    bool const shared = is_shared(place);
+  /// The tile of a block of the cluster at a index. Called by whole warps.
+  __device__ grouped_tile at(std::int64_t index, int cluster_rank) const {
+    bool const shared = is_shared(index);
     std::int64_t const tiles = shared ? divide_up(tokens_, TileRows) : first_tile_[experts_];
     std::int64_t const clusters = divide_up(tiles, Cluster);
     int const columns = shared ? shared_columns_ : columns_;
-    if (!shared) place -= shared_size();
-    std::int64_t const group = place / (std::int64_t{Group} * columns) * Group;
-    int const within = static_cast<int>(place - group * columns);
+    if (!shared) index -= shared_size();
+    std::int64_t const group = index / (std::int64_t{Group} * columns) * Group;
+    int const within = static_cast<int>(index - group * columns);
     int const together = static_cast<int>(clusters - group < Group ? clusters - group : Group);
     std::int64_t const first = (group + within % together) * Cluster;
 
     grouped_tile found{shared, false, 0, 0, 0, within / together};
-    std::int64_t const mine = first + block, last = first + Cluster - 1 < tiles ? first + Cluster - 1 : tiles - 1;
+    std::int64_t const mine = first + cluster_rank, last = first + Cluster - 1 < tiles ? first + Cluster - 1 : tiles - 1;
     std::int64_t begin = 0, end = tokens_, number = mine;
     if (!shared) {
       // The number of experts whose tiles all come before: the expert of the tile. A block without a tile goes with the
@@ -121,4 +123,4 @@ class tile_list {
   std::int64_t tokens_;
 };
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::hopper

@@ -12,7 +12,9 @@
 #include <string>
 
 /// Copies of boxes of a tensor to shared memory by the tensor memory accelerator, compute capability 9.0.
-namespace switchyard::cuda {
+namespace switchyard::hopper {
+
+using namespace cuda;
 
 constexpr CUtensorMapDataType tensor_map_type(bfloat16) { return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16; }
 constexpr CUtensorMapDataType tensor_map_type(half) { return CU_TENSOR_MAP_DATA_TYPE_FLOAT16; }
@@ -79,4 +81,4 @@ __device__ inline void copy_box_to(std::uint16_t blocks, std::uint32_t to, CUten
       : "memory");
 }
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::hopper

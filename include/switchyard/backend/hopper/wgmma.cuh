@@ -11,7 +11,9 @@
 ///
 /// Both factors come in lines of 128 bytes, the eight 16-byte pieces of line i standing at their number xor i % 8, and
 /// begin at multiples of 1024 bytes.
-namespace switchyard::cuda {
+namespace switchyard::hopper {
+
+using namespace cuda;
 
 /// Which index of the right factor runs along its lines.
 enum class lines_along { depth, features };
@@ -128,4 +130,4 @@ SWITCHYARD_PRODUCT(half, "f16", 256, 16, "%128", "%129", "%130", "%131")
 #undef SWITCHYARD_NAMES_16
 #undef SWITCHYARD_SUMS_16
 
-}  // namespace switchyard::cuda
+}  // namespace switchyard::hopper

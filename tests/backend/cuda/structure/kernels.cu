@@ -33,13 +33,13 @@ void print_products(char const* (&kernels)[3]) {
 
 int main(int count, char**) {
   if (count > 1) measured::forward({}, {});  // never; but its kernels are compiled
-  using in = device::first_product<measured>;
-  using out = device::second_product<measured>;
+  using in = device::in_product<measured>;
+  using out = device::out_product<measured>;
   char const* ins[] = {"product_in few_rows", "product_in some_rows", "product_in many_rows"};
   char const* outs[] = {"product_out few_rows", "product_out some_rows", "product_out many_rows"};
   print("route_tokens 1", device::route_tile<device::layer_routing<measured>, 1>::shared_bytes);
   print("route_tokens 2", device::route_tile<device::layer_routing<measured>, 2>::shared_bytes);
-  if constexpr (std::is_same_v<measured::backend, backend::hopper> && device::has_grouped_products<measured>()) {
+  if constexpr (std::is_same_v<measured::backend, backend::hopper> && hopper::has_grouped_products<measured>()) {
     constexpr hopper_tuning tuning = default_hopper_tuning::of<measured>();
     print_grouped("product_in", tuning.in);
     print_grouped("product_out", tuning.out);

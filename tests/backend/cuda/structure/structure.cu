@@ -79,7 +79,7 @@ class least {
     // Sets of pairs, a bit for each, that routing leaves for the plan: in every piece of the tokens the bits fill words.
     std::int64_t const pieces = divide_up(tokens_, tokens_ > 2048 ? 32 : 16);
     std::int64_t const set = dims.experts * divide_up(pairs, pieces * 32) * pieces * 4,
-                       per_piece = dims.experts * pieces * 4;
+                       per_token_block = dims.experts * pieces * 4;
     // With clusters, the weights of features of each token's cluster come with the token.
     constexpr bool scales = router::are_scaled_by_cluster<typename Layer::router::features>;
     if (kernel == "sum_rows") {  // its tokens, and a table row per tile: the means for deviations; the sums written
@@ -98,7 +98,7 @@ class least {
               pairs * 8 +
                   (sorts   ? 3 * set + tokens_ * 4
                    : drops ? 2 * set
-                           : set + per_piece) +
+                           : set + per_token_block) +
                   (drops ? pairs : 0)};
     }
     if (kernel.starts_with("product")) {
@@ -114,7 +114,7 @@ class least {
     }
     if (kernel == "order_tokens") return {tokens_ * 4 + pairs * 4, tokens_ * 4 + set};
     if (kernel == "queue_pairs") return {set, pairs - rows_ + dims.experts * 4};
-    return {set + (drops ? dims.experts * 4 : per_piece), rows_ * 8 + dims.experts * 12 + 4};  // assign_rows
+    return {set + (drops ? dims.experts * 4 : per_token_block), rows_ * 8 + dims.experts * 12 + 4};  // assign_rows
   }
 
  private:

@@ -105,9 +105,9 @@ bool measure(counters& from, int rows) {
     bool const in = kernel.find("product_in<") != std::string::npos;
     right =
         (in ? check("in", launch,
-                    needs<device::first_product<Layer>>(tuning.in, dims.hidden, dims.intermediate, call.counts))
+                    needs<device::in_product<Layer>>(tuning.in, dims.hidden, dims.intermediate, call.counts))
             : check("out", launch,
-                    needs<device::second_product<Layer>>(tuning.out, dims.intermediate, dims.hidden, call.counts))) &&
+                    needs<device::out_product<Layer>>(tuning.out, dims.intermediate, dims.hidden, call.counts))) &&
         right;
     ++products;
   }
