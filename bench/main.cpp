@@ -93,8 +93,7 @@ int main(int argc, char** argv) {
   std::pair<char const*, std::string> const context[] = {
       {"cpu", cpu_model()},
       {"threads", std::to_string(with.threads)},
-      {"instructions",
-       std::string(switchyard::name_of(switchyard::cpu::resolved({}).instructions))},
+      {"instructions", std::string(switchyard::name_of(switchyard::cpu::resolved({}).instructions))},
       {"compiler", compiler_name()},
       {"peak_gflops", one_decimal(with.machine.flops / 1e9)},
       {"peak_tile_gflops", one_decimal(with.machine.tile_flops / 1e9)},

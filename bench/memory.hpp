@@ -97,12 +97,12 @@ layer_facts<typename Layer::element> facts_of() {
     result.route = [](call_memory<element> const& call, cpu_context const& where, float* logits, std::int32_t* experts,
                       float* weights, float* priority) {
       constexpr shape dims = Layer::dims;
-      cpu::router_product<element> const product{Layer::rows(call.input, call.tokens), dims.hidden,
-                                                             dims.experts, call.router.weight,
-                                                             Layer::router_traits.bias ? call.router.bias : nullptr};
+      cpu::router_product<element> const product{Layer::rows(call.input, call.tokens), dims.hidden, dims.experts,
+                                                 call.router.weight,
+                                                 Layer::router_traits.bias ? call.router.bias : nullptr};
       cpu::make_logits(product, where, logits);
-      cpu::select_experts<typename Layer::router, dims.experts, dims.top_k>(
-          call.tokens, nullptr, call.router, where, logits, experts, weights, priority);
+      cpu::select_experts<typename Layer::router, dims.experts, dims.top_k>(call.tokens, nullptr, call.router, where,
+                                                                            logits, experts, weights, priority);
     };
   }
   result.plan = [](dispatch::assignment const& from, dispatch_plan to) {

@@ -77,11 +77,11 @@ gpu_layer erase() {
     using products = switchyard::hopper::tuned_products<default_hopper_tuning>;
     result.enqueue[in_step] = [](gpu_memory const& m, cudaStream_t stream) {
       products::enqueue_in<Layer>(cuda_context{.stream = stream},
-                                     switchyard::backend::hopper::products_of_call(args_of<Layer>(m)).in);
+                                  switchyard::backend::hopper::products_of_call(args_of<Layer>(m)).in);
     };
     result.enqueue[out_step] = [](gpu_memory const& m, cudaStream_t stream) {
       products::enqueue_out<Layer>(cuda_context{.stream = stream},
-                                      switchyard::backend::hopper::products_of_call(args_of<Layer>(m)).out);
+                                   switchyard::backend::hopper::products_of_call(args_of<Layer>(m)).out);
     };
     result.enqueue[cuda_step] = [](gpu_memory const& m, cudaStream_t stream) {
       using other = on_backend<Layer, switchyard::backend::cuda>;

@@ -239,8 +239,7 @@ int main(int argc, char** argv) {
   }
   with.machine = bench::measure_ceilings(with.threads, 4.0);
   std::printf("%d threads, %s; ceilings: %.0f GFLOP/s of float", with.threads,
-              std::string(sy::name_of(sy::cpu::resolved({}).instructions)).c_str(),
-              with.machine.flops / 1e9);
+              std::string(sy::name_of(sy::cpu::resolved({}).instructions)).c_str(), with.machine.flops / 1e9);
   if (with.machine.tile_flops > 0.0) std::printf(", %.0f GFLOP/s of bfloat16 tiles", with.machine.tile_flops / 1e9);
   std::printf(", %.1f GB/s read\n", with.machine.bytes / 1e9);
 

@@ -218,7 +218,8 @@ class cpu_layers final : public moe_layers {
     std::span<moe_weights const> weights_;
     float const* shared_router_;
     std::vector<std::byte> workspace_;
-    std::vector<std::int32_t> chosen_ = std::vector<std::int32_t>(context * first::dims.top_k * first::router::schedule::passes);
+    std::vector<std::int32_t> chosen_ =
+        std::vector<std::int32_t>(context * first::dims.top_k * first::router::schedule::passes);
   };
 
   std::span<moe_weights const> weights_;

@@ -118,7 +118,8 @@ class cuda_worker final : public moe_worker {
   device_array<float> tokens_ = allocate<float>(context * hidden), output_ = allocate<float>(context * hidden);
   device_array<float> residual_ = allocate<float>(context * hidden);
   device_array<std::int64_t> load_ = allocate<std::int64_t>(experts);
-  device_array<std::int32_t> chosen_ = allocate<std::int32_t>(context * first::dims.top_k * first::router::schedule::passes);
+  device_array<std::int32_t> chosen_ =
+      allocate<std::int32_t>(context * first::dims.top_k * first::router::schedule::passes);
   device_array<std::byte> workspace_ = allocate<std::byte>(workspace_bytes);
 };
 

@@ -53,7 +53,7 @@ class feature_scale_calibration {
       }
     }
     clustering::make_weights<Layer::router::features::form>(result.data(), experts, hidden,
-                                                              [&](int c) { return tokens_[c] > 0.0; });
+                                                            [&](int c) { return tokens_[c] > 0.0; });
     return result;
   }
 

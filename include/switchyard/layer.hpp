@@ -110,16 +110,18 @@ struct layer : decltype(detail::views_of<Dims, Expert, Element>())::type {
   static_assert(Dims.top_k >= 1, "switchyard: shape.top_k is the number of experts per token. Set it to at least 1.");
   static_assert(Dims.top_k <= Dims.experts,
                 "switchyard: shape.top_k is larger than shape.experts. Lower top_k or add experts.");
-  static_assert(router_policy<Router>,
-                "switchyard: the second argument of layer is no router. A router has a name, and inherits router::by_logits and "
-                "has select, or inherits router::by_inputs and has pair; see router/by_logits.hpp.");
+  static_assert(
+      router_policy<Router>,
+      "switchyard: the second argument of layer is no router. A router has a name, and inherits router::by_logits and "
+      "has select, or inherits router::by_inputs and has pair; see router/by_logits.hpp.");
   static_assert(capacity_policy<Capacity>,
                 "switchyard: the third argument of layer is no capacity. A capacity has a name, traits and "
                 "static std::int64_t slots_per_expert(shape, std::int64_t tokens); see "
                 "capacity/capacity_policy.hpp.");
-  static_assert(expert_policy<Expert>,
-                "switchyard: the fourth argument of layer is no expert. An expert has a name and an activation, and inherits "
-                "expert::feed_forward; see expert/feed_forward.hpp.");
+  static_assert(
+      expert_policy<Expert>,
+      "switchyard: the fourth argument of layer is no expert. An expert has a name and an activation, and inherits "
+      "expert::feed_forward; see expert/feed_forward.hpp.");
   static_assert(Router::template fits<Router, Dims, Capacity, Expert>(),
                 "switchyard: the router does not go with the shape, the capacity or the expert.");
   static_assert(switchyard::element<Element>,

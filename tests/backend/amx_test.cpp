@@ -43,8 +43,8 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
   };
   using biases = sy::bias_view<Element>;
   input_projection<sy::weight_view<Element>> const in{view(gate, intermediate, hidden), view(up, intermediate, hidden),
-                                     biases::packed(in_bias.data(), intermediate),
-                                     biases::packed(in_bias.data(), intermediate)};
+                                                      biases::packed(in_bias.data(), intermediate),
+                                                      biases::packed(in_bias.data(), intermediate)};
   std::int64_t const places = most_padded_rows(rows, experts);
   float const nan = std::numeric_limits<float>::quiet_NaN();
   std::vector<float> inner(places * row_floats(intermediate), nan), outer(places * row_floats(hidden), nan);

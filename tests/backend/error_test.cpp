@@ -506,9 +506,9 @@ TEST_CASE("what a call writes is refused where it overlaps what else it reads or
         float* const first = c.matrix.data();
         c.args.report.logits = first + 3 * 24 + 4;  // of expert 0, for the experts stand the other way round
         c.args.weights.gate_proj = {first + 3 * 24, -24, 6, 1};
-        for (auto** data : {&c.args.weights.up_proj.data, &c.args.weights.down_proj.data,
-                            &c.args.weights.shared.gate_proj.data, &c.args.weights.shared.up_proj.data,
-                            &c.args.weights.shared.down_proj.data}) {
+        for (auto** data :
+             {&c.args.weights.up_proj.data, &c.args.weights.down_proj.data, &c.args.weights.shared.gate_proj.data,
+              &c.args.weights.shared.up_proj.data, &c.args.weights.shared.down_proj.data}) {
           *data = first + 200;
         }
       },

@@ -25,8 +25,9 @@ TEMPLATE_TEST_CASE("weights that are restored while they are read give what dens
   for (sy::instruction_set set : all_sets) {
     if (set > sy::best_instruction_set()) continue;
     for (int tokens : {1, 11, 150}) {
-      check_operands<list>(tokens, {.threads = 2, .instructions = set},
-                           [&](auto const& got, auto const& expected, auto const&) { CHECK(relative_error(got, expected) <= allowed); });
+      check_operands<list>(
+          tokens, {.threads = 2, .instructions = set},
+          [&](auto const& got, auto const& expected, auto const&) { CHECK(relative_error(got, expected) <= allowed); });
     }
   }
 }
@@ -61,19 +62,26 @@ TEST_CASE("an operand says what it lacks, and what overlaps it", "[operand][erro
   std::type_identity<layer> const bits;
   CHECK(error_of(bits, right) == "");
   CHECK(error_of(bits, [](auto&) {}) ==
-        "switchyard: layer::forward, weights.up_proj.codes: expected [experts, rows, columns / 8] words of eight weights, got "
+        "switchyard: layer::forward, weights.up_proj.codes: expected [experts, rows, columns / 8] words of eight "
+        "weights, got "
         "a null pointer");
-  CHECK(error_of(bits, [&](auto& a) {
-          right(a);
-          a.weights.down_proj.scales = nullptr;
-        }) == "switchyard: layer::forward, weights.down_proj.scales: expected [experts, rows, columns / 8] float, got a null pointer");
-  CHECK(error_of(bits, [&](auto& a) {
-          right(a);
-          a.weights.down_proj.scales = reinterpret_cast<float const*>(scratch.data());
-        }) ==
-        "switchyard: layer::forward, workspace: expected memory apart from all else that the call reads and writes, got "
-        "memory that overlaps weights.down_proj");
-  CHECK(error_of(std::type_identity<other>{}, [&](auto& a) {
-          a.weights.up_proj.base = sy::weight_view<float>::packed(numbers.data(), 8, 16);
-        }) == "switchyard: layer::forward, weights.up_proj.change.masks: expected [experts, rows, columns / 32] bits, got a null pointer");
+  CHECK(error_of(bits,
+                 [&](auto& a) {
+                   right(a);
+                   a.weights.down_proj.scales = nullptr;
+                 }) ==
+        "switchyard: layer::forward, weights.down_proj.scales: expected [experts, rows, columns / 8] float, got a null "
+        "pointer");
+  CHECK(
+      error_of(bits,
+               [&](auto& a) {
+                 right(a);
+                 a.weights.down_proj.scales = reinterpret_cast<float const*>(scratch.data());
+               }) ==
+      "switchyard: layer::forward, workspace: expected memory apart from all else that the call reads and writes, got "
+      "memory that overlaps weights.down_proj");
+  CHECK(error_of(std::type_identity<other>{},
+                 [&](auto& a) { a.weights.up_proj.base = sy::weight_view<float>::packed(numbers.data(), 8, 16); }) ==
+        "switchyard: layer::forward, weights.up_proj.change.masks: expected [experts, rows, columns / 32] bits, got a "
+        "null pointer");
 }

@@ -291,8 +291,7 @@ TEST_CASE("a cluster that does not exist is refused, and so are inputs that do n
   std::int32_t const label = 0;
   args.inputs = {.labels = &label, .feature_scale = w};
   args.report.dispersion = table;
-  CHECK(
-      message_of([&] { layer::forward(args); }) ==
-      "switchyard: layer::forward, report.dispersion: expected a null pointer, for inputs.feature_scale is given, "
-      "got a pointer");
+  CHECK(message_of([&] { layer::forward(args); }) ==
+        "switchyard: layer::forward, report.dispersion: expected a null pointer, for inputs.feature_scale is given, "
+        "got a pointer");
 }

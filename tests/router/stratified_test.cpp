@@ -31,7 +31,8 @@ struct outcome {
 /// A call of such a layer. Norms are plain, and gates are zero but for their biases where nothing else is said.
 template <class Layer>
 struct call {
-  static constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k, strata = Layer::router::schedule::passes;
+  static constexpr int experts = Layer::dims.experts, top_k = Layer::dims.top_k,
+                       strata = Layer::router::schedule::passes;
   std::vector<float> tokens, residual;
   std::vector<float> gate[strata], bias[strata];
   std::vector<std::uint8_t> active = {};
@@ -187,9 +188,9 @@ TEST_CASE("the residual before the norm has the hand-checked numbers", "[router]
                    .down_proj = layer::out_proj(down.data())},
        .output = layer::rows(y.data(), 2),
        .workspace = scratch,
-       .inputs = {.residual = layer::rows(c.residual.data(), 2),
-                  .norm = {{{plain_weight.data(), plain_bias.data(), 0.0f},
-                            {last_weight.data(), last_bias.data(), 0.0f}}}}});
+       .inputs = {
+           .residual = layer::rows(c.residual.data(), 2),
+           .norm = {{{plain_weight.data(), plain_bias.data(), 0.0f}, {last_weight.data(), last_bias.data(), 0.0f}}}}});
   check_close({y[0], y[1]}, {-3.537883f, 7.537883f}, 1e-5f);
 }
 
@@ -349,12 +350,13 @@ TEST_CASE("what a stratified layer lacks or cannot say is refused by name", "[ro
           a.output = {x.data() + 2, 4, 2};
         }).find("layer::forward, output: expected memory apart from") != std::string::npos);
   std::vector<float> other(10);
-  CHECK(error_of([&](auto& a) {
-          a.inputs.residual = {other.data(), 4, 2};
-          a.output = {other.data() + 2, 4, 2};
-        }) ==
-        "switchyard: layer::forward, output: expected memory apart from inputs.residual, or the same view, got a matrix "
-        "that overlaps inputs.residual");
+  CHECK(
+      error_of([&](auto& a) {
+        a.inputs.residual = {other.data(), 4, 2};
+        a.output = {other.data() + 2, 4, 2};
+      }) ==
+      "switchyard: layer::forward, output: expected memory apart from inputs.residual, or the same view, got a matrix "
+      "that overlaps inputs.residual");
   CHECK(
       error_of([&](auto& a) {
         a.inputs.residual = {reinterpret_cast<float const*>(scratch.data()), 4, 2};

@@ -88,8 +88,8 @@ template <class Element>
 struct low_rank_change {
   static constexpr int granule = 32, rank = 2;
 
-  Element const* left = nullptr;         ///< [experts, rows, rank]
-  Element const* right = nullptr;        ///< [experts, rank, columns]
+  Element const* left = nullptr;   ///< [experts, rows, rank]
+  Element const* right = nullptr;  ///< [experts, rank, columns]
   std::int64_t rows = 0, columns = 0;
 
   SWITCHYARD_HD void add(int expert, int row, int column, int count, float* to) const {
@@ -202,8 +202,8 @@ void make(with_sparse_change<Element>& to, placed_arrays& memory, random_numbers
       for (; mask != 0; mask &= mask - 1) ++count;
     }
   }
-  to.change = {memory.put(masks), memory.put(firsts), memory.put(few_bits<Element>(random, count + 1, 7, 0.03125f)), rows,
-               words};
+  to.change = {memory.put(masks), memory.put(firsts), memory.put(few_bits<Element>(random, count + 1, 7, 0.03125f)),
+               rows, words};
 }
 template <class Element>
 void make(with_low_rank_change<Element>& to, placed_arrays& memory, random_numbers& random, int experts, int rows,
@@ -263,7 +263,9 @@ void check_operand(int tokens, sy::cpu_context const& context, Same const& same)
   set_weights(args.weights.up_proj, dense_args.weights.up_proj, dims.intermediate, dims.hidden, 12);
   set_weights(args.weights.down_proj, dense_args.weights.down_proj, dims.hidden, dims.intermediate, 13);
 
-  auto const numbers = [&]<class T>(T, std::int64_t count) { return memory.put(few_bits<T>(random, count, 500, 0.002f)); };
+  auto const numbers = [&]<class T>(T, std::int64_t count) {
+    return memory.put(few_bits<T>(random, count, 500, 0.002f));
+  };
   optional_arguments<element> optional;
   element const* const x = numbers(element{}, std::int64_t{tokens} * dims.hidden);
   optional.residual = dense::rows(x, tokens);
@@ -333,8 +335,8 @@ struct operand_layers {
       layer<3, 2, sy::router::on_input<sy::router::sigmoid_top_k>, sy::capacity::dropless,
             sparse<sy::expert::with_shared<gated, 24, sy::shared_gate::sigmoid>>>,
       layer<4, 2, sy::router::stratified<sy::router::softmax_top_k, 2, 2>, sy::capacity::dropless, low_rank<plain>>,
-      layer<4, 2, sy::router::precomputed, sy::capacity::on_drop<sy::capacity::factor<1, 2>, sy::dropped::weighted_input>,
-            sparse<gated>>>;
+      layer<4, 2, sy::router::precomputed,
+            sy::capacity::on_drop<sy::capacity::factor<1, 2>, sy::dropped::weighted_input>, sparse<gated>>>;
 };
 
 template <class List, class Same>

@@ -12,8 +12,7 @@ namespace switchyard::bench {
 
 using enum hopper_schedule;
 template <int Rows, int Columns, hopper_schedule Schedule, int Cluster = 2, int Group = 8>
-using tiling =
-    hopper::grouped_tiling<Rows, Columns, hopper_stages(Rows, Columns, 512, 7), Schedule, Cluster, Group>;
+using tiling = hopper::grouped_tiling<Rows, Columns, hopper_stages(Rows, Columns, 512, 7), Schedule, Cluster, Group>;
 
 template <class... Tilings>
 struct tilings {};
@@ -41,8 +40,7 @@ std::string name_of_tiling() {
 
 template <class Layer, bool First, class... Tilings>
 void add(std::vector<gpu_tiling>& to, tilings<Tilings...>) {
-  using problem =
-      std::conditional_t<First, cuda::in_product<Layer>, cuda::out_product<Layer>>;
+  using problem = std::conditional_t<First, cuda::in_product<Layer>, cuda::out_product<Layer>>;
   (to.push_back(
        {(First ? "in:" : "out:") + name_of_tiling<Tilings>(), First, &enqueue_product<Layer, problem, Tilings, First>}),
    ...);

@@ -97,8 +97,8 @@ struct check_arrays {
   /// Matrices by strides.
   void matrices(pointer first, int experts, std::int64_t expert_stride, int rows, std::int64_t row_stride, int columns,
                 std::int64_t column_stride) const {
-    bool const stands = (expert_stride != 0 || experts == 1) && (row_stride != 0 || rows == 1) &&
-                        (column_stride != 0 || columns == 1);
+    bool const stands =
+        (expert_stride != 0 || experts == 1) && (row_stride != 0 || rows == 1) && (column_stride != 0 || columns == 1);
     if (first.is_right() && stands) return;
     std::string const all = name.text();
     check_pointer(first, all.c_str(), expected);

@@ -17,22 +17,21 @@ namespace switchyard {
 /// all of them, and gets floats. Kernels of every backend do the rest, so that this is all there is to a format of weights. `read` does
 /// not throw, and is fast where no branch depends on what it reads.
 template <class Operand>
-concept operand = std::is_trivially_copyable_v<Operand> && requires(Operand const& w, float* to,
-                                                                    checks::check_arrays const& check,
-                                                                    checks::list_arrays const& list) {
-  typename Operand::element;                                  // of the layer
+concept operand = std::is_trivially_copyable_v<Operand> &&
+    requires(Operand const& w, float* to, checks::check_arrays const& check, checks::list_arrays const& list) {
+  typename Operand::element;  // of the layer
   { Operand::in_place } -> std::convertible_to<bool>;
-  { Operand::granule } -> std::convertible_to<int>;           // 1, 2, 4, 8, 16 or 32
-  { w.read(0, 0, 0, 1, to) } -> std::same_as<void>;           // expert, row, column, count: to[0] to to[count - 1]
-  { w.from(1) } -> std::same_as<Operand>;                     // without the experts below that one
-  { w.name_arrays(check, 1, 1, 1) } -> std::same_as<void>;    // experts, rows, columns: see core/checks.hpp
+  { Operand::granule } -> std::convertible_to<int>;         // 1, 2, 4, 8, 16 or 32
+  { w.read(0, 0, 0, 1, to) } -> std::same_as<void>;         // expert, row, column, count: to[0] to to[count - 1]
+  { w.from(1) } -> std::same_as<Operand>;                   // without the experts below that one
+  { w.name_arrays(check, 1, 1, 1) } -> std::same_as<void>;  // experts, rows, columns: see core/checks.hpp
   { w.name_arrays(list, 1, 1, 1) } -> std::same_as<void>;
 };
 
 /// What every expert adds to a matrix: `add(expert, row, column, count, to)` adds it to the weights that stand in `to`.
 template <class Delta>
-concept delta = std::is_trivially_copyable_v<Delta> && requires(Delta const& d, float* to,
-                                                                checks::check_arrays const& check) {
+concept delta = std::is_trivially_copyable_v<Delta> &&
+    requires(Delta const& d, float* to, checks::check_arrays const& check) {
   { Delta::granule } -> std::convertible_to<int>;
   { d.add(0, 0, 0, 1, to) } -> std::same_as<void>;
   { d.from(1) } -> std::same_as<Delta>;

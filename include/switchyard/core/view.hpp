@@ -40,10 +40,11 @@ enum class projection {
 /// Whether something of one product may stand for something of another, with the sentence where it may not.
 template <projection From, projection To>
 SWITCHYARD_HD constexpr void check_projection() {
-  static_assert(From == To || From == projection::any || To == projection::any,
-                "switchyard: a projection stands in the place of another one. gate_proj and up_proj, and their biases, are "
-                "[experts, intermediate, ...] and made by in_proj, split_gate_up and in_bias; down_proj and its bias are "
-                "[experts, hidden, ...] and made by out_proj and out_bias.");
+  static_assert(
+      From == To || From == projection::any || To == projection::any,
+      "switchyard: a projection stands in the place of another one. gate_proj and up_proj, and their biases, are "
+      "[experts, intermediate, ...] and made by in_proj, split_gate_up and in_bias; down_proj and its bias are "
+      "[experts, hidden, ...] and made by out_proj and out_bias.");
 }
 
 /// One matrix per expert, described by strides in elements: entry (expert, row, column) stands at

@@ -27,8 +27,9 @@ struct expert_biases {
 /// The shared expert's matrices; `expert_stride` is not used.
 template <class Element>
 struct shared_expert_weights {
-  weight_view<Element, projection::in> gate_proj = {};   ///< [shared_intermediate, hidden]; read where the expert is gated
-  weight_view<Element, projection::in> up_proj = {};     ///< [shared_intermediate, hidden]
+  weight_view<Element, projection::in> gate_proj =
+      {};                                             ///< [shared_intermediate, hidden]; read where the expert is gated
+  weight_view<Element, projection::in> up_proj = {};  ///< [shared_intermediate, hidden]
   weight_view<Element, projection::out> down_proj = {};  ///< [hidden, shared_intermediate]
   Element const* gate = nullptr;                         ///< [hidden]; read by shared_gate::sigmoid
 };
@@ -46,15 +47,17 @@ struct the_expert_is_not_gated {
 struct the_expert_has_no_biases {
   template <class T>
   static constexpr void refuse() {
-    static_assert(sizeof(T) == 0,
-                  "switchyard: the projections of this expert have no biases. Wrap it in expert::with_bias, or leave .bias out.");
+    static_assert(
+        sizeof(T) == 0,
+        "switchyard: the projections of this expert have no biases. Wrap it in expert::with_bias, or leave .bias out.");
   }
 };
 struct the_layer_has_no_shared_expert {
   template <class T>
   static constexpr void refuse() {
-    static_assert(sizeof(T) == 0,
-                  "switchyard: this layer has no shared expert. Wrap its expert in expert::with_shared, or leave .shared out.");
+    static_assert(
+        sizeof(T) == 0,
+        "switchyard: this layer has no shared expert. Wrap its expert in expert::with_shared, or leave .shared out.");
   }
 };
 
@@ -79,22 +82,25 @@ struct feed_forward_weights {
   using element = typename Layer::element;
   using in_operand = typename policy::template operand<element, projection::in>;
   using out_operand = typename policy::template operand<element, projection::out>;
-  static_assert(activation_fits<policy>,
-                "switchyard: the activation of this expert does not fit traits.gated. A gated expert needs static float "
-                "apply(float gate, float up), another one static float apply(float x).");
+  static_assert(
+      activation_fits<policy>,
+      "switchyard: the activation of this expert does not fit traits.gated. A gated expert needs static float "
+      "apply(float gate, float up), another one static float apply(float x).");
   static_assert(switchyard::operand<in_operand> && switchyard::operand<out_operand>,
-                "switchyard: the weights of this expert are no operand. An operand has element, in_place, granule, read, from and "
+                "switchyard: the weights of this expert are no operand. An operand has element, in_place, granule, "
+                "read, from and "
                 "name_arrays; see core/operand.hpp.");
-  static_assert(std::is_same_v<typename in_operand::element, element> && std::is_same_v<typename out_operand::element, element>,
-                "switchyard: the operand of this expert is one of another element than the layer's. Give it the element that "
-                "operand<Element, Role> names.");
+  static_assert(
+      std::is_same_v<typename in_operand::element, element> && std::is_same_v<typename out_operand::element, element>,
+      "switchyard: the operand of this expert is one of another element than the layer's. Give it the element that "
+      "operand<Element, Role> names.");
 
   /// [experts, hidden] float, and the biases that the router's traits ask for; with `router::stratified` for each stratum.
   [[no_unique_address]] typename own_router<Layer>::type router = {};
-  [[no_unique_address]] std::conditional_t<policy::traits.gated, in_operand, absent<the_expert_is_not_gated>> gate_proj =
-      {};                       ///< [experts, intermediate, hidden]
-  in_operand up_proj = {};      ///< [experts, intermediate, hidden]
-  out_operand down_proj = {};   ///< [experts, hidden, intermediate]
+  [[no_unique_address]] std::conditional_t<policy::traits.gated, in_operand, absent<the_expert_is_not_gated>>
+      gate_proj = {};          ///< [experts, intermediate, hidden]
+  in_operand up_proj = {};     ///< [experts, intermediate, hidden]
+  out_operand down_proj = {};  ///< [experts, hidden, intermediate]
   [[no_unique_address]] std::conditional_t<policy::traits.bias, expert_biases<element>, absent_biases> bias = {};
   [[no_unique_address]] std::conditional_t<(policy::traits.shared_intermediate > 0), shared_expert_weights<element>,
                                            absent_shared_expert>
@@ -181,7 +187,8 @@ struct feed_forward {
       constexpr int shared = t.shared_intermediate;
       constexpr char const* shared_shape = "[shared intermediate, hidden]";
       if constexpr (t.gated) {
-        w.shared.gate_proj.name_arrays(checks::check_arrays{{"weights.shared.gate_proj"}, shared_shape}, 1, shared, hidden);
+        w.shared.gate_proj.name_arrays(checks::check_arrays{{"weights.shared.gate_proj"}, shared_shape}, 1, shared,
+                                       hidden);
       }
       w.shared.up_proj.name_arrays(checks::check_arrays{{"weights.shared.up_proj"}, shared_shape}, 1, shared, hidden);
       w.shared.down_proj.name_arrays(

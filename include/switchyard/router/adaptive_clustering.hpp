@@ -163,9 +163,10 @@ constexpr auto empty_label() {
 /// logits that are not finite are replaced; here they are an error, as in any layer.
 template <class Base, clustering_traits Form = language_model>
 struct adaptive_clustering : Base {
-  static_assert(makes_logits<Base>,
-                "switchyard: a router without logits, such as router::precomputed, leaves router::adaptive_clustering nothing "
-                "to scale. Wrap a router that makes logits.");
+  static_assert(
+      makes_logits<Base>,
+      "switchyard: a router without logits, such as router::precomputed, leaves router::adaptive_clustering nothing "
+      "to scale. Wrap a router that makes logits.");
   static_assert(std::is_same_v<typename Base::features, features_as_they_are>,
                 "switchyard: router::adaptive_clustering inside another one. Wrap the base router once.");
   static_assert(std::is_same_v<typename Base::schedule, one_pass>,

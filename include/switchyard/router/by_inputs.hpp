@@ -12,16 +12,18 @@ struct the_router_makes_no_logits {
   template <class T>
   static constexpr void refuse() {
     static_assert(sizeof(T) == 0,
-                  "switchyard: this router makes no logits: it takes its experts from .inputs, so there is no router weight to set and "
+                  "switchyard: this router makes no logits: it takes its experts from .inputs, so there is no router "
+                  "weight to set and "
                   "no logits to report. Set .inputs in the arguments of forward instead.");
   }
 };
 struct auxiliary_values_need_logits {
   template <class T>
   static constexpr void refuse() {
-    static_assert(sizeof(T) == 0,
-                  "switchyard: auxiliary values are made of logits, and this router makes none: it takes its experts from "
-                  ".inputs.");
+    static_assert(
+        sizeof(T) == 0,
+        "switchyard: auxiliary values are made of logits, and this router makes none: it takes its experts from "
+        ".inputs.");
   }
 };
 

@@ -37,9 +37,10 @@ struct the_model_owns_the_router {
 struct the_layer_owns_the_router {
   template <class T>
   static constexpr void refuse() {
-    static_assert(sizeof(T) == 0,
-                  "switchyard: this layer owns its router weight. Set .weights.router instead of .shared_router, or wrap "
-                  "the router in router::shared.");
+    static_assert(
+        sizeof(T) == 0,
+        "switchyard: this layer owns its router weight. Set .weights.router instead of .shared_router, or wrap "
+        "the router in router::shared.");
   }
 };
 struct the_router_adds_no_bias {
@@ -57,7 +58,8 @@ struct the_router_takes_no_inputs {
     static_assert(
         sizeof(T) == 0,
         "switchyard: this router takes nothing from .inputs: it decides by the tokens alone. router::precomputed takes "
-        ".experts and .weights, router::adaptive_clustering takes .labels, router::stratified takes .residual and .norm.");
+        ".experts and .weights, router::adaptive_clustering takes .labels, router::stratified takes .residual and "
+        ".norm.");
   }
 };
 struct the_router_has_no_clusters {
@@ -71,8 +73,7 @@ struct the_router_has_no_clusters {
 struct the_router_has_no_strata {
   template <class T>
   static constexpr void refuse() {
-    static_assert(sizeof(T) == 0,
-                  "switchyard: this router makes one pass. Only router::stratified reports .passes.");
+    static_assert(sizeof(T) == 0, "switchyard: this router makes one pass. Only router::stratified reports .passes.");
   }
 };
 
@@ -164,8 +165,10 @@ struct by_logits {
         requires(serial_lanes lanes, per_expert<Dims.experts, serial_lanes> const& logits, router_weights const& w) {
           { Self::template select<Dims.top_k>(lanes, logits, w) } -> std::same_as<route<Dims.top_k>>;
         },
-        "switchyard: a router that inherits router::by_logits needs template <int TopK, int Experts, class Lanes> static "
-        "route<TopK> select(Lanes, per_expert<Experts, Lanes> const&, router_weights const&); see router/by_logits.hpp.");
+        "switchyard: a router that inherits router::by_logits needs template <int TopK, int Experts, class Lanes> "
+        "static "
+        "route<TopK> select(Lanes, per_expert<Experts, Lanes> const&, router_weights const&); see "
+        "router/by_logits.hpp.");
     return is_compiled<&Self::template select<Dims.top_k, Dims.experts, serial_lanes>>;
   }
 

@@ -12,9 +12,10 @@ namespace switchyard::router {
 /// Recognition, section 3.
 template <class Base>
 struct shared : Base {
-  static_assert(makes_logits<Base>,
-                "switchyard: a router without logits, such as router::precomputed, has no router weight that router::shared "
-                "could share. Give the same .inputs to every layer instead.");
+  static_assert(
+      makes_logits<Base>,
+      "switchyard: a router without logits, such as router::precomputed, has no router weight that router::shared "
+      "could share. Give the same .inputs to every layer instead.");
   static constexpr auto label = "shared<" + name_of<Base>() + ">";
   static constexpr std::string_view name = label;
   static constexpr router_traits traits = with(Base::traits, &router_traits::owner, router_owner::model);

@@ -2,8 +2,8 @@
 
 #include <switchyard/core/host_device.hpp>
 #include <switchyard/core/text.hpp>
-#include <switchyard/core/with.hpp>
 #include <switchyard/core/view.hpp>
+#include <switchyard/core/with.hpp>
 #include <switchyard/router/by_logits.hpp>
 
 #include <cstdint>
@@ -68,9 +68,10 @@ inline constexpr bool climbs<climbing<Form, Experts...>> = true;
 struct each_stratum_has_a_router {
   template <class T>
   static constexpr void refuse() {
-    static_assert(sizeof(T) == 0,
-                  "switchyard: router::stratified has a router weight for each stratum. Set .stratum[0], .stratum[1], ... "
-                  "instead of .weight.");
+    static_assert(
+        sizeof(T) == 0,
+        "switchyard: router::stratified has a router weight for each stratum. Set .stratum[0], .stratum[1], ... "
+        "instead of .weight.");
   }
 };
 struct each_stratum_has_logits {
@@ -83,8 +84,9 @@ struct each_stratum_has_logits {
 struct the_strata_have_no_norms {
   template <class T>
   static constexpr void refuse() {
-    static_assert(sizeof(T) == 0,
-                  "switchyard: router::without_stratum_norms takes the norms away. Leave .norm out, or take the wrapper away.");
+    static_assert(
+        sizeof(T) == 0,
+        "switchyard: router::without_stratum_norms takes the norms away. Leave .norm out, or take the wrapper away.");
   }
 };
 
@@ -131,9 +133,10 @@ struct stratified : Base {
   static_assert(sizeof...(Experts) >= 1 && sizeof...(Experts) <= 255 && ((Experts >= 1) && ...),
                 "switchyard: router::stratified takes the sizes of its strata, each of at least 1 expert, for 1 to 255 "
                 "strata: stratified<softmax_top_k, 4, 4>.");
-  static_assert(makes_logits<Base>,
-                "switchyard: a router without logits, such as router::precomputed, has the routes of one pass, and "
-                "router::stratified decides after each pass which tokens make another. Wrap a router that makes logits.");
+  static_assert(
+      makes_logits<Base>,
+      "switchyard: a router without logits, such as router::precomputed, has the routes of one pass, and "
+      "router::stratified decides after each pass which tokens make another. Wrap a router that makes logits.");
   static_assert(
       std::is_same_v<typename Base::features, features_as_they_are>,
       "switchyard: router::stratified around router::adaptive_clustering: the clusters of a token are those of "
@@ -239,7 +242,8 @@ struct with_separate_residual : Base {
                 "switchyard: router::with_separate_residual changes a router::stratified, and this router is none.");
   static constexpr auto label = "with_separate_residual<" + name_of<Base>() + ">";
   static constexpr std::string_view name = label;
-  using schedule = typename Base::schedule::template formed<with(Base::schedule::form, &stratum_form::normalised_residual, false)>;
+  using schedule =
+      typename Base::schedule::template formed<with(Base::schedule::form, &stratum_form::normalised_residual, false)>;
 };
 
 /// Without the layer norms of `Base`'s strata: a pass's result goes to the next one as it is.

@@ -10,9 +10,10 @@ namespace switchyard::router {
 /// Adds a bias per expert to the logits before anything else (gpt-oss).
 template <class Base>
 struct with_bias : Base {
-  static_assert(makes_logits<Base>,
-                "switchyard: a router without logits, such as router::precomputed, has nothing that router::with_bias could add "
-                "to. Change the weights in .inputs, or wrap a router that makes logits.");
+  static_assert(
+      makes_logits<Base>,
+      "switchyard: a router without logits, such as router::precomputed, has nothing that router::with_bias could add "
+      "to. Change the weights in .inputs, or wrap a router that makes logits.");
   static constexpr auto label = "with_bias<" + name_of<Base>() + ">";
   static constexpr std::string_view name = label;
   static constexpr router_traits traits = with(Base::traits, &router_traits::bias, true);
@@ -30,9 +31,10 @@ struct on_input : Base {
 /// Multiplies the combine weights by a constant fraction (the routed scaling factor of DeepSeek).
 template <class Base, int Numerator, int Denominator = 1>
 struct scaled : Base {
-  static_assert(makes_logits<Base>,
-                "switchyard: a router without logits, such as router::precomputed, takes its weights from .inputs, so that "
-                "router::scaled cannot change them. Scale them there, or use expert::scaled.");
+  static_assert(
+      makes_logits<Base>,
+      "switchyard: a router without logits, such as router::precomputed, takes its weights from .inputs, so that "
+      "router::scaled cannot change them. Scale them there, or use expert::scaled.");
   static_assert(Denominator > 0, "switchyard: router::scaled takes a fraction. Give a denominator of at least 1.");
   static constexpr auto label = "scaled<" + name_of<Base>() + "," + ratio_text<Numerator, Denominator>() + ">";
   static constexpr std::string_view name = label;

@@ -7,11 +7,12 @@
 /// results have the same bits.
 using namespace support;
 
-TEMPLATE_TEST_CASE("on the GPU weights that are restored while they are read give what dense ones do", "[gpu][operand]", float,
-                   sy::bfloat16) {
+TEMPLATE_TEST_CASE("on the GPU weights that are restored while they are read give what dense ones do", "[gpu][operand]",
+                   float, sy::bfloat16) {
   if (!has_device()) return;
   using list = typename operand_layers<sy::backend::cuda, TestType, 72, 40>::type;
   for (int tokens : {1, 40, 150}) {  // each tile once
-    check_operands<list>(tokens, {}, [](auto const& got, auto const& expected, auto const&) { CHECK(same_bits(got, expected)); });
+    check_operands<list>(tokens, {},
+                         [](auto const& got, auto const& expected, auto const&) { CHECK(same_bits(got, expected)); });
   }
 }

@@ -137,7 +137,7 @@ namespace {
 /// What the products of a call would be; nothing is run.
 template <class Layer>
 sy::product_kind products_of(int tokens, sy::weight_view<typename Layer::element> gate,
-                                sy::weight_view<typename Layer::element> up, int apart = 0) {
+                             sy::weight_view<typename Layer::element> up, int apart = 0) {
   using element = typename Layer::element;
   device_array<element> const memory(1 << 16);
   device_array<std::byte> const workspace(Layer::workspace_bytes(tokens));

@@ -167,7 +167,8 @@ struct feature_step<router::features_scaled_by_cluster<Form>> {
       make_inverse_lengths(product.weight, hidden, experts, m.inverse_lengths);
       product.inverse_lengths = m.inverse_lengths;
     }
-    if constexpr (Form.experts_see_scaled) scale_tokens(args.tokens, product.features, hidden, context, m.scaled_tokens);
+    if constexpr (Form.experts_see_scaled)
+      scale_tokens(args.tokens, product.features, hidden, context, m.scaled_tokens);
   }
 
   template <class Layer>
@@ -181,7 +182,8 @@ struct feature_step<router::features_scaled_by_cluster<Form>> {
   }
 
   template <class Layer>
-  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args,
+                                                               memory<Layer> const& m) {
     if constexpr (Form.experts_see_scaled) {
       return {m.scaled_tokens, args.tokens.rows, Layer::dims.hidden};
     } else {

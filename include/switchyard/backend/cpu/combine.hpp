@@ -24,7 +24,7 @@ struct combination {
   float const* weights;               ///< [tokens, top_k]
   std::uint8_t const* dropped_pairs;  ///< [tokens, top_k]
   expert_results<Element> results;
-  bool weighs_input;                  ///< rows are weighted already
+  bool weighs_input;  ///< rows are weighted already
   dropped on_drop;
 };
 

@@ -38,11 +38,11 @@ struct schedule_step<router::one_pass> {
   struct memory {
     typename routing<Layer>::template memory<Layer> of_routing;
     routes routed;
-    std::uint8_t* dropped;              // [tokens, top_k]
-    std::int32_t* order = nullptr;      // [tokens]
-    std::int64_t* load;                 // [experts]
-    std::int32_t *used, *offsets;       // [experts], [experts + 1]
-    std::int32_t *pair_of, *row_of;     // [tokens * top_k]
+    std::uint8_t* dropped;           // [tokens, top_k]
+    std::int32_t* order = nullptr;   // [tokens]
+    std::int64_t* load;              // [experts]
+    std::int32_t *used, *offsets;    // [experts], [experts + 1]
+    std::int32_t *pair_of, *row_of;  // [tokens * top_k]
     typename computing<Layer>::template memory<Layer> of_experts;
 
     constexpr memory(carver& from, std::int64_t tokens)
@@ -109,8 +109,8 @@ struct schedule_step<router::one_pass> {
   static void experts(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m) {
     using element = typename Layer::element;
     view<element const> const tokens = routing<Layer>::template tokens_of_experts<Layer>(args, m.of_routing);
-    expert_results<element> const results = computing<Layer>::template run<Layer>(
-        args, context, tokens, m.plan(), m.routed.weights, m.of_experts);
+    expert_results<element> const results =
+        computing<Layer>::template run<Layer>(args, context, tokens, m.plan(), m.routed.weights, m.of_experts);
     combine<element>({.tokens = tokens,
                       .output = args.output,
                       .hidden = Layer::dims.hidden,

@@ -23,9 +23,9 @@ namespace switchyard::cpu {
 /// The rows of some experts, and how they are cut into items. An expert with at least `least_panel_rows` rows is computed by
 /// panels (panels.hpp); its rows then are padded up to a multiple of `lanes`.
 struct expert_rows {
-  std::int32_t const* offsets;  ///< [experts + 1]
-  std::int64_t* first_padded_row;    ///< [experts + 1], written by `set_padded_rows`
-  std::int64_t* first_item;     ///< [experts + 1], written by `count`
+  std::int32_t const* offsets;     ///< [experts + 1]
+  std::int64_t* first_padded_row;  ///< [experts + 1], written by `set_padded_rows`
+  std::int64_t* first_item;        ///< [experts + 1], written by `count`
   int experts;
   int least_panel_rows, lanes;
 
@@ -127,7 +127,8 @@ void project_rows_in(expert_activation const& activation, row_kernels<Operand> c
   float gate[item_rows * item_features], up[item_rows * item_features];
   feature_tile<Operand> const of_up = features_of(weights.up, expert, first, features);
   if (activation.gated) {
-    multiply_rows(kernels, rows, features_of(weights.gate, expert, first, features), hidden, of_up, gate, item_features);
+    multiply_rows(kernels, rows, features_of(weights.gate, expert, first, features), hidden, of_up, gate,
+                  item_features);
     weigh_and_shift(gate, rows.count, features, row_weight, weights.gate_bias, expert, first);
   }
   multiply_rows(kernels, rows, of_up, hidden, next, up, item_features);
@@ -146,7 +147,8 @@ void project_rows_out(row_kernels<Operand> const& kernels, grouped_rows const& a
                       bias_view<typename Operand::element> const& bias, int expert, int first, int features, int hidden,
                       int intermediate, feature_tile<Operand> const& next, float* results) {
   float products[item_rows * item_features];
-  multiply_rows(kernels, activated, features_of(down, expert, first, features), intermediate, next, products, item_features);
+  multiply_rows(kernels, activated, features_of(down, expert, first, features), intermediate, next, products,
+                item_features);
   weigh_and_shift(products, activated.count, features, nullptr, bias, expert, first);
   for (int r = 0; r < activated.count; ++r) {
     float const* const from = products + r * item_features;
@@ -194,7 +196,7 @@ void project_panels_in(expert_activation const& activation, panel_kernels<Operan
         activation.apply(gate, up, row_weight == nullptr ? nullptr : row_weight + p * tokens.width, gate_bias, up_bias,
                          width, values);
         kernels.put(values, width, feature, intermediate,
-                 activated + std::int64_t{p} * tokens.width * row_floats(intermediate));
+                    activated + std::int64_t{p} * tokens.width * row_floats(intermediate));
       }
     }
   }
@@ -203,8 +205,8 @@ void project_panels_in(expert_activation const& activation, panel_kernels<Operan
 /// results[row][h] = down product of some features h (+ bias), in float.
 template <class Operand>
 void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const& activated, Operand const& down,
-                        bias_view<typename Operand::element> const& bias, int expert, int first, int hidden, int intermediate,
-                        float* results) {
+                        bias_view<typename Operand::element> const& bias, int expert, int first, int hidden,
+                        int intermediate, float* results) {
   alignas(64) float sums[item_floats];
   feature_tile<Operand> tiles[most_tiles] = {};
   for (int t = 0; t < kernels.item_tiles; ++t) {
@@ -270,8 +272,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     });
   };
   // The weights of an item, as far as they are multiplied row by row; none past the last item.
-  auto const weights_of = [&](cut const& c, std::int64_t index, std::int64_t items,
-                              Operand const& matrix) {
+  auto const weights_of = [&](cut const& c, std::int64_t index, std::int64_t items, Operand const& matrix) {
     if (index >= items) return feature_tile<Operand>{};
     expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
     int const first = item.feature_item * c.block_of(all.by_panels(item.expert));
@@ -293,7 +294,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     }
   });
 
-  cut const in_cut{intermediate, features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
+  cut const in_cut{intermediate,
+                   features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
                    panel_item_features(kernels, activation.gated ? 2 : 1)};
   std::int64_t const in_items = count_items(in_cut);
   parallel_for(context, in_items, [&](std::int64_t index, std::int64_t next) {
@@ -306,8 +308,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     }
     float const* const row_weight = tokens.weights != nullptr ? weight : nullptr;
     if (all.by_panels(e)) {
-      project_panels_in(activation, kernels, {tokens_of(item), item.rows, kernels.lanes, kernels.width}, row_weight, in, e,
-                        item.feature_item * in_cut.by_panels, hidden, intermediate, activated_of(item));
+      project_panels_in(activation, kernels, {tokens_of(item), item.rows, kernels.lanes, kernels.width}, row_weight, in,
+                        e, item.feature_item * in_cut.by_panels, hidden, intermediate, activated_of(item));
     } else {
       int const first = item.feature_item * in_cut.by_rows;
       project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, e, first,
@@ -316,7 +318,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     }
   });
 
-  cut const out_cut{hidden, features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
+  cut const out_cut{hidden,
+                    features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
                     panel_item_features(kernels, 1)};
   std::int64_t const out_items = count_items(out_cut);
   parallel_for(context, out_items, [&](std::int64_t index, std::int64_t next) {
@@ -338,8 +341,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
 /// Memory of the products of some experts with `rows` rows, and how those are found.
 struct products_memory {
   std::int64_t *first_padded_row, *first_item;  ///< [experts + 1]
-  float* activated;                            ///< [most_padded_rows(rows), row_floats(intermediate)]
-  float* results;                            ///< [most_padded_rows(rows), row_floats(hidden)]: the result is [rows, hidden]
+  float* activated;                             ///< [most_padded_rows(rows), row_floats(intermediate)]
+  float* results;  ///< [most_padded_rows(rows), row_floats(hidden)]: the result is [rows, hidden]
 };
 
 /// Both products of some experts over their rows: `offsets` says which rows of `tokens` each has. `Operand` alone decides
@@ -363,7 +366,7 @@ struct experts_step<expert::two_products> {
     static constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
 
     std::int64_t *first_padded_row, *first_item;  // [experts + 1]
-    float *activated, *results;                    // see `products_memory`
+    float *activated, *results;                   // see `products_memory`
     float *shared_activated = nullptr, *shared_results = nullptr;
 
     constexpr memory(carver& from, std::int64_t tokens) {
@@ -390,12 +393,13 @@ struct experts_step<expert::two_products> {
     constexpr expert_traits traits = Layer::expert_traits;
     auto const weights = weights_of_experts<Layer>(args.weights);
     expert_activation const activation = activation_of<typename Layer::expert>(context.instructions);
-    run_products(context, plan.offsets, Layer::dims.experts,
-                 {tokens, plan.pair_of, Layer::dims.top_k, Layer::router_traits.weighs_input ? combine_weights : nullptr},
-                 activation, weights, {m.first_padded_row, m.first_item, m.activated, m.results});
-    expert_results<element> results{.rows = m.results,
-                                    .scale = static_cast<float>(traits.scale_numerator) /
-                                             static_cast<float>(traits.scale_denominator)};
+    run_products(
+        context, plan.offsets, Layer::dims.experts,
+        {tokens, plan.pair_of, Layer::dims.top_k, Layer::router_traits.weighs_input ? combine_weights : nullptr},
+        activation, weights, {m.first_padded_row, m.first_item, m.activated, m.results});
+    expert_results<element> results{
+        .rows = m.results,
+        .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
     if constexpr (traits.shared_intermediate > 0) {
       // One more expert, that every token visits.
       expert_weights<weight_view<element>> shared{};
@@ -418,7 +422,8 @@ struct experts_step<expert::two_products> {
   static auto weights_of_experts(typename Layer::weights const& from) {
     using operand = decltype(as_operand(from.up_proj));
     static_assert(std::is_same_v<operand, decltype(as_operand(from.down_proj))>,
-                  "switchyard: the operands of an expert's two projections are of different types. Give both one type that has both "
+                  "switchyard: the operands of an expert's two projections are of different types. Give both one type "
+                  "that has both "
                   "formats.");
     expert_weights<operand> result{};
     if constexpr (Layer::expert_traits.gated) result.in.gate = as_operand(from.gate_proj);

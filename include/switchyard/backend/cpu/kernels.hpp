@@ -14,12 +14,12 @@
 /// uses of them, which is most of what a layer costs the compiler. A program with many such units defines
 /// SWITCHYARD_EXTERN_KERNELS in all of them and includes `switchyard/kernels.hpp` in one; the functions are the same.
 #define SWITCHYARD_KERNELS_OF_ELEMENT(how, Element)                                                                    \
-  how template row_kernels<weight_view<Element>> row_kernels_of<weight_view<Element>>(instruction_set);               \
-  how template panel_kernels<weight_view<Element>> panel_kernels_of<weight_view<Element>>(instruction_set,            \
-                                                                                           float_products);           \
-  how template void run_products<weight_view<Element>>(                                                               \
-      cpu_context const&, std::int32_t const*, int, token_rows<Element> const&, expert_activation const&,             \
-      expert_weights<weight_view<Element>> const&, products_memory const&);                                           \
+  how template row_kernels<weight_view<Element>> row_kernels_of<weight_view<Element>>(instruction_set);                \
+  how template panel_kernels<weight_view<Element>> panel_kernels_of<weight_view<Element>>(instruction_set,             \
+                                                                                          float_products);             \
+  how template void run_products<weight_view<Element>>(                                                                \
+      cpu_context const&, std::int32_t const*, int, token_rows<Element> const&, expert_activation const&,              \
+      expert_weights<weight_view<Element>> const&, products_memory const&);                                            \
   how template void make_logits<Element>(router_product<Element> const&, cpu_context const&, float*);                  \
   how template void combine<Element>(combination<Element> const&, cpu_context const&);                                 \
   how template void scale_tokens<Element>(view<Element const> const&, feature_weights const&, int, cpu_context const&, \

@@ -23,12 +23,12 @@ template <class Operand>
 struct panel_kernels {
   using element = typename Operand::element;
   int lanes, width;
-  int features;                   ///< of a tile: a group that is multiplied together
-  int depth;                      ///< that weights are made ready for at a time
+  int features;                 ///< of a tile: a group that is multiplied together
+  int depth;                    ///< that weights are made ready for at a time
   int item_panels, item_tiles;  ///< of one item
-  int values_per_float;           ///< of a panel
-  int usual_rows;                 ///< of an expert, from which on panels are usually faster than groups of rows
-  void (*begin)();                ///< before the products of an item
+  int values_per_float;         ///< of a panel
+  int usual_rows;               ///< of an expert, from which on panels are usually faster than groups of rows
+  void (*begin)();              ///< before the products of an item
   void (*end)();
   /// Puts rows side by side; those past the last are zero.
   void (*pack)(element const* const* rows, int row_count, int width, std::int64_t depth, float* panel);
@@ -51,21 +51,31 @@ panel_kernels<Operand> panel_kernels_with();
 
 }  // namespace amx
 
-#define SWITCHYARD_PANEL_KERNELS(space)                                                                            \
-  panel_kernels<Operand> kernels{                                                                                  \
-      space::lanes,           space::panel_width, space::panel_features,        panel_depth,                       \
-      space::item_panels,    space::item_tiles, 1,                            32,                                \
-      &nothing,               &nothing,           nullptr,                      nullptr,                           \
-      nullptr,                &space::multiply_panel<2>, &space::multiply_panel<1>};                               \
-  if constexpr (Operand::in_place) {                                                                               \
-    kernels.pack = &space::pack_panel<element>;                                                                    \
-    kernels.put = &space::put_values<element>;                                                                     \
-    kernels.prepare = &space::widen_rows<element>;                                                                 \
-  } else {                                                                                                         \
-    kernels.pack = &space::pack_panel<element, float>;                                                             \
-    kernels.put = &space::put_values<float>;                                                                       \
-    kernels.prepare = &space::restore_rows<Operand>;                                                               \
-  }                                                                                                                \
+#define SWITCHYARD_PANEL_KERNELS(space)                      \
+  panel_kernels<Operand> kernels{space::lanes,               \
+                                 space::panel_width,         \
+                                 space::panel_features,      \
+                                 panel_depth,                \
+                                 space::item_panels,         \
+                                 space::item_tiles,          \
+                                 1,                          \
+                                 32,                         \
+                                 &nothing,                   \
+                                 &nothing,                   \
+                                 nullptr,                    \
+                                 nullptr,                    \
+                                 nullptr,                    \
+                                 &space::multiply_panel<2>,  \
+                                 &space::multiply_panel<1>}; \
+  if constexpr (Operand::in_place) {                         \
+    kernels.pack = &space::pack_panel<element>;              \
+    kernels.put = &space::put_values<element>;               \
+    kernels.prepare = &space::widen_rows<element>;           \
+  } else {                                                   \
+    kernels.pack = &space::pack_panel<element, float>;       \
+    kernels.put = &space::put_values<float>;                 \
+    kernels.prepare = &space::restore_rows<Operand>;         \
+  }                                                          \
   return kernels;
 /// `set` must not be `automatic`.
 template <class Operand>
@@ -135,14 +145,15 @@ float* sums_at(panel_kernels<Operand> const& kernels, float* sums, int tile, int
 /// Part `part` of `parts` of a tile's rows, from depth `first` on, to be fetched from memory: none where there is nothing left, or weights
 /// do not stand in memory as they are multiplied.
 template <class Operand>
-fetched_rows rows_to_fetch(feature_tile<Operand> const& tile, std::int64_t first, std::int64_t depth, int part, int parts) {
+fetched_rows rows_to_fetch(feature_tile<Operand> const& tile, std::int64_t first, std::int64_t depth, int part,
+                           int parts) {
   fetched_rows result;
   if constexpr (Operand::in_place) {
     if (first >= depth || tile.column_stride != 1) return result;
     int const from = tile.features * part / parts, end = tile.features * (part + 1) / parts;
     constexpr int element_bytes = static_cast<int>(sizeof(typename Operand::element));
-    result = {reinterpret_cast<char const*>(tile.rows + from * tile.row_stride + first), tile.row_stride * element_bytes,
-              end - from, element_bytes};
+    result = {reinterpret_cast<char const*>(tile.rows + from * tile.row_stride + first),
+              tile.row_stride * element_bytes, end - from, element_bytes};
   }
   return result;
 }
@@ -150,8 +161,8 @@ fetched_rows rows_to_fetch(feature_tile<Operand> const& tile, std::int64_t first
 /// sums = products over the whole depth, in the first of `item_floats` floats. Weights are read once: those of the next tile are
 /// fetched while this one is multiplied.
 template <class Operand>
-void multiply_panels(panel_kernels<Operand> const& kernels, feature_tile<Operand> const* tiles, panel_rows const& panels,
-                     std::int64_t depth, float* sums) {
+void multiply_panels(panel_kernels<Operand> const& kernels, feature_tile<Operand> const* tiles,
+                     panel_rows const& panels, std::int64_t depth, float* sums) {
   float* const memory = sums_at(kernels, sums, kernels.item_tiles, 0);
   int const panel_count = panels.count();
   kernels.begin();

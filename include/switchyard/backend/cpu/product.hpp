@@ -21,12 +21,12 @@ struct row_kernels {
                    feature_tile<Operand> const& next, float* to, std::int64_t stride);
 };
 
-#define SWITCHYARD_ROW_KERNELS(space)                                                                               \
-  if constexpr (Operand::in_place) {                                                                                \
+#define SWITCHYARD_ROW_KERNELS(space)                                                                                \
+  if constexpr (Operand::in_place) {                                                                                 \
     return {&space::group_rows<element>, &space::put_in_group<element>, &space::multiply_rows_by_features<element>}; \
-  } else {                                                                                                          \
+  } else {                                                                                                           \
     return {&space::group_rows_in_order<element>, &space::put_in_group<float>,                                       \
-            &space::multiply_rows_by_restored<Operand>};                                                            \
+            &space::multiply_rows_by_restored<Operand>};                                                             \
   }
 /// `set` must not be `automatic`.
 template <class Operand>

@@ -203,7 +203,8 @@ void take_pairs(Inputs const& inputs, std::int64_t tokens, int top_k, int expert
       bool const elsewhere = asked.expert == -1, exists = asked.expert >= 0 && asked.expert < experts;
       if (throws && !elsewhere && !exists) {
         fail(std::string("layer::forward, ") + Router::experts_name,
-             "ids from 0 to " + std::to_string(experts - 1) + ", or -1 for none", std::to_string(asked.expert) + pair_text());
+             "ids from 0 to " + std::to_string(experts - 1) + ", or -1 for none",
+             std::to_string(asked.expert) + pair_text());
       }
       if (throws && !elsewhere && !is_finite(asked.weight)) {
         fail(std::string("layer::forward, ") + Router::weights_name, "finite numbers",
@@ -260,8 +261,8 @@ struct route_step<router::from_logits> {
                                                     Layer::router_traits.bias ? router.bias : nullptr};
     features<Layer>::template prepare<Layer>(args, context, m.of_features, product);
     make_logits(product, context, m.logits);
-    select_experts<typename Layer::router, dims.experts, dims.top_k>(args.tokens.rows, args.active, router, context,
-                                                                     m.logits, to.experts, to.weights, to.priority, called);
+    select_experts<typename Layer::router, dims.experts, dims.top_k>(
+        args.tokens.rows, args.active, router, context, m.logits, to.experts, to.weights, to.priority, called);
   }
 
   template <class Layer>
@@ -289,7 +290,8 @@ struct route_step<router::from_logits> {
   }
 
   template <class Layer>
-  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args,
+                                                               memory<Layer> const& m) {
     return features<Layer>::template tokens_of_experts<Layer>(args, m.of_features);
   }
 };
@@ -304,8 +306,8 @@ struct route_step<router::from_inputs> {
   template <class Layer>
   static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const&, routes const& to,
                   names const&) {
-    take_pairs<typename Layer::router>(args.inputs, args.tokens.rows, Layer::dims.top_k, Layer::dims.experts, args.active,
-                                       context, to);
+    take_pairs<typename Layer::router>(args.inputs, args.tokens.rows, Layer::dims.top_k, Layer::dims.experts,
+                                       args.active, context, to);
   }
   template <class Layer>
   static void report(forward_args<Layer> const&, memory<Layer> const&) {}

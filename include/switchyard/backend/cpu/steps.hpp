@@ -38,8 +38,8 @@ struct routes {
 /// What the experts leave for the sum over each token's experts.
 template <class Element>
 struct expert_results {
-  float const* rows = nullptr;             ///< [rows, hidden]
-  float const* shared_rows = nullptr;   ///< [tokens, hidden], null without a shared expert
+  float const* rows = nullptr;           ///< [rows, hidden]
+  float const* shared_rows = nullptr;    ///< [tokens, hidden], null without a shared expert
   Element const* shared_gate = nullptr;  ///< [hidden], null where nothing gates it
   float scale = 1.0f;                    ///< of the routed experts
 };

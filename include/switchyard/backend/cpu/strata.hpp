@@ -155,7 +155,8 @@ void finish_pass(made_pass<Element> const& pass, strata_shape const& of, cpu_con
 /// Writes the output and what the caller wants to know. Nothing can fail from here on.
 template <class Element>
 void end_strata(strata_shape const& of, view<Element> const& output, std::uint8_t const* active, decisions const& asked,
-                std::uint8_t* passes, auxiliary_values* auxiliary, cpu_context const& context, strata_record<Element> const& from) {
+                std::uint8_t* passes, auxiliary_values* auxiliary, cpu_context const& context,
+                strata_record<Element> const& from) {
   std::int64_t const tokens = output.rows, hidden = of.hidden;
   parallel_for(context, divide_up(tokens, strata_tokens), [&](std::int64_t item) {
     std::int64_t const end = std::min(tokens, (item + 1) * strata_tokens);
@@ -206,7 +207,8 @@ struct schedule_step<router::climbing<Form, Experts...>> {
       this->stratum = from.take<std::uint8_t>(tokens);
       this->passes = from.take<std::uint8_t>(tokens);
       this->current = this->residual = from.take<typename Layer::element>(matrix);
-      if constexpr (Form.norms && !Form.normalised_residual) this->residual = from.take<typename Layer::element>(matrix);
+      if constexpr (Form.norms && !Form.normalised_residual)
+        this->residual = from.take<typename Layer::element>(matrix);
       this->experts_of = from.take<std::int32_t>(schedule::strata * pairs);
       this->weights_of = from.take<float>(schedule::strata * pairs);
       this->dropped_of = from.take<std::uint8_t>(schedule::strata * pairs);
@@ -226,7 +228,8 @@ struct schedule_step<router::climbing<Form, Experts...>> {
   static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer>& m) {
     begin_strata(strata_of<Layer>, args.tokens.rows, args.active, m);
     run_passes(args, context, m, std::make_integer_sequence<int, schedule::strata>{});
-    end_strata(strata_of<Layer>, args.output, args.active, args.decisions, args.report.passes, args.auxiliary, context, m);
+    end_strata(strata_of<Layer>, args.output, args.active, args.decisions, args.report.passes, args.auxiliary, context,
+               m);
   }
 
  private:

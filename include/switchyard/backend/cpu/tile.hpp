@@ -87,7 +87,8 @@ feature_tile<Operand> features_of(Operand const& matrix, int expert, int first, 
   return {&matrix, expert, first, features};
 }
 template <class Element>
-feature_tile<weight_view<Element>> features_of(weight_view<Element> const& matrix, int expert, int first, int features) {
+feature_tile<weight_view<Element>> features_of(weight_view<Element> const& matrix, int expert, int first,
+                                               int features) {
   return {matrix.at(expert, first, 0), matrix.row_stride, matrix.column_stride, features};
 }
 

@@ -330,7 +330,8 @@ SWITCHYARD_TILE_TARGET __attribute__((flatten)) inline void restore_row(Operand 
 
 /// Puts rows side by side for `multiply_rows_by_restored`, as `group_rows` does with floats.
 template <class Element>
-SWITCHYARD_TILE_TARGET void group_rows_in_order(Element const* const* rows, int row_count, std::int64_t depth, float* to) {
+SWITCHYARD_TILE_TARGET void group_rows_in_order(Element const* const* rows, int row_count, std::int64_t depth,
+                                                float* to) {
   std::int64_t const by_vectors = depth / lanes * lanes;
   for (int g = 0; g < groups_of_rows(row_count); ++g) {
     row_group const group = group_of_rows(row_count, g);

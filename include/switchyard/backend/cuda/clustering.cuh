@@ -386,9 +386,11 @@ struct feature_step<router::features_scaled_by_cluster<Form>> {
   }
 
   template <class Layer>
-  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args,
+                                                               memory<Layer> const& m) {
     if constexpr (Form.experts_see_scaled) {
-      return {m.scaled_tokens, args.tokens.rows, Layer::dims.hidden, padded<typename Layer::element>(Layer::dims.hidden)};
+      return {m.scaled_tokens, args.tokens.rows, Layer::dims.hidden,
+              padded<typename Layer::element>(Layer::dims.hidden)};
     } else {
       return args.tokens;
     }

@@ -22,12 +22,12 @@ struct combine_args {
   view<Element const> tokens;
   pass_size const* pass;  ///< null: all tokens
   view<Element> output;
-  bool aligned;                             ///< tokens and output may be moved by 16 bytes
-  std::uint8_t const* active;               ///< null: all
-  std::int32_t const* experts;              ///< [tokens, top_k]
-  float const* weights;                     ///< [tokens, top_k]
-  std::uint8_t const* dropped;              ///< [tokens, top_k], null without drops
-  std::int32_t const* row_of;               ///< [tokens, top_k]
+  bool aligned;                 ///< tokens and output may be moved by 16 bytes
+  std::uint8_t const* active;   ///< null: all
+  std::int32_t const* experts;  ///< [tokens, top_k]
+  float const* weights;         ///< [tokens, top_k]
+  std::uint8_t const* dropped;  ///< [tokens, top_k], null without drops
+  std::int32_t const* row_of;   ///< [tokens, top_k]
   switchyard::decisions decisions;
 };
 
@@ -39,44 +39,43 @@ constexpr int combine_threads(int hidden) {
   return chunks > most_combine_threads ? most_combine_threads : static_cast<int>(divide_up(chunks, 32)) * 32;
 }
 
-/// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus the shared expert.
-/// A block per token; each thread has its own features. A pair that goes nowhere adds its weight, which is 0, or NaN where the
-/// token could not be routed. A token that is not active gets zeros.
-template <class Element, int TopK, dropped OnDrop>
-__global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_args<Element> const args) {
-  constexpr int top_k = TopK, width = chunk_bytes / static_cast<int>(sizeof(Element));
-  std::int64_t const token = blockIdx.x, pairs = token * top_k;
-  if (token >= tokens_at_hand(args.tokens.rows, args.pass)) return;
-  int const hidden = static_cast<int>(args.tokens.columns);
-  int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-  Element const* const x = args.tokens.row(token);
-  Element* const y = args.output.row(token);
-  bool const active = args.active == nullptr || args.active[token] != 0;
+/// What a token's pairs bring, the same on all threads of its block.
+template <int TopK>
+struct token_pairs {
+  std::int32_t rows[TopK];
+  float weights[TopK];  ///< of the row; of the token where the pair was dropped
+  unsigned lost[(TopK + 31) / 32];
+  bool all_lost;
+  float start;  ///< what pairs add that go nowhere
 
-  // A lane reads what belongs to one pair, and all lanes of the warp get it.
-  int const lane = thread % 32;
-  std::int32_t rows[top_k];
-  float weights[top_k];  // of the row; of the token where the pair was dropped
-  unsigned lost_pairs[(top_k + 31) / 32];
-  bool all_dropped = active;
-  float start = 0.0f;
+  __device__ bool is_lost(int k) const { return (lost[k / 32] >> k % 32 & 1u) != 0; }
+};
+
+/// Reads what belongs to the pairs of a token, a lane one pair, and writes what was decided about them. Called by whole warps.
+template <int TopK, class Element>
+__device__ __forceinline__ token_pairs<TopK> read_pairs(combine_args<Element> const& args, std::int64_t token,
+                                                        bool active) {
+  int const thread = static_cast<int>(threadIdx.x), lane = thread % 32;
+  token_pairs<TopK> pairs;
+  pairs.all_lost = active;
+  pairs.start = 0.0f;
 #pragma unroll
-  for (int first = 0; first < top_k; first += 32) {
-    bool const has = first + lane < top_k;
-    std::int64_t const pair = pairs + first + (has ? lane : 0);
+  for (int first = 0; first < TopK; first += 32) {
+    bool const has = first + lane < TopK;
+    std::int64_t const pair = token * TopK + first + (has ? lane : 0);
     std::int32_t const row = args.row_of[pair];
     float const weight = args.weights[pair];
     bool const lost = args.dropped != nullptr && args.dropped[pair] != 0;
     float const factor = row < 0 ? weight : args.weighs_input ? args.results.scale : args.results.scale * weight;
     unsigned const lost_lanes = __ballot_sync(~0u, lost);
-    lost_pairs[first / 32] = lost_lanes;
+    pairs.lost[first / 32] = lost_lanes;
 #pragma unroll
-    for (int k = first; k < top_k && k < first + 32; ++k) {
-      rows[k] = __shfl_sync(~0u, row, k - first);
-      weights[k] = __shfl_sync(~0u, factor, k - first);
+    for (int k = first; k < TopK && k < first + 32; ++k) {
+      pairs.rows[k] = __shfl_sync(~0u, row, k - first);
+      pairs.weights[k] = __shfl_sync(~0u, factor, k - first);
       bool const is_lost = (lost_lanes >> (k - first) & 1u) != 0;
-      all_dropped = all_dropped && is_lost;
-      if (rows[k] < 0 && !is_lost) start += weights[k];
+      pairs.all_lost = pairs.all_lost && is_lost;
+      if (pairs.rows[k] < 0 && !is_lost) pairs.start += pairs.weights[k];
     }
     if (thread < 32 && has) {
       decisions const& to = args.decisions;
@@ -85,18 +84,38 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
       if (to.dropped != nullptr) to.dropped[pair] = lost;
     }
   }
-  bool const hand_through = OnDrop == dropped::input && all_dropped;
+  return pairs;
+}
 
-  float shared_weight = 1.0f;
-  if (args.results.shared_gate != nullptr) {
-    float sum = 0.0f;
-    for (int h = thread; h < hidden; h += threads) {
-      sum += static_cast<float>(x[h]) * static_cast<float>(args.results.shared_gate[h]);
-    }
-    // All wait, and write the output, which may be the tokens, when all have read.
-    sum = sum_over_block<most_combine_threads / 32>(sum);
-    shared_weight = 1.0f / (1.0f + std::exp(-sum));
+/// What multiplies the shared expert's row of a token. All threads of the block have then read the token.
+template <class Element>
+__device__ __forceinline__ float shared_weight_of(combine_args<Element> const& args, Element const* token, int hidden) {
+  if (args.results.shared_gate == nullptr) return 1.0f;
+  float sum = 0.0f;
+  for (int h = static_cast<int>(threadIdx.x); h < hidden; h += static_cast<int>(blockDim.x)) {
+    sum += static_cast<float>(token[h]) * static_cast<float>(args.results.shared_gate[h]);
   }
+  // All wait, and write the output, which may be the tokens, when all have read.
+  sum = sum_over_block<most_combine_threads / 32>(sum);
+  return 1.0f / (1.0f + std::exp(-sum));
+}
+
+/// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus the shared expert.
+/// A block per token; each thread has its own features. A pair that goes nowhere adds its weight, which is 0, or NaN where the
+/// token could not be routed. A token that is not active gets zeros.
+template <class Element, int TopK, dropped OnDrop>
+__global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_args<Element> const args) {
+  constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
+  std::int64_t const token = blockIdx.x;
+  if (token >= tokens_at_hand(args.tokens.rows, args.pass)) return;
+  int const hidden = static_cast<int>(args.tokens.columns);
+  int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  Element const* const x = args.tokens.row(token);
+  Element* const y = args.output.row(token);
+  bool const active = args.active == nullptr || args.active[token] != 0;
+  token_pairs<TopK> const pairs = read_pairs<TopK>(args, token, active);
+  bool const hand_through = OnDrop == dropped::input && pairs.all_lost;
+  float const shared_weight = shared_weight_of(args, x, hidden);
 
   for (int first = thread * width; first < hidden; first += threads * width) {
     int const count = hidden - first < width ? hidden - first : width;
@@ -106,8 +125,8 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
 #pragma unroll
       for (int i = 0; i < width; ++i) sum[i] += weight * values[i];
     };
-    auto const read_row = [&](summed_row<Element> const* rows_of, std::int64_t row) {
-      auto const* const chunks = reinterpret_cast<chunk const*>(rows_of + row * args.results.stride + first);
+    auto const read_row = [&](summed_row<Element> const* rows, std::int64_t row) {
+      auto const* const chunks = reinterpret_cast<chunk const*>(rows + row * args.results.stride + first);
       constexpr int each = chunk_bytes / static_cast<int>(sizeof(summed_row<Element>));
 #pragma unroll
       for (int i = 0; i < width / each; ++i) {
@@ -124,15 +143,15 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
       }
     }
 #pragma unroll
-    for (int i = 0; i < width; ++i) sum[i] = hand_through ? token_values[i] : start;
+    for (int i = 0; i < width; ++i) sum[i] = hand_through ? token_values[i] : pairs.start;
 #pragma unroll
-    for (int k = 0; k < top_k; ++k) {
-      if (rows[k] >= 0) {
-        read_row(args.results.rows, rows[k]);
-        add(weights[k]);
-      } else if (OnDrop == dropped::weighted_input && (lost_pairs[k / 32] >> k % 32 & 1u) != 0) {
+    for (int k = 0; k < TopK; ++k) {
+      if (pairs.rows[k] >= 0) {
+        read_row(args.results.rows, pairs.rows[k]);
+        add(pairs.weights[k]);
+      } else if (OnDrop == dropped::weighted_input && pairs.is_lost(k)) {
 #pragma unroll
-        for (int i = 0; i < width; ++i) sum[i] += weights[k] * token_values[i];
+        for (int i = 0; i < width; ++i) sum[i] += pairs.weights[k] * token_values[i];
       }
     }
     if (args.results.shared_rows != nullptr && active) {

@@ -86,7 +86,8 @@ struct schedule_step<router::one_pass, Products> {
     constexpr shape dims = Layer::dims;
     plan_memory const& p = m.of_plan;
     std::int64_t const tokens = args.tokens.rows;
-    std::int64_t const size = args.tokens_per_group > 0 && args.tokens_per_group < tokens ? args.tokens_per_group : tokens;
+    std::int64_t const size =
+        args.tokens_per_group > 0 && args.tokens_per_group < tokens ? args.tokens_per_group : tokens;
     std::int64_t const groups = tokens == 0 ? 0 : divide_up(tokens, size);
     plan_args const plan{.experts = dims.experts,
                          .top_k = dims.top_k,
@@ -156,7 +157,8 @@ struct schedule_step<router::one_pass, Products> {
   }
 
   template <class Layer>
-  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args,
+                                                               memory<Layer> const& m) {
     return routing<Layer>::template tokens_of_experts<Layer>(args, m.of_routing);
   }
 };

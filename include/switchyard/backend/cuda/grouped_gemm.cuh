@@ -239,7 +239,8 @@ class operand_lines {
 
   /// The same from rows with any strides: neighbouring threads take what is closer together.
   template <class At>
-  __device__ static void load(char* to, At const& at, std::int64_t column_stride, access reading, int first, int depth) {
+  __device__ static void load(char* to, At const& at, std::int64_t column_stride, access reading, int first,
+                              int depth) {
     bool const along_rows = reading == access::along_rows;
     for (int c = static_cast<int>(threadIdx.x); c < Lines * chunks; c += Threads) {
       int const row = along_rows ? c % Lines : c / chunks, line_chunk = along_rows ? c / Lines : c % chunks;
@@ -360,7 +361,8 @@ class stage_filler {
     if (side_.reading == access::by_chunks) {
       left_.enqueue(stage, first, side_.depth);
     } else {
-      left_.load(stage, [this](int r) { return left_row(r); }, 1, side_.reading, first, side_.depth);
+      left_.load(
+          stage, [this](int r) { return left_row(r); }, 1, side_.reading, first, side_.depth);
     }
     fill_right(weight, weight_, side_.weight, first);
     if constexpr (Gated) fill_right(gate, gate_, side_.gate, first);
@@ -387,7 +389,8 @@ class stage_filler {
       return right_lines();
     }
   }
-  __device__ void fill_right(char* to, right_lines const& lines, product_weights<Operand> const& weights, int first) const {
+  __device__ void fill_right(char* to, right_lines const& lines, product_weights<Operand> const& weights,
+                             int first) const {
     if constexpr (Operand::in_place) {
       if (weights.reading == access::by_chunks) {
         lines.enqueue(to, first, side_.depth);
@@ -493,7 +496,8 @@ __device__ __forceinline__ void put_values(float const (&sums)[RowBlocks][Column
 
 /// Writes the rows of a tile from shared memory, by 16 bytes.
 template <class Problem, class Layout>
-__device__ __forceinline__ void write_rows(side_rows<typename Problem::element> const& side, block_tile const& tile, char const* memory) {
+__device__ __forceinline__ void write_rows(side_rows<typename Problem::element> const& side, block_tile const& tile,
+                                           char const* memory) {
   using element = typename Problem::element;
   using result = typename Problem::result;
   using staged = typename Layout::staged;

@@ -31,12 +31,12 @@ struct plan_args {
   pass_size const* pass;    ///< null: all tokens; else there is one group
   std::int64_t group_size;  ///< tokens per group, at least 1
   std::int64_t groups;
-  std::uint8_t const* active;     ///< padding that capacity does not count; null: every token counts
-  pair_sets chosen;               ///< pairs that chose each expert
-  pair_sets kept;                 ///< of them, those that it takes: `chosen` itself without drops
-  pair_sets sorted;               ///< queue::priority: `chosen` by descending priority, a pair being (rank, choice)
-  std::int32_t const* below;      ///< [experts, token_blocks of kept]: pairs of each token block that chose a lower expert
-  std::int32_t* rows;             ///< [experts, groups]: rows of each expert from each group; null without drops
+  std::uint8_t const* active;  ///< padding that capacity does not count; null: every token counts
+  pair_sets chosen;            ///< pairs that chose each expert
+  pair_sets kept;              ///< of them, those that it takes: `chosen` itself without drops
+  pair_sets sorted;            ///< queue::priority: `chosen` by descending priority, a pair being (rank, choice)
+  std::int32_t const* below;   ///< [experts, token_blocks of kept]: pairs of each token block that chose a lower expert
+  std::int32_t* rows;          ///< [experts, groups]: rows of each expert from each group; null without drops
   std::int32_t const* choices;    ///< [tokens, top_k]: experts, -1 where a pair goes nowhere
   float const* routed_weights;    ///< [tokens, top_k] as the router made them
   float const* priority;          ///< [tokens], queue::priority
@@ -218,8 +218,8 @@ __global__ void __launch_bounds__(Threads, 2) assign_rows(plan_args const args) 
   std::int64_t const words = token_blocks * args.kept.block_words();
   std::uint32_t const* const kept = args.kept.of(expert);
 
-  std::int32_t const first_row =
-      drops ? sum_of(args.rows, expert * args.groups) : sum_of(args.below + expert * args.kept.token_blocks, token_blocks);
+  std::int32_t const first_row = drops ? sum_of(args.rows, expert * args.groups)
+                                       : sum_of(args.below + expert * args.kept.token_blocks, token_blocks);
   std::int32_t row = first_row;
   for (std::int64_t begin = 0; begin < words; begin += plan_threads) {
     std::int64_t const word = begin + thread;

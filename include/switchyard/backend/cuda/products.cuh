@@ -50,13 +50,15 @@ std::int64_t rows_per_expert(std::int64_t tokens) {
 
 /// One product with one tile.
 template <class Problem, class Tile>
-void enqueue_product(launch_queue const& queue, char const* what, product_args<typename Problem::operand> const& product_of) {
+void enqueue_product(launch_queue const& queue, char const* what,
+                     product_args<typename Problem::operand> const& product_of) {
   using layout = product_layout<Problem, Tile>;
   constexpr int features = layout::features, rows = Tile::tile.rows;
   // Every expert's last tile may have one row; there are no more tiles than pairs.
   std::int64_t const pairs = product_of.tokens * product_of.top_k, most = pairs / rows + product_of.experts;
   std::int64_t const tiles = most < pairs ? most : pairs;
-  std::int64_t const shared_tiles = divide_up(product_of.tokens, rows) * divide_up(product_of.shared.features, features);
+  std::int64_t const shared_tiles =
+      divide_up(product_of.tokens, rows) * divide_up(product_of.shared.features, features);
   launch(queue, what, product<Problem, Tile>, tiles * divide_up(product_of.routed.features, features) + shared_tiles,
          layout::threads, layout::shared_bytes, product_of);
 }
@@ -109,9 +111,9 @@ struct experts_step<expert::two_products, Products> {
   template <class Element>
   struct rows_memory {
     std::int64_t activated_stride, results_stride, shared_activated_stride;
-    Element *activated, *shared_activated = nullptr;              // [rows, activated_stride], [tokens, shared_activated_stride]
-    summed_row<Element>*results, *shared_results = nullptr;   // [rows, results_stride], [tokens, results_stride]
-    row_exponents exponents = {}, shared_exponents = {};  // of `activated` and `shared_activated`
+    Element *activated, *shared_activated = nullptr;  // [rows, activated_stride], [tokens, shared_activated_stride]
+    summed_row<Element>*results, *shared_results = nullptr;  // [rows, results_stride], [tokens, results_stride]
+    row_exponents exponents = {}, shared_exponents = {};     // of `activated` and `shared_activated`
 
     constexpr rows_memory(shape const& dims, int shared_intermediate, carver& from, std::int64_t tokens)
         : activated_stride(padded<Element>(dims.intermediate)),
@@ -171,7 +173,8 @@ struct experts_step<expert::two_products, Products> {
     constexpr expert_traits traits = Layer::expert_traits;
     typename Layer::weights const& w = args.weights;
     static_assert(std::is_same_v<operand_of<Layer>, decltype(as_operand(w.down_proj))>,
-                  "switchyard: the operands of an expert's two projections are of different types. Give both one type that has both "
+                  "switchyard: the operands of an expert's two projections are of different types. Give both one type "
+                  "that has both "
                   "formats.");
     both_products<operand_of<Layer>> result{};
     auto& [in, out] = result;
@@ -183,8 +186,8 @@ struct experts_step<expert::two_products, Products> {
     in.routed.reading = is_aligned(tokens) ? access::by_chunks : access::along_columns;
     in.routed.weight = weights_of(as_operand(w.up_proj));
     if constexpr (traits.gated) in.routed.gate = weights_of(as_operand(w.gate_proj));
-    set_rows(out.routed, Layer::dims.intermediate, Layer::dims.hidden, m.activated, m.activated_stride, m.results, m.results_stride,
-             m.exponents);
+    set_rows(out.routed, Layer::dims.intermediate, Layer::dims.hidden, m.activated, m.activated_stride, m.results,
+             m.results_stride, m.exponents);
     out.routed.weight = weights_of(as_operand(w.down_proj));
     if constexpr (traits.bias) {
       if constexpr (traits.gated) in.routed.gate_bias = as_operand(w.bias.gate);
@@ -197,9 +200,8 @@ struct experts_step<expert::two_products, Products> {
       in.shared.reading = in.routed.reading;
       in.shared.weight = weights_of(as_operand(w.shared.up_proj));
       if constexpr (traits.gated) in.shared.gate = weights_of(as_operand(w.shared.gate_proj));
-      set_rows(out.shared, traits.shared_intermediate, Layer::dims.hidden,
-               m.shared_activated, m.shared_activated_stride, m.shared_results, m.results_stride,
-               m.shared_exponents);
+      set_rows(out.shared, traits.shared_intermediate, Layer::dims.hidden, m.shared_activated,
+               m.shared_activated_stride, m.shared_results, m.results_stride, m.shared_exponents);
       out.shared.weight = weights_of(as_operand(w.shared.down_proj));
     }
     return result;
@@ -217,7 +219,8 @@ struct experts_step<expert::two_products, Products> {
   }
   template <class Element>
   static void set_rows(side_rows<Element>& to, int depth, int features, std::type_identity_t<Element> const* rows,
-                       std::int64_t row_stride, void* result, std::int64_t result_stride, row_exponents const& exponents) {
+                       std::int64_t row_stride, void* result, std::int64_t result_stride,
+                       row_exponents const& exponents) {
     to.depth = depth;
     to.features = features;
     to.rows = rows;

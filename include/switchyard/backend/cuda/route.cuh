@@ -37,8 +37,9 @@ struct route_results {
 
 /// Weights of the features of tokens, a row of a table for each label.
 struct scaled_features {
-  float const* table = nullptr;          ///< [experts, hidden]
-  std::int32_t const* labels = nullptr;  ///< [tokens, label_stride]: the first says a token's row; no expert: it has none
+  float const* table = nullptr;  ///< [experts, hidden]
+  std::int32_t const* labels =
+      nullptr;  ///< [tokens, label_stride]: the first says a token's row; no expert: it has none
   int label_stride = 1;
   bool aligned = false;  ///< 16-byte copies may be used
 };
@@ -52,8 +53,8 @@ struct route_args {
   std::uint8_t const* active;           ///< null: all
   bool aligned_tokens, aligned_router;  ///< 16-byte copies may be used
   scaled_features features;             ///< read where the router's features are scaled
-  float const* inverse_lengths;  ///< [experts], factors of the logits; null: none
-  float* logits;                 ///< [tokens, experts], null: nobody asks
+  float const* inverse_lengths;         ///< [experts], factors of the logits; null: none
+  float* logits;                        ///< [tokens, experts], null: nobody asks
   route_results results;
 };
 
@@ -181,193 +182,206 @@ __device__ void copy_elements(char* to, Element const* from, int count) {
   *reinterpret_cast<chunk*>(to) = *reinterpret_cast<chunk const*>(values);
 }
 
-/// A block's tokens to their routes.
-///
-/// tokens, router weight --copies--> stages in shared memory --tensor cores--> sums of each warp --> logits in shared
-/// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
-template <class Routing, int TokenBlocks>
-__global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, route_tile<Routing, TokenBlocks>::resident)
-    route_tokens(route_args<typename Routing::element> const args) {
-  using element = typename Routing::element;
-  using router = typename Routing::router;
-  using tile = route_tile<Routing, TokenBlocks>;
-  constexpr int experts = Routing::experts, top_k = Routing::top_k;
-  constexpr int element_chunk = chunk_bytes / static_cast<int>(sizeof(element)), float_chunk = 4;
-  int const hidden = static_cast<int>(args.tokens.columns), steps = static_cast<int>(divide_up(hidden, tile::depth));
-  extern __shared__ __align__(128) char memory[];
-  float* const logits = reinterpret_cast<float*>(memory + tile::work_bytes);  // [tokens, experts]
+/// The tokens of one block.
+template <class Element>
+struct block_tokens {
+  route_args<Element> const& args;
+  std::int64_t first;
+  int count;
 
+  __device__ bool is_active(int row) const { return args.active == nullptr || args.active[first + row] != 0; }
+  /// The row of the table of weights of features that a token has, if there is one.
+  __device__ std::int32_t label_of(int row) const {
+    return args.features.labels[(first + row) * args.features.label_stride];
+  }
+  __device__ bool has_label(int row, int experts) const { return label_of(row) >= 0 && label_of(row) < experts; }
+};
+
+/// Fills the stages of the router product: a thread has 16 bytes of one token, of the weights of one token's features, and of some
+/// experts' rows.
+template <class Routing, int TokenBlocks>
+class route_stage_filler {
+  using element = typename Routing::element;
+  using tile = route_tile<Routing, TokenBlocks>;
+  static constexpr int element_chunk = chunk_bytes / static_cast<int>(sizeof(element)), float_chunk = 4;
+  static constexpr int rows_apart = tile::threads / tile::weight_chunks;
+
+ public:
+  __device__ explicit route_stage_filler(block_tokens<element> const& tokens)
+      : args_(tokens.args), hidden_(static_cast<int>(tokens.args.tokens.columns)) {
+    token_copy_.set(0, token_row() < tokens.count ? args_.tokens.row(tokens.first + token_row()) : nullptr,
+                    token_chunk() * element_chunk, args_.tokens.data);
+    if constexpr (tile::scales) {
+      int const row = weight_row();
+      bool const scaled = row < tokens.count && tokens.is_active(row) && tokens.has_label(row, Routing::experts);
+      scale_copy_.set(0, scaled ? args_.features.table + std::int64_t{tokens.label_of(row)} * hidden_ : nullptr,
+                      weight_chunk() * float_chunk, args_.features.table);
+    }
+  }
+
+  __device__ void begin_sweep(int first_expert) {
+    weight_copies_ = {};
+    for (int i = 0; i < tile::weight_copies; ++i) {
+      int const row = weight_row() + i * rows_apart, e = first_expert + row;
+      bool const exists = row < tile::sweep && e < Routing::experts;
+      weight_copies_.set(i, exists ? args_.router.weight + std::int64_t{e} * hidden_ : nullptr,
+                         weight_chunk() * float_chunk, args_.router.weight);
+    }
+  }
+
+  __device__ void fill(char* stage, int step) const {
+    int const k = step * tile::depth;
+    if (thread() < tile::tokens * tile::token_chunks) {
+      fill_one(stage + swizzled_line<sizeof(element)>(token_row(), token_chunk()), token_copy_, args_.aligned_tokens, k,
+               hidden_ - k - token_chunk() * element_chunk);
+    }
+    int const rest = hidden_ - k - weight_chunk() * float_chunk;
+    if constexpr (tile::scales) {
+      if (thread() < tile::tokens * tile::weight_chunks) {
+        fill_one(stage + tile::token_tile + swizzled_line<4>(weight_row(), weight_chunk()), scale_copy_,
+                 args_.features.aligned, k, rest);
+      }
+    }
+    constexpr int pitch = rows_apart * tile::weight_chunks * chunk_bytes;
+    if (tile::weight_copies == 1 && weight_row() >= tile::sweep) return;
+    char* const to = stage + tile::token_tile + tile::scale_tile + swizzled_line<4>(weight_row(), weight_chunk());
+    if (args_.aligned_router) {
+      weight_copies_.enqueue(shared_address(to), pitch, k, rest);
+    } else {
+      for (int i = 0; i < tile::weight_copies; ++i) {
+        copy_elements(to + i * pitch, weight_copies_.from[i] + k, (weight_copies_.present >> i & 1u) != 0 ? rest : 0);
+      }
+    }
+  }
+
+ private:
+  __device__ static int thread() { return static_cast<int>(threadIdx.x); }
+  __device__ static int token_row() { return thread() / tile::token_chunks; }
+  __device__ static int token_chunk() { return thread() % tile::token_chunks; }
+  __device__ static int weight_row() { return thread() / tile::weight_chunks; }
+  __device__ static int weight_chunk() { return thread() % tile::weight_chunks; }
+
+  template <class T>
+  __device__ static void fill_one(char* to, row_copies<T, 1> const& copy, bool aligned, int k, int rest) {
+    if (aligned) {
+      copy.enqueue(shared_address(to), 0, k, rest);
+    } else {
+      copy_elements(to, copy.from[0] + k, copy.present != 0 ? rest : 0);
+    }
+  }
+
+  route_args<element> const& args_;
+  int hidden_;
+  row_copies<element, 1> token_copy_;
+  row_copies<float, 1> scale_copy_;
+  row_copies<float, tile::weight_copies> weight_copies_;
+};
+
+/// sums += this warp's part of a stage: its experts, and its share of the depth.
+template <class Routing, int TokenBlocks>
+__device__ __forceinline__ void multiply_route_stage(
+    float (&sums)[TokenBlocks][route_tile<Routing, TokenBlocks>::blocks][4], char const* stage) {
+  using element = typename Routing::element;
+  using tile = route_tile<Routing, TokenBlocks>;
+  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  int const expert_warp = warp % tile::expert_warps, depth_warp = warp / tile::expert_warps;
+#pragma unroll
+  for (int part = 0; part < 4 / tile::depth_warps; ++part) {
+    // A product of depth 8 takes features in any order, if both factors keep to it: lane t of a row of lanes has
+    // the features 2 t and 2 t + 1, which stand side by side.
+    int const eighth = part * tile::depth_warps + depth_warp, pair = lane % 4;
+    std::uint32_t high[TokenBlocks][4], low[TokenBlocks][4];
+#pragma unroll
+    for (int i = 0; i < 2 * TokenBlocks; ++i) {
+      int const row = lane / 4 + 8 * i;
+      int const at = sizeof(element) == 2 ? swizzled_line<2>(row, eighth) + pair * 4
+                                          : swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8;
+      float2 values = load_pair<element>(stage + at);
+      if constexpr (tile::scales) {
+        float2 const scale =
+            load_pair<float>(stage + tile::token_tile + swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8);
+        values.x *= scale.x;
+        values.y *= scale.y;
+      }
+      tf32_parts const first(__float_as_uint(values.x)), second(__float_as_uint(values.y));
+      high[i / 2][i % 2] = first.high;
+      high[i / 2][i % 2 + 2] = second.high;
+      low[i / 2][i % 2] = first.low;
+      low[i / 2][i % 2 + 2] = second.low;
+    }
+#pragma unroll
+    for (int b = 0; b < tile::blocks; ++b) {
+      int const row = (expert_warp * tile::blocks + b) * 8 + lane / 4;
+      int const at = tile::token_tile + tile::scale_tile + swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8;
+      uint2 const weight = *reinterpret_cast<uint2 const*>(stage + at);
+      tf32_parts const first(weight.x), second(weight.y);
+#pragma unroll
+      for (int i = 0; i < TokenBlocks; ++i) {
+        multiply_tf32(sums[i][b], high[i], first.low, second.low);
+        // Two-byte elements are tf32 numbers already.
+        if constexpr (sizeof(element) == 4 || tile::scales) multiply_tf32(sums[i][b], low[i], first.high, second.high);
+        multiply_tf32(sums[i][b], high[i], first.high, second.high);
+      }
+    }
+  }
+}
+
+/// The sums of all warps to the logits of a sweep of experts. `memory` was that of the stages, and all have read them.
+template <class Routing, int TokenBlocks>
+__device__ __forceinline__ void write_logits(
+    float const (&sums)[TokenBlocks][route_tile<Routing, TokenBlocks>::blocks][4],
+    block_tokens<typename Routing::element> const& tokens, int first_expert, char* memory, float* logits) {
+  using tile = route_tile<Routing, TokenBlocks>;
+  constexpr int experts = Routing::experts;
+  route_args<typename Routing::element> const& args = tokens.args;
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   int const expert_warp = warp % tile::expert_warps, depth_warp = warp / tile::expert_warps;
-  std::int64_t const first_token = static_cast<std::int64_t>(blockIdx.x) * tile::tokens;
-  std::int64_t const left = tokens_at_hand(args.tokens.rows, args.pass) - first_token;
-  if (left <= 0) return;
-  int const tokens = left < tile::tokens ? static_cast<int>(left) : tile::tokens;
-
-  // This thread's copies of each stage: 16 bytes of one token, and of some experts' rows.
-  bool const copies_token = thread < tile::tokens * tile::token_chunks;
-  int const token_row = thread / tile::token_chunks, token_chunk = thread % tile::token_chunks;
-  int const token_at = swizzled_line<sizeof(element)>(token_row, token_chunk);
-  row_copies<element, 1> token_copy;
-  token_copy.set(0, token_row < tokens ? args.tokens.row(first_token + token_row) : nullptr,
-                 token_chunk * element_chunk, args.tokens.data);
-  // Of the weights of features, too: 16 bytes of the row of one token's cluster.
-  auto const label_of = [&](std::int64_t token) { return args.features.labels[token * args.features.label_stride]; };
-  auto const has_cluster = [&](std::int64_t token) { return label_of(token) >= 0 && label_of(token) < experts; };
-  auto const is_active = [&](std::int64_t token) { return args.active == nullptr || args.active[token] != 0; };
-  row_copies<float, 1> scale_copy;
-  int scale_at = 0;
-  if constexpr (tile::scales) {
-    int const row = thread / tile::weight_chunks, chunk_index = thread % tile::weight_chunks;
-    scale_at = tile::token_tile + swizzled_line<4>(row, chunk_index);
-    bool const scaled = row < tokens && is_active(first_token + row) && has_cluster(first_token + row);
-    scale_copy.set(0,
-                   scaled ? args.features.table + std::int64_t{label_of(first_token + row)} * hidden : nullptr,
-                   chunk_index * float_chunk, args.features.table);
+  float* const partial = reinterpret_cast<float*>(memory);  // [depth warps, tokens, experts of this sweep]
+#pragma unroll
+  for (int i = 0; i < TokenBlocks; ++i) {
+#pragma unroll
+    for (int b = 0; b < tile::blocks; ++b) {
+      int const column = (expert_warp * tile::blocks + b) * 8 + lane % 4 * 2;
+      float* const to = partial + (depth_warp * tile::tokens + 16 * i + lane / 4) * tile::partial_pitch + column;
+      *reinterpret_cast<float2*>(to) = make_float2(sums[i][b][0], sums[i][b][1]);
+      *reinterpret_cast<float2*>(to + 8 * tile::partial_pitch) = make_float2(sums[i][b][2], sums[i][b][3]);
+    }
   }
-  constexpr int rows_apart = tile::threads / tile::weight_chunks;
-  int const weight_row = thread / tile::weight_chunks, weight_chunk = thread % tile::weight_chunks;
-  int const weight_at = tile::token_tile + tile::scale_tile + swizzled_line<4>(weight_row, weight_chunk);
-  bool const copies_weight = tile::weight_copies > 1 || weight_row < tile::sweep;
-
-  for (int first_expert = 0; first_expert < experts; first_expert += tile::sweep) {
-    row_copies<float, tile::weight_copies> weight_copies;
-    for (int i = 0; i < tile::weight_copies; ++i) {
-      int const row = weight_row + i * rows_apart, e = first_expert + row;
-      weight_copies.set(i, row < tile::sweep && e < experts ? args.router.weight + std::int64_t{e} * hidden : nullptr,
-                        weight_chunk * float_chunk, args.router.weight);
+  __syncthreads();
+  int const count = experts - first_expert < tile::sweep ? experts - first_expert : tile::sweep;
+  for (int i = thread; i < tokens.count * count; i += tile::threads) {
+    int const token = i / count, e = i % count;
+    float sum = 0.0f;
+    for (int d = 0; d < tile::depth_warps; ++d) {
+      sum += partial[(d * tile::tokens + token) * tile::partial_pitch + e];
     }
-    auto const load_stage = [&](int step) {
-      char* const stage = memory + step % tile::stages * tile::stage_bytes;
-      int const k = step * tile::depth;
-      if (copies_token) {
-        int const rest = hidden - k - token_chunk * element_chunk;
-        if (args.aligned_tokens) {
-          token_copy.enqueue(shared_address(stage + token_at), 0, k, rest);
-        } else {
-          copy_elements(stage + token_at, token_copy.from[0] + k, token_copy.present != 0 ? rest : 0);
-        }
-      }
-      if constexpr (tile::scales) {
-        if (thread < tile::tokens * tile::weight_chunks) {
-          int const rest = hidden - k - thread % tile::weight_chunks * float_chunk;
-          if (args.features.aligned) {
-            scale_copy.enqueue(shared_address(stage + scale_at), 0, k, rest);
-          } else {
-            copy_elements(stage + scale_at, scale_copy.from[0] + k, scale_copy.present != 0 ? rest : 0);
-          }
-        }
-      }
-      int const rest = hidden - k - weight_chunk * float_chunk;
-      constexpr int pitch = rows_apart * tile::weight_chunks * chunk_bytes;
-      if (!copies_weight) return;
-      if (args.aligned_router) {
-        weight_copies.enqueue(shared_address(stage + weight_at), pitch, k, rest);
-      } else {
-        for (int i = 0; i < tile::weight_copies; ++i) {
-          copy_elements(stage + weight_at + i * pitch, weight_copies.from[i] + k,
-                        (weight_copies.present >> i & 1u) != 0 ? rest : 0);
-        }
-      }
-    };
-
-    float sums[TokenBlocks][tile::blocks][4] = {};
-    // Steps before the first one fill all stages but one: the code of `load_stage` is there once.
-#pragma unroll 1
-    for (int step = 1 - tile::stages; step < steps; ++step) {
-      if (step >= 0) {
-        wait_for_copies<tile::stages - 2>();
-        __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
-      }
-      if (step + tile::stages - 1 < steps) load_stage(step + tile::stages - 1);
-      commit_copies();
-      if (step < 0) continue;
-
-      char const* const stage = memory + step % tile::stages * tile::stage_bytes;
-#pragma unroll
-      for (int part = 0; part < 4 / tile::depth_warps; ++part) {
-        // A product of depth 8 takes features in any order, if both factors keep to it: lane t of a row of lanes has
-        // the features 2 t and 2 t + 1, which stand side by side.
-        int const eighth = part * tile::depth_warps + depth_warp, pair = lane % 4;
-        std::uint32_t high[TokenBlocks][4], low[TokenBlocks][4];
-#pragma unroll
-        for (int i = 0; i < 2 * TokenBlocks; ++i) {
-          int const row = lane / 4 + 8 * i;
-          int const at = sizeof(element) == 2 ? swizzled_line<2>(row, eighth) + pair * 4
-                                              : swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8;
-          float2 values = load_pair<element>(stage + at);
-          if constexpr (tile::scales) {
-            float2 const scale = load_pair<float>(stage + tile::token_tile +
-                                                  swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8);
-            values.x *= scale.x;
-            values.y *= scale.y;
-          }
-          tf32_parts const first(__float_as_uint(values.x)), second(__float_as_uint(values.y));
-          high[i / 2][i % 2] = first.high;
-          high[i / 2][i % 2 + 2] = second.high;
-          low[i / 2][i % 2] = first.low;
-          low[i / 2][i % 2 + 2] = second.low;
-        }
-#pragma unroll
-        for (int b = 0; b < tile::blocks; ++b) {
-          int const row = (expert_warp * tile::blocks + b) * 8 + lane / 4;
-          int const at =
-              tile::token_tile + tile::scale_tile + swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8;
-          uint2 const weight = *reinterpret_cast<uint2 const*>(stage + at);
-          tf32_parts const first(weight.x), second(weight.y);
-#pragma unroll
-          for (int i = 0; i < TokenBlocks; ++i) {
-            multiply_tf32(sums[i][b], high[i], first.low, second.low);
-            // Two-byte elements are tf32 numbers already.
-            if constexpr (sizeof(element) == 4 || tile::scales) {
-              multiply_tf32(sums[i][b], low[i], first.high, second.high);
-            }
-            multiply_tf32(sums[i][b], high[i], first.high, second.high);
-          }
-        }
-      }
+    if (args.inverse_lengths != nullptr) sum *= args.inverse_lengths[first_expert + e];
+    if (args.router.bias != nullptr) sum += args.router.bias[first_expert + e];
+    if constexpr (tile::scales) {  // a label that does not exist leaves the router without logits
+      if (tokens.is_active(token) && !tokens.has_label(token, experts)) sum = not_a_number;
     }
-
-    wait_for_copies<0>();
-    __syncthreads();                                          // stages make room for the sums
-    float* const partial = reinterpret_cast<float*>(memory);  // [depth warps, tokens, experts of this sweep]
-#pragma unroll
-    for (int i = 0; i < TokenBlocks; ++i) {
-#pragma unroll
-      for (int b = 0; b < tile::blocks; ++b) {
-        int const column = (expert_warp * tile::blocks + b) * 8 + lane % 4 * 2;
-        float* const to = partial + (depth_warp * tile::tokens + 16 * i + lane / 4) * tile::partial_pitch + column;
-        *reinterpret_cast<float2*>(to) = make_float2(sums[i][b][0], sums[i][b][1]);
-        *reinterpret_cast<float2*>(to + 8 * tile::partial_pitch) = make_float2(sums[i][b][2], sums[i][b][3]);
-      }
-    }
-    __syncthreads();
-    int const count = experts - first_expert < tile::sweep ? experts - first_expert : tile::sweep;
-    for (int i = thread; i < tokens * count; i += tile::threads) {
-      int const token = i / count, e = i % count;
-      float sum = 0.0f;
-      for (int d = 0; d < tile::depth_warps; ++d) {
-        sum += partial[(d * tile::tokens + token) * tile::partial_pitch + e];
-      }
-      if (args.inverse_lengths != nullptr) sum *= args.inverse_lengths[first_expert + e];
-      if (args.router.bias != nullptr) sum += args.router.bias[first_expert + e];
-      if constexpr (tile::scales) {  // a cluster that does not exist leaves the router without logits
-        if (is_active(first_token + token) && !has_cluster(first_token + token)) sum = not_a_number;
-      }
-      logits[token * experts + first_expert + e] = sum;
-      if (args.logits != nullptr) args.logits[(first_token + token) * experts + first_expert + e] = sum;
-    }
-    __syncthreads();
+    logits[token * experts + first_expert + e] = sum;
+    if (args.logits != nullptr) args.logits[(tokens.first + token) * experts + first_expert + e] = sum;
   }
+  __syncthreads();
+}
 
-  token_block_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), args.results.chosen.block_words()};
+/// The logits of a block's tokens to their routes, a warp per token. `memory` was that of the sums.
+template <class Routing, int TokenBlocks>
+__device__ __forceinline__ void decide_routes(block_tokens<typename Routing::element> const& tokens, char* memory,
+                                              float const* logits) {
+  using tile = route_tile<Routing, TokenBlocks>;
+  constexpr int experts = Routing::experts, top_k = Routing::top_k;
+  route_results const& results = tokens.args.results;
+  int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+  token_block_sets<tile::threads> const sets{reinterpret_cast<std::uint32_t*>(memory), results.chosen.block_words()};
   sets.clear(experts);
   __syncthreads();
   using share = per_expert<experts, warp_lanes>;
   warp_lanes const lanes{};
-  for (int t = warp; t < tokens; t += tile::warps) {
-    std::int64_t const token = first_token + t;
-    bool const active = is_active(token);
+  for (int t = warp; t < tokens.count; t += tile::warps) {
+    std::int64_t const token = tokens.first + t;
+    bool const active = tokens.is_active(t);
     route<top_k> decided{};
     if (active) {  // the same for all lanes
       share values;
@@ -376,7 +390,7 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
         int const e = share::expert(lanes, i);
         values.value[i] = e < experts ? logits[t * experts + e] : share::closed;
       }
-      decided = decide<router, top_k>(lanes, values, args.router);
+      decided = decide<typename Routing::router, top_k>(lanes, values, tokens.args.router);
     }
 #pragma unroll
     for (int first = 0; first < top_k; first += 32) {  // a lane writes a pair
@@ -391,13 +405,55 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
       int const k = first + lane;
       if (k >= top_k) continue;
       bool const exists = active && expert >= 0 && expert < experts;  // a user's router may answer anything
-      sets.add(exists ? expert : -1, t * top_k + k, token * top_k + k, args.results);
-      args.results.weights[token * top_k + k] = !active ? 0.0f : exists ? weight : not_a_number;
+      sets.add(exists ? expert : -1, t * top_k + k, token * top_k + k, results);
+      results.weights[token * top_k + k] = !active ? 0.0f : exists ? weight : not_a_number;
     }
-    if (args.results.priority != nullptr && lane == 0) args.results.priority[token] = active ? decided.priority : 0.0f;
+    if (results.priority != nullptr && lane == 0) results.priority[token] = active ? decided.priority : 0.0f;
   }
   __syncthreads();
-  sets.write(experts, args.results);
+  sets.write(experts, results);
+}
+
+/// A block's tokens to their routes.
+///
+/// tokens, router weight --copies--> stages in shared memory --tensor cores--> sums of each warp --> logits in shared
+/// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
+template <class Routing, int TokenBlocks>
+__global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, route_tile<Routing, TokenBlocks>::resident)
+    route_tokens(route_args<typename Routing::element> const args) {
+  using tile = route_tile<Routing, TokenBlocks>;
+  extern __shared__ __align__(128) char memory[];
+  float* const logits = reinterpret_cast<float*>(memory + tile::work_bytes);  // [tokens, experts]
+  std::int64_t const first_token = static_cast<std::int64_t>(blockIdx.x) * tile::tokens;
+  std::int64_t const left = tokens_at_hand(args.tokens.rows, args.pass) - first_token;
+  if (left <= 0) return;
+  block_tokens<typename Routing::element> const tokens{args, first_token,
+                                                       left < tile::tokens ? static_cast<int>(left) : tile::tokens};
+  int const steps = static_cast<int>(divide_up(args.tokens.columns, tile::depth));
+  route_stage_filler<Routing, TokenBlocks> filler(tokens);
+
+  for (int first_expert = 0; first_expert < Routing::experts; first_expert += tile::sweep) {
+    filler.begin_sweep(first_expert);
+    float sums[TokenBlocks][tile::blocks][4] = {};
+    // Steps before the first one fill all stages but one: the code that fills is there once.
+#pragma unroll 1
+    for (int step = 1 - tile::stages; step < steps; ++step) {
+      if (step >= 0) {
+        wait_for_copies<tile::stages - 2>();
+        __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
+      }
+      int const ahead = step + tile::stages - 1;
+      if (ahead < steps) filler.fill(memory + ahead % tile::stages * tile::stage_bytes, ahead);
+      commit_copies();
+      if (step >= 0) {
+        multiply_route_stage<Routing, TokenBlocks>(sums, memory + step % tile::stages * tile::stage_bytes);
+      }
+    }
+    wait_for_copies<0>();
+    __syncthreads();  // stages make room for the sums
+    write_logits<Routing, TokenBlocks>(sums, tokens, first_expert, memory, logits);
+  }
+  decide_routes<Routing, TokenBlocks>(tokens, memory, logits);
 }
 
 /// How `take_pairs` is cut: a block takes over the routes of a token block of the tokens, a thread per pair.
@@ -523,7 +579,8 @@ struct route_step<router::from_logits> {
   }
 
   template <class Layer>
-  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args,
+                                                               memory<Layer> const& m) {
     return features<Layer>::template tokens_of_experts<Layer>(args, m.of_features);
   }
 
@@ -575,9 +632,9 @@ struct route_step<router::from_inputs> {
         "has no room for so many experts and choices. Use fewer of them.");
     if (args.tokens.rows == 0) return;
     using inputs = typename Layer::router::template inputs<Layer>;
-    launch(queue, "take_pairs", take_pairs<typename Layer::router, inputs, take_pairs_tile>, results.chosen.token_blocks,
-           take_pairs_tile::threads, shared_bytes, args.inputs, args.tokens.rows, dims.experts, dims.top_k, args.active,
-           results);
+    launch(queue, "take_pairs", take_pairs<typename Layer::router, inputs, take_pairs_tile>,
+           results.chosen.token_blocks, take_pairs_tile::threads, shared_bytes, args.inputs, args.tokens.rows,
+           dims.experts, dims.top_k, args.active, results);
   }
   template <class Layer>
   static void enqueue_auxiliary(forward_args<Layer> const&, launch_queue const&, memory<Layer> const&,

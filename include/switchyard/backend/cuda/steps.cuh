@@ -34,9 +34,9 @@ template <class Element>
 struct expert_results {
   summed_row<Element> const* rows = nullptr;         ///< [rows, stride]
   summed_row<Element> const* shared_rows = nullptr;  ///< [tokens, stride], null without a shared expert
-  std::int64_t stride = 0;                            ///< a multiple of 16 bytes
-  Element const* shared_gate = nullptr;               ///< [hidden], null without one
-  float scale = 1.0f;                                 ///< of the routed experts
+  std::int64_t stride = 0;                           ///< a multiple of 16 bytes
+  Element const* shared_gate = nullptr;              ///< [hidden], null without one
+  float scale = 1.0f;                                ///< of the routed experts
 };
 
 }  // namespace switchyard::cuda

@@ -143,40 +143,121 @@ constexpr int finish_turns(int hidden) {
   return static_cast<int>(divide_up(hidden, combine_threads<Element>(hidden) * width));
 }
 
+/// Adds up what the passes counted, by one block.
+template <class Element>
+__device__ inline void add_counts(strata_args<Element> const& args) {
+  int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  strata_record<Element> const& record = args.record;
+  auto const add = [&](std::int64_t* to, std::int64_t const* from) {
+    for (int e = thread; to != nullptr && e < args.pass.experts; e += threads) {
+      to[args.first_expert + e] = from[e] + (args.stratum == 0 ? 0 : to[args.first_expert + e]);
+    }
+  };
+  add(args.decisions.counts, record.counts);
+  add(args.decisions.load, record.load);
+  if (args.stratum == args.strata - 1 && args.auxiliary != nullptr && thread == 0) {
+    mean_auxiliary of_passes;
+    for (int i = 0; i < args.strata; ++i) {
+      if (record.sizes[i].tokens > 0) of_passes.add(record.auxiliary[i]);
+    }
+    *args.auxiliary = of_passes.mean();
+  }
+}
+
+/// 16 bytes of elements of a row as floats, and back, as far as the row goes.
+template <class Element>
+struct row_chunk {
+  static constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
+
+  __device__ static void read(Element const* from, bool by_chunks, int q, int hidden, float (&to)[width]) {
+    if (by_chunks && q + width <= hidden) {
+      to_floats<Element>(*reinterpret_cast<chunk const*>(from + q), to);
+    } else {
+#pragma unroll
+      for (int i = 0; i < width; ++i) to[i] = q + i < hidden ? static_cast<float>(from[q + i]) : 0.0f;
+    }
+  }
+  __device__ static void write(Element* to, bool by_chunks, int q, int hidden, float const (&from)[width]) {
+    if (by_chunks && q + width <= hidden) {
+      *reinterpret_cast<chunk*>(to + q) = from_floats<Element>(from);
+    } else {
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        if (q + i < hidden) to[q + i] = Element(from[i]);
+      }
+    }
+  }
+  /// As many floats.
+  __device__ static void read_floats(float const* from, bool by_chunks, int q, int hidden, float (&to)[width]) {
+    if (by_chunks && q + width <= hidden) {
+#pragma unroll
+      for (int i = 0; i < width; i += 4) {
+        float4 const four = *reinterpret_cast<float4 const*>(from + q + i);
+        to[i] = four.x;
+        to[i + 1] = four.y;
+        to[i + 2] = four.z;
+        to[i + 3] = four.w;
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < width; ++i) to[i] = q + i < hidden ? from[q + i] : 0.0f;
+    }
+  }
+};
+
+/// The layer norm of a row, of which each thread has some chunks; the row before it goes to `sums`, where that is not null.
+template <class Element, int Turns>
+__device__ __forceinline__ void normalise(float (&values)[Turns][row_chunk<Element>::width], layer_norm const& norm,
+                                          bool aligned, int hidden, Element* sums) {
+  using chunks = row_chunk<Element>;
+  constexpr int width = chunks::width;
+  int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  auto const mean_of = [&](auto const& term) {
+    float sum = 0.0f;
+#pragma unroll
+    for (int turn = 0; turn < Turns; ++turn) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        if ((turn * threads + thread) * width + i < hidden) sum += term(values[turn][i]);
+      }
+    }
+    return sum_over_block<most_combine_threads / 32>(sum) / static_cast<float>(hidden);
+  };
+  float const mean = mean_of([](float value) { return value; });
+  float const variance = mean_of([mean](float value) { return (value - mean) * (value - mean); });
+  float const scale = 1.0f / std::sqrt(variance + norm.epsilon);
+#pragma unroll
+  for (int turn = 0; turn < Turns; ++turn) {
+    int const q = (turn * threads + thread) * width;
+    if (q >= hidden) continue;
+    if (sums != nullptr) chunks::write(sums, true, q, hidden, values[turn]);
+    float weight[width], bias[width];
+    chunks::read_floats(norm.weight, aligned, q, hidden, weight);
+    chunks::read_floats(norm.bias, aligned, q, hidden, bias);
+#pragma unroll
+    for (int i = 0; i < width; ++i) values[turn][i] = (values[turn][i] - mean) * scale * weight[i] + bias[i];
+  }
+}
+
 /// Adds the residual to a row of the pass, normalises it, and brings it back to its token, which goes to its next stratum.
 /// A block per row; the first one also adds up what the passes counted. Blocks that share a multiprocessor are said, because
 /// the compiler else saves registers for more, and spills.
 template <class Element, int Strata, int Turns>
 __global__ void __launch_bounds__(most_combine_threads, Turns <= 4 ? 4 : 1)
     finish_pass(strata_args<Element> const args, strata_above<Strata> const above) {
-  constexpr int strata = Strata, width = chunk_bytes / static_cast<int>(sizeof(Element));
-  shape const& pass = args.pass;
-  int const hidden = pass.hidden, top_k = args.top_k, stratum = args.stratum, first_expert = args.first_expert;
+  using chunks = row_chunk<Element>;
+  constexpr int strata = Strata, width = chunks::width;
+  int const hidden = args.pass.hidden, top_k = args.top_k, stratum = args.stratum, first_expert = args.first_expert;
   strata_record<Element> const& record = args.record;
   std::int64_t const row = blockIdx.x, tokens = args.tokens.rows;
   int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 
-  if (row == 0) {
-    auto const add = [&](std::int64_t* to, std::int64_t const* from) {
-      for (int e = thread; to != nullptr && e < pass.experts; e += threads) {
-        to[first_expert + e] = from[e] + (stratum == 0 ? 0 : to[first_expert + e]);
-      }
-    };
-    add(args.decisions.counts, record.counts);
-    add(args.decisions.load, record.load);
-    if (stratum == strata - 1 && args.auxiliary != nullptr && thread == 0) {
-      mean_auxiliary of_passes;
-      for (int i = 0; i < strata; ++i) {
-        if (record.sizes[i].tokens > 0) of_passes.add(record.auxiliary[i]);
-      }
-      *args.auxiliary = of_passes.mean();
-    }
-  }
+  if (row == 0) add_counts(args);
   if (row >= record.sizes[stratum].tokens) return;
 
   std::int64_t const token = record.token_of[row];
-  std::int32_t const first_choice = record.experts[row * pass.top_k];
-  // A token that the router cannot place is a NaN by now, and done.
+  std::int32_t const first_choice = record.experts[row * args.pass.top_k];
+  // A token that could not be routed is a NaN by now, and done.
   int next = first_choice < 0 ? strata : 1;
 #pragma unroll
   for (int i = 1; i < strata; ++i) {
@@ -190,87 +271,30 @@ __global__ void __launch_bounds__(most_combine_threads, Turns <= 4 ? 4 : 1)
                                                            : before_norm;
   bool const residual_by_chunks = stratum == 0 ? args.aligned_residual : before_norm != nullptr || args.aligned_output;
 
-  auto const read = [&](Element const* from, bool by_chunks, int q, float(&to)[width]) {
-    if (by_chunks && q + width <= hidden) {
-      to_floats<Element>(*reinterpret_cast<chunk const*>(from + q), to);
-    } else {
-#pragma unroll
-      for (int i = 0; i < width; ++i) to[i] = q + i < hidden ? static_cast<float>(from[q + i]) : 0.0f;
-    }
-  };
   float values[Turns][width];
 #pragma unroll
   for (int turn = 0; turn < Turns; ++turn) {
     int const q = (turn * threads + thread) * width;
     if (q >= hidden) continue;
     float added[width];
-    read(result, true, q, values[turn]);
-    read(residual, residual_by_chunks, q, added);
+    chunks::read(result, true, q, hidden, values[turn]);
+    chunks::read(residual, residual_by_chunks, q, hidden, added);
 #pragma unroll
     for (int i = 0; i < width; ++i) values[turn][i] += added[i];
   }
-  auto const write = [&](Element* to, bool by_chunks, int q, float(&from)[width]) {
-    if (by_chunks && q + width <= hidden) {
-      *reinterpret_cast<chunk*>(to + q) = from_floats<Element>(from);
-    } else {
-#pragma unroll
-      for (int i = 0; i < width; ++i) {
-        if (q + i < hidden) to[q + i] = Element(from[i]);
-      }
-    }
-  };
   if (above.normalises) {
-    auto const mean_of = [&](auto const& term) {
-      float sum = 0.0f;
-#pragma unroll
-      for (int turn = 0; turn < Turns; ++turn) {
-#pragma unroll
-        for (int i = 0; i < width; ++i) {
-          if ((turn * threads + thread) * width + i < hidden) sum += term(values[turn][i]);
-        }
-      }
-      return sum_over_block<most_combine_threads / 32>(sum) / static_cast<float>(hidden);
-    };
-    float const mean = mean_of([](float value) { return value; });
-    float const variance = mean_of([mean](float value) { return (value - mean) * (value - mean); });
-    auto const read_norm = [&](float const* from, int q, float(&to)[width]) {
-      if (above.aligned_norms && q + width <= hidden) {
-#pragma unroll
-        for (int i = 0; i < width; i += 4) {
-          float4 const four = *reinterpret_cast<float4 const*>(from + q + i);
-          to[i] = four.x;
-          to[i + 1] = four.y;
-          to[i + 2] = four.z;
-          to[i + 3] = four.w;
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < width; ++i) to[i] = q + i < hidden ? from[q + i] : 0.0f;
-      }
-    };
     // An index that only the device knows would put the arguments into local memory.
     layer_norm norm = above.norm.after[0];
 #pragma unroll
     for (int i = 1; i < strata; ++i) {
       if (next == i + 1) norm = above.norm.after[i];
     }
-    float const scale = 1.0f / std::sqrt(variance + norm.epsilon);
-#pragma unroll
-    for (int turn = 0; turn < Turns; ++turn) {
-      int const q = (turn * threads + thread) * width;
-      if (q >= hidden) continue;
-      if (before_norm != nullptr) write(before_norm, true, q, values[turn]);
-      float weight[width], bias[width];
-      read_norm(norm.weight, q, weight);
-      read_norm(norm.bias, q, bias);
-#pragma unroll
-      for (int i = 0; i < width; ++i) values[turn][i] = (values[turn][i] - mean) * scale * weight[i] + bias[i];
-    }
+    normalise<Element>(values, norm, above.aligned_norms, hidden, before_norm);
   }
 #pragma unroll
   for (int turn = 0; turn < Turns; ++turn) {
     int const q = (turn * threads + thread) * width;
-    if (q < hidden) write(output, args.aligned_output, q, values[turn]);
+    if (q < hidden) chunks::write(output, args.aligned_output, q, hidden, values[turn]);
   }
 
   if (thread == 0) {
@@ -278,12 +302,12 @@ __global__ void __launch_bounds__(most_combine_threads, Turns <= 4 ? 4 : 1)
     if (args.passes != nullptr) args.passes[token] += 1;
   }
   for (int k = thread; k < top_k; k += threads) {
-    std::int64_t const from = row * pass.top_k + k, to = (stratum * tokens + token) * top_k + k;
-    bool const chosen = k < pass.top_k && record.experts[from] >= 0;
+    std::int64_t const from = row * args.pass.top_k + k, to = (stratum * tokens + token) * top_k + k;
+    bool const has = k < args.pass.top_k, chosen = has && record.experts[from] >= 0;
     if (args.decisions.experts != nullptr)
       args.decisions.experts[to] = chosen ? first_expert + record.experts[from] : -1;
-    if (args.decisions.weights != nullptr) args.decisions.weights[to] = k < pass.top_k ? record.weights[from] : 0.0f;
-    if (args.decisions.dropped != nullptr) args.decisions.dropped[to] = k < pass.top_k ? record.dropped[from] : 0;
+    if (args.decisions.weights != nullptr) args.decisions.weights[to] = has ? record.weights[from] : 0.0f;
+    if (args.decisions.dropped != nullptr) args.decisions.dropped[to] = has ? record.dropped[from] : 0;
   }
 }
 

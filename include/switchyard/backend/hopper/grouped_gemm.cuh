@@ -31,9 +31,10 @@ template <int Rows, int Columns, int Stages, hopper_schedule Schedule, int Clust
 struct grouped_tiling {
   static constexpr int rows = Rows, columns = Columns, stages = Stages, cluster = Cluster, group = Group;
   static constexpr bool cooperative = Schedule == hopper_schedule::cooperative;
-  static constexpr int threads = 3 * 128;                         // one warpgroup brings, two multiply
-  static constexpr int row_groups = Rows / (cooperative ? 128 : 64);  // of 64 rows, that one warpgroup multiplies at once
-  static constexpr int depth = 64;                                // of a stage: 128 bytes
+  static constexpr int threads = 3 * 128;  // one warpgroup brings, two multiply
+  static constexpr int row_groups =
+      Rows / (cooperative ? 128 : 64);  // of 64 rows, that one warpgroup multiplies at once
+  static constexpr int depth = 64;      // of a stage: 128 bytes
   static constexpr int row_bytes = Rows * line_bytes, column_bytes = Columns * line_bytes;
   static constexpr int stage_bytes = row_bytes + column_bytes;
   using tiles = tile_list<Rows, Cluster, Group>;
@@ -166,8 +167,8 @@ struct persistent_block {
   static constexpr std::uint32_t box[2] = {64, lines == lines_along::depth ? Tiling::columns / 2u : 32u};
 
   /// Weights of a stage: both halves, or the one of this block for all.
-  __device__ static void copy_weights(CUtensorMap const (&maps)[2], grouped_tile const& tile, int step, int cluster_rank,
-                                      std::uint32_t to, std::uint32_t barrier) {
+  __device__ static void copy_weights(CUtensorMap const (&maps)[2], grouped_tile const& tile, int step,
+                                      int cluster_rank, std::uint32_t to, std::uint32_t barrier) {
     for (int half = 0; half < 2; ++half) {
       bool const for_all = Tiling::cluster == 2 && !tile.alone;
       if (for_all && half != cluster_rank) continue;
@@ -193,7 +194,8 @@ struct persistent_block {
 
   /// Writes the weights of a stage, which are restored, in the places that the tensor memory accelerator would give them.
   template <class Operand>
-  __device__ static void restore_weights(product_side<Operand> const& side, grouped_tile const& tile, int first, char* to) {
+  __device__ static void restore_weights(product_side<Operand> const& side, grouped_tile const& tile, int first,
+                                         char* to) {
     constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), chunks = line_bytes / chunk_bytes;
     for (int c = static_cast<int>(threadIdx.x) % 128; c < Tiling::columns * chunks; c += 128) {
       int const line = c / chunks, column = first + c % chunks * size;
@@ -211,8 +213,9 @@ struct persistent_block {
 
   /// The operands of a tile.
   template <class Operand>
-  __device__ static __forceinline__ void bring_tile(grouped_args<operand> const& args, product_side<Operand> const& side,
-                                                    grouped_tile const& tile, stage_ring<Tiling>& ring, int cluster_rank) {
+  __device__ static __forceinline__ void bring_tile(grouped_args<operand> const& args,
+                                                    product_side<Operand> const& side, grouped_tile const& tile,
+                                                    stage_ring<Tiling>& ring, int cluster_rank) {
     constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), chunks = line_bytes / chunk_bytes;
     constexpr int rows_apart = 128 / chunks, copies = Tiling::rows / rows_apart;
     int const thread = static_cast<int>(threadIdx.x) % 128;
@@ -372,7 +375,7 @@ struct persistent_block {
           }
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
-            int const at = pairs ? (2 * eighth + c) * 4 + 2 * h   : eighth * 4 + 2 * h + c;
+            int const at = pairs ? (2 * eighth + c) * 4 + 2 * h : eighth * 4 + 2 * h + c;
             values[h][c] = value(h, sums[at], sums[at + up], gate_bias, bias);
           }
         }

@@ -36,7 +36,8 @@ class hopper_with : public switchyard::cuda::layer_steps<switchyard::hopper::tun
   /// The name with what a layer makes of it, for `describe`.
   template <class Layer>
   static constexpr std::string_view name_for() {
-    return switchyard::hopper::has_grouped_products<Layer>() ? std::string_view(own_label) : std::string_view(fallen_back_label);
+    return switchyard::hopper::has_grouped_products<Layer>() ? std::string_view(own_label)
+                                                             : std::string_view(fallen_back_label);
   }
 
   template <class Layer>

@@ -143,8 +143,8 @@ std::optional<weight_order> order_of(bool gated, product_args<Operand> const& pr
 
 /// One product with one tile, on at most so many blocks. The matrices have to stand in the order that is named.
 template <class Problem, bool Adjusted, class Tiling, weight_order Order>
-void enqueue_grouped(launch_queue const& queue, char const* what, product_args<typename Problem::operand> const& product_of,
-                     int most_blocks) {
+void enqueue_grouped(launch_queue const& queue, char const* what,
+                     product_args<typename Problem::operand> const& product_of, int most_blocks) {
   using product = persistent_block<Problem, Adjusted, Tiling, Order>;
   if (queue.only_counts()) return queue.count();
   auto const kernel = grouped_products<Problem, Adjusted, Tiling, Order>;
@@ -159,7 +159,8 @@ void enqueue_grouped(launch_queue const& queue, char const* what, product_args<t
     mapped_weights(Problem::gated, product_of.shared, 1).map(make, Order, product::box, args.shared);
   }
   // No more blocks than there can be tiles, or than run at once.
-  std::int64_t const pairs = product_of.tokens * product_of.top_k, most = std::min(pairs, pairs / Tiling::rows + product_of.experts);
+  std::int64_t const pairs = product_of.tokens * product_of.top_k,
+                     most = std::min(pairs, pairs / Tiling::rows + product_of.experts);
   std::int64_t const clusters =
       divide_up(most, Tiling::cluster) * product::column_tiles(product_of.routed) +
       divide_up(divide_up(product_of.tokens, Tiling::rows), Tiling::cluster) * product::column_tiles(product_of.shared);
@@ -171,8 +172,8 @@ void enqueue_grouped(launch_queue const& queue, char const* what, product_args<t
 
 /// The same in the order in which the matrices stand.
 template <class Problem, bool Adjusted, class Tiling>
-void enqueue_grouped(launch_queue const& queue, char const* what, product_args<typename Problem::operand> const& product_of,
-                     int most_blocks) {
+void enqueue_grouped(launch_queue const& queue, char const* what,
+                     product_args<typename Problem::operand> const& product_of, int most_blocks) {
   if constexpr (!Problem::operand::in_place) {
     enqueue_grouped<Problem, Adjusted, Tiling, weight_order::depth>(queue, what, product_of, most_blocks);
   } else {
@@ -226,8 +227,7 @@ struct tuned_products {
   }
 
   template <class Layer>
-  static product_kind choose(product_args<operand_of<Layer>> const& in,
-                                product_args<operand_of<Layer>> const& out) {
+  static product_kind choose(product_args<operand_of<Layer>> const& in, product_args<operand_of<Layer>> const& out) {
     if (rows_per_expert<Layer>(in.tokens) <= tuning<Layer>.few_rows) return product_kind::few_rows;
     bool const fit =
         in.routed.reading == access::by_chunks && order_of(Layer::expert_traits.gated, in) && order_of(false, out);

@@ -85,7 +85,8 @@ class tile_list {
     std::int64_t const first = (group + within % together) * Cluster;
 
     grouped_tile found{shared, false, 0, 0, 0, within / together};
-    std::int64_t const mine = first + cluster_rank, last = first + Cluster - 1 < tiles ? first + Cluster - 1 : tiles - 1;
+    std::int64_t const mine = first + cluster_rank,
+                       last = first + Cluster - 1 < tiles ? first + Cluster - 1 : tiles - 1;
     std::int64_t begin = 0, end = tokens_, number = mine;
     if (!shared) {
       // The number of experts whose tiles all come before: the expert of the tile. A block without a tile goes with the

@@ -125,8 +125,7 @@ class least {
     if constexpr (shared > 0) add_tiles(sum, in, tile, tokens_, shared, false);
     return sum;
   }
-  static void add_tiles(traffic& sum, bool in, cuda::product_tile tile, std::int64_t rows, int inner,
-                        bool routed) {
+  static void add_tiles(traffic& sum, bool in, cuda::product_tile tile, std::int64_t rows, int inner, bool routed) {
     std::int64_t const matrices = in && Layer::expert_traits.gated ? 2 : 1;
     std::int64_t const depth = in ? hidden : inner, features = in ? inner : hidden;
     std::int64_t const row_tiles = divide_up(rows, tile.rows),

@@ -103,12 +103,11 @@ bool measure(counters& from, int rows) {
     std::string const kernel = launch["kernel"];
     if (kernel.find("grouped_products") == std::string::npos) continue;
     bool const in = kernel.find("product_in<") != std::string::npos;
-    right =
-        (in ? check("in", launch,
-                    needs<device::in_product<Layer>>(tuning.in, dims.hidden, dims.intermediate, call.counts))
-            : check("out", launch,
-                    needs<device::out_product<Layer>>(tuning.out, dims.intermediate, dims.hidden, call.counts))) &&
-        right;
+    right = (in ? check("in", launch,
+                        needs<device::in_product<Layer>>(tuning.in, dims.hidden, dims.intermediate, call.counts))
+                : check("out", launch,
+                        needs<device::out_product<Layer>>(tuning.out, dims.intermediate, dims.hidden, call.counts))) &&
+            right;
     ++products;
   }
   if (products != 2) std::printf("%d products  <- instead of 2\n", products);
