@@ -16,7 +16,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 
 /// How `backend::cpu` runs a stratified layer: each pass is an ordinary one, and this is what happens between them.
 namespace switchyard::cpu {
@@ -220,14 +219,14 @@ struct schedule_step<router::climbing<Form, Experts...>> {
       dropped = from.take<std::uint8_t>(pairs);
       counts = from.take<std::int64_t>(dims.experts);
       load = from.take<std::int64_t>(dims.experts);
-      of_pass = from.take<std::byte>(bytes_of_pass<Layer>(tokens, std::make_integer_sequence<int, schedule::strata>{}));
+      of_pass = from.take<std::byte>(dispatch::bytes_of_largest_pass<Layer, one_pass::template memory>(tokens));
     }
   };
 
   template <class Layer>
   static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer>& m) {
     begin_strata(strata_of<Layer>, args.tokens.rows, args.active, m);
-    run_passes(args, context, m, std::make_integer_sequence<int, schedule::strata>{});
+    dispatch::for_each_pass<Layer>([&]<int Stratum>() { run_pass<Stratum>(args, context, m); });
     end_strata(strata_of<Layer>, args.output, args.active, args.decisions, args.report.passes, args.auxiliary, context,
                m);
   }
@@ -235,18 +234,6 @@ struct schedule_step<router::climbing<Form, Experts...>> {
  private:
   template <class Layer>
   static constexpr strata_shape strata_of{Layer::dims.hidden, Layer::dims.experts, Layer::dims.top_k, schedule::strata};
-
-  /// What the largest pass needs.
-  template <class Layer, int... Stratum>
-  static constexpr std::int64_t bytes_of_pass(std::int64_t tokens, std::integer_sequence<int, Stratum...>) {
-    return static_cast<std::int64_t>(std::max({bytes_of_memory<pass_memory<Layer, Stratum>>(tokens)...}));
-  }
-
-  template <class Layer, int... Stratum>
-  static void run_passes(forward_args<Layer> const& args, cpu_context const& context, memory<Layer>& m,
-                         std::integer_sequence<int, Stratum...>) {
-    (run_pass<Stratum>(args, context, m), ...);
-  }
 
   template <int Stratum, class Layer>
   static void run_pass(forward_args<Layer> const& args, cpu_context const& context, memory<Layer>& m) {

@@ -21,7 +21,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <utility>
 
 /// How `backend::cuda` runs a stratified layer: each pass is an ordinary one, and this is what happens between them. A token's place
 /// between passes is its row of the output.
@@ -343,28 +342,16 @@ struct schedule_step<router::climbing<Form, Experts...>, Products> {
       this->counts = from.take<std::int64_t>(dims.experts);
       this->load = from.take<std::int64_t>(dims.experts);
       this->auxiliary = from.take<auxiliary_values>(strata);
-      of_pass = from.take<std::byte>(bytes_of_pass<Layer>(tokens, std::make_integer_sequence<int, strata>{}));
+      of_pass = from.take<std::byte>(dispatch::bytes_of_largest_pass<Layer, one_pass::template memory>(tokens));
     }
   };
 
   template <class Layer>
   static void enqueue(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m) {
-    enqueue_passes(args, queue, m, std::make_integer_sequence<int, strata>{});
+    dispatch::for_each_pass<Layer>([&]<int Stratum>() { enqueue_pass<Stratum>(args, queue, m); });
   }
 
  private:
-  /// What the largest pass needs.
-  template <class Layer, int... Stratum>
-  static constexpr std::int64_t bytes_of_pass(std::int64_t tokens, std::integer_sequence<int, Stratum...>) {
-    return static_cast<std::int64_t>(std::max({bytes_of_memory<pass_memory<Layer, Stratum>>(tokens)...}));
-  }
-
-  template <class Layer, int... Stratum>
-  static void enqueue_passes(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m,
-                             std::integer_sequence<int, Stratum...>) {
-    (enqueue_pass<Stratum>(args, queue, m), ...);
-  }
-
   template <int Stratum, class Layer>
   static void enqueue_pass(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m) {
     using pass = dispatch::pass_layer<Layer, Stratum>;
