@@ -112,7 +112,7 @@ TEST_CASE("an element of every row of a panel of tiles has a place of its own", 
       std::vector<int> visits(96 * width * parts);
       for (std::int64_t k = 0; k < 96; ++k) {
         for (int i = 0; i < width; ++i) {
-          for (int p = 0; p < parts; ++p) ++visits[amx::place(k, i, width, parts) + p * (amx::chunk * amx::lanes)];
+          for (int p = 0; p < parts; ++p) ++visits[amx::position(k, i, width, parts) + p * (amx::chunk * amx::lanes)];
         }
       }
       CHECK(visits == std::vector<int>(visits.size(), 1));

@@ -658,6 +658,19 @@ TEST_CASE("precomputed routes out of range are refused", "[errors]") {
   }
 }
 
+TEST_CASE("the halves of a tensor that has gate and up side by side are no two tensors", "[errors]") {
+  refuses<full>(
+      [](auto& c) {
+        std::int64_t const matrix = std::int64_t{full::dims.intermediate} * full::dims.hidden;
+        c.matrix.resize(static_cast<std::size_t>(2 * matrix * full::dims.experts), 0.5f);
+        c.args.weights.gate_proj = full::in_proj(c.matrix.data());
+        c.args.weights.up_proj = full::in_proj(c.matrix.data() + matrix);
+      },
+      "layer::forward, weights.up_proj: expected a tensor apart from gate_proj (layer::split_gate_up makes both views "
+      "of one "
+      "that has them side by side), got the matrix of gate_proj's second expert");
+}
+
 TEST_CASE("a router that answers with no expert or with numbers that are not finite is refused by name", "[errors]") {
   std::string const sentence =
       "layer::forward, answer of router mistaken: expected ids from 0 to 3, finite weights and priority, got ";

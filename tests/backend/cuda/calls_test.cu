@@ -234,3 +234,38 @@ TEST_CASE("a CUDA call that fails is reported with what was expected and what ca
   std::string const memory = message_of([] { check("step", cudaErrorInvalidValue, std::size_t{1} << 30); });
   CHECK(memory.find("expected 1073741824 bytes of shared memory per block, got ") != std::string::npos);
 }
+
+namespace {
+
+/// What the README's table says, for one token.
+template <class Router, class Capacity = sy::capacity::dropless>
+int launches_of(bool auxiliary = false, bool table_given = false) {
+  using layer = sy::layer<sy::shape{8, 8, 4, 1}, Router, Capacity, sy::expert::mlp<sy::relu>, sy::backend::cuda>;
+  typename layer::args args{};
+  args.tokens.rows = 1;
+  static sy::auxiliary_values values;
+  if constexpr (sy::makes_logits<Router>) args.auxiliary = auxiliary ? &values : nullptr;
+  static float table[1];
+  if constexpr (sy::router::are_scaled_by_cluster<typename Router::features>) {
+    args.inputs.feature_scale = table_given ? table : nullptr;
+  }
+  return sy::backend::cuda::launches<layer>(args);
+}
+
+}  // namespace
+
+TEST_CASE("a call has as many launches as the table of the backends says", "[gpu]") {
+  using namespace sy::router;
+  using sy::capacity::factor;
+  CHECK(launches_of<switch_top1>() == 5);
+  CHECK(launches_of<precomputed>() == 5);
+  CHECK(launches_of<switch_top1, factor<1>>() == 6);
+  CHECK(launches_of<switch_top1, sy::capacity::queued<factor<1>, sy::queue::priority>>() == 7);
+  CHECK(launches_of<switch_top1>(true) == 6);
+  CHECK(launches_of<adaptive_clustering<switch_top1>>() == 12);
+  CHECK(launches_of<adaptive_clustering<switch_top1>>(false, true) == 6);
+  CHECK(launches_of<adaptive_clustering<switch_top1, vision>>() == 13);
+  CHECK(launches_of<adaptive_clustering<switch_top1, vision>>(false, true) == 6);
+  CHECK(launches_of<stratified<switch_top1, 2, 2>>() == 2 * 7);
+  CHECK(launches_of<stratified<switch_top1, 2, 2>>(true) == 2 * 8);
+}
