@@ -80,10 +80,10 @@ class model {
   static constexpr sy::shape dims = Kind::template first<sy::backend::cpu>::dims;
   static constexpr int hidden = dims.hidden, experts = dims.experts;
   static constexpr bool is_dense = experts == 1;
-  using router = typename Kind::template others<sy::backend::cpu>::router;
-  static constexpr bool owns_router = router::traits.owner == sy::router_owner::model;
-  static constexpr bool scales_features = sy::router::are_scaled_by_cluster<typename router::features>;
-  static constexpr int strata = sy::router::climbs<typename router::schedule> ? router::schedule::passes : 0;
+  using router_policy = typename Kind::template others<sy::backend::cpu>::router;
+  static constexpr bool owns_router = router_policy::traits.owner == sy::router_owner::model;
+  static constexpr bool scales_features = sy::router::are_scaled_by_cluster<typename router_policy::features>;
+  static constexpr int strata = sy::router::climbs<typename router_policy::schedule> ? router_policy::schedule::passes : 0;
 
   struct block {
     rms_norm attention_norm;
@@ -154,7 +154,7 @@ class model {
       };
       for (int i = 0; i < strata; ++i) {
         std::string const number = std::to_string(i);
-        int const open = experts - router::schedule::first_expert(i);
+        int const open = experts - router_policy::schedule::first_expert(i);
         append(w.router, "router." + number + ".weight", open, hidden);
         append(w.norm, "norm." + number + ".weight", hidden);
         append(w.norm, "norm." + number + ".bias", hidden);

@@ -243,6 +243,8 @@ int launches_of(bool auxiliary = false, bool table_given = false) {
   using layer = sy::layer<sy::shape{8, 8, 4, 1}, Router, Capacity, sy::expert::mlp<sy::relu>, sy::backend::cuda>;
   typename layer::args args{};
   args.tokens.rows = 1;
+  static std::byte workspace[64];  // never written
+  args.workspace = workspace;
   static sy::auxiliary_values values;
   if constexpr (sy::makes_logits<Router>) args.auxiliary = auxiliary ? &values : nullptr;
   static float table[1];

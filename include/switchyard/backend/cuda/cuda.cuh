@@ -179,8 +179,8 @@ class layer_steps {
     schedule<Layer>::template enqueue<Layer>(args, where, memory_of(args));
   }
 
-  /// Kernels that `forward` enqueues for these arguments, and copies: adaptive clustering makes one of a table that is given and asked
-  /// for. Asks no device and reads nothing that the arguments point to.
+  /// Kernels that `forward` enqueues for these arguments, and copies: adaptive clustering makes one of a table that is given
+  /// and asked for. Asks no device and reads nothing that the arguments point to.
   template <class Layer>
   static int launches(forward_args<Layer> const& args) {
     int count = 0;

@@ -13,8 +13,6 @@
 /// begin at multiples of 1024 bytes.
 namespace switchyard::hopper {
 
-using namespace cuda;
-
 /// Which index of the right factor runs along its lines.
 enum class lines_along { depth, features };
 
