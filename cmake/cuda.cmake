@@ -68,3 +68,15 @@ function(switchyard_for_hopper target)
     set_target_properties(${target} PROPERTIES CUDA_ARCHITECTURES 90a-virtual)
   endif()
 endfunction()
+
+# switchyard_together(<name> <list>): makes the .cu files of the list one unit, which then is all that the list has: nvcc takes
+# seconds to read the headers, and files share kernels.
+function(switchyard_together name list)
+  set(text "")
+  foreach(file IN LISTS ${list})
+    string(APPEND text "#include \"${file}\"\n")
+  endforeach()
+  set(unit ${CMAKE_CURRENT_BINARY_DIR}/together/${name}.cu)
+  file(CONFIGURE OUTPUT ${unit} CONTENT "${text}" @ONLY)
+  set(${list} ${unit} PARENT_SCOPE)
+endfunction()

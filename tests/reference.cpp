@@ -358,10 +358,11 @@ numbers scaled_tokens(config const& c, numbers x, inputs const& in, numbers cons
   return x;
 }
 
-numbers router_logits(config const& c, weights w, numbers const& x) {
+numbers router_logits(config const& c, weights const& w, numbers const& x) {
+  numbers router = w.router;
   if (c.clusters.scales && c.clusters.unit_rows) {
     for (int e = 0; e < c.experts; ++e) {
-      double* const row = w.router.data() + std::size_t(e) * c.hidden;
+      double* const row = router.data() + std::size_t(e) * c.hidden;
       double square = 0;
       for (int q = 0; q < c.hidden; ++q) square += row[q] * row[q];
       for (int q = 0; q < c.hidden; ++q) row[q] /= std::max(std::sqrt(square), 1e-4);
@@ -371,7 +372,7 @@ numbers router_logits(config const& c, weights w, numbers const& x) {
   for (std::size_t row = 0; row < x.size(); row += c.hidden) {
     numbers const token(x.begin() + row, x.begin() + row + c.hidden);
     numbers const z =
-        product(w.router.data(), c.experts, c.hidden, token, w.router_bias.empty() ? nullptr : w.router_bias.data());
+        product(router.data(), c.experts, c.hidden, token, w.router_bias.empty() ? nullptr : w.router_bias.data());
     logits.insert(logits.end(), z.begin(), z.end());
   }
   return logits;

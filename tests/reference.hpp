@@ -257,7 +257,7 @@ cluster_table cluster_features(config const& c, numbers const& x, inputs const& 
 numbers scaled_tokens(config const& c, numbers x, inputs const& in, numbers const& scale);
 
 /// Logits x W^T + b of all tokens, [tokens, experts].
-numbers router_logits(config const& c, weights w, numbers const& x);
+numbers router_logits(config const& c, weights const& w, numbers const& x);
 
 /// Routes, weights, dropped pairs, counts and auxiliary values from logits alone; `y` stays empty.
 result decide(config const& c, numbers logits, numbers const& correction_bias, std::int64_t tokens,

@@ -1,7 +1,0 @@
-// Compiles lists of layers for Hopper, for forward_test.cu: those whose tilings differ.
-#include "backend/cuda/device.cuh"
-#include "backend/hopper/hopper_layers.hpp"
-
-static bool const here = support::compile_all(static_cast<tested::hopper_shapes const*>(nullptr)) &&
-                         support::compile_all(static_cast<tested::fallen_back const*>(nullptr)) &&
-                         support::compile_all(static_cast<tested::hopper_tilings const*>(nullptr));
