@@ -83,7 +83,8 @@ class model {
   using router_policy = typename Kind::template others<sy::backend::cpu>::router;
   static constexpr bool owns_router = router_policy::traits.owner == sy::router_owner::model;
   static constexpr bool scales_features = sy::router::are_scaled_by_cluster<typename router_policy::features>;
-  static constexpr int strata = sy::router::climbs<typename router_policy::schedule> ? router_policy::schedule::passes : 0;
+  static constexpr int strata =
+      sy::router::climbs<typename router_policy::schedule> ? router_policy::schedule::passes : 0;
 
   struct block {
     rms_norm attention_norm;

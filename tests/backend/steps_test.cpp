@@ -77,11 +77,39 @@ TEST_CASE("on the CPU route, plan and experts give the bits of forward", "[steps
                     on_drop<factor<1, 2>, dropped::input>, mlp<relu>>>();
 }
 
+TEST_CASE("the experts may see other rows than the tokens", "[steps]") {
+  using layer = sy::layer<sy::shape{4, 8, 3, 1}, switch_top1, dropless, mlp<relu>>;
+  std::vector<float> numbers(200), x(20), rows(20), expected(20), got(20);
+  for (std::size_t i = 0; i < numbers.size(); ++i) numbers[i] = static_cast<float>(i * 7 % 13) - 6.0f;
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    x[i] = static_cast<float>(i * 5 % 11) - 5.0f;
+    rows[i] = 2.0f * x[i];
+  }
+  std::vector<std::byte> scratch(layer::workspace_bytes(5));
+  layer::args args{};
+  args.tokens = layer::rows(static_cast<float const*>(x.data()), 5);
+  args.weights.router.weight = numbers.data();
+  args.weights.up_proj = layer::in_proj(numbers.data());
+  args.weights.down_proj = layer::out_proj(numbers.data() + 20);
+  args.output = layer::rows(expected.data(), 5);
+  args.workspace = scratch;
+  layer::forward(args);
+  args.output = layer::rows(got.data(), 5);
+  using cpu = sy::backend::cpu;
+  cpu::route<layer>(args);
+  cpu::plan<layer>(args);
+  cpu::experts<layer>(args, {}, {rows.data(), 5, 4});
+  for (std::size_t i = 0; i < got.size(); ++i) CHECK(got[i] == 2.0f * expected[i]);  // relu keeps the factor
+  CHECK_THROWS_WITH(cpu::experts<layer>(args, {}, {rows.data(), 4, 4}),
+                    "switchyard: layer::forward, rows: expected 5 x 4 (tokens x hidden), got 4 x 4");
+}
+
 TEST_CASE("a step refuses what forward refuses", "[steps][errors]") {
   using layer = routed<8, 2, softmax_top_k>;
-  for (auto* step :
-       {&sy::backend::cpu::route<layer>, &sy::backend::cpu::plan<layer>, &sy::backend::cpu::experts<layer>}) {
-    CHECK_THROWS_WITH(step(layer::args{}, {}),
+  using step = void (*)(sy::forward_args<layer> const&, sy::cpu_context const&);
+  for (step run : {step{&sy::backend::cpu::route<layer>}, step{&sy::backend::cpu::plan<layer>},
+                   step{&sy::backend::cpu::experts<layer>}}) {
+    CHECK_THROWS_WITH(run(layer::args{}, {}),
                       Catch::Matchers::StartsWith("switchyard: layer::forward, tokens: expected 0 x 20"));
   }
 }

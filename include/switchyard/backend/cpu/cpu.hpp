@@ -66,7 +66,7 @@ struct schedule_step<router::one_pass> {
                   names const& called = {}) {
     route(args, context, m, called);
     plan(args, m);
-    experts(args, context, m);
+    experts(args, context, m, tokens_of_experts(args, m));
   }
 
   /// Tokens to experts and weights. Nothing can fail after it, and nothing but workspace is written before it has succeeded.
@@ -104,11 +104,18 @@ struct schedule_step<router::one_pass> {
     routing<Layer>::template auxiliary<Layer>(args, m.of_routing, m.routed, m.dropped);
   }
 
+  /// What the experts see: the tokens, or what a router has made of them.
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args,
+                                                               memory<Layer> const& m) {
+    return routing<Layer>::template tokens_of_experts<Layer>(args, m.of_routing);
+  }
+
   /// Rows to results, and each token's sum over its experts.
   template <class Layer>
-  static void experts(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m) {
+  static void experts(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m,
+                      view<typename Layer::element const> const& tokens) {
     using element = typename Layer::element;
-    view<element const> const tokens = routing<Layer>::template tokens_of_experts<Layer>(args, m.of_routing);
     expert_results<element> const results =
         computing<Layer>::template run<Layer>(args, context, tokens, m.plan(), m.routed.weights, m.of_experts);
     combine<element>({.tokens = tokens,
@@ -179,11 +186,20 @@ struct cpu {
   /// The third step: both products, and the sum over each token's experts.
   template <class Layer>
   static void experts(forward_args<Layer> const& args, context const& wanted = {}) {
+    experts<Layer>(args, wanted, schedule<Layer>::template tokens_of_experts<Layer>(args, memory_of(args).of_layer));
+  }
+
+  /// The same on rows of the caller's, [tokens, hidden], which the experts see in the place of the tokens: those that a norm, a
+  /// dequantisation or another device has made.
+  template <class Layer>
+  static void experts(forward_args<Layer> const& args, context const& wanted,
+                      std::type_identity_t<view<typename Layer::element const>> const& rows) {
     check_step(args);
+    checks::check_matrix(rows, "rows", args.tokens.rows, Layer::dims.hidden);
     context const chosen = switchyard::cpu::resolved(wanted);
     call_memory<Layer> m = memory_of(args);
     workspace_use const alone(m.mark);
-    schedule<Layer>::template experts<Layer>(args, chosen, m.of_layer);
+    schedule<Layer>::template experts<Layer>(args, chosen, m.of_layer, rows);
   }
 
   /// Where the routes of a call stand after `route`. An engine that makes its own hands them to a layer of

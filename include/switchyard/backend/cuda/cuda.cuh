@@ -58,7 +58,7 @@ struct schedule_step<router::one_pass, Products> {
                       pass_size const* pass = nullptr) {
     enqueue_route(args, queue, m, pass);
     enqueue_plan(args, queue, m, pass);
-    enqueue_experts(args, queue, m, pass);
+    enqueue_experts(args, queue, m, tokens_of_experts(args, m), pass);
   }
 
   /// Tokens to experts and weights.
@@ -129,11 +129,10 @@ struct schedule_step<router::one_pass, Products> {
   /// Rows to results, and each token's sum over its experts.
   template <class Layer>
   static void enqueue_experts(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m,
-                              pass_size const* pass = nullptr) {
+                              view<typename Layer::element const> const& seen, pass_size const* pass = nullptr) {
     using element = typename Layer::element;
     constexpr shape dims = Layer::dims;
     plan_memory const& p = m.of_plan;
-    view<element const> const seen = tokens_of_experts(args, m);
     if (seen.rows > 0) {
       expert_results<element> const results =
           computing<Layer>::template enqueue<Layer>(args, queue, seen, p, m.of_experts);
@@ -205,8 +204,17 @@ class layer_steps {
   /// The third step: both products, and the sum over each token's experts.
   template <class Layer>
   static void experts(forward_args<Layer> const& args, context const& where = {}) {
+    experts<Layer>(args, where, schedule<Layer>::tokens_of_experts(args, memory_of(args)));
+  }
+
+  /// The same on rows of the caller's, [tokens, hidden], which the experts see in the place of the tokens: those that a norm, a
+  /// dequantisation or another device has made.
+  template <class Layer>
+  static void experts(forward_args<Layer> const& args, context const& where,
+                      std::type_identity_t<view<typename Layer::element const>> const& rows) {
     check_step(args);
-    schedule<Layer>::template enqueue_experts<Layer>(args, where, memory_of(args));
+    checks::check_matrix(rows, "rows", args.tokens.rows, Layer::dims.hidden);
+    schedule<Layer>::template enqueue_experts<Layer>(args, where, memory_of(args), rows);
   }
 
   /// Where the routes of a call stand after `route`. An engine that makes its own hands them to a layer of
