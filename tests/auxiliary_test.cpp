@@ -59,6 +59,16 @@ TEST_CASE("auxiliary values by hand", "[auxiliary]") {
   CHECK(got.z_loss == Catch::Approx(std::log(4.0) * std::log(4.0)));
   // Load 2, 1, 1: mean 4/3, variance (4/9 + 1/9 + 1/9) / 3.
   CHECK(got.load_variation == Catch::Approx(std::sqrt(2.0 / 9) / (4.0 / 3)));
+  CHECK(got.negative_entropy == Catch::Approx(0.75 * std::log(0.375) + 0.25 * std::log(0.25)));
+}
+
+TEST_CASE("the entropy regulariser of sigma-MoE by hand", "[auxiliary]") {
+  // Two tokens with logits (0, 0) and (ln 3, 0): q = (5/8, 3/8).
+  std::vector<float> const logits{0.0f, 0.0f, std::log(3.0f), 0.0f}, weights{0.5f, 0.75f};
+  std::vector<std::int32_t> const experts{0, 0};
+  std::vector<std::uint8_t> const dropped{0, 0};
+  sy::routing_record const record{.tokens = 2, .logits = logits.data(), .experts = experts.data(), .weights = weights.data(), .dropped = dropped.data()};
+  CHECK(sy::auxiliary<2, 1>(record).negative_entropy == Catch::Approx(-0.661563).epsilon(1e-5));
 }
 
 TEST_CASE("pairs with the id -1 do not count, though their row does", "[auxiliary]") {

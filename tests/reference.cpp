@@ -161,6 +161,7 @@ double variation(std::vector<std::int64_t> const& load) {
 /// combine weight: as kept choice, and p is the mean of the weights after dropping (NLLB-MoE in Hugging Face
 /// transformers).
 ///
+/// negative entropy: sum q_e log q_e with q the mean softmax over all tokens (Csordas et al. 2023, sigma-MoE, section 5).
 /// z loss: mean over tokens of logsumexp(logits)^2 (Zoph et al. 2022, ST-MoE, equation 5).
 /// Tokens that are not active count nowhere.
 auxiliary auxiliary_values(config const& c, result const& r, std::vector<std::uint8_t> const& active) {
@@ -210,6 +211,8 @@ auxiliary auxiliary_values(config const& c, result const& r, std::vector<std::ui
   aux.z_loss /= all_tokens;
   for (int e = 0; e < c.experts; ++e)
     aux.balance_all_choices += c.experts * choices_everywhere[e] / all_tokens * (p_everywhere[e] / all_tokens);
+  for (double p : p_everywhere)
+    if (p > 0) aux.negative_entropy += p / all_tokens * std::log(p / all_tokens);
   return aux;
 }
 
@@ -446,6 +449,7 @@ void each_value(auxiliary& a, auxiliary const& b, Body body) {
   body(a.balance_combine_weight, b.balance_combine_weight);
   body(a.z_loss, b.z_loss);
   body(a.load_variation, b.load_variation);
+  body(a.negative_entropy, b.negative_entropy);
 }
 
 /// A block whose experts stand in strata, tokens_in being its tokens after its norm and in.residual before it

@@ -154,6 +154,7 @@ struct auxiliary {
   double balance_combine_weight = 0;
   double z_loss = 0;
   double load_variation = 0;
+  double negative_entropy = 0;
 };
 
 struct result {

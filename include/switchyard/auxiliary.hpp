@@ -31,6 +31,10 @@ struct auxiliary_values {
   float z_loss = 0.0f;
   /// Coefficient of variation of the load: standard deviation over mean of the pairs that chose each expert.
   float load_variation = 0.0f;
+  /// Sum over e of q log q, where q is the mean p of e over the whole batch, whatever the router makes of the logits: -log E where
+  /// experts are used alike, 0 where one is used alone. Source: Csordas et al. 2023, Approximating Two-Layer Feedforward Networks for
+  /// Efficient Transformers, section 5 (there the entropy regulariser).
+  float negative_entropy = 0.0f;
 };
 
 /// The mean of the auxiliary values of several passes, each counting once, as in a stratified layer.
@@ -45,6 +49,7 @@ struct mean_auxiliary {
     sum.balance_combine_weight += pass.balance_combine_weight;
     sum.z_loss += pass.z_loss;
     sum.load_variation += pass.load_variation;
+    sum.negative_entropy += pass.negative_entropy;
     ++passes;
   }
   SWITCHYARD_HD constexpr auxiliary_values mean() const {
@@ -54,7 +59,8 @@ struct mean_auxiliary {
             .balance_kept_choice = sum.balance_kept_choice / count,
             .balance_combine_weight = sum.balance_combine_weight / count,
             .z_loss = sum.z_loss / count,
-            .load_variation = sum.load_variation / count};
+            .load_variation = sum.load_variation / count,
+            .negative_entropy = sum.negative_entropy / count};
   }
 };
 
@@ -125,11 +131,13 @@ inline auxiliary_values auxiliary_of(routing_record const& record, int experts, 
   if (active_tokens == 0) return result;
 
   double const n = static_cast<double>(active_tokens), group_count = static_cast<double>(groups);
-  double balance_all = 0.0, square = 0.0;
+  double balance_all = 0.0, square = 0.0, entropy = 0.0;
   double const mean = n * top_k / experts;
   for (int e = 0; e < experts; ++e) {
     balance_all += load[e] / n * (batch_probability[e] / n);
     square += (load[e] - mean) * (load[e] - mean);
+    double const q = batch_probability[e] / n;
+    if (q > 0.0) entropy += q * std::log(q);
   }
   result.balance_first_choice = static_cast<float>(experts * balance_first / group_count);
   result.balance_all_choices = static_cast<float>(experts * balance_all);
@@ -137,6 +145,7 @@ inline auxiliary_values auxiliary_of(routing_record const& record, int experts, 
   result.balance_combine_weight = static_cast<float>(experts * balance_combine / group_count);
   result.z_loss = static_cast<float>(z / n);
   result.load_variation = static_cast<float>(std::sqrt(square / experts) / mean);
+  result.negative_entropy = static_cast<float>(entropy);
   return result;
 }
 

@@ -31,6 +31,7 @@ void check_auxiliary(sy::auxiliary_values const& got, reference::auxiliary const
   CHECK(close(got.balance_combine_weight, expected.balance_combine_weight, tolerance));
   CHECK(close(got.z_loss, expected.z_loss, tolerance));
   CHECK(close(got.load_variation, expected.load_variation, tolerance));
+  CHECK(close(got.negative_entropy, expected.negative_entropy, tolerance));
 }
 
 void check_against_reference(problem const& p, outcome const& got) {

@@ -22,6 +22,7 @@ struct expert_traits {
   int scale_denominator = 1;
   int shared_intermediate = 0;  ///< inner width of the shared expert; 0: there is none
   shared_gate gate = shared_gate::none;
+  bool output_bias = false;  ///< one vector is added to the sum over a token's experts
 
   constexpr int input_projections() const { return gated ? 2 : 1; }
 };
@@ -31,6 +32,7 @@ struct expert_costs {
   std::int64_t matrices = 0;  ///< of one routed expert: each is a multiplication and an addition for every row
   std::int64_t vectors = 0;   ///< of one routed expert's biases
   std::int64_t shared = 0;    ///< of the shared expert
+  std::int64_t output = 0;    ///< of what is added to every token's sum
 };
 
 /// An expert says what it computes, and what its weights are: see expert/feed_forward.hpp, which it inherits.

@@ -61,6 +61,15 @@ struct the_layer_has_no_shared_expert {
   }
 };
 
+struct the_layer_has_no_output_bias {
+  template <class T>
+  static constexpr void refuse() {
+    static_assert(sizeof(T) == 0,
+                  "switchyard: nothing is added to the sum over this layer's experts. Wrap the expert in "
+                  "expert::with_output_bias, or leave .output_bias out.");
+  }
+};
+
 /// `.bias` and `.shared` of an expert that has none, with the members of those that do.
 struct absent_biases {
   [[no_unique_address]] absent<the_expert_has_no_biases> gate = {};
@@ -105,6 +114,9 @@ struct feed_forward_weights {
   [[no_unique_address]] std::conditional_t<(policy::traits.shared_intermediate > 0), shared_expert_weights<element>,
                                            absent_shared_expert>
       shared = {};
+  [[no_unique_address]] std::conditional_t<policy::traits.output_bias, element const*,
+                                           absent<the_layer_has_no_output_bias>>
+      output_bias = {};  ///< [hidden]
 };
 
 /// What an expert computes, named by it as `computation`. A backend has a step for each.
@@ -197,6 +209,7 @@ struct feed_forward {
         checks::check_pointer(w.shared.gate, "weights.shared.gate", "[hidden]");
       }
     }
+    if constexpr (t.output_bias) checks::check_pointer(w.output_bias, "weights.output_bias", "[hidden]");
   }
 
   /// Names all that a call reads of the experts.
@@ -220,6 +233,7 @@ struct feed_forward {
       w.shared.down_proj.name_arrays(list("weights.shared.down_proj"), 1, hidden, shared);
       if constexpr (t.gate == shared_gate::sigmoid) memory.read("weights.shared.gate", w.shared.gate, hidden);
     }
+    if constexpr (t.output_bias) memory.read("weights.output_bias", w.output_bias, hidden);
   }
 
   /// The weights of the experts from `first` on, without a router's: what a layer of those experts takes.
@@ -246,6 +260,7 @@ struct feed_forward {
     result.matrices = (in + 1) * hidden * inner;
     result.vectors = t.bias ? in * inner + hidden : 0;
     result.shared = (in + 1) * hidden * t.shared_intermediate + (t.gate == shared_gate::sigmoid ? hidden : 0);
+    result.output = t.output_bias ? hidden : 0;
     return result;
   }
 

@@ -28,6 +28,16 @@ struct with_bias : Base {
   static constexpr expert_traits traits = with(Base::traits, &expert_traits::bias, true);
 };
 
+/// A bias is added once per token to the sum over its experts, whatever their combine weights are (sigma-MoE). A token whose pairs were
+/// all dropped gets it, too, also beside an input that is handed through.
+/// Source: Csordas et al. 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, with its published layer.
+template <class Base>
+struct with_output_bias : Base {
+  static constexpr auto label = "with_output_bias<" + name_of<Base>() + ">";
+  static constexpr std::string_view name = label;
+  static constexpr expert_traits traits = with(Base::traits, &expert_traits::output_bias, true);
+};
+
 /// Results of the routed experts are multiplied by a constant fraction, as by NLLB's expert output masking in
 /// evaluation (1 minus the masking probability).
 template <class Base, int Numerator, int Denominator = 1>

@@ -168,6 +168,9 @@ struct stratified : Base {
     static_assert(Expert::traits.shared_intermediate == 0,
                   "switchyard: router::stratified makes several passes, and no publication says which of them a shared "
                   "expert sees. Take expert::with_shared away, and compute it beside the layer.");
+    static_assert(!Expert::traits.output_bias,
+                  "switchyard: router::stratified makes several passes, and no publication says which of them an output bias "
+                  "belongs to. Take expert::with_output_bias away, and add it beside the layer.");
     return Base::template fits<Self, Dims, Capacity, Expert>();
   }
 

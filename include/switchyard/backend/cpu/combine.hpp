@@ -83,6 +83,10 @@ void combine(combination<Element> const& of, cpu_context const& context) {
           float const* const from = of.results.shared_rows + token * hidden + first;
           for (int h = 0; h < count; ++h) sum[h] += shared_weight * from[h];
         }
+        if (of.results.output_bias != nullptr && active) {
+          Element const* const bias = of.results.output_bias + first;
+          for (int h = 0; h < count; ++h) sum[h] += static_cast<float>(bias[h]);
+        }
         for (int h = 0; h < count; ++h) y[first + h] = Element(sum[h]);
       }
     }

@@ -400,6 +400,7 @@ struct experts_step<expert::two_products> {
     expert_results<element> results{
         .rows = m.results,
         .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
+    if constexpr (traits.output_bias) results.output_bias = args.weights.output_bias;
     if constexpr (traits.shared_intermediate > 0) {
       // One more expert, that every token visits.
       expert_weights<weight_view<element>> shared{};

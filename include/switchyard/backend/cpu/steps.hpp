@@ -42,6 +42,7 @@ struct expert_results {
   float const* shared_rows = nullptr;    ///< [tokens, hidden], null without a shared expert
   Element const* shared_gate = nullptr;  ///< [hidden], null where nothing gates it
   float scale = 1.0f;                    ///< of the routed experts
+  Element const* output_bias = nullptr;  ///< [hidden], null: nothing is added to the sums
 };
 
 /// What the tokens and experts of a call are called in an error, where it is a part of another one.

@@ -64,15 +64,18 @@ struct group_sums {
 __device__ inline void write_values(group_sums const& all, double const* batch, int experts, int top_k,
                                     switchyard::auxiliary_values* result) {
   int const lane = static_cast<int>(threadIdx.x) % 32;
-  double balance_all = 0.0, square = 0.0;
+  double balance_all = 0.0, square = 0.0, entropy = 0.0;
   double const mean = all.tokens * top_k / experts;
   for (int e = lane; e < experts && all.tokens > 0.0; e += 32) {
     double const load = batch[experts + e];
-    balance_all += load / all.tokens * (batch[e] / all.tokens);
+    double const q = batch[e] / all.tokens;
+    balance_all += load / all.tokens * q;
+    if (q > 0.0) entropy += q * std::log(q);
     square += (load - mean) * (load - mean);
   }
   balance_all = sum_over_warp(balance_all);
   square = sum_over_warp(square);
+  entropy = sum_over_warp(entropy);
   if (lane != 0) return;
   switchyard::auxiliary_values values{};
   if (all.tokens > 0.0) {
@@ -82,6 +85,7 @@ __device__ inline void write_values(group_sums const& all, double const* batch, 
     values.balance_combine_weight = static_cast<float>(experts * all.balance_combine / all.groups);
     values.z_loss = static_cast<float>(all.z / all.tokens);
     values.load_variation = static_cast<float>(std::sqrt(square / experts) / mean);
+    values.negative_entropy = static_cast<float>(entropy);
   }
   *result = values;
 }

@@ -158,6 +158,12 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
       read_row(args.results.shared_rows, token);
       add(shared_weight);
     }
+    if (args.results.output_bias != nullptr && active) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) {
+        if (i < count) sum[i] += static_cast<float>(args.results.output_bias[first + i]);
+      }
+    }
     if (whole) {
       *reinterpret_cast<chunk*>(y + first) = from_floats<Element>(sum);
     } else {

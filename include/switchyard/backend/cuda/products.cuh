@@ -162,6 +162,7 @@ struct experts_step<expert::two_products, Products> {
         .stride = m.results_stride,
         .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
     if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
+    if constexpr (traits.output_bias) results.output_bias = args.weights.output_bias;
     return results;
   }
 
