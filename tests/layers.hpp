@@ -40,6 +40,9 @@ using routers = std::tuple<
     routed<4, 1, shared<switch_top1>>,
     routed<8, 2, shared<router::with_bias<softmax_top_k>>>,
     routed<3, 2, on_input<precomputed>>,
+    routed<4, 2, hash_layer>,
+    routed<8, 3, router::scaled<replayed<router::with_bias<softmax_top_k>>, 5, 2>>,
+    routed<8, 2, with_router_input<top_k_softmax, 36>>,
     routed<8, 6, router::scaled<softmax_top_k_raw, 16>>>;
 using more_routers = std::tuple<
     routed<3, 3, softmax_top_k, 2>,
@@ -133,7 +136,8 @@ using experts = std::tuple<
     computed<gated_mlp<clamped_swiglu<>>>,
     computed<gated_mlp<clamped_swiglu<1, 2, 2, 1>>, 20, 1>,
     computed<expert::with_bias<gated_mlp<silu>>>,
-    computed<expert::scaled<expert::with_bias<mlp<relu>>, 4, 5>>>;
+    computed<expert::scaled<expert::with_bias<mlp<relu>>, 4, 5>>,
+    computed<with_output_bias<expert::with_bias<mlp<relu>>>, 33, 40, on_drop<factor<1, 2>, dropped::input>>>;
 using more_experts = std::tuple<
     computed<mlp<relu_squared>>,
     computed<mlp<gelu_tanh>>,

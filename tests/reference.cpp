@@ -91,6 +91,16 @@ choice route_sparsemixer(config const& c, numbers const& logits) {
   return out;
 }
 
+numbers scores_of(config const& c, numbers const& logits) {
+  numbers scores = logits;
+  if (c.scores == score::softmax) scores = softmax(logits);
+  if (c.scores == score::sigmoid)
+    for (double& s : scores) s = sigmoid(s);
+  if (c.scores == score::sqrt_softplus)
+    for (double& s : scores) s = std::sqrt(std::max(s, 0.0) + std::log1p(std::exp(-std::abs(s))));
+  return scores;
+}
+
 void normalise(norm by, numbers& weights, double least_sum = 0) {
   double total = 0;
   for (double w : weights) total += by == norm::l2 ? w * w : w;
@@ -257,20 +267,18 @@ choice route(config const& c, numbers const& logits, numbers const& correction_b
     for (double& w : out.weights) w *= c.scaling;
     return out;
   }
-  numbers scores = logits;
-  if (c.scores == score::softmax) scores = softmax(logits);
-  if (c.scores == score::sigmoid)
-    for (double& s : scores) s = sigmoid(s);
-  if (c.scores == score::sqrt_softplus)
-    for (double& s : scores) s = std::sqrt(std::max(s, 0.0) + std::log1p(std::exp(-std::abs(s))));
-
-  numbers choice_scores = scores;
+  numbers choice_scores = scores_of(c, logits);
   if (!correction_bias.empty())
     for (int e = 0; e < c.experts; ++e) choice_scores[e] += correction_bias[e];
   if (c.groups > 1) close_groups(c, choice_scores);
 
+  return weigh(c, logits, largest(choice_scores, c.top_k));
+}
+
+choice weigh(config const& c, numbers const& logits, std::vector<int> const& ids) {
+  numbers const scores = scores_of(c, logits);
   choice out;
-  out.ids = largest(choice_scores, c.top_k);
+  out.ids = ids;
   out.priority = scores[out.ids[0]];
   for (int e : out.ids) out.weights.push_back(c.softmax_after_top_k ? logits[e] : scores[e]);
   if (c.softmax_after_top_k) out.weights = softmax(out.weights);
@@ -362,6 +370,7 @@ numbers scaled_tokens(config const& c, numbers x, inputs const& in, numbers cons
 }
 
 numbers router_logits(config const& c, weights const& w, numbers const& x) {
+  int const width = c.router_width > 0 ? c.router_width : c.hidden;
   numbers router = w.router;
   if (c.clusters.scales && c.clusters.unit_rows) {
     for (int e = 0; e < c.experts; ++e) {
@@ -372,10 +381,10 @@ numbers router_logits(config const& c, weights const& w, numbers const& x) {
     }
   }
   numbers logits;
-  for (std::size_t row = 0; row < x.size(); row += c.hidden) {
-    numbers const token(x.begin() + row, x.begin() + row + c.hidden);
+  for (std::size_t row = 0; row < x.size(); row += width) {
+    numbers const token(x.begin() + row, x.begin() + row + width);
     numbers const z =
-        product(router.data(), c.experts, c.hidden, token, w.router_bias.empty() ? nullptr : w.router_bias.data());
+        product(router.data(), c.experts, width, token, w.router_bias.empty() ? nullptr : w.router_bias.data());
     logits.insert(logits.end(), z.begin(), z.end());
   }
   return logits;
@@ -397,8 +406,12 @@ result decide(config const& c, numbers logits, numbers const& correction_bias, s
       for (int k = 0; k < c.top_k; ++k)
         if (chosen.ids[k] < 0) chosen.weights[k] = 0;  // another device's
     } else {
-      chosen =
-          route(c, numbers(r.logits.begin() + t * c.experts, r.logits.begin() + (t + 1) * c.experts), correction_bias);
+      numbers const mine(r.logits.begin() + t * c.experts, r.logits.begin() + (t + 1) * c.experts);
+      if (c.given_ids) {
+        chosen = weigh(c, mine, {in.ids.begin() + t * c.top_k, in.ids.begin() + (t + 1) * c.top_k});
+      } else {
+        chosen = route(c, mine, correction_bias);
+      }
     }
     std::copy(chosen.ids.begin(), chosen.ids.end(), r.ids.begin() + t * c.top_k);
     std::copy(chosen.weights.begin(), chosen.weights.end(), r.weights.begin() + t * c.top_k);
@@ -560,7 +573,7 @@ result forward(config const& c, weights const& w, numbers const& tokens_in, inpu
     logits = router_logits(c, w, scaled);
     if (c.clusters.experts_see_scaled) x = std::move(scaled);
   } else if (c.scores != score::precomputed) {
-    logits = router_logits(c, w, x);
+    logits = router_logits(c, w, c.router_width > 0 ? in.router_tokens : x);
   }
   result r = decide(c, std::move(logits), w.correction_bias, tokens, in);
   r.feature_scale = table.scale;
@@ -616,6 +629,8 @@ result forward(config const& c, weights const& w, numbers const& tokens_in, inpu
                               : 1.0;
       for (int i = 0; i < c.hidden; ++i) y[i] += gate * out[i];
     }
+    if (c.output_bias)
+      for (int i = 0; i < c.hidden; ++i) y[i] += w.output_bias[i];
   }
   return r;
 }

@@ -77,6 +77,8 @@ struct config {
   double least_sum = 0x1p-23;  ///< least denominator after dropping: the float epsilon, as in fairseq and NLLB
   double scaling = 1.0;        ///< factor on the weights, after normalising
   double jitter = 0.01;        ///< sparsemixer: half the relative distance at which an expert is masked
+  bool given_ids = false;      ///< experts are inputs.ids, weights are those of the logits
+  int router_width = 0;        ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
 
   activation act = activation::silu;
   bool gated = true;
@@ -84,6 +86,7 @@ struct config {
   double clamp_alpha = 1.702;
   bool weight_on_input = false;  ///< the weight multiplies the token before the expert, not the result
   double expert_output_scale = 1.0;
+  bool output_bias = false;  ///< a vector is added to the sum over a token's experts
   shared_expert shared = shared_expert::none;
   int shared_intermediate = 0;
 
@@ -129,6 +132,7 @@ struct weights {
   numbers shared_up_proj = {};    ///< [shared_intermediate, hidden]
   numbers shared_down_proj = {};  ///< [hidden, shared_intermediate]
   numbers shared_gate = {};       ///< [hidden], for shared_expert::sigmoid_gated
+  numbers output_bias = {};       ///< [hidden]
   numbers norm_weight = {};       ///< [strata, hidden]
   numbers norm_bias = {};         ///< [strata, hidden]
 };
@@ -136,8 +140,9 @@ struct weights {
 /// What may come with the tokens; empty vectors are absent.
 struct inputs {
   std::vector<std::uint8_t> active = {};  ///< [tokens], 0 for padding
-  std::vector<int> ids = {};              ///< [tokens, top_k], for score::precomputed
+  std::vector<int> ids = {};              ///< [tokens, top_k], for score::precomputed and given_ids
   numbers id_weights = {};                ///< [tokens, top_k], for score::precomputed
+  numbers router_tokens = {};             ///< [tokens, router_width]
   std::vector<int> labels = {};           ///< [tokens, label_choices]: the first of a token is its cluster
   int label_choices = 1;
   numbers feature_scale = {};  ///< [experts, hidden] by cluster; empty: from the tokens
@@ -241,6 +246,9 @@ void close_groups(config const& c, numbers& choice_scores);
 /// (sigmoid scores, a bias for choosing only).
 choice route(config const& c, numbers const& logits, numbers const& correction_bias);
 
+/// The weights of these experts by the logits of a token.
+choice weigh(config const& c, numbers const& logits, std::vector<int> const& ids);
+
 /// Mean of two squared coefficients of variation (unbiased variance / (mean^2 + 1e-10)) over experts: of the summed
 /// probabilities, and of the summed chance that an expert stays among the best top_k when its score gets normal noise
 /// of standard deviation gate_noise / experts. p: [tokens, experts].
@@ -267,7 +275,8 @@ result decide(config const& c, numbers logits, numbers const& correction_bias, s
 /// One layer on x [tokens, hidden]. The residual connection is outside, but with strata.
 ///
 /// y_t = sum over kept choices of weight * expert(x_t) + shared(x_t) (Fedus et al. 2021, Switch
-/// Transformers, equation 2; DeepSeek-AI 2024, DeepSeek-V2, equation 20, for the shared expert). A padding row gives 0.
+/// Transformers, equation 2; DeepSeek-AI 2024, DeepSeek-V2, equation 20, for the shared expert) + output bias (Csordas et
+/// al. 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, its layer). A padding row gives 0.
 result forward(config const& c, weights const& w, numbers const& tokens_in, inputs const& in = {});
 
 }  // namespace reference

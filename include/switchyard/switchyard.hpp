@@ -29,12 +29,15 @@
 #include <switchyard/router/adaptive_clustering.hpp>
 #include <switchyard/router/by_inputs.hpp>
 #include <switchyard/router/by_logits.hpp>
+#include <switchyard/router/hash_layer.hpp>
 #include <switchyard/router/precomputed.hpp>
+#include <switchyard/router/replayed.hpp>
 #include <switchyard/router/shared.hpp>
 #include <switchyard/router/sparsemixer.hpp>
 #include <switchyard/router/stratified.hpp>
 #include <switchyard/router/switch_top1.hpp>
 #include <switchyard/router/top_k.hpp>
+#include <switchyard/router/with_router_input.hpp>
 #include <switchyard/router/wrappers.hpp>
 #include <switchyard/version.hpp>
 

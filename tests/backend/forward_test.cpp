@@ -158,19 +158,17 @@ TEST_CASE("a row has the same bits whatever rows stand beside it, where no exper
     for (std::size_t t : {0, 77, 132}) {
       problem alone = all;
       alone.tokens.assign(all.tokens.begin() + t * hidden, all.tokens.begin() + (t + 1) * hidden);
-      if (layer.router.precomputed) {
-        alone.inputs.ids.assign(all.inputs.ids.begin() + t * top_k, all.inputs.ids.begin() + (t + 1) * top_k);
-        alone.inputs.id_weights.assign(all.inputs.id_weights.begin() + t * top_k,
-                                       all.inputs.id_weights.begin() + (t + 1) * top_k);
-      }
+      auto const take_row = [t](auto& one, auto const& of_all, std::size_t width) {
+        if (!of_all.empty()) one.assign(of_all.begin() + t * width, of_all.begin() + (t + 1) * width);
+      };
+      take_row(alone.inputs.ids, all.inputs.ids, top_k);
+      take_row(alone.inputs.id_weights, all.inputs.id_weights, top_k);
+      take_row(alone.inputs.router_tokens, all.inputs.router_tokens, static_cast<std::size_t>(all.config.router_width));
       if (layer.router.scales_features) {  // the weights of the features come from all tokens
         alone.inputs.labels.assign(all.inputs.labels.begin() + t * 2, all.inputs.labels.begin() + (t + 1) * 2);
         alone.inputs.feature_scale.assign(together.feature_scale.begin(), together.feature_scale.end());
       }
-      if (!alone.config.strata.empty()) {
-        alone.inputs.residual.assign(all.inputs.residual.begin() + t * hidden,
-                                     all.inputs.residual.begin() + (t + 1) * hidden);
-      }
+      take_row(alone.inputs.residual, all.inputs.residual, hidden);
       std::vector<float> const row(together.output.begin() + t * hidden, together.output.begin() + (t + 1) * hidden);
       CHECK(same_bits(run(alone, by_rows).output, row));
     }
@@ -267,7 +265,10 @@ TEST_CASE("padding rows take no slot, count nowhere and give zeros, whatever the
     for (std::size_t pair = 0; pair < p.inputs.ids.size(); ++pair) {
       if (p.inputs.active[pair / p.config.top_k]) continue;
       worse.inputs.ids[pair] = 1'000'000;
-      worse.inputs.id_weights[pair] = std::numeric_limits<double>::infinity();
+      if (!p.inputs.id_weights.empty()) worse.inputs.id_weights[pair] = std::numeric_limits<double>::infinity();
+    }
+    for (std::size_t i = 0; i < p.inputs.router_tokens.size(); ++i) {
+      if (!p.inputs.active[i / p.config.router_width]) worse.inputs.router_tokens[i] = std::numeric_limits<double>::quiet_NaN();
     }
     for (problem const* q : {&p, &worse}) {
       outcome const got = run(*q);

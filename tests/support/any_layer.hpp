@@ -33,10 +33,14 @@ struct any_args {
   any_vector gate_bias, up_bias, down_bias;
   any_matrix shared_gate_proj, shared_up_proj, shared_down_proj;
   void const* shared_gate = nullptr;
+  void const* output_bias = nullptr;
   void* output = nullptr;
   std::int64_t output_stride = 0;
   std::span<std::byte> workspace;
-  sy::precomputed_routes routes;
+  sy::precomputed_routes routes;  ///< of a router that is given experts, too; of a hash layer, by words
+  std::int32_t const* words = nullptr;
+  void const* router_tokens = nullptr;
+  std::int64_t router_width = 0, router_token_stride = 0;
   sy::token_clusters clusters;
   std::int64_t tokens_per_group = 0;
   std::uint8_t const* active = nullptr;
@@ -57,6 +61,8 @@ struct memory_space {
 struct router_facts {
   bool precomputed = false;      ///< it takes its routes from the call
   bool scales_features = false;  ///< by clusters
+  bool given_experts = false;    ///< it takes experts from the call, and makes their weights
+  bool by_words = false;         ///< it takes its experts from a table, with weights of 1
   bool bias = false, correction_bias = false;
   int strata = 0;  ///< 0: it makes one pass
 };

@@ -97,6 +97,7 @@ outcome run(problem const& p, call const& how) {
   stored_input const down = store_input(layer, {}, w.down_proj, c.hidden, c.intermediate, how.stored);
   stored_biases const in_bias = store_biases(layer, w.gate_bias, w.up_bias, c.intermediate, how.stored);
   std::vector<std::byte> const down_bias = elements(w.down_bias), shared_gate = elements(w.shared_gate);
+  std::vector<std::byte> const output_bias = elements(w.output_bias);
   std::vector<float> const router = floats(w.router), bias = floats(w.router_bias);
   std::vector<float> const correction = floats(w.correction_bias);
 
@@ -149,6 +150,8 @@ outcome run(problem const& p, call const& how) {
     args.shared_gate = placed.place(shared_gate);
   }
 
+  args.output_bias = placed.place(output_bias);
+
   // The pattern between rows is a NaN, so that it is seen in the output if it is read.
   std::int64_t const stride = c.hidden + how.padding;
   std::size_t const row_bytes = static_cast<std::size_t>(c.hidden) * layer.element_bytes;
@@ -168,6 +171,16 @@ outcome run(problem const& p, call const& how) {
   args.residual_stride = stride;
   args.output = how.in_place ? tokens_at : how.onto_residual ? residual_at : placed.place(y);
 
+  std::size_t const router_row = static_cast<std::size_t>(c.router_width) * layer.element_bytes;
+  args.router_width = c.router_width;
+  args.router_token_stride = c.router_width + how.padding;
+  std::size_t const router_stride = static_cast<std::size_t>(args.router_token_stride) * layer.element_bytes;
+  guarded router_tokens(tokens == 0 || c.router_width == 0 ? 0 : static_cast<std::size_t>(tokens - 1) * router_stride + router_row);
+  for (std::int64_t t = 0; c.router_width > 0 && t < tokens; ++t) {
+    layer.store(p.inputs.router_tokens.data() + t * c.router_width, c.router_width, router_tokens.data() + t * router_stride);
+  }
+  args.router_tokens = placed.place(router_tokens);
+
   // The workspace is exactly as large as asked for, at an address that is a multiple of 16 and of nothing more.
   guarded workspace(layer.workspace_bytes(tokens), sy::workspace_alignment);
   args.workspace = {placed.place(workspace, false), workspace.size()};
@@ -175,7 +188,14 @@ outcome run(problem const& p, call const& how) {
   std::vector<std::int32_t> const ids(p.inputs.ids.begin(), p.inputs.ids.end());
   std::vector<float> const id_weights = floats(p.inputs.id_weights), feature_scale = floats(p.inputs.feature_scale);
   std::vector<std::int32_t> const labels(p.inputs.labels.begin(), p.inputs.labels.end());
-  args.routes = {placed.place(ids), placed.place(id_weights)};
+  // The words of the tokens are those of the vocabulary backwards, with experts in that order.
+  std::vector<std::int32_t> words, table = ids;
+  for (std::int64_t t = 0; layer.router.by_words && t < tokens; ++t) {
+    words.push_back(static_cast<std::int32_t>(tokens - 1 - t));
+    std::copy(ids.begin() + t * c.top_k, ids.begin() + (t + 1) * c.top_k, table.begin() + words.back() * c.top_k);
+  }
+  args.words = placed.place(words);
+  args.routes = {placed.place(table), placed.place(id_weights)};
   args.clusters = {placed.place(labels), p.inputs.label_choices,
                    feature_scale.empty() ? nullptr : placed.place(feature_scale)};
   args.tokens_per_group = c.tokens_per_group;

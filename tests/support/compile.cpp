@@ -45,7 +45,11 @@ typed_args<Element>::typed_args(any_args const& from, int hidden) {
   optional.bias = {vector(from.gate_bias), vector(from.up_bias), vector(from.down_bias)};
   optional.shared = {matrix(from.shared_gate_proj), matrix(from.shared_up_proj), matrix(from.shared_down_proj),
                      data(from.shared_gate)};
+  optional.output_bias = data(from.output_bias);
   optional.routes = from.routes;
+  optional.words = from.words;
+  optional.vocabulary = static_cast<std::int32_t>(from.rows);
+  optional.router_tokens = {data(from.router_tokens), from.rows, from.router_width, from.router_token_stride};
   optional.clusters = from.clusters;
   optional.auxiliary = from.auxiliary;
   optional.report = from.report;

@@ -65,6 +65,8 @@ router_facts facts_of() {
   router_facts facts;
   facts.precomputed = !sy::makes_logits<Router>;
   facts.scales_features = sy::router::are_scaled_by_cluster<typename Router::features>;
+  facts.given_experts = sy::is_given_experts<Router>;
+  facts.by_words = std::is_base_of_v<sy::router::hash_layer, Router>;
   facts.bias = Router::traits.bias;
   facts.correction_bias = Router::traits.correction_bias;
   if constexpr (sy::router::climbs<typename Router::schedule>) facts.strata = Router::schedule::strata;

@@ -50,6 +50,9 @@ void describe_router(reference::config& c, sy::router::sparsemixer<Numerator, De
 inline void describe_router(reference::config& c, sy::router::precomputed const*) {
   c.scores = reference::score::precomputed;
 }
+inline void describe_router(reference::config& c, sy::router::hash_layer const*) {
+  c.scores = reference::score::precomputed;
+}
 template <class Base, int Numerator, int Denominator>
 void describe_router(reference::config& c, sy::router::scaled<Base, Numerator, Denominator> const*) {
   describe_router(c, static_cast<Base const*>(nullptr));
@@ -121,6 +124,8 @@ reference::config reference_config() {
   c.top_k = Layer::dims.top_k;
   describe_router(c, static_cast<typename Layer::router const*>(nullptr));
   c.weight_on_input = Layer::router_traits.weighs_input;
+  c.given_ids = sy::is_given_experts<typename Layer::router>;
+  if constexpr (requires { Layer::router::features::width; }) c.router_width = Layer::router::features::width;
   if constexpr (sy::router::are_scaled_by_cluster<typename Layer::router::features>) {
     describe_clustering(c.clusters, Layer::router::features::form);
   }
@@ -154,6 +159,7 @@ reference::config reference_config() {
   describe_activation(c, typename Layer::expert::activation{});
   c.gated = expert.gated;
   c.expert_output_scale = double(expert.scale_numerator) / expert.scale_denominator;
+  c.output_bias = expert.output_bias;
   c.shared_intermediate = expert.shared_intermediate;
   if (expert.shared_intermediate > 0) {
     bool const gated = expert.gate == sy::shared_gate::sigmoid;

@@ -138,6 +138,7 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     if (c.gated) w.shared_gate_proj = elements(shared, in);
     if (layer.expert.gate == sy::shared_gate::sigmoid) w.shared_gate = elements(c.hidden, in);
   }
+  if (c.output_bias) w.output_bias = elements(c.hidden, 0.5);
 
   // The first feature of every token is 1, so the first column of the router weight moves all tokens.
   int const hot = c.experts / 2;
@@ -145,10 +146,10 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     return where == routing::half_of_the_experts && e >= std::max(c.top_k, c.experts / 2);
   };
   if (c.scores != reference::score::precomputed) {
-    std::size_t const rows = reference::router_rows(c);
-    w.router = random_floats(random, rows * c.hidden, in);
+    std::size_t const rows = reference::router_rows(c), width = c.router_width > 0 ? c.router_width : c.hidden;
+    w.router = random_floats(random, rows * width, in);
     for (int e = 0; e < c.experts; ++e) {  // with strata: of the first gate
-      double& constant = w.router[std::size_t(e) * c.hidden];
+      double& constant = w.router[std::size_t(e) * width];
       if (closed(e)) constant = -8.0;
       if (where == routing::one_expert && e == hot) constant = 5.0;
     }
@@ -162,6 +163,7 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     p.inputs.residual = elements(std::size_t(tokens) * c.hidden, 1.0);
   }
 
+  bool const takes_ids = c.scores == reference::score::precomputed || c.given_ids;
   std::vector<double> queue;
   int tries = 0;
   for (std::int64_t t = 0; t < tokens;) {
@@ -174,16 +176,26 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
       ++t;
       continue;
     }
-    if (c.scores == reference::score::precomputed) {
+    reference::numbers seen = token;  // by the router
+    if (c.router_width > 0) {
+      seen = elements(c.router_width, 1.0);
+      seen[0] = 1.0;
+    }
+    if (takes_ids) {
       int const open = where == routing::half_of_the_experts ? std::max(c.top_k, c.experts / 2) : c.experts;
       while (static_cast<int>(chosen.ids.size()) < c.top_k) {
         int const id = where == routing::one_expert && chosen.ids.empty() ? hot : random.below(open);
         if (std::find(chosen.ids.begin(), chosen.ids.end(), id) == chosen.ids.end()) chosen.ids.push_back(id);
       }
-      chosen.weights = random_floats(random, c.top_k, 1.0);
-      chosen.priority = chosen.weights[0];
+      if (c.given_ids) {
+        chosen = reference::weigh(c, reference::router_logits(c, w, seen), chosen.ids);
+      } else {
+        chosen.weights = random_floats(random, c.top_k, 1.0);
+        if (layer.router.by_words) chosen.weights.assign(c.top_k, 1.0);
+        chosen.priority = chosen.weights[0];
+      }
     } else {
-      reference::numbers const logits = reference::router_logits(c, w, token);
+      reference::numbers const logits = reference::router_logits(c, w, seen);
       if (!choice_is_clear(c, logits, w.correction_bias)) continue;
       chosen = reference::route(c, logits, w.correction_bias);
     }
@@ -192,7 +204,8 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
       if (std::any_of(queue.begin(), queue.end(), close)) continue;
       queue.push_back(chosen.priority);
     }
-    if (c.scores == reference::score::precomputed) {
+    if (c.router_width > 0) p.inputs.router_tokens.insert(p.inputs.router_tokens.end(), seen.begin(), seen.end());
+    if (takes_ids) {
       p.inputs.ids.insert(p.inputs.ids.end(), chosen.ids.begin(), chosen.ids.end());
       p.inputs.id_weights.insert(p.inputs.id_weights.end(), chosen.weights.begin(), chosen.weights.end());
     }

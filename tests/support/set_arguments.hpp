@@ -4,8 +4,11 @@
 #include <switchyard/layer.hpp>
 #include <switchyard/router/adaptive_clustering.hpp>
 #include <switchyard/router/by_inputs.hpp>
+#include <switchyard/router/hash_layer.hpp>
 #include <switchyard/router/precomputed.hpp>
+#include <switchyard/router/replayed.hpp>
 #include <switchyard/router/stratified.hpp>
+#include <switchyard/router/with_router_input.hpp>
 
 #include <cstdint>
 #include <type_traits>
@@ -32,7 +35,11 @@ struct optional_arguments {
   switchyard::weight_view<Element> gate_proj = {};
   switchyard::expert_biases<Element> bias = {};
   switchyard::shared_expert_weights<Element> shared = {};
+  Element const* output_bias = nullptr;
   switchyard::precomputed_routes routes = {};
+  std::int32_t const* words = nullptr;  ///< [tokens]; each has a row of `routes`
+  std::int32_t vocabulary = 0;          ///< those rows
+  switchyard::view<Element const> router_tokens = {};
   switchyard::token_clusters clusters = {};
   switchyard::auxiliary_values* auxiliary = nullptr;
   any_report report = {};
@@ -61,6 +68,18 @@ void set(switchyard::absent<Why>&, switchyard::layer_norm const*) {}
 template <class Element>
 void set(switchyard::precomputed_routes& to, optional_arguments<Element> const& from) {
   to = from.routes;
+}
+template <class Element>
+void set(switchyard::replayed_experts& to, optional_arguments<Element> const& from) {
+  to.experts = from.routes.experts;
+}
+template <class Element>
+void set(switchyard::hashed_tokens& to, optional_arguments<Element> const& from) {
+  to = {.token_ids = from.words, .experts = from.routes.experts, .vocabulary = from.vocabulary};
+}
+template <class Element>
+void set(switchyard::router_inputs<Element>& to, optional_arguments<Element> const& from) {
+  to.tokens = from.router_tokens;
 }
 template <class Element>
 void set(switchyard::token_clusters& to, optional_arguments<Element> const& from) {
@@ -98,6 +117,7 @@ void set_all_but_weights(switchyard::forward_args<Layer>& args,
   set(args.auxiliary, from.auxiliary);
   if constexpr (Layer::expert_traits.bias) args.weights.bias = from.bias;
   if constexpr (Layer::expert_traits.shared_intermediate > 0) args.weights.shared = from.shared;
+  if constexpr (Layer::expert_traits.output_bias) args.weights.output_bias = from.output_bias;
 }
 template <class Layer>
 void set_arguments(switchyard::forward_args<Layer>& args,

@@ -24,6 +24,8 @@ constexpr call giving_nan{.context = {.threads = 1, .unroutable = sy::unroutable
 void make_unroutable(problem& p, std::size_t token) {
   if (p.layer->router.precomputed) {
     p.inputs.ids[token * p.config.top_k] = p.layer->reference.experts;
+  } else if (p.config.router_width > 0) {
+    p.inputs.router_tokens[token * p.config.router_width] = p.tokens[token * p.config.hidden] = not_a_number;
   } else {
     p.tokens[token * p.config.hidden] = not_a_number;
   }
@@ -79,6 +81,10 @@ void check_unroutable_token(any_layer const& layer, std::size_t lost, Spoil cons
 void check_unroutable_token(any_layer const& layer) {
   constexpr std::size_t lost = 33;
   check_unroutable_token(layer, lost, [](problem& p) { make_unroutable(p, lost); });
+  if (layer.router.given_experts) {
+    for (int id : {-1, layer.reference.experts})
+      check_unroutable_token(layer, lost, [&](problem& p) { p.inputs.ids[(lost + 1) * p.config.top_k - 1] = id; });
+  }
   if (!layer.router.scales_features) return;
   // One whose cluster does not exist, as after a layer that could not route it either.
   check_unroutable_token(layer, lost, [](problem& p) { p.inputs.labels[lost * p.inputs.label_choices] = -1; });
@@ -89,7 +95,7 @@ bool check_closed_expert(any_layer const& layer) {
   reference::config const& c = p.config;
   reference::numbers& bias = layer.router.bias ? p.weights.router_bias : p.weights.correction_bias;
   bool const enough = c.experts / c.groups * c.kept_groups > c.top_k;
-  if (bias.empty() || !enough || !c.strata.empty()) return false;
+  if (bias.empty() || !enough || !c.strata.empty() || c.given_ids) return false;
   for (int closed : {0, c.experts - 1}) {
     double const before = bias[closed];
     bias[closed] = -std::numeric_limits<double>::infinity();

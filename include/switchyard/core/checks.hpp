@@ -54,10 +54,11 @@ struct matrix {
       : data(v.data), rows(v.rows), columns(v.columns), row_stride(v.row_stride), element_bytes(sizeof(T)) {}
 };
 
-inline void check_matrix(matrix const& m, char const* name, std::int64_t rows, std::int64_t hidden) {
+inline void check_matrix(matrix const& m, char const* name, std::int64_t rows, std::int64_t hidden,
+                         char const* width = "hidden") {
   auto const what = [&] { return std::string("layer::forward, ") + name; };
   if (m.rows != rows || m.columns != hidden) {
-    fail(what(), std::to_string(rows) + " x " + std::to_string(hidden) + " (tokens x hidden)",
+    fail(what(), std::to_string(rows) + " x " + std::to_string(hidden) + " (tokens x " + width + ")",
          std::to_string(m.rows) + " x " + std::to_string(m.columns));
   }
   if (rows > 1 && m.row_stride < hidden) {

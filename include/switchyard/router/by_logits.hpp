@@ -104,6 +104,7 @@ struct absent_inputs {
   [[no_unique_address]] absent<Why> feature_scale = {};
   [[no_unique_address]] absent<Why> residual = {};
   [[no_unique_address]] absent<Why> norm = {};
+  [[no_unique_address]] absent<Why> tokens = {};
 };
 
 /// Where `forward` writes what a router knows beside its decisions. Pointers may be null.

@@ -4,6 +4,7 @@
 #include <switchyard/core/lanes.hpp>
 
 #include <concepts>
+#include <cstdint>
 #include <string_view>
 #include <type_traits>
 
@@ -21,6 +22,7 @@ struct router_traits {
   bool bias = false;             ///< adds a bias per expert to the logits
   bool correction_bias = false;  ///< selection sees a bias per expert that the weights do not
   bool weighs_input = false;     ///< the combine weight multiplies the token, not the expert's output
+  bool takes_inputs = false;     ///< decides by `.inputs`, too, which no other wrapper may claim
 };
 
 /// A router's matrix and vectors, float. A bias is an error where the router's traits do not ask for it; minus infinity in one
@@ -80,14 +82,23 @@ concept router_policy = requires {
 template <class Router>
 inline constexpr bool makes_logits = std::is_same_v<typename Router::source, router::from_logits>;
 
+/// Whether a router that makes logits takes a token's experts from what the call hands in, and the logits for their weights alone. Its
+/// `chosen_expert(inputs, token, top_k, choice)` says which, its `weigh` what they weigh.
+template <class Router>
+inline constexpr bool is_given_experts = requires { &Router::chosen_expert; };
+
+/// What the routers that choose for themselves are handed.
+struct no_choices {};
+
 /// A router's answer for one token, or none: all experts are -1 then, all weights NaN, and the priority is 0.
 ///
-/// There is none where a logit or a correction bias is NaN or infinite, and where fewer than `TopK` experts are open: a bias of
-/// minus infinity, of either kind, is allowed, and closes its expert. Every backend goes by this one rule. Such a token takes
+/// There is none where a logit or a correction bias is NaN or infinite, where fewer than `TopK` experts are open, and where a chosen
+/// expert that is handed in does not exist. A bias of minus infinity, of either kind, is allowed, and closes its expert. Every backend goes by this one rule. Such a token takes
 /// no slot and counts in no load and no auxiliary value, its output is NaN, and `decisions` have what is returned here; but
 /// for that, and for capacities, which count it, results are as if it were not active. The CPU throws before that, unless `cpu_context::unroutable` says otherwise.
-template <class Router, int TopK, int Experts, class Lanes>
-SWITCHYARD_HD route<TopK> decide(Lanes lanes, per_expert<Experts, Lanes> const& logits, router_weights const& weights) {
+template <class Router, int TopK, int Experts, class Lanes, class Inputs = no_choices>
+SWITCHYARD_HD route<TopK> decide(Lanes lanes, per_expert<Experts, Lanes> const& logits, router_weights const& weights,
+                                 Inputs const& inputs = {}, std::int64_t token = 0) {
   using share = per_expert<Experts, Lanes>;
   float worst = 0.0f;  // 1: something is no number
   for (int i = 0; i < share::size; ++i) {
@@ -103,7 +114,16 @@ SWITCHYARD_HD route<TopK> decide(Lanes lanes, per_expert<Experts, Lanes> const& 
   }
   bool none = lanes.max(worst) > 0.0f;
   route<TopK> answer{};
-  if (!none) answer = Router::template select<TopK>(lanes, logits, weights);
+  if constexpr (is_given_experts<Router>) {
+    int experts[TopK];
+    for (int k = 0; k < TopK; ++k) {
+      experts[k] = Router::chosen_expert(inputs, token, TopK, k);
+      none = none || experts[k] < 0 || experts[k] >= Experts;
+    }
+    if (!none) answer = Router::template weigh<TopK>(lanes, logits, experts);
+  } else {
+    if (!none) answer = Router::template select<TopK>(lanes, logits, weights);
+  }
   for (int e : answer.expert) none = none || e < 0;
   if (none) {
     for (int& e : answer.expert) e = -1;

@@ -137,6 +137,9 @@ struct stratified : Base {
       makes_logits<Base>,
       "switchyard: a router without logits, such as router::precomputed, has the routes of one pass, and "
       "router::stratified decides after each pass which tokens make another. Wrap a router that makes logits.");
+  static_assert(!Base::traits.takes_inputs,
+                "switchyard: router::stratified takes .inputs, and the router that it wraps (router::replayed or router::with_router_input) takes "
+                "them, too. Take one of the two.");
   static_assert(
       std::is_same_v<typename Base::features, features_as_they_are>,
       "switchyard: router::stratified around router::adaptive_clustering: the clusters of a token are those of "

@@ -39,13 +39,31 @@ struct top_k : by_logits {
     Selection::template apply<TopK>(lanes, keys, weights);
     chosen<TopK> const taken = take_top_k<TopK>(lanes, keys);
     route<TopK> result{};
-    for (int k = 0; k < TopK; ++k) {
-      result.expert[k] = open_or_none(taken.choice[k]);
-      result.weight[k] = scores.at(lanes, taken.choice[k].id);
-    }
-    result.priority = result.weight[0];
-    Weighting::apply(result.weight);
+    for (int k = 0; k < TopK; ++k) result.expert[k] = taken.choice[k].id;
+    weigh_by(lanes, scores, result);
+    for (int k = 0; k < TopK; ++k) result.expert[k] = open_or_none(taken.choice[k]);
     return result;
+  }
+
+  /// The weights of these experts, ids from 0 to experts - 1, whatever the selection would choose.
+  template <int TopK, int Experts, class Lanes>
+  SWITCHYARD_HD static route<TopK> weigh(Lanes lanes, per_expert<Experts, Lanes> const& logits,
+                                         int const (&experts)[TopK]) {
+    per_expert<Experts, Lanes> scores = logits;
+    Scores::apply(lanes, scores);
+    route<TopK> result{};
+    for (int k = 0; k < TopK; ++k) result.expert[k] = experts[k];
+    weigh_by(lanes, scores, result);
+    return result;
+  }
+
+ private:
+  /// Fills in the weights and the priority of a route's experts.
+  template <int TopK, int Experts, class Lanes>
+  SWITCHYARD_HD static void weigh_by(Lanes lanes, per_expert<Experts, Lanes> const& scores, route<TopK>& to) {
+    for (int k = 0; k < TopK; ++k) to.weight[k] = scores.at(lanes, to.expert[k]);
+    to.priority = to.weight[0];
+    Weighting::apply(to.weight);
   }
 };
 

@@ -42,7 +42,18 @@ struct scaled : Base {
   template <int TopK, int Experts, class Lanes>
   SWITCHYARD_HD static route<TopK> select(Lanes lanes, per_expert<Experts, Lanes> const& logits,
                                           router_weights const& weights) {
-    route<TopK> result = Base::template select<TopK>(lanes, logits, weights);
+    return times_factor(Base::template select<TopK>(lanes, logits, weights));
+  }
+  template <int TopK, int Experts, class Lanes>
+    requires is_given_experts<Base>
+  SWITCHYARD_HD static route<TopK> weigh(Lanes lanes, per_expert<Experts, Lanes> const& logits,
+                                         int const (&experts)[TopK]) {
+    return times_factor(Base::template weigh<TopK>(lanes, logits, experts));
+  }
+
+ private:
+  template <int TopK>
+  SWITCHYARD_HD static route<TopK> times_factor(route<TopK> result) {
     constexpr float factor = static_cast<float>(Numerator) / static_cast<float>(Denominator);
     for (float& w : result.weight) w *= factor;
     return result;

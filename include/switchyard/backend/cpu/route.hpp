@@ -9,6 +9,7 @@
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/router/by_logits.hpp>
+#include <switchyard/router/with_router_input.hpp>
 
 #include <algorithm>
 #include <atomic>
@@ -148,10 +149,10 @@ inline void fail_unroutable(float const* logits, router_weights const& router, i
 
 /// Asks the router about every active token. Unless the context says otherwise, throws when a token cannot be routed. Throws
 /// when a router that is not the library's answers with an expert that does not exist or a weight that is not finite.
-template <class Router, int Experts, int TopK>
+template <class Router, int Experts, int TopK, class Inputs = no_choices>
 void select_experts(std::int64_t tokens, std::uint8_t const* active, router_weights const& router,
                     cpu_context const& context, float const* logits, std::int32_t* experts_out, float* weights,
-                    float* priority, names const& called = {}) {
+                    float* priority, names const& called = {}, Inputs const& inputs = {}) {
   constexpr std::int64_t none = std::numeric_limits<std::int64_t>::max();
   std::atomic<std::int64_t> unroutable{none}, bad_pair{none};
   parallel_for(context, divide_up(tokens, route_tokens), [&](std::int64_t item) {
@@ -161,7 +162,7 @@ void select_experts(std::int64_t tokens, std::uint8_t const* active, router_weig
       if (is_active(active, token)) {
         per_expert<Experts, serial_lanes> mine;
         for (int e = 0; e < Experts; ++e) mine.value[e] = logits[token * Experts + e];
-        chosen = decide<Router, TopK>(serial_lanes{}, mine, router);
+        chosen = decide<Router, TopK>(serial_lanes{}, mine, router, inputs, token);
         if (chosen.expert[0] < 0) keep_lowest(unroutable, token);
       } else {
         for (int& e : chosen.expert) e = -1;
@@ -180,6 +181,14 @@ void select_experts(std::int64_t tokens, std::uint8_t const* active, router_weig
     if constexpr (!Router::traits.bias) read.bias = nullptr;
     if constexpr (!Router::traits.correction_bias) read.correction_bias = nullptr;
     fail_unroutable(logits + at * Experts, read, Experts, TopK, called.token(at), called);
+    if constexpr (is_given_experts<Router>) {
+      for (int k = 0; k < TopK; ++k) {
+        int const id = Router::chosen_expert(inputs, at, TopK, k);
+        if (id >= 0 && id < Experts) continue;
+        fail(std::string("layer::forward, ") + Router::experts_name, "ids from 0 to " + std::to_string(Experts - 1),
+             std::to_string(id) + " for token " + called.token(at) + ", choice " + std::to_string(k));
+      }
+    }
     fail_answer(Router::name, Experts, -1, weights[at * TopK], priority[at], called.token(at), 0);
   }
   if (std::int64_t const at = bad_pair.load(); at != none) {
@@ -234,6 +243,15 @@ struct feature_step<router::features_as_they_are> {
   }
 };
 
+template <int Width>
+struct feature_step<router::features_of_the_caller<Width>> : feature_step<router::features_as_they_are> {
+  template <class Layer, class Product>
+  static void prepare(forward_args<Layer> const& args, cpu_context const&, memory<Layer> const&, Product& product) {
+    product.tokens = args.inputs.tokens;
+    product.hidden = Width;
+  }
+};
+
 /// Tokens times the router weight, and what the router makes of the logits.
 template <>
 struct route_step<router::from_logits> {
@@ -262,7 +280,7 @@ struct route_step<router::from_logits> {
     features<Layer>::template prepare<Layer>(args, context, m.of_features, product);
     make_logits(product, context, m.logits);
     select_experts<typename Layer::router, dims.experts, dims.top_k>(
-        args.tokens.rows, args.active, router, context, m.logits, to.experts, to.weights, to.priority, called);
+        args.tokens.rows, args.active, router, context, m.logits, to.experts, to.weights, to.priority, called, args.inputs);
   }
 
   template <class Layer>

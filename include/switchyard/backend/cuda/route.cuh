@@ -15,6 +15,7 @@
 #include <switchyard/core/workspace.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/router/by_logits.hpp>
+#include <switchyard/router/with_router_input.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -105,16 +106,19 @@ struct token_block_sets {
 };
 
 /// What `route_tokens` is compiled for. The width of a token is an argument.
-template <class Element, class Router, int Experts, int TopK>
+template <class Element, class Router, int Experts, int TopK, class Inputs>
 struct routing_of {
   using element = Element;
   using router = Router;
+  using inputs = Inputs;  ///< that the router takes experts from, or none
   static constexpr int experts = Experts, top_k = TopK;
   static constexpr bool scales = feature_step<typename Router::features>::scales;
 };
 template <class Layer>
 using layer_routing =
-    routing_of<typename Layer::element, typename Layer::router, Layer::dims.experts, Layer::dims.top_k>;
+    routing_of<typename Layer::element, typename Layer::router, Layer::dims.experts, Layer::dims.top_k,
+               std::conditional_t<is_given_experts<typename Layer::router>,
+                                  typename Layer::router::template inputs<Layer>, no_choices>>;
 
 /// How a block of `route_tokens` is cut. Sixteen tokens, or a multiple of them, meet all experts, `sweep` experts at a time;
 /// warps share the experts of a sweep, and the depth of the product where there are few experts.
@@ -368,7 +372,8 @@ __device__ __forceinline__ void write_logits(
 
 /// The logits of a block's tokens to their routes, a warp per token. `memory` was that of the sums.
 template <class Routing, int TokenBlocks>
-__device__ __forceinline__ void decide_routes(block_tokens<typename Routing::element> const& tokens, char* memory,
+__device__ __forceinline__ void decide_routes(block_tokens<typename Routing::element> const& tokens,
+                                              typename Routing::inputs const& inputs, char* memory,
                                               float const* logits) {
   using tile = route_tile<Routing, TokenBlocks>;
   constexpr int experts = Routing::experts, top_k = Routing::top_k;
@@ -390,7 +395,7 @@ __device__ __forceinline__ void decide_routes(block_tokens<typename Routing::ele
         int const e = share::expert(lanes, i);
         values.value[i] = e < experts ? logits[t * experts + e] : share::closed;
       }
-      decided = decide<typename Routing::router, top_k>(lanes, values, tokens.args.router);
+      decided = decide<typename Routing::router, top_k>(lanes, values, tokens.args.router, inputs, token);
     }
 #pragma unroll
     for (int first = 0; first < top_k; first += 32) {  // a lane writes a pair
@@ -420,7 +425,7 @@ __device__ __forceinline__ void decide_routes(block_tokens<typename Routing::ele
 /// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
 template <class Routing, int TokenBlocks>
 __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, route_tile<Routing, TokenBlocks>::resident)
-    route_tokens(route_args<typename Routing::element> const args) {
+    route_tokens(route_args<typename Routing::element> const args, typename Routing::inputs const inputs) {
   using tile = route_tile<Routing, TokenBlocks>;
   extern __shared__ __align__(128) char memory[];
   float* const logits = reinterpret_cast<float*>(memory + tile::work_bytes);  // [tokens, experts]
@@ -453,7 +458,7 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
     __syncthreads();  // stages make room for the sums
     write_logits<Routing, TokenBlocks>(sums, tokens, first_expert, memory, logits);
   }
-  decide_routes<Routing, TokenBlocks>(tokens, memory, logits);
+  decide_routes<Routing, TokenBlocks>(tokens, inputs, memory, logits);
 }
 
 /// How `take_pairs` is cut: a block takes over the routes of a token block of the tokens, a thread per pair.
@@ -509,6 +514,15 @@ struct feature_step<router::features_as_they_are> {
   }
 };
 
+template <int Width>
+struct feature_step<router::features_of_the_caller<Width>> : feature_step<router::features_as_they_are> {
+  template <class Layer>
+  static void enqueue(forward_args<Layer> const& args, launch_queue const&, memory<Layer> const&,
+                      route_args<typename Layer::element>& to) {
+    to.tokens = args.inputs.tokens;
+  }
+};
+
 /// Tokens times the router weight, and what the router makes of the logits.
 template <>
 struct route_step<router::from_logits> {
@@ -543,21 +557,24 @@ struct route_step<router::from_logits> {
                            .pass = pass,
                            .router = router::weights_of(args),
                            .active = args.active,
-                           .aligned_tokens = is_aligned(args.tokens),
+                           .aligned_tokens = false,
                            .aligned_router = false,
                            .features = {},
                            .inverse_lengths = nullptr,
                            .logits = logits_asked(args),
                            .results = results};
     if constexpr (!Layer::router_traits.bias) to.router.bias = nullptr;
-    to.aligned_router = is_aligned(to.router.weight, Layer::dims.hidden);
     if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = m.logits;
     features<Layer>::template enqueue<Layer>(args, queue, m.of_features, to);
+    to.aligned_tokens = is_aligned(to.tokens);
+    to.aligned_router = is_aligned(to.router.weight, to.tokens.columns);
     if (tokens == 0) return;
+    typename routing::inputs inputs{};
+    if constexpr (is_given_experts<typename Layer::router>) inputs = args.inputs;
     if constexpr (fits_everywhere<Layer>()) {
-      if (block_tokens<Layer>(tokens) == 32) return enqueue_tile<routing, 2>(queue, to);
+      if (block_tokens<Layer>(tokens) == 32) return enqueue_tile<routing, 2>(queue, to, inputs);
     }
-    enqueue_tile<routing, 1>(queue, to);
+    enqueue_tile<routing, 1>(queue, to, inputs);
   }
 
   template <class Layer>
@@ -598,13 +615,14 @@ struct route_step<router::from_logits> {
   }
 
   template <class Routing, int TokenBlocks>
-  static void enqueue_tile(launch_queue const& queue, route_args<typename Routing::element> const& to) {
+  static void enqueue_tile(launch_queue const& queue, route_args<typename Routing::element> const& to,
+                           typename Routing::inputs const& inputs) {
     using tile = route_tile<Routing, TokenBlocks>;
     static_assert(tile::shared_bytes <= most_shared_bytes,
                   "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
                   "experts. Use fewer experts, or router::precomputed.");
     launch(queue, "route_tokens", route_tokens<Routing, TokenBlocks>, to.results.chosen.token_blocks, tile::threads,
-           tile::shared_bytes, to);
+           tile::shared_bytes, to, inputs);
   }
 };
 

@@ -37,6 +37,7 @@ struct expert_results {
   std::int64_t stride = 0;                           ///< a multiple of 16 bytes
   Element const* shared_gate = nullptr;              ///< [hidden], null without one
   float scale = 1.0f;                                ///< of the routed experts
+  Element const* output_bias = nullptr;              ///< [hidden], null: nothing is added to the sums
 };
 
 }  // namespace switchyard::cuda

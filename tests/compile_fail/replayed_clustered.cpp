@@ -1,0 +1,6 @@
+// expect: switchyard: router::replayed gives chosen experts the weights that a router makes of their scores
+#include <switchyard/switchyard.hpp>
+
+namespace sy = switchyard;
+
+auto const wrong = sy::router::replayed<sy::router::adaptive_clustering<sy::router::softmax_top_k>>::name;
