@@ -189,13 +189,13 @@ outcome run(problem const& p, call const& how) {
   std::vector<float> const id_weights = floats(p.inputs.id_weights), feature_scale = floats(p.inputs.feature_scale);
   std::vector<std::int32_t> const labels(p.inputs.labels.begin(), p.inputs.labels.end());
   // The words of the tokens are those of the vocabulary backwards, with experts in that order.
-  std::vector<std::int32_t> words, table = ids;
+  std::vector<std::int32_t> words, word_experts = ids;
   for (std::int64_t t = 0; layer.router.by_words && t < tokens; ++t) {
     words.push_back(static_cast<std::int32_t>(tokens - 1 - t));
-    std::copy(ids.begin() + t * c.top_k, ids.begin() + (t + 1) * c.top_k, table.begin() + words.back() * c.top_k);
+    std::copy(ids.begin() + t * c.top_k, ids.begin() + (t + 1) * c.top_k, word_experts.begin() + words.back() * c.top_k);
   }
   args.words = placed.place(words);
-  args.routes = {placed.place(table), placed.place(id_weights)};
+  args.routes = {placed.place(word_experts), placed.place(id_weights)};
   args.clusters = {placed.place(labels), p.inputs.label_choices,
                    feature_scale.empty() ? nullptr : placed.place(feature_scale)};
   args.tokens_per_group = c.tokens_per_group;
