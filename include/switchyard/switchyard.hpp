@@ -13,6 +13,8 @@
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/cpu/clustering.hpp>
 #include <switchyard/backend/cpu/cpu.hpp>
+#include <switchyard/backend/cpu/product_keys.hpp>
+#include <switchyard/backend/cpu/rows.hpp>
 #include <switchyard/backend/cpu/strata.hpp>
 #include <switchyard/calibration.hpp>
 #include <switchyard/capacity/dropless.hpp>
@@ -23,6 +25,7 @@
 #include <switchyard/costs.hpp>
 #include <switchyard/expert/gated_mlp.hpp>
 #include <switchyard/expert/mlp.hpp>
+#include <switchyard/expert/rows.hpp>
 #include <switchyard/expert/wrappers.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/presets.hpp>
@@ -31,6 +34,7 @@
 #include <switchyard/router/by_logits.hpp>
 #include <switchyard/router/hash_layer.hpp>
 #include <switchyard/router/precomputed.hpp>
+#include <switchyard/router/product_keys.hpp>
 #include <switchyard/router/replayed.hpp>
 #include <switchyard/router/shared.hpp>
 #include <switchyard/router/sparsemixer.hpp>

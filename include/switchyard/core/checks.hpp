@@ -55,10 +55,10 @@ struct matrix {
 };
 
 inline void check_matrix(matrix const& m, char const* name, std::int64_t rows, std::int64_t hidden,
-                         char const* width = "hidden") {
+                         char const* shape = "tokens x hidden") {
   auto const what = [&] { return std::string("layer::forward, ") + name; };
   if (m.rows != rows || m.columns != hidden) {
-    fail(what(), std::to_string(rows) + " x " + std::to_string(hidden) + " (tokens x " + width + ")",
+    fail(what(), std::to_string(rows) + " x " + std::to_string(hidden) + " (" + shape + ")",
          std::to_string(m.rows) + " x " + std::to_string(m.columns));
   }
   if (rows > 1 && m.row_stride < hidden) {

@@ -6,6 +6,7 @@
 #include <concepts>
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
 
 namespace switchyard {
 
@@ -42,6 +43,16 @@ concept expert_policy = requires {
   { Expert::traits } -> std::convertible_to<expert_traits>;
   typename Expert::computation;
 };
+
+/// How a layer runs over its tokens: as its router says, unless its experts need no plan.
+template <class Layer>
+constexpr auto schedule_of() {
+  if constexpr (requires { typename Layer::expert::schedule; }) {
+    return std::type_identity<typename Layer::expert::schedule>{};
+  } else {
+    return std::type_identity<typename Layer::router::schedule>{};
+  }
+}
 
 /// Whether the activation of an expert takes what its projections make.
 template <class Expert>

@@ -54,6 +54,15 @@ struct sigmoid {
   }
 };
 
+/// What is positive of each, nothing of the others (product keys as Csordas et al. 2023 have them; with `scores::logits`).
+struct relu {
+  static constexpr auto label = text("relu");
+  template <int TopK>
+  SWITCHYARD_HD static void apply(float (&weight)[TopK]) {
+    for (float& w : weight) w = w > 0.0f ? w : 0.0f;
+  }
+};
+
 /// Softmax over the chosen scores only (gpt-oss, Granite-MoE; with `scores::logits`).
 struct softmax {
   static constexpr auto label = text("softmax");

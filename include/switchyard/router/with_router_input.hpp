@@ -46,7 +46,7 @@ struct with_router_input : Base {
   template <class Layer>
   static void check(forward_args<Layer> const& args) {
     Base::template check<Layer>(args);
-    checks::check_matrix(args.inputs.tokens, "inputs.tokens", args.tokens.rows, Width, "the router's width");
+    checks::check_matrix(args.inputs.tokens, "inputs.tokens", args.tokens.rows, Width, "tokens x the router's width");
   }
   template <class Layer>
   static void list_read(forward_args<Layer> const& args, checks::written_memory const& memory) {

@@ -206,7 +206,8 @@ namespace {
 template <class Layer>
 void check_routes_of_equal_logits() {
   constexpr sy::shape dims = Layer::dims;
-  if constexpr (dims.hidden >= dims.experts && sy::makes_logits<typename Layer::router>) {
+  if constexpr (dims.hidden >= dims.experts && sy::makes_logits<typename Layer::router> &&
+                !Layer::router_traits.takes_inputs) {
     constexpr int tokens = 40;
     any_layer const& layer = compiled(sy::describe<on_cuda<Layer>>());
     INFO(layer.name);

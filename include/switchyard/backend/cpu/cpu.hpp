@@ -218,7 +218,7 @@ struct cpu {
 
  private:
   template <class Layer>
-  using schedule = switchyard::cpu::schedule_step<typename Layer::router::schedule>;
+  using schedule = switchyard::cpu::schedule_step<typename decltype(schedule_of<Layer>())::type>;
 
   /// Every temporary of a call.
   template <class Layer>

@@ -133,6 +133,7 @@ namespace portable {
 #define SWITCHYARD_TILE_ROWS 6
 #define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
+#include <switchyard/backend/cpu/rows.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
@@ -149,6 +150,7 @@ namespace avx2 {
 #define SWITCHYARD_TILE_ROWS 6
 #define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
+#include <switchyard/backend/cpu/rows.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
@@ -166,6 +168,7 @@ namespace avx512 {
 #define SWITCHYARD_TILE_ROWS 7
 #define SWITCHYARD_PANEL_FEATURES 12
 #include <switchyard/backend/cpu/tile.inl>
+#include <switchyard/backend/cpu/rows.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS

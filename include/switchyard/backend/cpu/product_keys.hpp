@@ -1,0 +1,241 @@
+#pragma once
+
+#include <switchyard/backend/cpu/context.hpp>
+#include <switchyard/backend/cpu/route.hpp>
+#include <switchyard/backend/cpu/steps.hpp>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/error.hpp>
+#include <switchyard/core/finite.hpp>
+#include <switchyard/core/workspace.hpp>
+#include <switchyard/layer.hpp>
+#include <switchyard/router/product_keys.hpp>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <type_traits>
+
+/// Routes by product keys: half scores of all keys by products, then a token's best experts of each head.
+namespace switchyard::cpu {
+
+/// The best `kept` of `keys` values in the order of choice. Returns how many there are: no more than there are keys.
+///
+/// Maxima of parts of the values, at least `kept` of them, say what the last one can be no lower than; few values are no lower.
+inline int best_keys(float const* values, int keys, int kept, candidate* best) {
+  constexpr int most_parts = 1024;
+  int const count = std::min(kept, keys);
+  float least = -infinity;
+  int const parts = (2 * count + 15) / 16 * 16;
+  if (parts <= most_parts && 2 * parts <= keys) {
+    float maxima[most_parts];
+    std::copy(values, values + parts, maxima);
+    for (int first = parts; first < keys; first += parts) {
+      int const length = std::min(parts, keys - first);
+      for (int i = 0; i < length; ++i) maxima[i] = values[first + i] > maxima[i] ? values[first + i] : maxima[i];
+    }
+    std::nth_element(maxima, maxima + count - 1, maxima + parts, [](float a, float b) { return a > b; });
+    least = maxima[count - 1];
+  }
+  std::uint16_t no_lower[8192];
+  int found = 0;
+  for (int i = 0; i < keys; ++i) {
+    no_lower[found] = static_cast<std::uint16_t>(i);
+    found += values[i] >= least ? 1 : 0;
+  }
+  std::partial_sort(no_lower, no_lower + count, no_lower + found, [values](int a, int b) {
+    return values[a] > values[b] || (values[a] == values[b] && a < b);
+  });
+  for (int i = 0; i < count; ++i) best[i] = {values[no_lower[i]], no_lower[i]};
+  return count;
+}
+
+/// The best `kept` pairs of first and second keys, best first, from the best of each half: the heap has the best pair that is left of
+/// each first key, and the next first key comes in when the one before it has given its best pair. False where a score is not finite.
+template <int MostKept>
+bool best_pairs(candidate const* first, int firsts, candidate const* second, int seconds, int kept, int keys,
+                std::int32_t* experts, float* scores) {
+  struct pair {
+    product_key::scored of;
+    int rank, partner;
+  };
+  pair waiting[MostKept];
+  int count = 0;
+  auto const is_worse = [](pair const& a, pair const& b) { return product_key::precedes(b.of, a.of); };
+  auto const add = [&](int rank, int partner) {
+    candidate const u = first[rank], v = second[partner];
+    waiting[count++] = {{product_key::score_of(u.value, v.value), u.id * keys + v.id}, rank, partner};
+    std::push_heap(waiting, waiting + count, is_worse);
+  };
+  add(0, 0);
+  for (int k = 0; k < kept; ++k) {
+    std::pop_heap(waiting, waiting + count, is_worse);
+    pair const best = waiting[--count];
+    if (!is_finite(best.of.of.sum)) return false;
+    experts[k] = best.of.id;
+    scores[k] = best.of.of.sum;
+    if (best.partner == 0 && best.rank + 1 < firsts) add(best.rank + 1, 0);
+    if (best.partner + 1 < product_key::partners(best.rank, kept, seconds)) add(best.rank, best.partner + 1);
+  }
+  return true;
+}
+
+/// Chooses for one token and one list: fills `kept` experts and scores. False where a half score or a chosen score is not finite.
+template <int Keys, int Kept>
+bool choose_by_keys(float const* first, float const* second, std::int32_t* experts, float* scores) {
+  float worst = 0.0f;  // a value times 0 is NaN where the value is not finite
+  for (int i = 0; i < Keys; ++i) worst += 0.0f * first[i] + 0.0f * second[i];
+  if (!is_finite(worst)) return false;
+  if constexpr (Kept == Keys * Keys) {
+    for (int i = 0; i < Kept; ++i) {
+      experts[i] = i;
+      scores[i] = first[i / Keys] + second[i % Keys];
+      if (!is_finite(scores[i])) return false;
+    }
+    return true;
+  } else {
+    constexpr int most = Kept < Keys ? Kept : Keys;
+    candidate best_first[most], best_second[most];
+    best_keys(first, Keys, Kept, best_first);
+    best_keys(second, Keys, Kept, best_second);
+    return best_pairs<Kept>(best_first, most, best_second, most, Kept, Keys, experts, scores);
+  }
+}
+
+/// The combine weights of one list of scores.
+template <class Weighting, int Kept>
+void weigh_scores(float const* scores, float* weights) {
+  if constexpr (std::is_same_v<Weighting, router::weighting::softmax>) {
+    float const largest = *std::max_element(scores, scores + Kept);
+    float total = 0.0f;
+    for (int k = 0; k < Kept; ++k) total += weights[k] = std::exp(scores[k] - largest);
+    for (int k = 0; k < Kept; ++k) weights[k] /= total;
+  } else {
+    for (int k = 0; k < Kept; ++k) {
+      float one[1] = {scores[k]};
+      Weighting::apply(one);
+      weights[k] = one[0];
+    }
+  }
+}
+
+template <>
+struct route_step<router::from_product_keys> {
+  /// Half scores of so many tokens stand in memory at a time.
+  static constexpr std::int64_t most_tokens = 64;
+
+  template <class Layer>
+  struct memory {
+    using router = typename Layer::router;
+    static constexpr int width = router::query::width(Layer::dims.hidden);
+    float* queries = nullptr;                // [tokens at a time, heads * width]
+    float *first_scores, *second_scores;     // [heads, tokens at a time, keys]
+
+    constexpr memory(carver& from, std::int64_t all_tokens) {
+      std::int64_t const tokens = all_tokens < most_tokens ? all_tokens : most_tokens;
+      if constexpr (router::query::is_projected) queries = from.take<float>(tokens * router::heads * width);
+      first_scores = from.take<float>(router::heads * tokens * router::keys);
+      second_scores = from.take<float>(router::heads * tokens * router::keys);
+    }
+  };
+
+  template <class Layer>
+  static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m, routes const& to,
+                  names const& called) {
+    std::int64_t unroutable = std::numeric_limits<std::int64_t>::max();
+    for (std::int64_t first = 0; first < args.tokens.rows; first += most_tokens) {
+      std::int64_t const tokens = std::min(most_tokens, args.tokens.rows - first);
+      make_scores(args, context, m, first, tokens);
+      unroutable = std::min(unroutable, choose(args, context, m, first, tokens, to));
+    }
+    if (unroutable < args.tokens.rows && context.unroutable == unroutable_tokens::throw_error) {
+      fail("layer::forward, scores of router::product_keys",
+           "finite numbers (are tokens, query and keys free of NaN and infinity?)",
+           "one that is not, for token " + called.token(unroutable));
+    }
+  }
+
+  template <class Layer>
+  static void report(forward_args<Layer> const&, memory<Layer> const&) {}
+  template <class Layer>
+  static void auxiliary(forward_args<Layer> const&, memory<Layer> const&, routes const&, std::uint8_t const*) {}
+  template <class Layer>
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const&) {
+    return args.tokens;
+  }
+
+ private:
+  /// Both half scores of `tokens` tokens for every head.
+  template <class Layer>
+  static void make_scores(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m,
+                          std::int64_t first, std::int64_t tokens) {
+    using router = typename Layer::router;
+    using element = typename Layer::element;
+    constexpr int width = memory<Layer>::width, half_width = width / 2;
+    switchyard::router::product_key_weights const w = args.weights.router;
+    view<element const> const seen{args.tokens.row(first), tokens, args.tokens.columns, args.tokens.row_stride};
+    auto const scores = [&]<class Query>(view<Query const> const& queries, int head_columns) {
+      auto const half = [&](int begin, float const* keys, float* to) {
+        view<Query const> const part{queries.data + begin, queries.rows, half_width, queries.row_stride};
+        router_product<Query> product{part, half_width, router::keys, keys};
+        product.heads = router::heads;
+        product.head_columns = head_columns;
+        make_logits(product, context, to);
+      };
+      half(0, w.first_keys, m.first_scores);
+      half(half_width, w.second_keys, m.second_scores);
+    };
+    if constexpr (router::query::is_projected) {
+      constexpr int columns = router::heads * width;
+      make_logits(router_product<element>{seen, Layer::dims.hidden, columns, w.query, w.query_bias}, context, m.queries);
+      scores(view<float const>{m.queries, tokens, columns}, width);
+    } else {
+      scores(seen, 0);
+    }
+  }
+
+  /// Routes of these tokens; returns the lowest that cannot be routed.
+  template <class Layer>
+  static std::int64_t choose(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m,
+                             std::int64_t first, std::int64_t tokens, routes const& to) {
+    using router = typename Layer::router;
+    constexpr int keys = router::keys, kept = router::template kept<Layer>, lists = router::choices;
+    constexpr int top_k = Layer::dims.top_k;
+    std::atomic<std::int64_t> unroutable{std::numeric_limits<std::int64_t>::max()};
+    parallel_for(context, tokens * lists, [&](std::int64_t item) {
+      std::int64_t const token = item / lists, list = item % lists, pair = (first + token) * top_k + list * kept;
+      std::int32_t* const experts = to.experts + pair;
+      float* const weights = to.weights + pair;
+      float scores_here[kept];
+      float* const scores = args.report.scores != nullptr ? args.report.scores + pair : scores_here;
+      bool chosen = is_active(args.active, first + token);
+      if (!chosen) {
+        std::fill(weights, weights + kept, 0.0f);
+      } else {
+        float* const of_first = m.first_scores + (list * tokens + token) * keys;
+        float* const of_second = m.second_scores + (list * tokens + token) * keys;
+        for (int head = 1; router::sums_heads && head < router::heads; ++head) {
+          for (int i = 0; i < keys; ++i) of_first[i] += of_first[head * tokens * keys + i];
+          for (int i = 0; i < keys; ++i) of_second[i] += of_second[head * tokens * keys + i];
+        }
+        chosen = choose_by_keys<keys, kept>(of_first, of_second, experts, scores);
+        if (chosen) {
+          weigh_scores<typename router::weighting, kept>(scores, weights);
+        } else {
+          std::fill(weights, weights + kept, not_a_number);
+          keep_lowest(unroutable, first + token);
+        }
+      }
+      if (!chosen) {
+        std::fill(experts, experts + kept, -1);
+        if (scores != scores_here) std::copy(weights, weights + kept, scores);
+      }
+      if (list == 0) to.priority[first + token] = chosen ? weights[0] : 0.0f;
+    });
+    return unroutable.load();
+  }
+};
+
+}  // namespace switchyard::cpu

@@ -1,0 +1,69 @@
+// Included by tile.hpp behind tile.inl, once per instruction set: sums and products of single rows that stand anywhere.
+
+/// sum[depth_position(k)] += weights[r] * rows[r][k] for each row after the other. Rows that come next are fetched meanwhile.
+template <int Count, class Element>
+SWITCHYARD_TILE_TARGET void add_some_rows(Element const* const* rows, Element const* const* next, float const* weights,
+                                          int columns, float* sum) {
+  using source = stored<Element>;
+  constexpr int step = lanes * source::parts;
+  int const by_steps = columns / step * step;
+  for (int k = 0; k < by_steps; k += step) {
+    SWITCHYARD_TILE_UNROLL
+    for (int r = 0; r < Count; ++r) __builtin_prefetch(next[r] + k);
+    floats all[source::parts];
+    SWITCHYARD_TILE_UNROLL
+    for (int p = 0; p < source::parts; ++p) __builtin_memcpy(&all[p], sum + k + p * lanes, sizeof(floats));
+    SWITCHYARD_TILE_UNROLL
+    for (int r = 0; r < Count; ++r) {
+      SWITCHYARD_TILE_UNROLL
+      for (int p = 0; p < source::parts; ++p) all[p] += source::load(rows[r] + k, p) * weights[r];
+    }
+    SWITCHYARD_TILE_UNROLL
+    for (int p = 0; p < source::parts; ++p) __builtin_memcpy(sum + k + p * lanes, &all[p], sizeof(floats));
+  }
+  for (int k = by_steps; k < columns; ++k) {
+    for (int r = 0; r < Count; ++r) sum[k] += static_cast<float>(rows[r][k]) * weights[r];
+  }
+}
+
+/// The same for any number of rows.
+template <class Element>
+SWITCHYARD_TILE_TARGET void add_rows(Element const* const* rows, float const* weights, int count, int columns,
+                                     float* sum) {
+  constexpr int together = 4;
+  int r = 0;
+  for (; r + together <= count; r += together) {
+    add_some_rows<together>(rows + r, r + 2 * together <= count ? rows + r + together : rows + r, weights + r, columns,
+                            sum);
+  }
+  for (; r < count; ++r) add_some_rows<1>(rows + r, r + 1 < count ? rows + r + 1 : rows + r, weights + r, columns, sum);
+}
+
+/// row . x, where x[depth_position(k)] is element k.
+template <class Element>
+SWITCHYARD_TILE_TARGET float dot_row(Element const* row, Element const* next, float const* x, int columns) {
+  using source = stored<Element>;
+  constexpr int step = lanes * source::parts;
+  int const by_steps = columns / step * step;
+  floats sums[2] = {};
+  for (int k = 0; k < by_steps; k += step) {
+    __builtin_prefetch(next + k);
+    SWITCHYARD_TILE_UNROLL
+    for (int p = 0; p < source::parts; ++p) {
+      floats right;
+      __builtin_memcpy(&right, x + k + p * lanes, sizeof right);
+      sums[source::parts == 2 ? p : k / step % 2] += source::load(row + k, p) * right;
+    }
+  }
+  floats const both = sums[0] + sums[1];
+  float total = 0.0f;
+  for (int i = 0; i < lanes; ++i) total += both[i];
+  for (int k = by_steps; k < columns; ++k) total += static_cast<float>(row[k]) * x[k];
+  return total;
+}
+
+/// to[k] = element k of what stands at depth_position(k), as an element.
+template <class Element>
+SWITCHYARD_TILE_TARGET void narrow_row(float const* from, int columns, Element* to) {
+  for (int k = 0; k < columns; ++k) to[k] = Element(from[depth_position<Element>(k, columns)]);
+}

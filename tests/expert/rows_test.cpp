@@ -1,0 +1,229 @@
+#include <switchyard/switchyard.hpp>
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "catch.hpp"
+#include "support/compare.hpp"
+#include "support/random_numbers.hpp"
+#include "support/row_layers.hpp"
+#include "support/threads.hpp"
+
+/// Product keys, and experts that are rows.
+namespace sy = switchyard;
+using namespace sy;
+using namespace support;
+using sy::router::product_keys;
+using sy::router::summed_product_keys;
+using sy::router::query::projected;
+using sy::router::query::token;
+namespace weighting = sy::router::weighting;
+
+namespace {
+
+template <class Router, class Expert, int Keys, int TopK, int Hidden = 40, class Element = float>
+using rows = layer<shape{Hidden, 1, Keys * Keys, TopK}, Router, capacity::dropless, Expert, backend::cpu, Element>;
+using expert::value_row, expert::neuron, expert::with_output_gate;
+
+using tested_rows = std::tuple<
+    rows<product_keys<7, 2, token, weighting::relu>, value_row, 7, 10>,
+    rows<product_keys<16, 3, projected<22>>, value_row, 16, 24, 33>,
+    rows<product_keys<300, 2, projected<16>>, value_row, 300, 64>,  // most keys are no candidates
+    rows<product_keys<5, 2, projected<8>, weighting::sigmoid>, value_row, 5, 24>,  // more are kept than a half has
+    rows<product_keys<9, 1, token>, with_output_gate<neuron<gelu>>, 9, 13, 70, bfloat16>,
+    rows<product_keys<12, 2, projected<10>>, neuron<relu>, 12, 6, 2100, half>,  // more columns than at a time
+    rows<summed_product_keys<8, 3, token>, value_row, 8, 64>,                  // the published dense form
+    rows<summed_product_keys<8, 3, projected<6>, weighting::softmax>, with_output_gate<value_row>, 8, 20, 24, bfloat16>>;
+
+template <class Element>
+constexpr double tolerance = sizeof(Element) == 4 ? 1e-5 : 1e-2;
+
+}  // namespace
+
+TEMPLATE_LIST_TEST_CASE("rows chosen by product keys are those of all sums sorted", "[rows]", tested_rows) {
+  using layer = TestType;
+  INFO(sy::describe<layer>());
+  for (std::int64_t tokens : {0, 1, 3, 67, 131}) {
+    row_problem const p = random_rows<layer>(tokens, 3);
+    check_rows(p, run_rows<layer>(p), tolerance<typename layer::element>);
+  }
+  row_problem p = random_rows<layer>(67, 4);
+  row_outcome const once = run_rows<layer>(p, {.context = {.threads = 1}});
+  SECTION("any number of threads, in place, apart, unasked") {
+    for (int threads : {2, 3, 7}) {
+      row_outcome const again = run_rows<layer>(p, {.context = {.threads = threads}, .padding = 5, .in_place = threads == 3});
+      CHECK(same_bits(again.output, once.output));
+      CHECK(same_bits(again.weights, once.weights));
+      CHECK(again.experts == once.experts);
+    }
+    CHECK(same_bits(run_rows<layer>(p, {.decisions = false}).output, once.output));
+  }
+  SECTION("every instruction set") {
+    for (auto set : {instruction_set::portable, instruction_set::avx2, instruction_set::avx512}) {
+      if (set > best_instruction_set()) continue;
+      check_rows(p, run_rows<layer>(p, {.context = {.instructions = set}}), tolerance<typename layer::element>);
+    }
+  }
+  SECTION("a token has the same bits alone") {
+    row_problem alone = p;
+    alone.tokens.assign(p.tokens.begin() + 5 * p.hidden, p.tokens.begin() + 6 * p.hidden);
+    std::vector<float> const row(once.output.begin() + 5 * p.hidden, once.output.begin() + 6 * p.hidden);
+    CHECK(same_bits(run_rows<layer>(alone).output, row));
+  }
+  SECTION("padding") {
+    p.active.assign(67, 1);
+    for (std::size_t t : {0, 20, 66}) {
+      p.active[t] = 0;
+      for (int i = 0; i < p.hidden; ++i) p.tokens[t * p.hidden + i] = std::numeric_limits<double>::quiet_NaN();
+    }
+    check_rows(p, run_rows<layer>(p), tolerance<typename layer::element>);
+  }
+  SECTION("a token that is no number") {
+    p.tokens[3 * p.hidden] = std::numeric_limits<double>::quiet_NaN();
+    CHECK_THROWS_WITH(run_rows<layer>(p), "switchyard: layer::forward, scores of router::product_keys: expected finite numbers (are "
+                                          "tokens, query and keys free of NaN and infinity?), got one that is not, for token 3");
+    row_outcome const got = run_rows<layer>(p, {.context = {.unroutable = unroutable_tokens::give_nan}});
+    for (std::size_t i = 0; i < got.output.size(); ++i) {
+      bool const lost = i / p.hidden == 3;
+      if (lost ? !std::isnan(got.output[i]) : got.output[i] != once.output[i]) FAIL(i);
+    }
+    CHECK(got.experts[3 * p.top_k] == -1);
+  }
+}
+
+TEST_CASE("product keys by hand", "[rows]") {
+  // u = (1, 3), v = (2, -1): sums 3, 0, 5, 2 of experts 0 to 3.
+  using layer = sy::layer<shape{2, 1, 4, 2}, product_keys<2, 1, token, weighting::relu>, capacity::dropless, value_row>;
+  row_problem p;
+  p.hidden = p.width = 2;
+  p.keys = 2;
+  p.top_k = 2;
+  p.softmax = false;
+  p.tokens = {1.0, 1.0};
+  p.first_keys = {1.0, 3.0};
+  p.second_keys = {2.0, -1.0};
+  p.down = {1, 0, 7, 7, 0, 1, 7, 7};
+  row_outcome const got = run_rows<layer>(p);
+  CHECK(got.experts == std::vector<std::int32_t>{2, 0});
+  CHECK(got.scores == std::vector<float>{5.0f, 3.0f});
+  CHECK(got.output == std::vector<float>{3.0f, 5.0f});
+  CHECK(sy::describe<layer>() == "product_keys<2,1,token,relu>:2of4/dropless/value_row/2x1/cpu/float");
+  CHECK(sy::costs<layer>(1).parameters == 4 + 8);
+}
+
+TEST_CASE("equal sums go to the lowest ids, and roundings decide nothing", "[rows]") {
+  constexpr int keys = 24, kept = 19;
+  random_numbers random(2);
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<float> first(keys), second(keys);
+    for (float& v : first) v = static_cast<float>(random.below(6)) / 4.0f;
+    // Sums that round to the same number, though they are not the same.
+    for (float& v : second) v = round % 2 == 0 ? static_cast<float>(random.below(6)) / 4.0f : static_cast<float>(random.below(9)) * 0x1p-26f;
+    std::vector<std::int32_t> experts(kept), order(keys * keys);
+    std::vector<float> scores(kept);
+    REQUIRE((cpu::choose_by_keys<keys, kept>(first.data(), second.data(), experts.data(), scores.data())));
+    for (int i = 0; i < keys * keys; ++i) order[static_cast<std::size_t>(i)] = i;
+    auto const sum = [&](int id) { return static_cast<double>(first[static_cast<std::size_t>(id / keys)]) + static_cast<double>(second[static_cast<std::size_t>(id % keys)]); };
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return sum(a) > sum(b); });
+    order.resize(kept);
+    REQUIRE(experts == order);
+  }
+}
+
+TEST_CASE("the best keys are found whatever the values", "[rows]") {
+  constexpr int keys = 1000;
+  random_numbers random(7);
+  std::vector<float> values(keys);
+  for (int kind = 0; kind < 6; ++kind) {
+    for (int i = 0; i < keys; ++i) {
+      float const by_kind[] = {static_cast<float>(random.normal()), static_cast<float>(i), static_cast<float>(-i), 1.0f,
+                               static_cast<float>(random.below(3)), i % 64 == 0 ? 1e30f : -1e30f};
+      values[static_cast<std::size_t>(i)] = by_kind[kind];
+    }
+    for (int kept : {1, 2, 31, 128, 512, 1000, 1200}) {
+      std::vector<candidate> best(1200);
+      int const count = cpu::best_keys(values.data(), keys, kept, best.data());
+      REQUIRE(count == std::min(kept, keys));
+      std::vector<int> order(keys);
+      for (int i = 0; i < keys; ++i) order[static_cast<std::size_t>(i)] = i;
+      std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return values[static_cast<std::size_t>(a)] > values[static_cast<std::size_t>(b)]; });
+      for (int i = 0; i < count; ++i) REQUIRE(best[static_cast<std::size_t>(i)].id == order[static_cast<std::size_t>(i)]);
+    }
+  }
+}
+
+TEST_CASE("the dense form of one head is the sum over all experts", "[rows]") {
+  using dense = rows<summed_product_keys<6, 4, token>, value_row, 6, 36, 16>;
+  row_problem const p = random_rows<dense>(9, 5);
+  row_outcome const got = run_rows<dense>(p);
+  for (int k = 0; k < 36; ++k) CHECK(got.experts[static_cast<std::size_t>(k)] == k);
+  check_rows(p, got, 1e-5);
+}
+
+TEST_CASE("rows by precomputed routes", "[rows]") {
+  using layer = sy::layer<shape{24, 1, 50, 4}, router::precomputed, capacity::dropless, value_row, backend::cpu, bfloat16>;
+  row_problem p = random_rows<rows<product_keys<8, 1, token>, value_row, 8, 4, 24, bfloat16>>(11, 5);
+  p.down.resize(50 * 24);
+  random_numbers random(5);
+  for (int i = 0; i < 44; ++i) {
+    p.ids.push_back(random.below(51) - 1);
+    p.id_weights.push_back(static_cast<float>(random.normal()));
+  }
+  row_outcome const got = run_rows<layer>(p);
+  check_rows(p, got, 1e-2);
+}
+
+TEST_CASE("product keys may choose feed-forward experts", "[rows]") {
+  using layer = sy::layer<shape{8, 6, 9, 4}, product_keys<3, 2, token>, capacity::dropless, expert::mlp<relu>>;
+  using given = sy::layer<shape{8, 6, 9, 4}, router::precomputed, capacity::dropless, expert::mlp<relu>>;
+  row_problem const p = random_rows<rows<product_keys<3, 2, token>, value_row, 3, 4, 8>>(5, 6);
+  auto const floats = [](reference::numbers const& v) { return std::vector<float>(v.begin(), v.end()); };
+  std::vector<float> const x = floats(p.tokens), first = floats(p.first_keys), second = floats(p.second_keys);
+  random_numbers random(8);
+  std::vector<float> up(9 * 48), down(9 * 48), y(40), z(40), weights(20);
+  for (float& v : up) v = static_cast<float>(random.normal());
+  for (float& v : down) v = static_cast<float>(random.normal());
+  std::vector<std::int32_t> experts(20);
+  std::vector<std::byte> scratch(std::max(layer::workspace_bytes(5), given::workspace_bytes(5)));
+  layer::args a;
+  a.tokens = layer::rows(x.data(), 5);
+  a.weights.router.first_keys = first.data();
+  a.weights.router.second_keys = second.data();
+  a.weights.up_proj = layer::in_proj(up.data());
+  a.weights.down_proj = layer::out_proj(down.data());
+  a.output = layer::rows(y.data(), 5);
+  a.workspace = scratch;
+  a.decisions.experts = experts.data();
+  a.decisions.weights = weights.data();
+  layer::forward(a);
+  CHECK(experts == row_reference(p).experts);
+  given::args b;
+  b.tokens = a.tokens;
+  b.weights.up_proj = given::in_proj(up.data());
+  b.weights.down_proj = given::out_proj(down.data());
+  b.output = given::rows(z.data(), 5);
+  b.workspace = scratch;
+  b.inputs = {experts.data(), weights.data()};
+  given::forward(b);
+  CHECK(z == y);
+}
+
+TEST_CASE("wrong rows are refused", "[rows][errors]") {
+  using layer = rows<product_keys<3, 1, projected<4>>, with_output_gate<value_row>, 3, 2, 6>;
+  row_problem const right = random_rows<layer>(2, 5);
+  auto const refuses = [](row_problem const& p, std::string const& sentence) { CHECK_THROWS_WITH(run_rows<layer>(p), "switchyard: layer::forward, " + sentence); };
+  row_problem p = right;
+  p.first_keys.clear();
+  refuses(p, "weights.router.first_keys: expected [heads, keys, half of the query] float, got a null pointer");
+  p = right;
+  p.query.clear();
+  refuses(p, "weights.router.query: expected [heads * query width, hidden] float, got a null pointer");
+  p = right;
+  p.gate.clear();
+  refuses(p, "weights.output_gate: expected [hidden], got a null pointer");
+}
