@@ -21,12 +21,15 @@
 #include <switchyard/capacity/factor.hpp>
 #include <switchyard/capacity/fixed.hpp>
 #include <switchyard/capacity/wrappers.hpp>
+#include <switchyard/core/counter_random.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/costs.hpp>
 #include <switchyard/expert/gated_mlp.hpp>
 #include <switchyard/expert/mlp.hpp>
 #include <switchyard/expert/rows.hpp>
 #include <switchyard/expert/wrappers.hpp>
+#include <switchyard/fuse_distillation.hpp>
+#include <switchyard/initialise.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/presets.hpp>
 #include <switchyard/router/adaptive_clustering.hpp>
