@@ -87,7 +87,7 @@ row_outcome row_reference(row_problem const& p) {
       double const unit = p.up.empty() ? 1.0 : activated(p.activation, dot(p.up.data() + ids[k] * hidden, token, p.hidden));
       for (std::size_t i = 0; i < hidden; ++i) y[i] += weights[k] * unit * p.down[ids[k] * hidden + i];
     }
-    if (!p.gate.empty()) {
+    if (active && !p.gate.empty()) {
       double const z = dot(p.gate.data(), token, p.hidden) + (p.gate_bias.empty() ? 0.0 : p.gate_bias[0]);
       for (double& v : y) v *= reference::sigmoid(z);
     }

@@ -62,8 +62,33 @@ SWITCHYARD_TILE_TARGET float dot_row(Element const* row, Element const* next, fl
   return total;
 }
 
-/// to[k] = element k of what stands at depth_position(k), as an element.
+/// to[k] = what stands at depth_position(k), as an element.
 template <class Element>
 SWITCHYARD_TILE_TARGET void narrow_row(float const* from, int columns, Element* to) {
-  for (int k = 0; k < columns; ++k) to[k] = Element(from[depth_position<Element>(k, columns)]);
+  using source = stored<Element>;
+  constexpr int parts = source::in_order ? 1 : source::parts, step = lanes * source::parts;
+  int const by_steps = columns / step * step;
+  for (int k = 0; k < by_steps; k += step) {
+    Element row[step];
+    for (int i = 0; i < step; ++i) row[i] = Element(from[k + i % parts * (step / parts) + i / parts]);
+    __builtin_memcpy(to + k, row, sizeof row);
+  }
+  for (int k = by_steps; k < columns; ++k) to[k] = Element(from[k]);
+}
+template <>
+SWITCHYARD_TILE_TARGET inline void narrow_row<bfloat16>(float const* from, int columns, bfloat16* to) {
+  constexpr int step = 2 * lanes;
+  int const by_steps = columns / step * step;
+  for (int k = 0; k < by_steps; k += step) {
+    words half[2];
+    for (int p = 0; p < 2; ++p) {
+      words bits;
+      __builtin_memcpy(&bits, from + k + p * lanes, sizeof bits);
+      words const is_nan = reinterpret_cast<words>((bits & 0x7fffffffu) > 0x7f800000u);
+      half[p] = (is_nan & (bits | 0x00400000u)) | (~is_nan & (bits + 0x7fffu + (bits >> 16 & 1u)));  // to the nearest, ties to even
+    }
+    words const both = half[0] >> 16 | (half[1] & 0xffff0000u);
+    __builtin_memcpy(to + k, &both, sizeof both);
+  }
+  for (int k = by_steps; k < columns; ++k) to[k] = bfloat16(from[k]);
 }
