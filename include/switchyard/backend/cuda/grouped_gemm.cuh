@@ -208,8 +208,14 @@ __device__ chunk restored_chunk(Operand const& weights, int expert, int row, int
     int const here = count - i < step ? count - i : step;
     if (here == step) {
       weights.read(expert, row, column + i, step, values + i);
-    } else if (here > 0) {
-      weights.read(expert, row, column + i, here, values + i);
+      continue;
+    }
+    // An index that is no constant would put the values in local memory, where an operand has loops of its own.
+    for (int k = 0; k < here; ++k) {
+      float value = 0.0f;
+      weights.read(expert, row, column + i + k, 1, &value);
+#pragma unroll
+      for (int j = 0; j < step; ++j) values[i + j] = j == k ? value : values[i + j];
     }
   }
   return from_floats<element>(values);
