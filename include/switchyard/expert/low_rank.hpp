@@ -56,6 +56,9 @@ struct low_rank_change {
   SWITCHYARD_HD void add(int expert, int row, int column, int count, float* to) const {
     Element const* const factors = vertical_row(source(expert), row);
     Element const* line = flat_rows(target(expert)) + column;
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1  // several numbers of the rank at once take more registers than Hopper leaves to what restores weights
+#endif
     for (int r = 0; r < rank; ++r, line += columns) {
       float const factor = static_cast<float>(factors[r]);
       for (int i = 0; i < count; ++i) to[i] += factor * static_cast<float>(line[i]);
