@@ -99,6 +99,10 @@ TEST_CASE("each token has the factors of its languages, few or many", "[low_rank
     low_rank_problem const p = mixed_problem(tokens);
     CHECK(farthest(run_low_rank<by_pair>(p), in_float(p.reference())) <= 1e-5);
     CHECK(same_bits(run_low_rank<by_pair>(p, {.threads = 2}), run_low_rank<by_pair>(p)));
+    for (auto set : {sy::instruction_set::portable, sy::instruction_set::avx2, sy::instruction_set::avx512}) {
+      if (set > sy::best_instruction_set()) continue;
+      CHECK(farthest(run_low_rank<by_pair>(p, {.threads = 1, .instructions = set}), in_float(p.reference())) <= 1e-5);
+    }
   }
 }
 
@@ -265,10 +269,9 @@ TEST_CASE("low rank says what it lacks", "[low_rank][errors]") {
         "(layer::in_bias and out_bias set it), got 40");
   CHECK(error_of([](auto& a) { a.weights.bias.down.data = nullptr; }) ==
         "switchyard: layer::forward, weights.bias.down: expected [hidden], got a null pointer");
-  CHECK(error_of([](auto& a) {
-          a.weights.up_proj.change.flat = reinterpret_cast<float const*>(a.workspace.data());
-        }) == "switchyard: layer::forward, workspace: expected memory apart from all else that the call reads and "
-              "writes, got memory that overlaps weights.up_proj");
+  CHECK(error_of([](auto& a) { a.weights.up_proj.change.flat = reinterpret_cast<float const*>(a.workspace.data()); }) ==
+        "switchyard: layer::forward, workspace: expected memory apart from all else that the call reads and "
+        "writes, got memory that overlaps weights.up_proj");
 }
 
 TEST_CASE("names and costs of low rank by language", "[low_rank]") {
@@ -285,6 +288,11 @@ TEST_CASE("names and costs of low rank by language", "[low_rank]") {
   CHECK(costs.bytes == 4.0 * (dense + biases + 3 * own + 2 * 7 * 1024));
   // Pairs share factors: there are no more than there are languages.
   CHECK(sy::costs<opus_100>(1000, 500).bytes == 4.0 * (dense + biases + 96 * own + 2 * 1000 * 1024));
+  // A gate projection has factors, too; biases are shared whichever wrapper stands outside.
+  using gated =
+      sy::layer<sy::shape{10, 3, 3, 1}, sy::router::by_language<2>, sy::capacity::dropless,
+                sy::expert::with_bias<sy::expert::low_rank<sy::languages<2>, 1, sy::expert::gated_mlp<sy::silu>>>>;
+  CHECK(sy::costs<gated>(0).parameters == 3 * 30 + 2 * 3 + 10 + 3 * 3 * 13);
   using language = low_rank_layer<512, 2048, sy::languages<16>, 4, sy::router::by_language<16>>;
   CHECK(sy::costs<language>(0).parameters == 2 * 512 * 2048 + 512 + 2048 + 17 * 2 * 4 * (512 + 2048));
 }

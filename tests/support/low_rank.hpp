@@ -24,8 +24,8 @@ struct low_rank_map {
     for (int row = 0; row < rows; ++row) {
       for (int column = 0; column < columns; ++column) {
         for (int r = 0; r < rank; ++r) {
-          sums[row * columns + column] += double(vertical[(source * rows + row) * rank + r]) *
-                                          double(flat[(target * rank + r) * columns + column]);
+          sums[row * columns + column] +=
+              double(vertical[(source * rows + row) * rank + r]) * double(flat[(target * rank + r) * columns + column]);
         }
       }
     }

@@ -146,13 +146,16 @@ struct low_rank_views : feed_forward_views<Dims, Expert, Element> {
 template <class Paths, int Rank, class Base>
 struct low_rank : Base {
   static_assert(Rank >= 1, "switchyard: expert::low_rank needs the rank of its factors, at least 1.");
-  static_assert(requires { Paths::pair_wise; },
-                "switchyard: the first argument of expert::low_rank says which paths there are. Give "
-                "language_pairs<Languages> or languages<Languages>.");
+  static_assert(
+      requires { Paths::pair_wise; },
+      "switchyard: the first argument of expert::low_rank says which paths there are. Give "
+      "language_pairs<Languages> or languages<Languages>.");
+  static_assert(
+      !requires { typename Base::paths; },
+      "switchyard: expert::low_rank stands twice. Put the factors together: ranks add up.");
   using paths = Paths;
   static constexpr int rank = Rank;
-  static constexpr auto label =
-      "low_rank<" + name_of<Paths>() + "," + decimal<Rank>() + "," + name_of<Base>() + ">";
+  static constexpr auto label = "low_rank<" + name_of<Paths>() + "," + decimal<Rank>() + "," + name_of<Base>() + ">";
   static constexpr std::string_view name = label;
   static constexpr expert_traits traits = with(Base::traits, &expert_traits::one_bias, true);
 

@@ -58,7 +58,8 @@ struct by_language_pair : detail::by_path<language_pairs<Languages>> {
   using typename detail::by_path<language_pairs<Languages>>::paths;
   static constexpr auto label = "by_language_pair<" + decimal<Languages>() + ">";
   static constexpr std::string_view name = label;
-  static constexpr char const* experts_name = "the pair of inputs.source and inputs.target (-2 stands for one that does not exist)";
+  static constexpr char const* experts_name =
+      "the pair of inputs.source and inputs.target (-2 stands for one that does not exist)";
 
   template <class Layer>
   using inputs = tokens_of_language_pairs;
