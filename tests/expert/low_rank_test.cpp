@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "catch.hpp"
@@ -33,6 +34,40 @@ using by_pair = mixed<sy::router::by_language_pair<3>>;
 low_rank_problem mixed_problem(int tokens = 90) { return random_low_rank(tokens, 24, 40, 3, 3); }
 
 std::vector<float> in_float(std::vector<double> const& values) { return {values.begin(), values.end()}; }
+
+/// W x + A (F x) + b, in double.
+std::vector<double> factored(low_rank_map const& map, std::vector<double> const& x, int source, int target) {
+  std::vector<double> y(map.bias.begin(), map.bias.end());
+  for (int row = 0; row < map.rows; ++row) {
+    for (int column = 0; column < map.columns; ++column) y[row] += map.weight[row * map.columns + column] * x[column];
+  }
+  for (int r = 0; r < map.rank; ++r) {
+    double sum = 0;
+    for (int column = 0; column < map.columns; ++column) {
+      sum += map.flat[(target * map.rank + r) * map.columns + column] * x[column];
+    }
+    for (int row = 0; row < map.rows; ++row) y[row] += map.vertical[(source * map.rows + row) * map.rank + r] * sum;
+  }
+  return y;
+}
+
+/// The rank of a matrix by elimination with full pivoting, where everything below `least` is 0.
+int rank_of(std::vector<double> m, int rows, int columns, double least) {
+  for (int rank = 0; rank < rows && rank < columns; ++rank) {
+    int at = rank * columns + rank;
+    for (int i = rank * columns; i < rows * columns; ++i) {
+      if (i % columns >= rank && std::fabs(m[i]) > std::fabs(m[at])) at = i;
+    }
+    if (std::fabs(m[at]) < least) return rank;
+    for (int c = 0; c < columns; ++c) std::swap(m[rank * columns + c], m[at / columns * columns + c]);
+    for (int r = 0; r < rows; ++r) std::swap(m[r * columns + rank], m[r * columns + at % columns]);
+    for (int r = rank + 1; r < rows; ++r) {
+      double const factor = m[r * columns + rank] / m[rank * columns + rank];
+      for (int c = rank; c < columns; ++c) m[r * columns + c] -= factor * m[rank * columns + c];
+    }
+  }
+  return rows < columns ? rows : columns;
+}
 
 double farthest(std::vector<float> const& got, std::vector<float> const& expected) {
   double difference = 0, size = 0;
@@ -103,6 +138,30 @@ TEST_CASE("each token has the factors of its languages, few or many", "[low_rank
       if (set > sy::best_instruction_set()) continue;
       CHECK(farthest(run_low_rank<by_pair>(p, {.threads = 1, .instructions = set}), in_float(p.reference())) <= 1e-5);
     }
+  }
+}
+
+TEST_CASE("weights that are restored give what the factored form does", "[low_rank]") {
+  low_rank_problem const p = mixed_problem();
+  std::vector<float> expected;
+  for (int t = 0; t < p.tokens(); ++t) {
+    std::vector<double> inner =
+        factored(p.up, {p.x.begin() + t * 24, p.x.begin() + (t + 1) * 24}, p.source[t], p.target[t]);
+    for (double& v : inner) v = v > 0 ? v : 0;
+    for (double v : factored(p.down, inner, p.source[t], p.target[t])) expected.push_back(static_cast<float>(v));
+  }
+  CHECK(farthest(run_low_rank<by_pair>(p), expected) <= 1e-5);
+}
+
+TEST_CASE("what a pair adds has the rank of its factors", "[low_rank]") {
+  low_rank_problem const p = mixed_problem(1);
+  low_rank_call<by_pair> call(p);
+  for (int path = 0; path < paths::count; ++path) {
+    std::vector<float> up(40 * 24);
+    sy::merge(call.args.weights.up_proj, path, {up.data(), 40, 24});
+    std::vector<double> change(up.begin(), up.end());
+    for (std::size_t i = 0; i < change.size(); ++i) change[i] -= p.up.weight[i];
+    CHECK(rank_of(change, 40, 24, 1e-6) == 3);
   }
 }
 
