@@ -1,6 +1,5 @@
 #pragma once
 
-#include <switchyard/core/element.hpp>
 #include <switchyard/core/language_paths.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/core/text.hpp>
