@@ -46,21 +46,24 @@ layer_costs costs(std::int64_t tokens, double experts_used = -1.0) {
   constexpr expert_costs expert = Layer::expert::template costs<Layer>();
   constexpr router_costs router = Layer::router::template costs<Layer>();
   constexpr bool owns_router = Layer::router_traits.owner == router_owner::layer;
-  constexpr std::int64_t of_expert = expert.matrices + expert.vectors;
+  constexpr std::int64_t own = expert.matrices + expert.vectors - expert.common;  // of an expert
+  constexpr std::int64_t copies = expert.copies > 0 ? expert.copies : dims.experts;
 
   if (experts_used < 0.0) experts_used = expected_experts<Layer>(tokens);
+  double const copies_used = experts_used < static_cast<double>(copies) ? experts_used : static_cast<double>(copies);
   double const count = static_cast<double>(tokens);
   double const element_bytes = sizeof(typename Layer::element);
   layer_costs result;
-  result.parameters =
-      (owns_router ? router.all : std::int64_t{0}) + router.layers + dims.experts * of_expert + expert.shared + expert.output;
-  result.active_parameters =
-      (owns_router ? router.matrix + router.vectors : std::int64_t{0}) + dims.top_k * of_expert + expert.shared + expert.output;
+  result.parameters = (owns_router ? router.all : std::int64_t{0}) + router.layers + expert.common + copies * own +
+                      expert.shared + expert.output;
+  result.active_parameters = (owns_router ? router.matrix + router.vectors : std::int64_t{0}) + expert.common +
+                             dims.top_k * own + expert.shared + expert.output;
   result.flops = 2.0 * count * static_cast<double>(router.matrix + dims.top_k * expert.matrices + expert.shared);
   if (tokens > 0) {
-    result.bytes =
-        element_bytes * (experts_used * static_cast<double>(of_expert) + static_cast<double>(expert.shared + expert.output)) +
-        4.0 * static_cast<double>(router.matrix + router.vectors) + 2.0 * element_bytes * count * dims.hidden;
+    result.bytes = element_bytes * (copies_used * static_cast<double>(own) +
+                                    static_cast<double>(expert.common + expert.shared + expert.output)) +
+                   4.0 * static_cast<double>(router.matrix + router.vectors) +
+                   2.0 * element_bytes * count * dims.hidden;
   }
   return result;
 }

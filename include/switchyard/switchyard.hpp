@@ -25,6 +25,7 @@
 #include <switchyard/core/operand.hpp>
 #include <switchyard/costs.hpp>
 #include <switchyard/expert/gated_mlp.hpp>
+#include <switchyard/expert/low_rank.hpp>
 #include <switchyard/expert/mlp.hpp>
 #include <switchyard/expert/rows.hpp>
 #include <switchyard/expert/wrappers.hpp>
@@ -34,6 +35,7 @@
 #include <switchyard/presets.hpp>
 #include <switchyard/router/adaptive_clustering.hpp>
 #include <switchyard/router/by_inputs.hpp>
+#include <switchyard/router/by_language.hpp>
 #include <switchyard/router/by_logits.hpp>
 #include <switchyard/router/hash_layer.hpp>
 #include <switchyard/router/precomputed.hpp>

@@ -87,7 +87,9 @@ struct check_arrays {
   array_name name;
   char const* expected;  ///< the shape of the matrices
 
-  check_arrays of(char const* part) const { return {{part, &name}, expected}; }
+  /// A part of it, whose matrices may have another shape.
+  check_arrays of(char const* part) const { return of(part, expected); }
+  check_arrays of(char const* part, char const* shape) const { return {{part, &name}, shape}; }
 
   /// An array of `count` numbers that is called `part`.
   void array(char const* part, pointer first, std::int64_t, char const* shape) const {
@@ -121,6 +123,14 @@ inline void check_bias(biases const& b, char const* name, char const* expected, 
   check_pointer(b.data, name, expected);
   check_stride(b.expert_stride, experts, name, ".expert_stride");
   check_stride(b.stride, size, name, ".stride");
+}
+
+/// One that all experts share.
+inline void check_one_bias(biases const& b, char const* name, char const* expected, int size) {
+  check_bias(b, name, expected, 1, size);
+  if (b.expert_stride == 0) return;
+  fail(std::string("layer::forward, ") + name + ".expert_stride",
+       "0, for all experts share this bias (layer::in_bias and out_bias set it)", std::to_string(b.expert_stride));
 }
 
 /// The bytes from a matrix's first element to behind its last.
@@ -292,7 +302,7 @@ struct list_arrays {
   char const* name;
   written_memory const& memory;
 
-  list_arrays const& of(char const*) const { return *this; }
+  list_arrays const& of(char const*, char const* = nullptr) const { return *this; }
 
   template <class T>
   void array(char const*, T const* first, std::int64_t count, char const*) const {

@@ -53,9 +53,15 @@ struct base_plus {
     change.add(expert, row, column, count, to);
   }
   SWITCHYARD_HD constexpr base_plus from(int expert) const { return {base, change.from(expert)}; }
+  /// A base of one product for a base of another: see `check_projection`.
+  template <operand Other>
+  requires(!std::is_same_v<Other, Base> && std::is_convertible_v<Base, Other>) SWITCHYARD_HD constexpr
+  operator base_plus<Other, Change>() const {
+    return {base, change};
+  }
   template <class Arrays>
   void name_arrays(Arrays const& arrays, int experts, int rows, int columns) const {
-    base.name_arrays(arrays.of("base"), 1, rows, columns);
+    base.name_arrays(arrays.of("base", "[rows, columns], one matrix for all experts"), 1, rows, columns);
     change.name_arrays(arrays.of("change"), experts, rows, columns);
   }
 };
@@ -70,6 +76,10 @@ constexpr Operand as_operand(Operand const& w) {
 template <class T, projection Role>
 constexpr weight_view<T> as_operand(weight_view<T, Role> const& w) {
   return {w.data, w.expert_stride, w.row_stride, w.column_stride};
+}
+template <class Base, class Change>
+constexpr auto as_operand(base_plus<Base, Change> const& w) {
+  return base_plus<decltype(as_operand(w.base)), Change>{as_operand(w.base), w.change};
 }
 template <class T, projection Role>
 constexpr bias_view<T> as_operand(bias_view<T, Role> const& b) {

@@ -140,13 +140,13 @@ struct feed_forward_views {
                                                         storage stored = storage::output_major) {
     return switchyard::split_gate_up(first, Dims.intermediate, Dims.hidden, order, stored);
   }
-  /// Gate or up biases of all experts, back to back: [experts, intermediate].
+  /// Gate or up biases of all experts, back to back: [experts, intermediate]; [intermediate] where experts share one.
   static constexpr bias_view<Element, projection::in> in_bias(Element const* first) {
-    return bias_view<Element, projection::in>::packed(first, Dims.intermediate);
+    return bias_view<Element, projection::in>::packed(first, Expert::traits.one_bias ? 0 : Dims.intermediate);
   }
-  /// Down biases of all experts, back to back: [experts, hidden].
+  /// Down biases of all experts, back to back: [experts, hidden]; [hidden] where experts share one.
   static constexpr bias_view<Element, projection::out> out_bias(Element const* first) {
-    return bias_view<Element, projection::out>::packed(first, Dims.hidden);
+    return bias_view<Element, projection::out>::packed(first, Expert::traits.one_bias ? 0 : Dims.hidden);
   }
   /// The shared expert's gate or up projection: [shared_intermediate, hidden].
   static constexpr weight_view<Element, projection::in> shared_in_proj(Element const* first) {
@@ -188,7 +188,11 @@ struct feed_forward {
         check_halves(w.gate_proj, w.up_proj, std::int64_t{inner} * hidden);
       }
     }
-    if constexpr (t.bias) {
+    if constexpr (t.bias && t.one_bias) {
+      if constexpr (t.gated) checks::check_one_bias(w.bias.gate, "weights.bias.gate", "[intermediate]", inner);
+      checks::check_one_bias(w.bias.up, "weights.bias.up", "[intermediate]", inner);
+      checks::check_one_bias(w.bias.down, "weights.bias.down", "[hidden]", hidden);
+    } else if constexpr (t.bias) {
       if constexpr (t.gated) {
         checks::check_bias(w.bias.gate, "weights.bias.gate", "[experts, intermediate]", experts, inner);
       }
@@ -222,9 +226,10 @@ struct feed_forward {
     w.up_proj.name_arrays(list("weights.up_proj"), experts, inner, hidden);
     w.down_proj.name_arrays(list("weights.down_proj"), experts, hidden, inner);
     if constexpr (t.bias) {
-      if constexpr (t.gated) memory.read("weights.bias.gate", w.bias.gate, experts, inner);
-      memory.read("weights.bias.up", w.bias.up, experts, inner);
-      memory.read("weights.bias.down", w.bias.down, experts, hidden);
+      constexpr int biases = t.one_bias ? 1 : experts;
+      if constexpr (t.gated) memory.read("weights.bias.gate", w.bias.gate, biases, inner);
+      memory.read("weights.bias.up", w.bias.up, biases, inner);
+      memory.read("weights.bias.down", w.bias.down, biases, hidden);
     }
     if constexpr (t.shared_intermediate > 0) {
       constexpr int shared = t.shared_intermediate;

@@ -20,7 +20,8 @@ constexpr auto shared_gate_ending() {
 
 }  // namespace detail
 
-/// Every projection of the routed experts has a bias. The down bias is multiplied by the combine weight.
+/// Every projection of the routed experts has a bias, each expert its own unless the base shares them (`low_rank`). The down bias is
+/// multiplied by the combine weight.
 template <class Base>
 struct with_bias : Base {
   static constexpr auto label = "with_bias<" + name_of<Base>() + ">";

@@ -196,23 +196,26 @@ __device__ void multiply_stage(float (&sums)[RowBlocks][ColumnBlocks][4], std::u
   }
 }
 
-/// 16 bytes of elements of a row of restored weights: at most `count` of them, then zeros.
+/// Writes 16 bytes of elements of a row of restored weights: at most `count` of them, then zeros.
 template <class Operand>
-__device__ chunk restored_chunk(Operand const& weights, int expert, int row, int column, int count) {
+__device__ void restore_chunk(char* to, Operand const& weights, int expert, int row, int column, int count) {
   using element = typename Operand::element;
   constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), granule = Operand::granule;
   constexpr int step = granule < size ? granule : size;
-  float values[size] = {};
+  if (count >= size) {
+    float values[size];
 #pragma unroll
-  for (int i = 0; i < size; i += step) {
-    int const here = count - i < step ? count - i : step;
-    if (here == step) {
-      weights.read(expert, row, column + i, step, values + i);
-    } else if (here > 0) {
-      weights.read(expert, row, column + i, here, values + i);
-    }
+    for (int i = 0; i < size; i += step) weights.read(expert, row, column + i, step, values + i);
+    *reinterpret_cast<chunk*>(to) = from_floats<element>(values);
+    return;
   }
-  return from_floats<element>(values);
+  // At the end of a row one by one: so many as only the call knows would stand in local memory.
+#pragma unroll 1
+  for (int i = 0; i < size; ++i) {
+    float value = 0.0f;
+    if (i < count) weights.read(expert, row, column + i, 1, &value);
+    reinterpret_cast<element*>(to)[i] = element(value);
+  }
 }
 
 /// One operand of a tile: `Lines` rows, of which every stage takes 128 bytes.
@@ -260,8 +263,8 @@ class operand_lines {
                                  int depth) {
     for (int c = static_cast<int>(threadIdx.x); c < Lines * chunks; c += Threads) {
       int const row = c / chunks, line_chunk = c % chunks, begin = first + line_chunk * size;
-      *reinterpret_cast<chunk*>(to + swizzled(row, line_chunk)) =
-          restored_chunk(weights, expert, first_feature + row, begin, row < rows ? depth - begin : 0);
+      restore_chunk(to + swizzled(row, line_chunk), weights, expert, first_feature + row, begin,
+                    row < rows ? depth - begin : 0);
     }
   }
 

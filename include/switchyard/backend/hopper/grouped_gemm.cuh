@@ -202,8 +202,8 @@ struct persistent_block {
       int const feature = tile.column * features + (apart ? line % features : line);
       bool const of_gate = apart && line < features;
       Operand const& weights = of_gate ? side.gate.operand : side.weight.operand;
-      *reinterpret_cast<chunk*>(to + swizzled(line, c % chunks)) =
-          restored_chunk(weights, tile.expert, feature, column, feature < side.features ? side.depth - column : 0);
+      restore_chunk(to + swizzled(line, c % chunks), weights, tile.expert, feature, column,
+                    feature < side.features ? side.depth - column : 0);
     }
   }
 
