@@ -71,7 +71,7 @@ SWITCHYARD_TILE_TARGET void narrow_row(float const* from, int columns, Element* 
   for (int k = 0; k < by_steps; k += step) {
     Element row[step];
     for (int i = 0; i < step; ++i) row[i] = Element(from[k + i % parts * (step / parts) + i / parts]);
-    __builtin_memcpy(to + k, row, sizeof row);
+    __builtin_memcpy(static_cast<void*>(to + k), row, sizeof row);
   }
   for (int k = by_steps; k < columns; ++k) to[k] = Element(from[k]);
 }
@@ -88,7 +88,7 @@ SWITCHYARD_TILE_TARGET inline void narrow_row<bfloat16>(float const* from, int c
       half[p] = (is_nan & (bits | 0x00400000u)) | (~is_nan & (bits + 0x7fffu + (bits >> 16 & 1u)));  // to the nearest, ties to even
     }
     words const both = half[0] >> 16 | (half[1] & 0xffff0000u);
-    __builtin_memcpy(to + k, &both, sizeof both);
+    __builtin_memcpy(static_cast<void*>(to + k), &both, sizeof both);
   }
   for (int k = by_steps; k < columns; ++k) to[k] = bfloat16(from[k]);
 }
