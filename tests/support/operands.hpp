@@ -285,11 +285,23 @@ void check_operand(int tokens, sy::cpu_context const& context, Same const& same)
     optional.shared = {dense::shared_in_proj(w), dense::shared_in_proj(w), dense::shared_out_proj(w), x};
   }
   std::vector<std::int32_t> ids;
-  for (int i = 0; i < tokens * dims.top_k; ++i) ids.push_back(i % dims.top_k == 0 ? random.below(dims.experts) : -1);
+  constexpr bool everywhere = sy::is_given_experts<typename Layer::router>;
+  for (int i = 0; i < tokens * dims.top_k; ++i) {
+    ids.push_back(i % dims.top_k == 0 || everywhere ? random.below(dims.experts) : -1);
+  }
   std::vector<float> const ones_of_pairs(ids.size(), 0.5f);
   std::int32_t const* const placed_ids = memory.put(ids);
   optional.routes = {placed_ids, memory.put(ones_of_pairs)};
   optional.clusters = {placed_ids, dims.top_k, nullptr};
+  std::vector<std::int32_t> words;
+  for (int t = 0; t < tokens; ++t) words.push_back(t);
+  optional.words = memory.put(words);
+  optional.vocabulary = tokens;
+  if constexpr (requires { Layer::router::features::width; }) {
+    constexpr int width = Layer::router::features::width;
+    optional.router[0].weight = numbers(0.0f, std::int64_t{dims.experts} * width);
+    optional.router_tokens = {numbers(element{}, std::int64_t{tokens} * width), tokens, width};
+  }
 
   std::vector<float> outputs[2];
   std::vector<std::int32_t> chosen[2];

@@ -50,6 +50,8 @@ struct schedule_step<router::one_pass, Products> {
                    .least_block_tokens = routing<Layer>::least_block_tokens},
                   from, tokens),
           of_experts(from, tokens) {}
+
+    cuda_routes routed() const { return {of_plan.experts, of_plan.routed_weights}; }
   };
 
   /// `pass` is null but for a pass of a stratified layer.
@@ -221,13 +223,16 @@ class layer_steps {
   /// `router::precomputed`, whose `route` takes them over.
   template <class Layer>
   static cuda_routes routes_of(forward_args<Layer> const& args) {
-    plan_memory const p = memory_of(args).of_plan;
-    return {p.experts, p.routed_weights};
+    return memory_of(args).routed();
   }
 
   /// Where the plan of a call stands after `plan`, to be read. `pair_of` has as many entries as there are rows: `offsets[experts]`.
   template <class Layer>
   static dispatch_plan plan_of(forward_args<Layer> const& args) {
+    static_assert(
+        std::is_same_v<typename decltype(schedule_of<Layer>())::type, router::one_pass>,
+        "switchyard: a layer whose experts are rows plans nothing, and one of router::stratified plans for every stratum, so there is no "
+        "plan to look at.");
     return memory_of(args).of_plan.plan;
   }
 
@@ -241,7 +246,7 @@ class layer_steps {
 
  private:
   template <class Layer>
-  using schedule = schedule_step<typename Layer::router::schedule, Products>;
+  using schedule = schedule_step<typename decltype(schedule_of<Layer>())::type, Products>;
   template <class Layer>
   using memory = typename schedule<Layer>::template memory<Layer>;
 

@@ -29,10 +29,10 @@ struct route_results {
   std::int32_t* experts;   ///< [tokens, top_k]
   float* weights;          ///< [tokens, top_k]
   float* priority;         ///< [tokens], null: nobody asks
-  pair_sets chosen;        ///< a block has a token block
+  pair_sets chosen;        ///< a block has a token block; words are null where nothing is planned
   pair_sets kept, sorted;  ///< the same and empty, for a plan that changes them; null: nobody asks
   std::int32_t* below;     ///< [experts, token_blocks]: pairs of the token block that chose a lower expert; or null
-  std::int32_t* row_of;    ///< [tokens, top_k]: -1 where a pair goes nowhere
+  std::int32_t* row_of;    ///< [tokens, top_k]: -1 where a pair goes nowhere; null: nobody asks
   std::uint8_t* dropped;   ///< [tokens, top_k]: zeros, null: nobody asks
 };
 
@@ -76,7 +76,7 @@ struct token_block_sets {
     results.experts[pair] = expert;
     if (expert >= 0) {
       atomicOr(words + expert * block_words + number / 32, 1u << number % 32);
-    } else {
+    } else if (results.row_of != nullptr) {
       results.row_of[pair] = -1;
     }
     if (results.dropped != nullptr) results.dropped[pair] = 0;
@@ -84,6 +84,7 @@ struct token_block_sets {
 
   /// Writes the token block of this block, when all have added theirs.
   __device__ void write(int experts, route_results const& results) const {
+    if (results.chosen.words == nullptr) return;
     int const thread = static_cast<int>(threadIdx.x);
     std::int64_t const stride = results.chosen.words_per_expert(), first = std::int64_t{blockIdx.x} * block_words;
     for (int i = thread; i < experts * block_words; i += Threads) {
