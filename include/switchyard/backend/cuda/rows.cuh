@@ -109,28 +109,36 @@ __global__ void __launch_bounds__(sum_threads) sum_token_rows(row_sum<Element> c
       for (int i = 0; i < width; ++i) values[i] = first + i < hidden ? static_cast<float>(row[i]) : 0.0f;
     }
   };
-  for (int k = warp; active && k < of.top_k; k += together * warps) {
-    std::int32_t expert[together];
-    float weight[together], values[together][width];
+  // A warp's choices follow each other: its lanes read 32 of them at a time, and hand them round.
+  int const each = (of.top_k + warps - 1) / warps, last = min(of.top_k, (warp + 1) * each);
+  for (int choice = warp * each; active && choice < last; choice += 32) {
+    std::int64_t const pair = token * of.top_k + choice + lane;
+    int const count = min(32, last - choice);
+    std::int32_t const my_expert = lane < count ? of.experts[pair] : -1;
+    float const my_weight = lane < count ? weights[pair] : 0.0f;
+    if (my_expert < 0) start += my_weight;
+    for (int k = 0; k < count; k += together) {
+      std::int32_t expert[together];
+      float weight[together], values[together][width];
 #pragma unroll
-    for (int r = 0; r < together; ++r) {
-      int const choice = k + r * warps;
-      std::int64_t const pair = token * of.top_k + choice;
-      expert[r] = choice < of.top_k ? of.experts[pair] : -1;
-      weight[r] = choice < of.top_k ? weights[pair] : 0.0f;
-      if (expert[r] < 0) start += weight[r];
-    }
+      for (int r = 0; r < together; ++r) {  // those past the last lane with a choice are none
+        expert[r] = __shfl_sync(~0u, my_expert, k + r < 32 ? k + r : 31);
+        if (k + r >= count) expert[r] = -1;
+        weight[r] = __shfl_sync(~0u, my_weight, k + r < 32 ? k + r : 31);
+      }
 #pragma unroll
-    for (int r = 0; r < together; ++r) {
-      if (expert[r] >= 0) read(expert[r], values[r]);
-    }
+      for (int r = 0; r < together; ++r) {
+        if (expert[r] >= 0) read(expert[r], values[r]);
+      }
 #pragma unroll
-    for (int r = 0; r < together; ++r) {
-      if (expert[r] < 0) continue;
+      for (int r = 0; r < together; ++r) {
+        if (expert[r] < 0) continue;
 #pragma unroll
-      for (int i = 0; i < width; ++i) sum[i] += weight[r] * values[r][i];
+        for (int i = 0; i < width; ++i) sum[i] += weight[r] * values[r][i];
+      }
     }
   }
+  start = sum_over_warp(start);
 #pragma unroll
   for (int i = 0; i < width; ++i) partial[warp][lane * width + i] = sum[i] + start;
   __syncthreads();

@@ -213,9 +213,49 @@ bool measure_all(std::tuple<Layers...> const*, counters& from) {
   return right;
 }
 
+/// Rows that product keys choose: what their sum moves, as a multiple of the rows once for each pair, the pairs, and the output.
+template <class Element>
+bool measure_rows(counters& from) {
+  constexpr int keys = 64, heads = 2, kept = 32;
+  using layer = switchyard::layer<shape{1024, 1, keys * keys, heads * kept}, router::product_keys<keys, heads>, capacity::dropless,
+                                  expert::value_row, backend::cuda, Element>;
+  constexpr std::int64_t tokens = 24, pairs = tokens * layer::dims.top_k, row_bytes = layer::dims.hidden * static_cast<std::int64_t>(sizeof(Element));
+  random_numbers random(2);
+  std::vector<float> numbers(std::size_t{heads} * keys * layer::dims.hidden / 2);
+  for (float& number : numbers) number = static_cast<float>(random.normal());
+  std::vector<Element> x(tokens * layer::dims.hidden);
+  for (Element& value : x) value = Element(static_cast<float>(random.normal()));
+  device_array<float> const first(numbers), second(numbers);
+  device_array<Element> const tokens_at(x), values(static_cast<std::size_t>(layer::dims.experts) * layer::dims.hidden), y(x.size());
+  device_array<std::byte> const workspace(layer::workspace_bytes(tokens));
+  check_cuda(cudaMemset(values.data(), 0, values.size() * sizeof(Element)));
+  typename layer::args args{};
+  args.tokens = layer::rows(static_cast<Element const*>(tokens_at.data()), tokens);
+  args.weights.router.first_keys = first.data();
+  args.weights.router.second_keys = second.data();
+  args.weights.values = layer::table(values.data());
+  args.output = layer::rows(y.data(), tokens);
+  args.workspace = {workspace.data(), workspace.size()};
+  forward_and_wait<layer>(args);
+  std::printf("\n%s, %lld tokens\n", describe<layer>().c_str(), static_cast<long long>(tokens));
+  bool right = false;
+  for (nlohmann::json const& launch : from.next()) {
+    if (short_name(launch["kernel"]) != "sum_token_rows") continue;
+    traffic const moved = moved_by(launch);
+    std::int64_t const needed = pairs * (row_bytes + 8) + tokens * row_bytes;
+    double const bytes = static_cast<double>(moved.all()) / static_cast<double>(needed);
+    right = bytes <= 1.05 && launch["local_bytes"] == 0;
+    std::printf("sum_token_rows moves %.3f of the least\n", bytes);
+  }
+  return right;
+}
+
 }  // namespace
 
 int main() {
   counters from;
-  return measure_all(static_cast<measured_layers*>(nullptr), from) ? 0 : 1;
+  bool right = measure_all(static_cast<measured_layers*>(nullptr), from);
+  right = measure_rows<float>(from) && right;
+  right = measure_rows<bfloat16>(from) && right;
+  return right ? 0 : 1;
 }
