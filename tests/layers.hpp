@@ -140,6 +140,7 @@ using experts = std::tuple<
     computed<with_output_bias<expert::with_bias<mlp<relu>>>, 33, 40, on_drop<factor<1, 2>, dropped::input>>>;
 using more_experts = std::tuple<
     computed<mlp<relu_squared>>,
+    computed<gated_mlp<clamped_swiglu<7, 4, 1, 1, 0>>>,
     computed<mlp<gelu_tanh>>,
     computed<mlp<silu>>,
     computed<gated_mlp<relu>>,

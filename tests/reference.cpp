@@ -47,7 +47,7 @@ double apply(activation act, double x) {
 /// One expert on one token: down(act(up x)), or down(act(gate x) * up x) with a gate
 /// (Shazeer 2020, GLU Variants Improve Transformer, section 2).
 ///
-/// clamped_swiglu: g = min(gate, limit), u = clip(up, -limit, limit), g * sigmoid(alpha g) * (u + 1)
+/// clamped_swiglu: g = min(gate, limit), u = clip(up, -limit, limit), g * sigmoid(alpha g) * (u + shift)
 /// (OpenAI 2025, gpt-oss model card, section 2.2, and the published model code).
 numbers expert(config const& c, int intermediate, double const* gate_proj, double const* up_proj,
                double const* down_proj, double const* gate_bias, double const* up_bias, double const* down_bias,
@@ -59,7 +59,7 @@ numbers expert(config const& c, int intermediate, double const* gate_proj, doubl
       if (c.act == activation::clamped_swiglu) {
         double const g = std::min(gate[i], c.clamp_limit);
         double const u = std::clamp(inner[i], -c.clamp_limit, c.clamp_limit);
-        inner[i] = g * sigmoid(c.clamp_alpha * g) * (u + 1.0);
+        inner[i] = g * sigmoid(c.clamp_alpha * g) * (u + c.clamp_shift);
       } else {
         inner[i] *= apply(c.act, gate[i]);
       }

@@ -83,6 +83,7 @@ struct config {
   activation act = activation::silu;
   bool gated = true;
   double clamp_limit = 7.0;  ///< clamped_swiglu
+  double clamp_shift = 1.0;
   double clamp_alpha = 1.702;
   bool weight_on_input = false;  ///< the weight multiplies the token before the expert, not the result
   double expert_output_scale = 1.0;

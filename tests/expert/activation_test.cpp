@@ -81,6 +81,10 @@ TEST_CASE("clamped_swiglu clamps the gate from above and the up value from both 
   CHECK(published::apply(1.0f, -9.0f) == published::apply(1.0f, -7.0f));
   CHECK(published::apply(-8.0f, 0.0f) != published::apply(-7.0f, 0.0f));
   CHECK(published::apply(3.0f, -1.0f) == 0.0f);
+  using unshifted = sy::clamped_swiglu<7, 1, 1, 1, 0>;
+  CHECK(unshifted::name == "clamped_swiglu<7,1,0>");
+  CHECK(unshifted::apply(9.0f, -8.0f) == Catch::Approx(7.0 * sigmoid(7.0) * -7.0));
+  CHECK(unshifted::apply(-1.0f, 2.0f) == Catch::Approx(-1.0 * sigmoid(-1.0) * 2.0));
   CHECK(published::name == "clamped_swiglu<7,851:500>");
   CHECK(sy::clamped_swiglu<1, 2, 2, 1>::apply(5.0f, 5.0f) == Catch::Approx(0.5 * sigmoid(1.0) * 1.5));
 }

@@ -64,22 +64,37 @@ struct silu {
   SWITCHYARD_HD static float apply(float gate, float up) { return apply(gate) * up; }
 };
 
+namespace detail {
+
+template <int Shift>
+constexpr auto shift_label() {
+  if constexpr (Shift == 0) {
+    return text(",0");
+  } else {
+    return text<0>{};
+  }
+}
+
+}  // namespace detail
+
 /// The gated activation of gpt-oss: the gate is clamped from above and the up value from both sides to `limit`,
-/// then gate * sigmoid(alpha * gate) * (up + 1). Limit and alpha are fractions, 7 and 1.702 as published.
+/// then gate * sigmoid(alpha * gate) * (up + shift). Limit and alpha are fractions, 7 and 1.702 as published, with a shift of 1. Other
+/// models clamp a plain SwiGLU: `clamped_swiglu<7, 1, 1, 1, 0>`.
 /// Source: OpenAI 2025, gpt-oss model card, section 2.2, and its reference code.
-template <int LimitNumerator = 7, int LimitDenominator = 1, int AlphaNumerator = 851, int AlphaDenominator = 500>
+template <int LimitNumerator = 7, int LimitDenominator = 1, int AlphaNumerator = 851, int AlphaDenominator = 500, int Shift = 1>
 struct clamped_swiglu {
+  static_assert(Shift == 0 || Shift == 1, "switchyard: clamped_swiglu adds 1 to the up value, or nothing. Make its last argument 1 or 0.");
   static_assert(LimitDenominator > 0 && AlphaDenominator > 0,
                 "switchyard: clamped_swiglu takes fractions. Give denominators of at least 1.");
   static constexpr auto label = "clamped_swiglu<" + ratio_text<LimitNumerator, LimitDenominator>() + "," +
-                                ratio_text<AlphaNumerator, AlphaDenominator>() + ">";
+                                ratio_text<AlphaNumerator, AlphaDenominator>() + detail::shift_label<Shift>() + ">";
   static constexpr std::string_view name = label;
   SWITCHYARD_HD static float apply(float gate, float up) {
     constexpr float limit = static_cast<float>(LimitNumerator) / static_cast<float>(LimitDenominator);
     constexpr float alpha = static_cast<float>(AlphaNumerator) / static_cast<float>(AlphaDenominator);
     float const g = gate > limit ? limit : gate;
     float const u = up < -limit ? -limit : up > limit ? limit : up;
-    return quotient(g, 1.0f + exponential(-alpha * g)) * (u + 1.0f);
+    return quotient(g, 1.0f + exponential(-alpha * g)) * (Shift == 0 ? u : u + 1.0f);
   }
 };
 
