@@ -138,3 +138,21 @@ TEST_CASE("on the GPU rows by precomputed routes, and other experts by product k
     CHECK(got[t * 8] == Catch::Approx(2.0 * 6.0 * 0.25 * std::max(0.5 * sum, 0.0)).margin(1e-5));
   }
 }
+
+TEST_CASE("on the GPU a call of rows has as many launches as the table of the backends says", "[gpu]") {
+  auto const launches = []<class Layer>(Layer const*, std::int64_t tokens, bool asked) {
+    typename Layer::args args{};
+    args.tokens = Layer::rows(static_cast<typename Layer::element const*>(nullptr), tokens);
+    std::vector<std::byte> const scratch(1024);
+    args.workspace = {const_cast<std::byte*>(scratch.data()), scratch.size()};  // nothing looks at it
+    std::int64_t load = 0;
+    if (asked) args.decisions.load = &load;
+    return sy::backend::cuda::launches<Layer>(args);
+  };
+  rows<product_keys<7, 2, token>, value_row, 7, 10, 40> const* const plain = nullptr;
+  rows<product_keys<7, 2, projected<8>>, with_output_gate<value_row>, 7, 10, 40> const* const gated = nullptr;
+  CHECK(launches(plain, 40, false) == 3 + 1);
+  CHECK(launches(plain, 40, true) == 3 + 1 + 2);
+  CHECK(launches(plain, 1025, false) == 2 * 3 + 1);
+  CHECK(launches(gated, 40, false) == 4 + 2);
+}
