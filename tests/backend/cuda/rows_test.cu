@@ -42,6 +42,9 @@ void check_layer() {
   CHECK(again.guards_intact);
   CHECK(same_bits(again.output, once.output));
   CHECK(same_bits(run_rows<Layer>(p, {.decisions = false}).output, once.output));
+  current_call_mode() = call_mode::captured;
+  CHECK(same_bits(run_rows<Layer>(p).output, once.output));
+  current_call_mode() = call_mode::whole;
 
   row_problem lost = p;
   lost.tokens[3 * p.hidden] = std::numeric_limits<double>::quiet_NaN();
