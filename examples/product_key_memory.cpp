@@ -23,8 +23,10 @@ std::vector<float> numbers(std::size_t count) {
 
 int main() {
   constexpr int tokens = 3, hidden = memory::dims.hidden, top_k = memory::dims.top_k;
-  auto const first_keys = numbers(4 * 1024 * 16), second_keys = numbers(4 * 1024 * 16), query = numbers(4 * 32 * hidden);
-  std::vector<sy::bfloat16> table(static_cast<std::size_t>(memory::dims.experts) * hidden), x(tokens * hidden), y(tokens * hidden);
+  auto const first_keys = numbers(4 * 1024 * 16), second_keys = numbers(4 * 1024 * 16),
+             query = numbers(4 * 32 * hidden);
+  std::vector<sy::bfloat16> table(static_cast<std::size_t>(memory::dims.experts) * hidden), x(tokens * hidden),
+      y(tokens * hidden);
   for (std::size_t i = 0; i < table.size(); ++i) table[i] = sy::bfloat16(static_cast<float>(i / hidden % 7) - 3.0f);
   auto const values = numbers(x.size());
   for (std::size_t i = 0; i < x.size(); ++i) x[i] = sy::bfloat16(values[i]);

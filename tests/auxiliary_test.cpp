@@ -67,7 +67,11 @@ TEST_CASE("the entropy regulariser of sigma-MoE by hand", "[auxiliary]") {
   std::vector<float> const logits{0.0f, 0.0f, std::log(3.0f), 0.0f}, weights{0.5f, 0.75f};
   std::vector<std::int32_t> const experts{0, 0};
   std::vector<std::uint8_t> const dropped{0, 0};
-  sy::routing_record const record{.tokens = 2, .logits = logits.data(), .experts = experts.data(), .weights = weights.data(), .dropped = dropped.data()};
+  sy::routing_record const record{.tokens = 2,
+                                  .logits = logits.data(),
+                                  .experts = experts.data(),
+                                  .weights = weights.data(),
+                                  .dropped = dropped.data()};
   CHECK(sy::auxiliary<2, 1>(record).negative_entropy == Catch::Approx(-0.661563).epsilon(1e-5));
 }
 

@@ -107,12 +107,12 @@ using dbrx = layer<shape{.hidden = 6144, .intermediate = 10752, .experts = 16, .
 
 /// sigma-MoE's language models: 47 million parameters on WikiText-103, 262 million there, 41 million on EnWik8.
 template <class Element = bfloat16, class Backend = backend::cpu>
-using sigma_moe_wikitext103_small = layer<shape{.hidden = 412, .intermediate = 128, .experts = 16, .top_k = 4}, router::sigma_moe,
-                                          capacity::dropless, expert::mlp<relu>, Backend, Element>;
+using sigma_moe_wikitext103_small = layer<shape{.hidden = 412, .intermediate = 128, .experts = 16, .top_k = 4},
+                                          router::sigma_moe, capacity::dropless, expert::mlp<relu>, Backend, Element>;
 
 template <class Element = bfloat16, class Backend = backend::cpu>
-using sigma_moe_wikitext103_big = layer<shape{.hidden = 1024, .intermediate = 128, .experts = 32, .top_k = 4}, router::sigma_moe,
-                                        capacity::dropless, expert::mlp<relu>, Backend, Element>;
+using sigma_moe_wikitext103_big = layer<shape{.hidden = 1024, .intermediate = 128, .experts = 32, .top_k = 4},
+                                        router::sigma_moe, capacity::dropless, expert::mlp<relu>, Backend, Element>;
 
 template <class Element = bfloat16, class Backend = backend::cpu>
 using sigma_moe_enwik8 = layer<shape{.hidden = 512, .intermediate = 128, .experts = 16, .top_k = 4}, router::sigma_moe,

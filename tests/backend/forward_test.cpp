@@ -268,7 +268,8 @@ TEST_CASE("padding rows take no slot, count nowhere and give zeros, whatever the
       if (!p.inputs.id_weights.empty()) worse.inputs.id_weights[pair] = std::numeric_limits<double>::infinity();
     }
     for (std::size_t i = 0; i < p.inputs.router_tokens.size(); ++i) {
-      if (!p.inputs.active[i / p.config.router_width]) worse.inputs.router_tokens[i] = std::numeric_limits<double>::quiet_NaN();
+      if (!p.inputs.active[i / p.config.router_width])
+        worse.inputs.router_tokens[i] = std::numeric_limits<double>::quiet_NaN();
     }
     for (problem const* q : {&p, &worse}) {
       outcome const got = run(*q);

@@ -17,13 +17,13 @@ std::int64_t parameters() {
   return sy::costs<Layer>(0).parameters;
 }
 
-using all =
-    std::tuple<presets::switch_base_8<>, presets::switch_base_128<>, presets::mixtral_8x7b<>,
-               presets::qwen1_5_moe_a2_7b<>, presets::qwen2_57b_a14b<>, presets::qwen3_30b_a3b<>,
-               presets::olmoe_1b_7b<>, presets::deepseek_v2_lite<>, presets::deepseek_v3<>, presets::gpt_oss_20b<>,
-               presets::granite_1b_a400m<>, presets::granite_3b_a800m<>, presets::llama4_scout<>,
-               presets::llama4_maverick<>, presets::phi3_5_moe<>, presets::dbrx<>, presets::sigma_moe_wikitext103_small<>,
-               presets::sigma_moe_wikitext103_big<>, presets::sigma_moe_enwik8<>, presets::nllb_moe_54b<>>;
+using all = std::tuple<presets::switch_base_8<>, presets::switch_base_128<>, presets::mixtral_8x7b<>,
+                       presets::qwen1_5_moe_a2_7b<>, presets::qwen2_57b_a14b<>, presets::qwen3_30b_a3b<>,
+                       presets::olmoe_1b_7b<>, presets::deepseek_v2_lite<>, presets::deepseek_v3<>,
+                       presets::gpt_oss_20b<>, presets::granite_1b_a400m<>, presets::granite_3b_a800m<>,
+                       presets::llama4_scout<>, presets::llama4_maverick<>, presets::phi3_5_moe<>, presets::dbrx<>,
+                       presets::sigma_moe_wikitext103_small<>, presets::sigma_moe_wikitext103_big<>,
+                       presets::sigma_moe_enwik8<>, presets::nllb_moe_54b<>>;
 
 template <class... Layers>
 bool all_have_forward(std::tuple<Layers...>*) {
@@ -67,8 +67,10 @@ TEST_CASE("presets are the layers of the published models", "[presets]") {
   CHECK(sy::describe<presets::phi3_5_moe<>>() ==
         "sparsemixer<1:100>:2of16/dropless/gated_mlp<silu>/4096x6400/cpu/bfloat16");
   CHECK(sy::describe<presets::dbrx<>>() == "softmax_top_k:4of16/dropless/gated_mlp<silu>/6144x10752/cpu/bfloat16");
-  CHECK(sy::describe<presets::sigma_moe_wikitext103_small<>>() == "sigma_moe:4of16/dropless/mlp<relu>/412x128/cpu/bfloat16");
-  CHECK(sy::describe<presets::sigma_moe_wikitext103_big<>>() == "sigma_moe:4of32/dropless/mlp<relu>/1024x128/cpu/bfloat16");
+  CHECK(sy::describe<presets::sigma_moe_wikitext103_small<>>() ==
+        "sigma_moe:4of16/dropless/mlp<relu>/412x128/cpu/bfloat16");
+  CHECK(sy::describe<presets::sigma_moe_wikitext103_big<>>() ==
+        "sigma_moe:4of32/dropless/mlp<relu>/1024x128/cpu/bfloat16");
   CHECK(sy::describe<presets::sigma_moe_enwik8<>>() == "sigma_moe:4of16/dropless/mlp<relu>/512x128/cpu/bfloat16");
   CHECK(sy::describe<presets::nllb_moe_54b<>>() ==
         "softmax_top_k_raw:2of128/renormalised<share_of_tokens<1>>/scaled<with_bias<mlp<relu>>,4:5>/2048x8192/cpu/"
@@ -104,7 +106,7 @@ TEST_CASE("presets have the published shapes: parameters of one layer by hand", 
   CHECK(parameters<presets::sigma_moe_wikitext103_small<>>() == 1'694'144);  // 16 * 105472 + 6592
   CHECK(parameters<presets::sigma_moe_wikitext103_big<>>() == 8'421'376);    // 32 * 262144 + 32768
   CHECK(parameters<presets::sigma_moe_enwik8<>>() == 2'105'344);             // 16 * 131072 + 8192
-  CHECK(parameters<presets::nllb_moe_54b<>>() == 4'296'540'160);      // 128 * (33554432 + 8192 + 2048) + 262144
+  CHECK(parameters<presets::nllb_moe_54b<>>() == 4'296'540'160);             // 128 * (33554432 + 8192 + 2048) + 262144
 }
 
 TEST_CASE("with attention and embeddings, layers add up to the published sizes of models", "[presets]") {

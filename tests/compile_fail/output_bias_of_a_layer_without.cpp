@@ -3,7 +3,7 @@
 
 namespace sy = switchyard;
 
-using layer = sy::layer<sy::shape{.hidden = 16, .intermediate = 32, .experts = 4, .top_k = 2},
-                        sy::router::sigma_moe, sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
+using layer = sy::layer<sy::shape{.hidden = 16, .intermediate = 32, .experts = 4, .top_k = 2}, sy::router::sigma_moe,
+                        sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
 
 void wrong(layer::args& args, float const* memory) { args.weights.output_bias = memory; }

@@ -27,18 +27,19 @@ namespace weighting = sy::router::weighting;
 namespace {
 
 template <class Router, class Expert, int Keys, int TopK, int Hidden = 40, class Element = float>
-using rows = layer<shape{Hidden, 1, Keys * Keys, TopK}, Router, capacity::dropless, Expert, backend::cpu, Element>;
+using rows = layer<shape{Hidden, 1, Keys* Keys, TopK}, Router, capacity::dropless, Expert, backend::cpu, Element>;
 using expert::value_row, expert::neuron, expert::with_output_gate;
 
 using tested_rows = std::tuple<
     rows<product_keys<7, 2, token, weighting::relu>, value_row, 7, 10>,
     rows<product_keys<16, 3, projected<22>>, value_row, 16, 24, 33>,
-    rows<product_keys<130, 2, projected<16>>, value_row, 130, 24>,  // most keys are no candidates
+    rows<product_keys<130, 2, projected<16>>, value_row, 130, 24>,              // most keys are no candidates
     rows<product_keys<5, 2, projected<8>, weighting::relu>, value_row, 5, 24>,  // more are kept than a half has
     rows<product_keys<9, 1, token>, with_output_gate<neuron<gelu>>, 9, 13, 70, bfloat16>,
     rows<product_keys<12, 2, projected<10>>, neuron<relu>, 12, 6, 2100, half>,  // more columns than at a time
-    rows<summed_product_keys<8, 3, token>, value_row, 8, 64>,                  // the published dense form
-    rows<summed_product_keys<8, 3, projected<6>, weighting::softmax>, with_output_gate<value_row>, 8, 20, 24, bfloat16>>;
+    rows<summed_product_keys<8, 3, token>, value_row, 8, 64>,                   // the published dense form
+    rows<summed_product_keys<8, 3, projected<6>, weighting::softmax>, with_output_gate<value_row>, 8, 20, 24,
+         bfloat16>>;
 
 template <class Element>
 constexpr double tolerance = sizeof(Element) == 4 ? 1e-5 : 1e-2;
@@ -59,7 +60,8 @@ TEMPLATE_LIST_TEST_CASE("rows chosen by product keys are those of all sums sorte
   }
   SECTION("any number of threads, in place, apart, unasked") {
     for (int threads : {2, 3, 7}) {
-      row_outcome const again = run_rows<layer>(p, {.context = {.threads = threads}, .padding = 5, .in_place = threads == 3});
+      row_outcome const again =
+          run_rows<layer>(p, {.context = {.threads = threads}, .padding = 5, .in_place = threads == 3});
       CHECK(same_bits(again.output, once.output));
       CHECK(same_bits(again.weights, once.weights));
       CHECK(again.experts == once.experts);
@@ -88,8 +90,9 @@ TEMPLATE_LIST_TEST_CASE("rows chosen by product keys are those of all sums sorte
   }
   SECTION("a token that is no number") {
     p.tokens[3 * p.hidden] = std::numeric_limits<double>::quiet_NaN();
-    CHECK_THROWS_WITH(run_rows<layer>(p), "switchyard: layer::forward, scores of router::product_keys: expected finite numbers (are "
-                                          "tokens, query and keys free of NaN and infinity?), got one that is not, for token 3");
+    CHECK_THROWS_WITH(run_rows<layer>(p),
+                      "switchyard: layer::forward, scores of router::product_keys: expected finite numbers (are "
+                      "tokens, query and keys free of NaN and infinity?), got one that is not, for token 3");
     row_outcome const got = run_rows<layer>(p, {.context = {.unroutable = unroutable_tokens::give_nan}});
     for (std::size_t i = 0; i < got.output.size(); ++i) {
       bool const lost = i / p.hidden == 3;
@@ -126,12 +129,16 @@ TEST_CASE("equal sums go to the lowest ids, and roundings decide nothing", "[row
     std::vector<float> first(keys), second(keys);
     for (float& v : first) v = static_cast<float>(random.below(6)) / 4.0f;
     // Sums that round to the same number, though they are not the same.
-    for (float& v : second) v = round % 2 == 0 ? static_cast<float>(random.below(6)) / 4.0f : static_cast<float>(random.below(9)) * 0x1p-26f;
+    for (float& v : second)
+      v = round % 2 == 0 ? static_cast<float>(random.below(6)) / 4.0f : static_cast<float>(random.below(9)) * 0x1p-26f;
     std::vector<std::int32_t> experts(kept), order(keys * keys);
     std::vector<float> scores(kept);
     REQUIRE((cpu::choose_by_keys<keys, kept>(first.data(), second.data(), experts.data(), scores.data())));
     for (int i = 0; i < keys * keys; ++i) order[static_cast<std::size_t>(i)] = i;
-    auto const sum = [&](int id) { return static_cast<double>(first[static_cast<std::size_t>(id / keys)]) + static_cast<double>(second[static_cast<std::size_t>(id % keys)]); };
+    auto const sum = [&](int id) {
+      return static_cast<double>(first[static_cast<std::size_t>(id / keys)]) +
+             static_cast<double>(second[static_cast<std::size_t>(id % keys)]);
+    };
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return sum(a) > sum(b); });
     order.resize(kept);
     REQUIRE(experts == order);
@@ -144,8 +151,9 @@ TEST_CASE("the best keys are found whatever the values", "[rows]") {
   std::vector<float> values(keys);
   for (int kind = 0; kind < 6; ++kind) {
     for (int i = 0; i < keys; ++i) {
-      float const by_kind[] = {static_cast<float>(random.normal()), static_cast<float>(i), static_cast<float>(-i), 1.0f,
-                               static_cast<float>(random.below(3)), i % 64 == 0 ? 1e30f : -1e30f};
+      float const by_kind[] = {
+          static_cast<float>(random.normal()), static_cast<float>(i),       static_cast<float>(-i), 1.0f,
+          static_cast<float>(random.below(3)), i % 64 == 0 ? 1e30f : -1e30f};
       values[static_cast<std::size_t>(i)] = by_kind[kind];
     }
     for (int kept : {1, 2, 31, 128, 512, 1000, 1200}) {
@@ -154,8 +162,11 @@ TEST_CASE("the best keys are found whatever the values", "[rows]") {
       REQUIRE(count == std::min(kept, keys));
       std::vector<int> order(keys);
       for (int i = 0; i < keys; ++i) order[static_cast<std::size_t>(i)] = i;
-      std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return values[static_cast<std::size_t>(a)] > values[static_cast<std::size_t>(b)]; });
-      for (int i = 0; i < count; ++i) REQUIRE(best[static_cast<std::size_t>(i)].id == order[static_cast<std::size_t>(i)]);
+      std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+        return values[static_cast<std::size_t>(a)] > values[static_cast<std::size_t>(b)];
+      });
+      for (int i = 0; i < count; ++i)
+        REQUIRE(best[static_cast<std::size_t>(i)].id == order[static_cast<std::size_t>(i)]);
     }
   }
 }
@@ -169,7 +180,8 @@ TEST_CASE("the dense form of one head is the sum over all experts", "[rows]") {
 }
 
 TEST_CASE("rows by precomputed routes", "[rows]") {
-  using layer = sy::layer<shape{24, 1, 50, 4}, router::precomputed, capacity::dropless, value_row, backend::cpu, bfloat16>;
+  using layer =
+      sy::layer<shape{24, 1, 50, 4}, router::precomputed, capacity::dropless, value_row, backend::cpu, bfloat16>;
   row_problem p = random_rows<rows<product_keys<8, 1, token>, value_row, 8, 4, 24, bfloat16>>(11, 5);
   p.down.resize(50 * 24);
   random_numbers random(5);
@@ -219,7 +231,9 @@ TEST_CASE("product keys may choose feed-forward experts", "[rows]") {
 TEST_CASE("wrong rows are refused", "[rows][errors]") {
   using layer = rows<product_keys<3, 1, projected<4>>, with_output_gate<value_row>, 3, 2, 6>;
   row_problem const right = random_rows<layer>(2, 5);
-  auto const refuses = [](row_problem const& p, std::string const& sentence) { CHECK_THROWS_WITH(run_rows<layer>(p), "switchyard: layer::forward, " + sentence); };
+  auto const refuses = [](row_problem const& p, std::string const& sentence) {
+    CHECK_THROWS_WITH(run_rows<layer>(p), "switchyard: layer::forward, " + sentence);
+  };
   row_problem p = right;
   p.first_keys.clear();
   refuses(p, "weights.router.first_keys: expected [heads, keys, half of the query] float, got a null pointer");

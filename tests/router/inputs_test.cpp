@@ -56,11 +56,13 @@ TEST_CASE("replayed experts get the weights that their router makes of the logit
 
   std::vector<std::int32_t> const wrong{0, 3};
   c.args.inputs.experts = wrong.data();
-  CHECK_THROWS_WITH(c.run(), "switchyard: layer::forward, inputs.experts: expected ids from 0 to 2, got 3 for token 0, choice 1");
+  CHECK_THROWS_WITH(
+      c.run(), "switchyard: layer::forward, inputs.experts: expected ids from 0 to 2, got 3 for token 0, choice 1");
   c.run({.unroutable = sy::unroutable_tokens::give_nan});
   CHECK(std::isnan(c.y[0]));
   c.args.inputs.experts = nullptr;
-  CHECK_THROWS_WITH(c.run(), "switchyard: layer::forward, inputs.experts: expected [tokens, top_k] int32, got a null pointer");
+  CHECK_THROWS_WITH(c.run(),
+                    "switchyard: layer::forward, inputs.experts: expected [tokens, top_k] int32, got a null pointer");
 }
 
 TEST_CASE("what a router chose itself, replayed, is the same call again", "[router]") {
@@ -92,9 +94,10 @@ TEST_CASE("a hash layer goes by the words alone", "[router]") {
   CHECK(sy::describe<decltype(c)::layer>() == "hash_layer:1of3/dropless/mlp<relu>/1x1/cpu/float");
 
   words[1] = 4;
-  CHECK_THROWS_WITH(c.run(),
-                    "switchyard: layer::forward, inputs.experts of a token id (-2 stands for an id outside of the vocabulary): "
-                    "expected ids from 0 to 2, or -1 for none, got 7 for token 1, choice 0");
+  CHECK_THROWS_WITH(
+      c.run(),
+      "switchyard: layer::forward, inputs.experts of a token id (-2 stands for an id outside of the vocabulary): "
+      "expected ids from 0 to 2, or -1 for none, got 7 for token 1, choice 0");
   for (std::int32_t outside : {-1, 5}) {
     words[1] = outside;
     CHECK_THROWS_WITH(c.run(), Catch::ContainsSubstring("got -2 for token 1, choice 0"));
@@ -103,7 +106,8 @@ TEST_CASE("a hash layer goes by the words alone", "[router]") {
     CHECK(c.y[2] == 9.0f);
   }
   c.args.inputs.vocabulary = 0;
-  CHECK_THROWS_WITH(c.run(), "switchyard: layer::forward, inputs.vocabulary: expected the rows of inputs.experts, at least 1, got 0");
+  CHECK_THROWS_WITH(
+      c.run(), "switchyard: layer::forward, inputs.vocabulary: expected the rows of inputs.experts, at least 1, got 0");
 }
 
 TEST_CASE("a router may see other rows than its experts", "[router]") {
@@ -118,5 +122,6 @@ TEST_CASE("a router may see other rows than its experts", "[router]") {
   CHECK(c.y[1] == Catch::Approx(2.0 * 2.0 / (1.0 + std::exp(-0.75))));
   CHECK(sy::costs<decltype(c)::layer>(1).parameters == 2 * 2 + 2 + 4);
   c.args.inputs.tokens.columns = 1;
-  CHECK_THROWS_WITH(c.run(), "switchyard: layer::forward, inputs.tokens: expected 2 x 2 (tokens x the router's width), got 2 x 1");
+  CHECK_THROWS_WITH(
+      c.run(), "switchyard: layer::forward, inputs.tokens: expected 2 x 2 (tokens x the router's width), got 2 x 1");
 }

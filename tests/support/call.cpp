@@ -175,9 +175,11 @@ outcome run(problem const& p, call const& how) {
   args.router_width = c.router_width;
   args.router_token_stride = c.router_width + how.padding;
   std::size_t const router_stride = static_cast<std::size_t>(args.router_token_stride) * layer.element_bytes;
-  guarded router_tokens(tokens == 0 || c.router_width == 0 ? 0 : static_cast<std::size_t>(tokens - 1) * router_stride + router_row);
+  guarded router_tokens(
+      tokens == 0 || c.router_width == 0 ? 0 : static_cast<std::size_t>(tokens - 1) * router_stride + router_row);
   for (std::int64_t t = 0; c.router_width > 0 && t < tokens; ++t) {
-    layer.store(p.inputs.router_tokens.data() + t * c.router_width, c.router_width, router_tokens.data() + t * router_stride);
+    layer.store(p.inputs.router_tokens.data() + t * c.router_width, c.router_width,
+                router_tokens.data() + t * router_stride);
   }
   args.router_tokens = placed.place(router_tokens);
 
@@ -192,7 +194,8 @@ outcome run(problem const& p, call const& how) {
   std::vector<std::int32_t> words, word_experts = ids;
   for (std::int64_t t = 0; layer.router.by_words && t < tokens; ++t) {
     words.push_back(static_cast<std::int32_t>(tokens - 1 - t));
-    std::copy(ids.begin() + t * c.top_k, ids.begin() + (t + 1) * c.top_k, word_experts.begin() + words.back() * c.top_k);
+    std::copy(ids.begin() + t * c.top_k, ids.begin() + (t + 1) * c.top_k,
+              word_experts.begin() + words.back() * c.top_k);
   }
   args.words = placed.place(words);
   args.routes = {placed.place(word_experts), placed.place(id_weights)};

@@ -108,8 +108,9 @@ inline void describe_activation(reference::config& c, sy::gelu) { c.act = refere
 inline void describe_activation(reference::config& c, sy::gelu_tanh) { c.act = reference::activation::gelu_tanh; }
 inline void describe_activation(reference::config& c, sy::silu) { c.act = reference::activation::silu; }
 template <int LimitNumerator, int LimitDenominator, int AlphaNumerator, int AlphaDenominator, int Shift>
-void describe_activation(reference::config& c,
-                         sy::clamped_swiglu<LimitNumerator, LimitDenominator, AlphaNumerator, AlphaDenominator, Shift>) {
+void describe_activation(
+    reference::config& c,
+    sy::clamped_swiglu<LimitNumerator, LimitDenominator, AlphaNumerator, AlphaDenominator, Shift>) {
   c.act = reference::activation::clamped_swiglu;
   c.clamp_shift = Shift;
   c.clamp_limit = double(LimitNumerator) / LimitDenominator;

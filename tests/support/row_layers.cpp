@@ -27,12 +27,14 @@ double dot(double const* a, double const* b, int count) {
 /// Scores of all experts for each list of a token.
 std::vector<reference::numbers> all_scores(row_problem const& p, double const* token) {
   int const half = p.width / 2;
-  std::vector<reference::numbers> lists(static_cast<std::size_t>(p.lists()), reference::numbers(static_cast<std::size_t>(p.keys) * p.keys));
+  std::vector<reference::numbers> lists(static_cast<std::size_t>(p.lists()),
+                                        reference::numbers(static_cast<std::size_t>(p.keys) * p.keys));
   for (int h = 0; h < p.heads; ++h) {
     reference::numbers q(token, token + (p.query.empty() ? p.width : 0));
     for (int i = 0; !p.query.empty() && i < p.width; ++i) {
       std::size_t const row = static_cast<std::size_t>(h) * p.width + i;
-      q.push_back(dot(p.query.data() + row * p.hidden, token, p.hidden) + (p.query_bias.empty() ? 0.0 : p.query_bias[row]));
+      q.push_back(dot(p.query.data() + row * p.hidden, token, p.hidden) +
+                  (p.query_bias.empty() ? 0.0 : p.query_bias[row]));
     }
     reference::numbers& scores = lists[p.sums_heads ? 0 : h];
     for (int i = 0; i < p.keys; ++i) {
@@ -40,7 +42,8 @@ std::vector<reference::numbers> all_scores(row_problem const& p, double const* t
       double const u = dot(p.first_keys.data() + first, q.data(), half);
       for (int j = 0; j < p.keys; ++j) {
         std::size_t const second = (static_cast<std::size_t>(h) * p.keys + j) * half;
-        scores[static_cast<std::size_t>(i) * p.keys + j] += u + dot(p.second_keys.data() + second, q.data() + half, half);
+        scores[static_cast<std::size_t>(i) * p.keys + j] +=
+            u + dot(p.second_keys.data() + second, q.data() + half, half);
       }
     }
   }
@@ -67,7 +70,8 @@ row_outcome row_reference(row_problem const& p) {
       for (reference::numbers const& list : all_scores(p, token)) {
         std::vector<int> order(list.size());
         std::iota(order.begin(), order.end(), 0);
-        if (kept < list.size()) std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return list[a] > list[b]; });
+        if (kept < list.size())
+          std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return list[a] > list[b]; });
         double const largest = *std::max_element(list.begin(), list.end());
         double total = 0;
         for (std::size_t k = 0; k < kept; ++k) total += std::exp(list[order[k]] - largest);
@@ -84,7 +88,8 @@ row_outcome row_reference(row_problem const& p) {
       if (!active && !scores.empty()) scores[k] = 0;
       if (ids[k] < 0) continue;
       ++out.load[ids[k]];
-      double const unit = p.up.empty() ? 1.0 : activated(p.activation, dot(p.up.data() + ids[k] * hidden, token, p.hidden));
+      double const unit =
+          p.up.empty() ? 1.0 : activated(p.activation, dot(p.up.data() + ids[k] * hidden, token, p.hidden));
       for (std::size_t i = 0; i < hidden; ++i) y[i] += weights[k] * unit * p.down[ids[k] * hidden + i];
     }
     if (active && !p.gate.empty()) {
@@ -113,7 +118,8 @@ int unclear_choices(row_problem const& p, double margin) {
   return unclear;
 }
 
-row_problem random_rows(row_words const& words, void (*round)(reference::numbers&), std::int64_t tokens, unsigned seed) {
+row_problem random_rows(row_words const& words, void (*round)(reference::numbers&), std::int64_t tokens,
+                        unsigned seed) {
   random_numbers random(seed);
   auto const normals = [&](std::size_t count, double deviation) {
     reference::numbers values(count);

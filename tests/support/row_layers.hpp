@@ -22,13 +22,14 @@ struct row_problem {
   bool softmax = true;  ///< false: the positive part of the scores
   std::string_view activation = {};
 
-  reference::numbers tokens = {};                      ///< [tokens, hidden]
-  reference::numbers query = {}, query_bias = {};      ///< [heads * width, hidden], [heads * width]; absent: the query is the token
+  reference::numbers tokens = {};  ///< [tokens, hidden]
+  reference::numbers query = {},
+                     query_bias = {};  ///< [heads * width, hidden], [heads * width]; absent: the query is the token
   reference::numbers first_keys = {}, second_keys = {};  ///< [heads, keys, width / 2]
-  reference::numbers up = {}, down = {};               ///< [experts, hidden]; up is absent where experts have no hidden unit
-  reference::numbers gate = {}, gate_bias = {};        ///< [hidden], [1]
-  std::vector<std::uint8_t> active = {};               ///< [tokens]
-  std::vector<int> ids = {};                           ///< [tokens, top_k] of precomputed routes, with weights
+  reference::numbers up = {}, down = {};         ///< [experts, hidden]; up is absent where experts have no hidden unit
+  reference::numbers gate = {}, gate_bias = {};  ///< [hidden], [1]
+  std::vector<std::uint8_t> active = {};         ///< [tokens]
+  std::vector<int> ids = {};                     ///< [tokens, top_k] of precomputed routes, with weights
   reference::numbers id_weights = {};
 
   int lists() const { return sums_heads ? 1 : heads; }
@@ -65,9 +66,16 @@ void round_to(reference::numbers& values) {
 template <class Layer>
 row_problem random_rows(std::int64_t tokens, unsigned seed) {
   using router = typename Layer::router;
-  row_words words{Layer::dims.hidden, router::keys, router::heads, Layer::dims.top_k, router::query::width(Layer::dims.hidden),
-                  router::query::is_projected, router::sums_heads,
-                  std::is_same_v<typename router::weighting, sy::router::weighting::softmax>, Layer::expert::has_output_gate, {}};
+  row_words words{Layer::dims.hidden,
+                  router::keys,
+                  router::heads,
+                  Layer::dims.top_k,
+                  router::query::width(Layer::dims.hidden),
+                  router::query::is_projected,
+                  router::sums_heads,
+                  std::is_same_v<typename router::weighting, sy::router::weighting::softmax>,
+                  Layer::expert::has_output_gate,
+                  {}};
   if constexpr (requires { typename Layer::expert::activation; }) words.activation = Layer::expert::activation::name;
   return random_rows(words, &round_to<typename Layer::element>, tokens, seed);
 }
@@ -93,9 +101,11 @@ row_outcome run_rows(row_problem const& p, row_call const& how = {}) {
   };
   auto const rows_apart = [&](reference::numbers const& values, std::int64_t stride) {
     std::int64_t const rows = static_cast<std::int64_t>(values.size()) / dims.hidden;
-    auto memory = guarded(rows == 0 ? 0 : static_cast<std::size_t>((rows - 1) * stride + dims.hidden) * sizeof(element));
+    auto memory =
+        guarded(rows == 0 ? 0 : static_cast<std::size_t>((rows - 1) * stride + dims.hidden) * sizeof(element));
     for (std::int64_t i = 0; i < static_cast<std::int64_t>(values.size()); ++i) {
-      memory.as<element>()[i / dims.hidden * stride + i % dims.hidden] = element(static_cast<float>(values[static_cast<std::size_t>(i)]));
+      memory.as<element>()[i / dims.hidden * stride + i % dims.hidden] =
+          element(static_cast<float>(values[static_cast<std::size_t>(i)]));
     }
     return memory;
   };
@@ -103,7 +113,8 @@ row_outcome run_rows(row_problem const& p, row_call const& how = {}) {
 
   placement placed(reached<typename Layer::backend>::memory());
   std::int64_t const stride = dims.hidden + how.padding;
-  guarded x = rows_apart(p.tokens, stride), y(x.size()), up = rows_apart(p.up, stride), down = rows_apart(p.down, stride);
+  guarded x = rows_apart(p.tokens, stride), y(x.size()), up = rows_apart(p.up, stride),
+          down = rows_apart(p.down, stride);
   std::vector<float> const first = floats(p.first_keys), second = floats(p.second_keys), query = floats(p.query),
                            query_bias = floats(p.query_bias), id_weights = floats(p.id_weights);
   std::vector<std::int32_t> const ids(p.ids.begin(), p.ids.end());
@@ -117,7 +128,8 @@ row_outcome run_rows(row_problem const& p, row_call const& how = {}) {
   args.tokens = {x_at, tokens, dims.hidden, stride};
   args.output = {how.in_place ? x_at : reinterpret_cast<element*>(placed.place(y)), tokens, dims.hidden, stride};
   args.workspace = {placed.place(workspace, false), workspace.size()};
-  sy::view<element const> const down_rows{reinterpret_cast<element const*>(placed.place(down)), dims.experts, dims.hidden, stride};
+  sy::view<element const> const down_rows{reinterpret_cast<element const*>(placed.place(down)), dims.experts,
+                                          dims.hidden, stride};
   if constexpr (requires { args.weights.values; }) {
     args.weights.values = down_rows;
   } else {
@@ -159,7 +171,8 @@ row_outcome run_rows(row_problem const& p, row_call const& how = {}) {
     out.experts.assign(experts.as<std::int32_t>(), experts.as<std::int32_t>() + pairs);
     out.weights.assign(weights.as<float>(), weights.as<float>() + pairs);
     out.load.assign(load.as<std::int64_t>(), load.as<std::int64_t>() + dims.experts);
-    for (std::int64_t i = 0; i < pairs; ++i) out.guards_intact = out.guards_intact && dropped.as<std::uint8_t>()[i] == 0;
+    for (std::int64_t i = 0; i < pairs; ++i)
+      out.guards_intact = out.guards_intact && dropped.as<std::uint8_t>()[i] == 0;
     if constexpr (requires { router::keys; }) out.scores.assign(scores.as<float>(), scores.as<float>() + pairs);
   }
   for (guarded* g : {&x, &y, &workspace, &experts, &weights, &scores, &load, &dropped}) {

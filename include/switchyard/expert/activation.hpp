@@ -81,9 +81,11 @@ constexpr auto shift_label() {
 /// then gate * sigmoid(alpha * gate) * (up + shift). Limit and alpha are fractions, 7 and 1.702 as published, with a shift of 1. Other
 /// models clamp a plain SwiGLU: `clamped_swiglu<7, 1, 1, 1, 0>`.
 /// Source: OpenAI 2025, gpt-oss model card, section 2.2, and its reference code.
-template <int LimitNumerator = 7, int LimitDenominator = 1, int AlphaNumerator = 851, int AlphaDenominator = 500, int Shift = 1>
+template <int LimitNumerator = 7, int LimitDenominator = 1, int AlphaNumerator = 851, int AlphaDenominator = 500,
+          int Shift = 1>
 struct clamped_swiglu {
-  static_assert(Shift == 0 || Shift == 1, "switchyard: clamped_swiglu adds 1 to the up value, or nothing. Make its last argument 1 or 0.");
+  static_assert(Shift == 0 || Shift == 1,
+                "switchyard: clamped_swiglu adds 1 to the up value, or nothing. Make its last argument 1 or 0.");
   static_assert(LimitDenominator > 0 && AlphaDenominator > 0,
                 "switchyard: clamped_swiglu takes fractions. Give denominators of at least 1.");
   static constexpr auto label = "clamped_swiglu<" + ratio_text<LimitNumerator, LimitDenominator>() + "," +

@@ -24,7 +24,7 @@ struct expert_traits {
   int shared_intermediate = 0;  ///< inner width of the shared expert; 0: there is none
   shared_gate gate = shared_gate::none;
   bool output_bias = false;  ///< one vector is added to the sum over a token's experts
-  bool one_bias = false;     ///< biases of the routed experts' projections, where they have some, are one for all experts
+  bool one_bias = false;  ///< biases of the routed experts' projections, where they have some, are one for all experts
 
   constexpr int input_projections() const { return gated ? 2 : 1; }
 };
@@ -36,7 +36,8 @@ struct expert_costs {
   std::int64_t shared = 0;    ///< of the shared expert
   std::int64_t output = 0;    ///< of what is added to every token's sum
   std::int64_t common = 0;    ///< of a routed expert's, those that all have in common
-  std::int64_t copies = 0;    ///< so many there are of the rest, by which experts may be put together; 0: each has its own
+  std::int64_t copies =
+      0;  ///< so many there are of the rest, by which experts may be put together; 0: each has its own
 };
 
 /// An expert says what it computes, and what its weights are: see expert/feed_forward.hpp, which it inherits.

@@ -25,9 +25,10 @@ struct sum_of_rows {};
 struct the_experts_have_no_output_gate {
   template <class T>
   static constexpr void refuse() {
-    static_assert(sizeof(T) == 0,
-                  "switchyard: nothing gates the output of these experts. Wrap the expert in expert::with_output_gate, or leave "
-                  ".output_gate and .output_gate_bias out.");
+    static_assert(
+        sizeof(T) == 0,
+        "switchyard: nothing gates the output of these experts. Wrap the expert in expert::with_output_gate, or leave "
+        ".output_gate and .output_gate_bias out.");
   }
 };
 
@@ -38,19 +39,21 @@ template <class Layer>
 struct value_weights {
   using element = typename Layer::element;
   typename own_router<Layer>::type router = {};
-  view<element const> values = {};  ///< [experts, hidden]
-  [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate = {};       ///< [hidden]
-  [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate_bias = {};  ///< one number, null: none
+  view<element const> values = {};                                                                ///< [experts, hidden]
+  [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate = {};  ///< [hidden]
+  [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate_bias =
+      {};  ///< one number, null: none
 };
 
 template <class Layer>
 struct neuron_weights {
   using element = typename Layer::element;
   typename own_router<Layer>::type router = {};
-  view<element const> up = {};    ///< [experts, hidden]
-  view<element const> down = {};  ///< [experts, hidden]
-  [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate = {};       ///< [hidden]
-  [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate_bias = {};  ///< one number, null: none
+  view<element const> up = {};                                                                    ///< [experts, hidden]
+  view<element const> down = {};                                                                  ///< [experts, hidden]
+  [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate = {};  ///< [hidden]
+  [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate_bias =
+      {};  ///< one number, null: none
 };
 
 /// What makes views of tables: a member of every layer of such experts.
@@ -75,14 +78,21 @@ struct rows_of_tables {
     static_assert(Layer::dims.intermediate == 1,
                   "switchyard: an expert that is a row has an inner width of 1. Set shape.intermediate to 1.");
     static_assert(std::is_same_v<typename Layer::router::schedule, router::one_pass>,
-                  "switchyard: router::stratified makes several passes over blocks of feed-forward experts. Experts that are rows take "
+                  "switchyard: router::stratified makes several passes over blocks of feed-forward experts. Experts "
+                  "that are rows take "
                   "another router.");
+    static_assert(
+        !makes_logits<typename Layer::router>,
+        "switchyard: a router that chooses by logits makes one for every row of the table. Experts that are rows take "
+        "router::product_keys, or a router that is handed its experts, such as router::precomputed.");
     static_assert(!Layer::router_traits.weighs_input,
-                  "switchyard: router::on_input multiplies the token before a feed-forward expert. Experts that are rows are weighted "
+                  "switchyard: router::on_input multiplies the token before a feed-forward expert. Experts that are "
+                  "rows are weighted "
                   "themselves: take the wrapper away.");
-    static_assert(!Layer::capacity_traits.drops && !Layer::capacity_traits.renormalises,
-                  "switchyard: a row serves any number of tokens, so experts that are rows have no capacity to run out of. Use "
-                  "capacity::dropless.");
+    static_assert(
+        !Layer::capacity_traits.drops && !Layer::capacity_traits.renormalises,
+        "switchyard: a row serves any number of tokens, so experts that are rows have no capacity to run out of. Use "
+        "capacity::dropless.");
     Layer::expert::for_each_table(w, [](auto const& table, char const* name) {
       checks::check_matrix(table, name, Layer::dims.experts, Layer::dims.hidden, "experts x hidden");
     });
@@ -129,7 +139,8 @@ struct value_row : rows_of_tables {
 template <class Activation>
 struct neuron : rows_of_tables {
   static_assert(switchyard::activation<Activation>,
-                "switchyard: expert::neuron needs an activation of one value: a struct with a name and static float apply(float x).");
+                "switchyard: expert::neuron needs an activation of one value: a struct with a name and static float "
+                "apply(float x).");
   using activation = Activation;
   static constexpr auto label = "neuron<" + name_of<Activation>() + ">";
   static constexpr std::string_view name = label;

@@ -20,7 +20,8 @@ namespace router {
 /// Source: Roller et al. 2021, Hash Layers For Large Sparse Models, section 3.1, there with one expert.
 struct hash_layer : by_inputs {
   static constexpr std::string_view name = "hash_layer";
-  static constexpr char const* experts_name = "inputs.experts of a token id (-2 stands for an id outside of the vocabulary)";
+  static constexpr char const* experts_name =
+      "inputs.experts of a token id (-2 stands for an id outside of the vocabulary)";
 
   template <class Layer>
   using inputs = hashed_tokens;

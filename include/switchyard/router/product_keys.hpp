@@ -23,7 +23,8 @@ struct the_query_is_the_token {
   template <class T>
   static constexpr void refuse() {
     static_assert(sizeof(T) == 0,
-                  "switchyard: this router's query is the token itself, so it has no query projection. Leave .query and .query_bias out, or "
+                  "switchyard: this router's query is the token itself, so it has no query projection. Leave .query "
+                  "and .query_bias out, or "
                   "give router::product_keys a router::query::projected<Width>.");
   }
 };
@@ -31,7 +32,8 @@ struct product_keys_make_no_logits {
   template <class T>
   static constexpr void refuse() {
     static_assert(sizeof(T) == 0,
-                  "switchyard: router::product_keys never makes the scores of all its experts, so there are no logits to report and no "
+                  "switchyard: router::product_keys never makes the scores of all its experts, so there are no logits "
+                  "to report and no "
                   "auxiliary values. The scores of the chosen ones are .report.scores.");
   }
 };
@@ -51,8 +53,9 @@ struct token {
 /// Source: Lample et al. 2019, Large Memory Layers with Product Keys, section 3.1.
 template <int Width>
 struct projected {
-  static_assert(Width >= 2 && Width % 2 == 0,
-                "switchyard: router::query::projected has two halves, one for each key. Give it an even width of at least 2.");
+  static_assert(
+      Width >= 2 && Width % 2 == 0,
+      "switchyard: router::query::projected has two halves, one for each key. Give it an even width of at least 2.");
   static constexpr auto label = decimal<Width>();
   static constexpr bool is_projected = true;
   static constexpr int width(int) { return Width; }
@@ -95,7 +98,8 @@ struct product_keys_report {
 template <int Keys, int Heads = 1, class Query = query::token, class Weighting = weighting::softmax>
 struct product_keys : by_inputs {
   static_assert(Keys >= 1 && Keys <= 8192,
-                "switchyard: router::product_keys takes the number of half keys first, 1 to 8192: it has the square of it as experts.");
+                "switchyard: router::product_keys takes the number of half keys first, 1 to 8192: it has the square of "
+                "it as experts.");
   static_assert(Heads >= 1, "switchyard: router::product_keys needs at least 1 head.");
   static constexpr auto label =
       "product_keys<" + decimal<Keys>() + "," + decimal<Heads>() + "," + Query::label + "," + Weighting::label + ">";
@@ -126,14 +130,19 @@ struct product_keys : by_inputs {
   template <class Self, shape Dims, class Capacity, class Expert>
   static constexpr bool fits() {
     static_assert(Dims.experts == Keys * Keys,
-                  "switchyard: router::product_keys addresses as many experts as there are pairs of its half keys. Set shape.experts to the "
+                  "switchyard: router::product_keys addresses as many experts as there are pairs of its half keys. Set "
+                  "shape.experts to the "
                   "square of its first argument.");
     static_assert(Dims.top_k % Self::choices == 0,
-                  "switchyard: every head of router::product_keys chooses as many experts. Set shape.top_k to a multiple of its heads.");
+                  "switchyard: every head of router::product_keys chooses as many experts. Set shape.top_k to a "
+                  "multiple of its heads.");
     static_assert(Query::is_projected || Dims.hidden % 2 == 0,
-                  "switchyard: router::query::token cuts a token in two halves. Make shape.hidden even, or take router::query::projected.");
-    static_assert(Dims.top_k / Self::choices <= 512 || Dims.top_k / Self::choices == Dims.experts,
-                  "switchyard: router::product_keys keeps at most 512 experts of a head, or all of them. Lower shape.top_k.");
+                  "switchyard: router::query::token cuts a token in two halves. Make shape.hidden even, or take "
+                  "router::query::projected.");
+    static_assert(
+        Dims.top_k / Self::choices <= 512 || (Dims.top_k / Self::choices == Dims.experts && Dims.experts <= 8192),
+        "switchyard: router::product_keys keeps at most 512 experts of a head, or all of up to 8192. Lower "
+        "shape.top_k.");
     return true;
   }
 
@@ -143,7 +152,8 @@ struct product_keys : by_inputs {
     checks::owner const of{"weights.router."};
     checks::check_pointer(w.first_keys, "first_keys", "[heads, keys, half of the query] float", of);
     checks::check_pointer(w.second_keys, "second_keys", "[heads, keys, half of the query] float", of);
-    if constexpr (Query::is_projected) checks::check_pointer(w.query, "query", "[heads * query width, hidden] float", of);
+    if constexpr (Query::is_projected)
+      checks::check_pointer(w.query, "query", "[heads * query width, hidden] float", of);
   }
   template <class Layer>
   static void list_written(forward_args<Layer> const& args, checks::written_memory& memory) {
@@ -175,8 +185,8 @@ struct product_keys : by_inputs {
 /// Source: Csordas et al. 2023, as above, its published code (the dense form).
 template <int Keys, int Heads = 1, class Query = query::token, class Weighting = weighting::relu>
 struct summed_product_keys : product_keys<Keys, Heads, Query, Weighting> {
-  static constexpr auto label =
-      "summed_product_keys<" + decimal<Keys>() + "," + decimal<Heads>() + "," + Query::label + "," + Weighting::label + ">";
+  static constexpr auto label = "summed_product_keys<" + decimal<Keys>() + "," + decimal<Heads>() + "," + Query::label +
+                                "," + Weighting::label + ">";
   static constexpr std::string_view name = label;
   static constexpr bool sums_heads = true;
   static constexpr int choices = 1;

@@ -16,7 +16,8 @@ struct the_weights_are_recomputed {
   template <class T>
   static constexpr void refuse() {
     static_assert(sizeof(T) == 0,
-                  "switchyard: router::replayed takes the experts from .inputs and makes the weights of this call's logits. Leave "
+                  "switchyard: router::replayed takes the experts from .inputs and makes the weights of this call's "
+                  "logits. Leave "
                   ".inputs.weights out, or take router::precomputed for weights of your own.");
   }
 };
@@ -41,9 +42,10 @@ struct replayed : Base {
   static_assert(
       requires(serial_lanes lanes, per_expert<1, serial_lanes> const& logits, int const (&experts)[1]) {
         Base::template weigh<1>(lanes, logits, experts);
-      } && std::is_same_v<typename Base::features, features_as_they_are> && std::is_same_v<typename Base::schedule, one_pass> &&
-          !Base::traits.takes_inputs,
-      "switchyard: router::replayed gives chosen experts the weights that a router makes of their scores, which router::top_k and its named "
+      } && std::is_same_v<typename Base::features, features_as_they_are> &&
+          std::is_same_v<typename Base::schedule, one_pass> && !Base::traits.takes_inputs,
+      "switchyard: router::replayed gives chosen experts the weights that a router makes of their scores, which "
+      "router::top_k and its named "
       "forms can do alone. Wrap one of those, before router::scaled and other wrappers.");
   static constexpr auto label = "replayed<" + name_of<Base>() + ">";
   static constexpr std::string_view name = label;

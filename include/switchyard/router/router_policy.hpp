@@ -85,7 +85,9 @@ inline constexpr bool makes_logits = std::is_same_v<typename Router::source, rou
 /// Whether a router that makes logits takes a token's experts from what the call hands in, and the logits for their weights alone. Its
 /// `chosen_expert(inputs, token, top_k, choice)` says which, its `weigh` what they weigh.
 template <class Router>
-inline constexpr bool is_given_experts = requires { &Router::chosen_expert; };
+inline constexpr bool is_given_experts = requires {
+  &Router::chosen_expert;
+};
 
 /// What the routers that choose for themselves are handed.
 struct no_choices {};

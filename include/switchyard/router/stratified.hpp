@@ -138,7 +138,8 @@ struct stratified : Base {
       "switchyard: a router without logits, such as router::precomputed, has the routes of one pass, and "
       "router::stratified decides after each pass which tokens make another. Wrap a router that makes logits.");
   static_assert(!Base::traits.takes_inputs,
-                "switchyard: router::stratified takes .inputs, and the router that it wraps (router::replayed or router::with_router_input) takes "
+                "switchyard: router::stratified takes .inputs, and the router that it wraps (router::replayed or "
+                "router::with_router_input) takes "
                 "them, too. Take one of the two.");
   static_assert(
       std::is_same_v<typename Base::features, features_as_they_are>,
@@ -171,9 +172,10 @@ struct stratified : Base {
     static_assert(Expert::traits.shared_intermediate == 0,
                   "switchyard: router::stratified makes several passes, and no publication says which of them a shared "
                   "expert sees. Take expert::with_shared away, and compute it beside the layer.");
-    static_assert(!Expert::traits.output_bias,
-                  "switchyard: router::stratified makes several passes, and no publication says which of them an output bias "
-                  "belongs to. Take expert::with_output_bias away, and add it beside the layer.");
+    static_assert(
+        !Expert::traits.output_bias,
+        "switchyard: router::stratified makes several passes, and no publication says which of them an output bias "
+        "belongs to. Take expert::with_output_bias away, and add it beside the layer.");
     return Base::template fits<Self, Dims, Capacity, Expert>();
   }
 

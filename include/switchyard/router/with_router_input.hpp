@@ -28,12 +28,14 @@ struct features_of_the_caller {
 template <class Base, int Width>
 struct with_router_input : Base {
   static_assert(makes_logits<Base>,
-                "switchyard: a router without logits, such as router::precomputed, looks at no tokens, so router::with_router_input "
+                "switchyard: a router without logits, such as router::precomputed, looks at no tokens, so "
+                "router::with_router_input "
                 "would change nothing. Wrap a router that makes logits.");
   static_assert(Width >= 1, "switchyard: router::with_router_input needs the width of a row, at least 1.");
-  static_assert(std::is_same_v<typename Base::features, features_as_they_are> && std::is_same_v<typename Base::schedule, one_pass> &&
-                    !Base::traits.takes_inputs,
-                "switchyard: router::with_router_input takes .inputs for the router's rows, and the router that it wraps takes them, too. "
+  static_assert(std::is_same_v<typename Base::features, features_as_they_are> &&
+                    std::is_same_v<typename Base::schedule, one_pass> && !Base::traits.takes_inputs,
+                "switchyard: router::with_router_input takes .inputs for the router's rows, and the router that it "
+                "wraps takes them, too. "
                 "Take one of the two.");
   static constexpr auto label = "with_router_input<" + name_of<Base>() + "," + decimal<Width>() + ">";
   static constexpr std::string_view name = label;

@@ -45,9 +45,9 @@ struct scaled : Base {
     return times_factor(Base::template select<TopK>(lanes, logits, weights));
   }
   template <int TopK, int Experts, class Lanes>
-    requires is_given_experts<Base>
-  SWITCHYARD_HD static route<TopK> weigh(Lanes lanes, per_expert<Experts, Lanes> const& logits,
-                                         int const (&experts)[TopK]) {
+  requires is_given_experts<Base> SWITCHYARD_HD static route<TopK> weigh(Lanes lanes,
+                                                                         per_expert<Experts, Lanes> const& logits,
+                                                                         int const (&experts)[TopK]) {
     return times_factor(Base::template weigh<TopK>(lanes, logits, experts));
   }
 

@@ -107,7 +107,8 @@ inline call_mode& current_call_mode() {
 /// Runs a layer step by step. Throws when the plan is not the one that the CPU makes of the same routes.
 template <class Layer>
 void forward_in_steps(typename Layer::args const& args, cudaStream_t on) {
-  if constexpr (!std::is_same_v<typename decltype(sy::schedule_of<Layer>())::type, sy::router::one_pass>) {  // no steps, or no plan
+  if constexpr (!std::is_same_v<typename decltype(sy::schedule_of<Layer>())::type,
+                                sy::router::one_pass>) {  // no steps, or no plan
     Layer::forward(args, {.stream = on});
     return;
   } else {

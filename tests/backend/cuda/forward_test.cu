@@ -140,7 +140,8 @@ TEST_CASE("on the GPU padding rows take no slot, count nowhere and give zeros, w
       if (!p.inputs.id_weights.empty()) p.inputs.id_weights[pair] = std::numeric_limits<double>::infinity();
     }
     for (std::size_t i = 0; i < p.inputs.router_tokens.size(); ++i) {
-      if (!p.inputs.active[i / p.config.router_width]) p.inputs.router_tokens[i] = std::numeric_limits<double>::quiet_NaN();
+      if (!p.inputs.active[i / p.config.router_width])
+        p.inputs.router_tokens[i] = std::numeric_limits<double>::quiet_NaN();
     }
     outcome const got = run(p);
     check_decisions(got, expected, decision_tolerance(layer));

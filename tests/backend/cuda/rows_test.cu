@@ -24,7 +24,8 @@ using sy::expert::value_row, sy::expert::neuron, sy::expert::with_output_gate;
 namespace {
 
 template <class Router, class Expert, int Keys, int TopK, int Hidden, class Element = float>
-using rows = sy::layer<sy::shape{Hidden, 1, Keys * Keys, TopK}, Router, sy::capacity::dropless, Expert, sy::backend::cuda, Element>;
+using rows = sy::layer<sy::shape{Hidden, 1, Keys* Keys, TopK}, Router, sy::capacity::dropless, Expert,
+                       sy::backend::cuda, Element>;
 
 /// A layer against the reference, in every way that a call may go.
 template <class Layer>
@@ -58,7 +59,8 @@ void check_layer() {
   p.active.assign(29, 1);
   for (std::size_t t : {0, 17, 28}) {
     p.active[t] = 0;
-    for (int i = 0; i < p.hidden; ++i) p.tokens[t * static_cast<std::size_t>(p.hidden) + i] = std::numeric_limits<double>::quiet_NaN();
+    for (int i = 0; i < p.hidden; ++i)
+      p.tokens[t * static_cast<std::size_t>(p.hidden) + i] = std::numeric_limits<double>::quiet_NaN();
   }
   check_rows(p, run_rows<Layer>(p), tolerance);
 }
@@ -72,7 +74,8 @@ TEST_CASE("on the GPU rows chosen by product keys are those of all sums sorted",
   check_layer<rows<product_keys<5, 2, projected<8>>, value_row, 5, 24, 264, sy::bfloat16>>();
   check_layer<rows<product_keys<9, 1, token>, with_output_gate<neuron<sy::gelu>>, 9, 70, 72, sy::half>>();
   check_layer<rows<sy::router::summed_product_keys<8, 3, token>, value_row, 8, 64, 40>>();
-  check_layer<rows<sy::router::summed_product_keys<8, 3, projected<6>, weighting::softmax>, neuron<sy::relu>, 8, 20, 24>>();
+  check_layer<
+      rows<sy::router::summed_product_keys<8, 3, projected<6>, weighting::softmax>, neuron<sy::relu>, 8, 20, 24>>();
 }
 
 TEST_CASE("on the GPU equal sums go to the lowest ids, as on the CPU", "[gpu]") {
@@ -101,7 +104,8 @@ TEST_CASE("on the GPU equal sums go to the lowest ids, as on the CPU", "[gpu]") 
 
 TEST_CASE("on the GPU rows by precomputed routes, and other experts by product keys", "[gpu]") {
   if (!has_device()) return;
-  using layer = sy::layer<sy::shape{24, 1, 50, 4}, sy::router::precomputed, sy::capacity::dropless, value_row, sy::backend::cuda, sy::bfloat16>;
+  using layer = sy::layer<sy::shape{24, 1, 50, 4}, sy::router::precomputed, sy::capacity::dropless, value_row,
+                          sy::backend::cuda, sy::bfloat16>;
   row_problem p = random_rows<rows<product_keys<8, 1, token>, value_row, 8, 4, 24, sy::bfloat16>>(11, 5);
   p.down.resize(50 * 24);
   random_numbers random(5);
@@ -111,9 +115,12 @@ TEST_CASE("on the GPU rows by precomputed routes, and other experts by product k
   }
   check_rows(p, run_rows<layer>(p), 1e-2);
 
-  using planned = sy::layer<sy::shape{8, 6, 9, 4}, product_keys<3, 2, token>, sy::capacity::dropless, sy::expert::mlp<sy::relu>, sy::backend::cuda>;
+  using planned = sy::layer<sy::shape{8, 6, 9, 4}, product_keys<3, 2, token>, sy::capacity::dropless,
+                            sy::expert::mlp<sy::relu>, sy::backend::cuda>;
   row_problem const q = random_rows<rows<product_keys<3, 2, token>, value_row, 3, 4, 8>>(40, 6);
-  auto const floats = [](reference::numbers const& v) { return device_array<float>(std::vector<float>(v.begin(), v.end())); };
+  auto const floats = [](reference::numbers const& v) {
+    return device_array<float>(std::vector<float>(v.begin(), v.end()));
+  };
   device_array<float> const x = floats(q.tokens), first = floats(q.first_keys), second = floats(q.second_keys);
   device_array<float> const up(std::vector<float>(9 * 48, 0.5f)), down(std::vector<float>(9 * 48, 0.25f)), y(40 * 8);
   device_array<std::int32_t> const experts(160);

@@ -213,10 +213,10 @@ struct cpu {
   /// Where the plan of a call stands after `plan`, to be read. `pair_of` has as many entries as there are rows: `offsets[experts]`.
   template <class Layer>
   static dispatch_plan plan_of(forward_args<Layer> const& args) {
-    static_assert(
-        std::is_same_v<typename decltype(schedule_of<Layer>())::type, router::one_pass>,
-        "switchyard: a layer whose experts are rows plans nothing, and one of router::stratified plans for every stratum, so there is no "
-        "plan to look at.");
+    static_assert(std::is_same_v<typename decltype(schedule_of<Layer>())::type, router::one_pass>,
+                  "switchyard: a layer whose experts are rows plans nothing, and one of router::stratified plans for "
+                  "every stratum, so there is no "
+                  "plan to look at.");
     return memory_of(args).of_layer.plan();
   }
 

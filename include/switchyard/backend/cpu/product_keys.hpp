@@ -45,9 +45,8 @@ inline int best_keys(float const* values, int keys, int kept, candidate* best) {
     no_lower[found] = static_cast<std::uint16_t>(i);
     found += values[i] >= least ? 1 : 0;
   }
-  std::partial_sort(no_lower, no_lower + count, no_lower + found, [values](int a, int b) {
-    return values[a] > values[b] || (values[a] == values[b] && a < b);
-  });
+  std::partial_sort(no_lower, no_lower + count, no_lower + found,
+                    [values](int a, int b) { return values[a] > values[b] || (values[a] == values[b] && a < b); });
   for (int i = 0; i < count; ++i) best[i] = {values[no_lower[i]], no_lower[i]};
   return count;
 }
@@ -130,8 +129,8 @@ struct route_step<router::from_product_keys> {
   struct memory {
     using router = typename Layer::router;
     static constexpr int width = router::query::width(Layer::dims.hidden);
-    float* queries = nullptr;                // [tokens at a time, heads * width]
-    float *first_scores, *second_scores;     // [heads, tokens at a time, keys]
+    float* queries = nullptr;             // [tokens at a time, heads * width]
+    float *first_scores, *second_scores;  // [heads, tokens at a time, keys]
 
     constexpr memory(carver& from, std::int64_t all_tokens) {
       std::int64_t const tokens = all_tokens < most_tokens ? all_tokens : most_tokens;
@@ -189,7 +188,8 @@ struct route_step<router::from_product_keys> {
     };
     if constexpr (router::query::is_projected) {
       constexpr int columns = router::heads * width;
-      make_logits(router_product<element>{seen, Layer::dims.hidden, columns, w.query, w.query_bias}, context, m.queries);
+      make_logits(router_product<element>{seen, Layer::dims.hidden, columns, w.query, w.query_bias}, context,
+                  m.queries);
       scores(view<float const>{m.queries, tokens, columns}, width);
     } else {
       scores(seen, 0);

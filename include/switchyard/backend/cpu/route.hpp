@@ -284,8 +284,9 @@ struct route_step<router::from_logits> {
                                                     Layer::router_traits.bias ? router.bias : nullptr};
     features<Layer>::template prepare<Layer>(args, context, m.of_features, product);
     make_logits(product, context, m.logits);
-    select_experts<typename Layer::router, dims.experts, dims.top_k>(
-        args.tokens.rows, args.active, router, context, m.logits, to.experts, to.weights, to.priority, called, args.inputs);
+    select_experts<typename Layer::router, dims.experts, dims.top_k>(args.tokens.rows, args.active, router, context,
+                                                                     m.logits, to.experts, to.weights, to.priority,
+                                                                     called, args.inputs);
   }
 
   template <class Layer>

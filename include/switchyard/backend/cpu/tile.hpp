@@ -132,8 +132,8 @@ namespace portable {
 #define SWITCHYARD_TILE_REGISTERS 16
 #define SWITCHYARD_TILE_ROWS 6
 #define SWITCHYARD_PANEL_FEATURES 6
-#include <switchyard/backend/cpu/tile.inl>
 #include <switchyard/backend/cpu/rows.inl>
+#include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
@@ -149,8 +149,8 @@ namespace avx2 {
 #define SWITCHYARD_TILE_REGISTERS 16
 #define SWITCHYARD_TILE_ROWS 6
 #define SWITCHYARD_PANEL_FEATURES 6
-#include <switchyard/backend/cpu/tile.inl>
 #include <switchyard/backend/cpu/rows.inl>
+#include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
@@ -167,8 +167,8 @@ namespace avx512 {
 #define SWITCHYARD_TILE_REGISTERS 32
 #define SWITCHYARD_TILE_ROWS 7
 #define SWITCHYARD_PANEL_FEATURES 12
-#include <switchyard/backend/cpu/tile.inl>
 #include <switchyard/backend/cpu/rows.inl>
+#include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS

@@ -23,13 +23,13 @@ namespace switchyard::cuda {
 /// to[h][t][j] = row t of head h . key j of head h (+ bias), for heads, rows and keys that stand one after the other.
 template <class Element>
 struct key_product {
-  Element const* rows;        ///< [rows, row_stride]; head h begins at column h * head_columns
+  Element const* rows;  ///< [rows, row_stride]; head h begins at column h * head_columns
   std::int64_t row_stride, row_count;
   int head_columns;
-  float const* keys;          ///< [heads, keys, depth]
-  float const* bias;          ///< [heads * keys], null: none
+  float const* keys;  ///< [heads, keys, depth]
+  float const* bias;  ///< [heads * keys], null: none
   int heads, key_count, depth;
-  float* to;                  ///< [heads, rows, keys]
+  float* to;  ///< [heads, rows, keys]
 };
 
 /// A block has 64 rows and 64 keys, a thread 4 of each.
@@ -54,7 +54,8 @@ __global__ void __launch_bounds__(key_product_tile::threads) multiply_keys(key_p
     for (int i = thread; i < tile::rows * tile::depth; i += tile::threads) {
       int const r = i / tile::depth, d = i % tile::depth;
       bool const exists = first_row + r < of.row_count && k + d < of.depth;
-      left[d][r] = exists ? static_cast<float>(of.rows[(first_row + r) * of.row_stride + head * of.head_columns + k + d]) : 0.0f;
+      left[d][r] =
+          exists ? static_cast<float>(of.rows[(first_row + r) * of.row_stride + head * of.head_columns + k + d]) : 0.0f;
     }
     for (int i = thread; i < tile::keys * tile::depth; i += tile::threads) {
       int const j = i / tile::depth, d = i % tile::depth;
@@ -64,7 +65,8 @@ __global__ void __launch_bounds__(key_product_tile::threads) multiply_keys(key_p
     __syncthreads();
 #pragma unroll
     for (int d = 0; d < tile::depth; ++d) {
-      float4 const a = *reinterpret_cast<float4 const*>(&left[d][my_rows]), b = *reinterpret_cast<float4 const*>(&right[d][my_keys]);
+      float4 const a = *reinterpret_cast<float4 const*>(&left[d][my_rows]),
+                   b = *reinterpret_cast<float4 const*>(&right[d][my_keys]);
       float const rows[4] = {a.x, a.y, a.z, a.w}, columns[4] = {b.x, b.y, b.z, b.w};
 #pragma unroll
       for (int r = 0; r < 4; ++r) {
@@ -112,7 +114,8 @@ struct key_choice_tile {
   }
   static constexpr int scored_bytes = all ? 0 : pairs() * static_cast<int>(sizeof(product_key::scored));
   static constexpr int halves_bytes = 2 * Keys * 4 + (all ? 0 : 2 * most * static_cast<int>(sizeof(candidate)));
-  static constexpr std::size_t shared_bytes = static_cast<std::size_t>(halves_bytes + (scored_bytes + 15) / 16 * 16 + Kept * 4 + 16);
+  static constexpr std::size_t shared_bytes =
+      static_cast<std::size_t>(halves_bytes + (scored_bytes + 15) / 16 * 16 + Kept * 4 + 16);
 };
 
 /// The best `most` of a half's keys in the order of choice. The value of the last one is found bit by bit; keys above it, and as many of
@@ -302,8 +305,8 @@ struct route_step<router::from_product_keys> {
   struct memory {
     using router = typename Layer::router;
     static constexpr int width = router::query::width(Layer::dims.hidden);
-    float* queries = nullptr;     // [tokens at a time, heads * width]
-    float *first, *second;        // [heads, tokens at a time, keys]
+    float* queries = nullptr;  // [tokens at a time, heads * width]
+    float *first, *second;     // [heads, tokens at a time, keys]
 
     constexpr memory(carver& from, std::int64_t all_tokens) {
       std::int64_t const tokens = all_tokens < most_tokens ? all_tokens : most_tokens;
@@ -326,24 +329,25 @@ struct route_step<router::from_product_keys> {
     constexpr int kept = router::template kept<Layer>, lists = router::choices;
     using tile = key_choice_tile<router::keys, kept>;
     static_assert(tile::shared_bytes <= least_shared_bytes,
-                  "switchyard: backend::cuda chooses a list of product keys in the shared memory of a block, which has no room for so "
+                  "switchyard: backend::cuda chooses a list of product keys in the shared memory of a block, which has "
+                  "no room for so "
                   "many keys and so many kept ones. Lower shape.top_k, or have fewer keys.");
     bool const planned = results.chosen.words != nullptr;
     for (std::int64_t begin = 0; begin < args.tokens.rows; begin += most_tokens) {
       std::int64_t const left = args.tokens.rows - begin, tokens = left < most_tokens ? left : most_tokens;
       enqueue_scores(args, queue, m, begin, tokens);
-      key_choice const choice{.first = m.first,
-                              .second = m.second,
-                              .tokens = tokens,
-                              .active = args.active == nullptr ? nullptr : args.active + begin,
-                              .experts = results.experts + begin * dims.top_k,
-                              .weights = results.weights + begin * dims.top_k,
-                              .scores = args.report.scores == nullptr ? nullptr : args.report.scores + begin * dims.top_k,
-                              .priority = results.priority == nullptr ? nullptr : results.priority + begin,
-                              .unroutable = planned ? -2 : -1};
-      launch(queue, "choose_pairs",
-             choose_pairs<router::keys, kept, lists, router::sums_heads ? router::heads : 1, typename router::weighting>,
-             tokens * lists, tile::threads, tile::shared_bytes, choice);
+      key_choice const choice{
+          .first = m.first,
+          .second = m.second,
+          .tokens = tokens,
+          .active = args.active == nullptr ? nullptr : args.active + begin,
+          .experts = results.experts + begin * dims.top_k,
+          .weights = results.weights + begin * dims.top_k,
+          .scores = args.report.scores == nullptr ? nullptr : args.report.scores + begin * dims.top_k,
+          .priority = results.priority == nullptr ? nullptr : results.priority + begin,
+          .unroutable = planned ? -2 : -1};
+      launch(queue, "choose_pairs", choose_pairs < router::keys, kept, lists, router::sums_heads ? router::heads : 1,
+             typename router::weighting >, tokens * lists, tile::threads, tile::shared_bytes, choice);
     }
     // A plan wants the sets of pairs, too.
     if (planned && args.tokens.rows > 0) {
@@ -351,12 +355,14 @@ struct route_step<router::from_product_keys> {
       if constexpr (shared_bytes <= most_shared_bytes) {
         launch(queue, "take_pairs", take_pairs<switchyard::router::precomputed, precomputed_routes, take_pairs_tile>,
                results.chosen.token_blocks, take_pairs_tile::threads, shared_bytes,
-               precomputed_routes{results.experts, results.weights}, args.tokens.rows, dims.experts, dims.top_k, args.active,
-               results);
+               precomputed_routes{results.experts, results.weights}, args.tokens.rows, dims.experts, dims.top_k,
+               args.active, results);
       } else {
-        static_assert(!requires { typename Layer::expert::activation; } || requires { typename Layer::expert::schedule; },
-                      "switchyard: backend::cuda keeps the pairs of 32 tokens in shared memory, a bit for every expert, which has no "
-                      "room for so many experts and choices. Use fewer of them, or experts that are rows.");
+        static_assert(
+            !requires { typename Layer::expert::activation; } || requires { typename Layer::expert::schedule; },
+            "switchyard: backend::cuda keeps the pairs of 32 tokens in shared memory, a bit for every expert, which "
+            "has no "
+            "room for so many experts and choices. Use fewer of them, or experts that are rows.");
       }
     }
   }
@@ -385,7 +391,8 @@ struct route_step<router::from_product_keys> {
     constexpr int width = memory<Layer>::width, half_width = width / 2;
     switchyard::router::product_key_weights const w = args.weights.router;
     auto const scores = [&]<class Row>(Row const* rows, std::int64_t row_stride, int head_columns) {
-      key_product<Row> of{rows, row_stride, tokens, head_columns, w.first_keys, nullptr, router::heads, router::keys, half_width, m.first};
+      key_product<Row> of{rows,    row_stride,    tokens,       head_columns, w.first_keys,
+                          nullptr, router::heads, router::keys, half_width,   m.first};
       enqueue_product(queue, of);
       of.rows += half_width;
       of.keys = w.second_keys;
@@ -394,8 +401,8 @@ struct route_step<router::from_product_keys> {
     };
     if constexpr (router::query::is_projected) {
       constexpr int columns = router::heads * width;
-      enqueue_product(queue, key_product<element>{args.tokens.row(begin), args.tokens.row_stride, tokens, 0, w.query, w.query_bias, 1,
-                                                  columns, Layer::dims.hidden, m.queries});
+      enqueue_product(queue, key_product<element>{args.tokens.row(begin), args.tokens.row_stride, tokens, 0, w.query,
+                                                  w.query_bias, 1, columns, Layer::dims.hidden, m.queries});
       scores(static_cast<float const*>(m.queries), columns, width);
     } else {
       scores(args.tokens.row(begin), args.tokens.row_stride, 0);

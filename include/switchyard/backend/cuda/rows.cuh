@@ -100,7 +100,7 @@ __global__ void __launch_bounds__(sum_threads) sum_token_rows(row_sum<Element> c
   bool const active = of.active == nullptr || of.active[token] != 0, whole = of.aligned_rows && first + width <= hidden;
   float const* const weights = of.scaled != nullptr ? of.scaled : of.weights;
   float sum[width] = {}, start = 0.0f;
-  auto const read = [&](std::int32_t expert, float (&values)[width]) {
+  auto const read = [&](std::int32_t expert, float(&values)[width]) {
     Element const* const row = of.down.row(expert) + first;
     if (whole) {
       to_floats<Element>(*reinterpret_cast<chunk const*>(row), values);
@@ -184,7 +184,9 @@ struct schedule_step<expert::sum_of_rows, Products> {
   template <class Layer>
   using routing = route_step<typename Layer::router::source>;
   template <class Layer>
-  static constexpr bool has_units = requires { typename Layer::expert::activation; };
+  static constexpr bool has_units = requires {
+    typename Layer::expert::activation;
+  };
 
   template <class Layer>
   struct memory {
@@ -216,7 +218,8 @@ struct schedule_step<expert::sum_of_rows, Products> {
   static void enqueue_route(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m) {
     // Nobody asks for the sets of pairs, but the blocks that make them go by their size.
     pair_sets none;
-    none.block_pairs = static_cast<int>(routing<Layer>::template block_tokens<Layer>(args.tokens.rows)) * Layer::dims.top_k;
+    none.block_pairs =
+        static_cast<int>(routing<Layer>::template block_tokens<Layer>(args.tokens.rows)) * Layer::dims.top_k;
     none.token_blocks = divide_up(args.tokens.rows, routing<Layer>::template block_tokens<Layer>(args.tokens.rows));
     routing<Layer>::template enqueue<Layer>(args, queue, m.of_routing,
                                             {.experts = m.experts,
@@ -238,16 +241,20 @@ struct schedule_step<expert::sum_of_rows, Products> {
     decisions const& to = args.decisions;
     std::int64_t const pairs = args.tokens.rows * Layer::dims.top_k;
     if (to.counts != nullptr || to.load != nullptr) {
-      launch(queue, "clear_counts", clear_counts<threads>, divide_up(Layer::dims.experts, threads), threads, 0, to, Layer::dims.experts);
+      launch(queue, "clear_counts", clear_counts<threads>, divide_up(Layer::dims.experts, threads), threads, 0, to,
+             Layer::dims.experts);
     }
-    bool const asked = to.experts != nullptr || to.weights != nullptr || to.dropped != nullptr || to.counts != nullptr || to.load != nullptr;
+    bool const asked = to.experts != nullptr || to.weights != nullptr || to.dropped != nullptr ||
+                       to.counts != nullptr || to.load != nullptr;
     if (pairs > 0 && asked) {
-      launch(queue, "report_pairs", report_pairs<threads>, divide_up(pairs, threads), threads, 0, row_report{pairs, m.experts, m.weights, to});
+      launch(queue, "report_pairs", report_pairs<threads>, divide_up(pairs, threads), threads, 0,
+             row_report{pairs, m.experts, m.weights, to});
     }
   }
 
   template <class Layer>
-  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args,
+                                                               memory<Layer> const& m) {
     return routing<Layer>::template tokens_of_experts<Layer>(args, m.of_routing);
   }
 
@@ -279,12 +286,14 @@ struct schedule_step<expert::sum_of_rows, Products> {
     of.aligned_units = is_aligned(of.tokens) && is_aligned(of.up);
     of.aligned_rows = is_aligned(of.down);
     if constexpr (has_units<Layer>) {
-      launch(queue, "make_units", make_units<element, typename Layer::expert::activation>, tokens.rows, unit_threads, 0, of);
+      launch(queue, "make_units", make_units<element, typename Layer::expert::activation>, tokens.rows, unit_threads, 0,
+             of);
     } else if constexpr (Layer::expert::has_output_gate) {
       launch(queue, "make_units", make_units<element, relu>, tokens.rows, unit_threads, 0, of);
     }
     constexpr int columns = 32 * (chunk_bytes / static_cast<int>(sizeof(element)));
-    launch(queue, "sum_token_rows", sum_token_rows<element>, tokens.rows * divide_up(Layer::dims.hidden, columns), sum_threads, 0, of);
+    launch(queue, "sum_token_rows", sum_token_rows<element>, tokens.rows * divide_up(Layer::dims.hidden, columns),
+           sum_threads, 0, of);
   }
 };
 

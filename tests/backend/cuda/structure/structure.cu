@@ -217,16 +217,18 @@ bool measure_all(std::tuple<Layers...> const*, counters& from) {
 template <class Element>
 bool measure_rows(counters& from) {
   constexpr int keys = 64, heads = 2, kept = 32;
-  using layer = switchyard::layer<shape{1024, 1, keys * keys, heads * kept}, router::product_keys<keys, heads>, capacity::dropless,
-                                  expert::value_row, backend::cuda, Element>;
-  constexpr std::int64_t tokens = 24, pairs = tokens * layer::dims.top_k, row_bytes = layer::dims.hidden * static_cast<std::int64_t>(sizeof(Element));
+  using layer = switchyard::layer<shape{1024, 1, keys * keys, heads * kept}, router::product_keys<keys, heads>,
+                                  capacity::dropless, expert::value_row, backend::cuda, Element>;
+  constexpr std::int64_t tokens = 24, pairs = tokens * layer::dims.top_k,
+                         row_bytes = layer::dims.hidden * static_cast<std::int64_t>(sizeof(Element));
   random_numbers random(2);
   std::vector<float> numbers(std::size_t{heads} * keys * layer::dims.hidden / 2);
   for (float& number : numbers) number = static_cast<float>(random.normal());
   std::vector<Element> x(tokens * layer::dims.hidden);
   for (Element& value : x) value = Element(static_cast<float>(random.normal()));
   device_array<float> const first(numbers), second(numbers);
-  device_array<Element> const tokens_at(x), values(static_cast<std::size_t>(layer::dims.experts) * layer::dims.hidden), y(x.size());
+  device_array<Element> const tokens_at(x), values(static_cast<std::size_t>(layer::dims.experts) * layer::dims.hidden),
+      y(x.size());
   device_array<std::byte> const workspace(layer::workspace_bytes(tokens));
   check_cuda(cudaMemset(values.data(), 0, values.size() * sizeof(Element)));
   typename layer::args args{};
