@@ -1,4 +1,4 @@
-// Included by tile.hpp behind tile.inl, once per instruction set: sums and products of single rows that stand anywhere.
+// The end of tile.inl, once per instruction set: sums and products of single rows that stand anywhere.
 
 /// sum[depth_position(k)] += weights[r] * rows[r][k] for each row after the other. Rows that come next are fetched meanwhile.
 template <int Count, class Element>

@@ -132,7 +132,6 @@ namespace portable {
 #define SWITCHYARD_TILE_REGISTERS 16
 #define SWITCHYARD_TILE_ROWS 6
 #define SWITCHYARD_PANEL_FEATURES 6
-#include <switchyard/backend/cpu/rows.inl>
 #include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
@@ -149,7 +148,6 @@ namespace avx2 {
 #define SWITCHYARD_TILE_REGISTERS 16
 #define SWITCHYARD_TILE_ROWS 6
 #define SWITCHYARD_PANEL_FEATURES 6
-#include <switchyard/backend/cpu/rows.inl>
 #include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
@@ -167,7 +165,6 @@ namespace avx512 {
 #define SWITCHYARD_TILE_REGISTERS 32
 #define SWITCHYARD_TILE_ROWS 7
 #define SWITCHYARD_PANEL_FEATURES 12
-#include <switchyard/backend/cpu/rows.inl>
 #include <switchyard/backend/cpu/tile.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
