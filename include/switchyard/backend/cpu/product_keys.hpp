@@ -21,87 +21,29 @@
 /// Routes by product keys: half scores of all keys by products, then a token's best experts of each head.
 namespace switchyard::cpu {
 
-/// The best `kept` of `keys` values in the order of choice. Returns how many there are: no more than there are keys.
-///
-/// Maxima of parts of the values, at least `kept` of them, say what the last one can be no lower than; few values are no lower.
-inline int best_keys(float const* values, int keys, int kept, candidate* best) {
-  constexpr int most_parts = 1024;
-  int const count = std::min(kept, keys);
-  float least = -infinity;
-  int const parts = (2 * count + 15) / 16 * 16;
-  if (parts <= most_parts && 2 * parts <= keys) {
-    float maxima[most_parts];
-    std::copy(values, values + parts, maxima);
-    for (int first = parts; first < keys; first += parts) {
-      int const length = std::min(parts, keys - first);
-      for (int i = 0; i < length; ++i) maxima[i] = values[first + i] > maxima[i] ? values[first + i] : maxima[i];
-    }
-    std::nth_element(maxima, maxima + count - 1, maxima + parts, [](float a, float b) { return a > b; });
-    least = maxima[count - 1];
-  }
-  std::uint16_t no_lower[8192];
-  int found = 0;
-  for (int i = 0; i < keys; ++i) {
-    no_lower[found] = static_cast<std::uint16_t>(i);
-    found += values[i] >= least ? 1 : 0;
-  }
-  std::partial_sort(no_lower, no_lower + count, no_lower + found, [values](int a, int b) {
-    return values[a] > values[b] || (values[a] == values[b] && a < b);
-  });
-  for (int i = 0; i < count; ++i) best[i] = {values[no_lower[i]], no_lower[i]};
-  return count;
+/// The choice by product keys of one instruction set: see choose.inl.
+struct choice_kernels {
+  bool (*choose)(float const* first, float const* second, int keys, int kept, std::int32_t* experts, float* scores);
+};
+inline choice_kernels choice_kernels_of(instruction_set set) {
+#if defined(__x86_64__)
+  if (set >= instruction_set::avx512) return {&avx512::choose_pairs};
+  if (set == instruction_set::avx2) return {&avx2::choose_pairs};
+#else
+  (void)set;
+#endif
+  return {&portable::choose_pairs};
 }
 
-/// The best `kept` pairs of first and second keys, best first, from the best of each half: the heap has the best pair that is left of
-/// each first key, and the next first key comes in when the one before it has given its best pair. False where a score is not finite.
-template <int MostKept>
-bool best_pairs(candidate const* first, int firsts, candidate const* second, int seconds, int kept, int keys,
-                std::int32_t* experts, float* scores) {
-  struct pair {
-    product_key::scored of;
-    int rank, partner;
-  };
-  pair waiting[MostKept];
-  int count = 0;
-  auto const is_worse = [](pair const& a, pair const& b) { return product_key::precedes(b.of, a.of); };
-  auto const add = [&](int rank, int partner) {
-    candidate const u = first[rank], v = second[partner];
-    waiting[count++] = {{product_key::score_of(u.value, v.value), u.id * keys + v.id}, rank, partner};
-    std::push_heap(waiting, waiting + count, is_worse);
-  };
-  add(0, 0);
-  for (int k = 0; k < kept; ++k) {
-    std::pop_heap(waiting, waiting + count, is_worse);
-    pair const best = waiting[--count];
-    if (!is_finite(best.of.of.sum)) return false;
-    experts[k] = best.of.id;
-    scores[k] = best.of.of.sum;
-    if (best.partner == 0 && best.rank + 1 < firsts) add(best.rank + 1, 0);
-    if (best.partner + 1 < product_key::partners(best.rank, kept, seconds)) add(best.rank, best.partner + 1);
+/// Takes all pairs in the order of their ids. False where a half score or a sum is not finite.
+inline bool take_all_pairs(float const* first, float const* second, int keys, std::int32_t* experts, float* scores) {
+  bool finite = true;
+  for (int i = 0; i < keys * keys; ++i) {
+    experts[i] = i;
+    scores[i] = first[i / keys] + second[i % keys];
+    finite = finite && is_finite(first[i / keys]) && is_finite(second[i % keys]) && is_finite(scores[i]);
   }
-  return true;
-}
-
-/// Chooses for one token and one list: fills `kept` experts and scores. False where a half score or a chosen score is not finite.
-template <int Keys, int Kept>
-bool choose_by_keys(float const* first, float const* second, std::int32_t* experts, float* scores) {
-  float worst = 0.0f;  // a value times 0 is NaN where the value is not finite
-  for (int i = 0; i < Keys; ++i) worst += 0.0f * first[i] + 0.0f * second[i];
-  if (!is_finite(worst)) return false;
-  if constexpr (Kept == Keys * Keys) {
-    for (int i = 0; i < Kept; ++i) {
-      experts[i] = i;
-      scores[i] = first[i / Keys] + second[i % Keys];
-      if (!is_finite(scores[i])) return false;
-    }
-    return true;
-  } else {
-    constexpr int most = Kept < Keys ? Kept : Keys;
-    candidate best_first[most], best_second[most];
-    best_keys(first, Keys, Kept, best_first);
-    best_keys(second, Keys, Kept, best_second);
-    return best_pairs<Kept>(best_first, most, best_second, most, Kept, Keys, experts, scores);
-  }
+  return finite;
 }
 
 /// The combine weights of one list of scores.
@@ -203,6 +145,7 @@ struct route_step<router::from_product_keys> {
     using router = typename Layer::router;
     constexpr int keys = router::keys, kept = router::template kept<Layer>, lists = router::choices;
     constexpr int top_k = Layer::dims.top_k;
+    [[maybe_unused]] choice_kernels const kernels = choice_kernels_of(context.instructions);
     std::atomic<std::int64_t> unroutable{std::numeric_limits<std::int64_t>::max()};
     parallel_for(context, tokens * lists, [&](std::int64_t item) {
       std::int64_t const token = item / lists, list = item % lists, pair = (first + token) * top_k + list * kept;
@@ -220,7 +163,11 @@ struct route_step<router::from_product_keys> {
           for (int i = 0; i < keys; ++i) of_first[i] += of_first[head * tokens * keys + i];
           for (int i = 0; i < keys; ++i) of_second[i] += of_second[head * tokens * keys + i];
         }
-        chosen = choose_by_keys<keys, kept>(of_first, of_second, experts, scores);
+        if constexpr (kept == keys * keys) {
+          chosen = take_all_pairs(of_first, of_second, keys, experts, scores);
+        } else {
+          chosen = kernels.choose(of_first, of_second, keys, kept, experts, scores);
+        }
         if (chosen) {
           weigh_scores<typename router::weighting, kept>(scores, weights);
         } else {

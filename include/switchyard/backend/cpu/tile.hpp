@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/cpu/ranked_keys.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
 #include <switchyard/core/operand.hpp>
@@ -134,6 +135,7 @@ namespace portable {
 #define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
 #include <switchyard/backend/cpu/rows.inl>
+#include <switchyard/backend/cpu/choose.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
@@ -151,6 +153,7 @@ namespace avx2 {
 #define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
 #include <switchyard/backend/cpu/rows.inl>
+#include <switchyard/backend/cpu/choose.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
@@ -169,6 +172,7 @@ namespace avx512 {
 #define SWITCHYARD_PANEL_FEATURES 12
 #include <switchyard/backend/cpu/tile.inl>
 #include <switchyard/backend/cpu/rows.inl>
+#include <switchyard/backend/cpu/choose.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS

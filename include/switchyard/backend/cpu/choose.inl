@@ -1,0 +1,229 @@
+// Included by tile.hpp behind tile.inl, once per instruction set: choosing by product keys, without sorting and almost without branches.
+// Values are found by bisection, which counts how many are no less than a bound, and put in order by counting what precedes each.
+
+/// How many values are no less than a bound.
+SWITCHYARD_TILE_TARGET inline int count_no_less(float const* values, int count, float bound) {
+  int const by_vectors = count / lanes * lanes;
+  integers found = {};
+  for (int i = 0; i < by_vectors; i += lanes) {
+    floats some;
+    __builtin_memcpy(&some, values + i, sizeof some);
+    found -= some >= bound;
+  }
+  int total = 0;
+  for (int i = 0; i < lanes; ++i) total += found[i];
+  for (int i = by_vectors; i < count; ++i) total += values[i] >= bound ? 1 : 0;
+  return total;
+}
+
+/// How many lanes come before the first one that is not true.
+SWITCHYARD_TILE_TARGET inline int leading_lanes(integers true_lanes) {
+  typedef std::int8_t bytes __attribute__((vector_size(lanes)));
+  bytes const small = __builtin_convertvector(true_lanes, bytes);
+  std::uint32_t four[lanes / 4];
+  __builtin_memcpy(four, &small, sizeof small);
+  std::uint32_t total = 0;
+  for (std::uint32_t some : four) total += (some & 0x01010101u) * 0x01010101u >> 24;
+  return static_cast<int>(total);
+}
+
+/// A bound, and how many of some values are no less.
+struct value_cut {
+  float least;
+  int count;
+};
+
+/// Raises a bound that at least `kept` values are no less than, until no more than `kept + spare_values` are. More remain only where many
+/// equal the bound and fewer than `kept` are above it.
+SWITCHYARD_TILE_TARGET inline value_cut raise_cut(float const* values, int count, int kept, float least, float largest) {
+  value_cut cut{least, count_no_less(values, count, least)};
+  float above = largest;
+  for (int step = 0; cut.count > kept + spare_values; ++step) {
+    float middle = 0.5f * cut.least + 0.5f * above;
+    // Where halves of the distance are too many, halves of the numbers that lie between.
+    if (step >= 16 || !(middle > cut.least && middle < above)) middle = number_between(cut.least, above);
+    bool const is_last = !(middle > cut.least && middle < above);
+    if (is_last) middle = above;
+    int const found = count_no_less(values, count, middle);
+    if (found >= kept) {
+      cut = {middle, found};
+    } else {
+      above = middle;
+    }
+    if (is_last) break;
+  }
+  return cut;
+}
+
+/// rank[i] = how many values come before value i in the order of choice. All arrays have room for whole vectors.
+SWITCHYARD_TILE_TARGET inline void count_preceding(float const* values, int count, std::int32_t* rank) {
+  integers number;
+  for (int i = 0; i < lanes; ++i) number[i] = i;
+  for (int begin = 0; begin < count; begin += lanes) {
+    floats mine;
+    __builtin_memcpy(&mine, values + begin, sizeof mine);
+    integers before = {};
+    int const end = begin + lanes < count ? begin + lanes : count;
+    for (int k = 0; k < begin; ++k) before -= mine <= values[k];
+    for (int k = begin; k < end; ++k) before -= (mine < values[k]) | ((mine == values[k]) & (number > k - begin));
+    for (int k = end; k < count; ++k) before -= mine < values[k];
+    __builtin_memcpy(rank + begin, &before, sizeof before);
+  }
+}
+
+/// The best keys of one half in the order of choice: at least as many as asked for, if there are.
+SWITCHYARD_TILE_TARGET inline void best_keys(float const* values, int keys, int kept, float least, float largest,
+                                             ranked_keys& best) {
+  value_cut const cut = raise_cut(values, keys, kept, least, largest);
+  float value[ranked_keys::room + lanes];
+  std::int32_t id[ranked_keys::room + lanes], rank[ranked_keys::room + lanes];
+  int found = 0;
+  if (cut.count <= kept + spare_values) {
+    for (int i = 0; i < keys; ++i) {
+      value[found] = values[i];
+      id[found] = i;
+      found += values[i] >= cut.least ? 1 : 0;
+    }
+  } else {
+    int equal = 0;  // of those, the first
+    for (int i = 0; i < keys; ++i) equal += values[i] == cut.least ? 1 : 0;
+    equal = kept - (cut.count - equal);
+    for (int i = 0; i < keys; ++i) {
+      if (values[i] < cut.least || (values[i] == cut.least && --equal < 0)) continue;
+      value[found] = values[i];
+      id[found++] = i;
+    }
+  }
+  for (int i = found; i < found + lanes; ++i) value[i] = 0.0f;
+  count_preceding(value, found, rank);
+  for (int i = 0; i < found; ++i) {
+    best.value[rank[i]] = value[i];
+    best.id[rank[i]] = id[i];
+  }
+  for (int i = found; i < found + lanes; ++i) best.value[i] = 0.0f;
+  best.count = found;
+}
+
+/// The largest values of up to 32 parts of a half, best first, whether all values are finite, and how many parts there are.
+struct part_maxima {
+  static constexpr int most = 32;
+  float value[most + lanes];
+  int count;
+  bool finite;
+};
+SWITCHYARD_TILE_TARGET inline part_maxima maxima_of(float const* values, int keys) {
+  constexpr int most = part_maxima::most, vectors = most / lanes;
+  floats largest[vectors];
+  words special = {};
+  for (floats& some : largest) some = floats{} - infinity;
+  int const by_parts = keys / most * most;
+  for (int i = 0; i < by_parts; i += most) {
+    for (int v = 0; v < vectors; ++v) {
+      floats some;
+      words bits;
+      __builtin_memcpy(&some, values + i + v * lanes, sizeof some);
+      __builtin_memcpy(&bits, values + i + v * lanes, sizeof bits);
+      special |= reinterpret_cast<words>((bits & 0x7f800000u) == 0x7f800000u);
+      largest[v] = some > largest[v] ? some : largest[v];
+    }
+  }
+  float value[most + lanes] = {};
+  __builtin_memcpy(value, largest, sizeof largest);
+  part_maxima result{};
+  result.finite = true;
+  for (int i = 0; i < lanes; ++i) result.finite = result.finite && special[i] == 0;
+  for (int i = by_parts; i < keys; ++i) {
+    result.finite = result.finite && is_finite(values[i]);
+    value[i - by_parts] = values[i] > value[i - by_parts] ? values[i] : value[i - by_parts];
+  }
+  result.count = keys < most ? keys : most;
+  std::int32_t rank[most + lanes];
+  count_preceding(value, result.count, rank);
+  for (int i = 0; i < result.count; ++i) result.value[rank[i]] = value[i];
+  return result;
+}
+
+/// What the last of `kept` sums is no less than: `a` values of one half and `b` of the other make a * b sums.
+SWITCHYARD_TILE_TARGET inline float least_sum(float const* first, int firsts, float const* second, int seconds, int kept) {
+  float least = -infinity;
+  for (int a = (kept + seconds - 1) / seconds; a <= firsts && a <= kept; a += a / 4 + 1) {
+    float const sum = first[a - 1] + second[(kept + a - 1) / a - 1];
+    least = sum > least ? sum : least;
+  }
+  return least;
+}
+
+/// The best `kept` of all pairs of keys, best first. False where a half score or a chosen sum is not finite. `put_in_order` does the
+/// same from the best keys of each half where too many sums are equal.
+SWITCHYARD_TILE_TARGET inline bool choose_pairs(float const* first, float const* second, int keys, int kept,
+                                                std::int32_t* experts, float* scores) {
+  part_maxima const of_first = maxima_of(first, keys), of_second = maxima_of(second, keys);
+  if (!of_first.finite || !of_second.finite) return false;
+  float const least = least_sum(of_first.value, of_first.count, of_second.value, of_second.count, kept);
+  if (!(least < infinity)) return false;
+  // The margin is more than what the roundings of these few sums can be.
+  auto const bound = [least](float other) {
+    float const margin = 0x1p-22f * ((least < 0 ? -least : least) + (other < 0 ? -other : other));
+    return least - other - margin;
+  };
+  ranked_keys u, v;
+  best_keys(first, keys, kept, bound(of_second.value[0]), of_first.value[0], u);
+  best_keys(second, keys, kept, bound(of_first.value[0]), of_second.value[0], v);
+
+  float sum[most_sums + lanes];
+  int sums = 0;
+  for (int i = 0; i < u.count && i < kept; ++i) {
+    int const partners = product_key::partners(i, kept, v.count);
+    for (int k = 0; k < partners; k += lanes) {
+      floats some;
+      __builtin_memcpy(&some, v.value + k, sizeof some);
+      some += u.value[i];
+      __builtin_memcpy(sum + sums + k, &some, sizeof some);
+    }
+    sums += partners;
+  }
+  value_cut const cut = raise_cut(sum, sums, kept, least_sum(u.value, u.count, v.value, v.count, kept), sum[0]);
+  if (cut.count > kept + spare_values) return merge_pairs(u, v, kept, keys, experts, scores);
+
+  constexpr int room = ranked_keys::room + lanes;
+  std::int32_t place[room], rank[room], in_order[room];
+  float of[room];
+  integers number;
+  for (int i = 0; i < lanes; ++i) number[i] = i;
+  int found = 0;
+  for (int i = 0; i < u.count && i < kept && u.value[i] + v.value[0] >= cut.least; ++i) {
+    int const partners = product_key::partners(i, kept, v.count);
+    for (int k = 0, more = lanes; k < partners && more == lanes; k += lanes) {
+      floats some;
+      __builtin_memcpy(&some, v.value + k, sizeof some);
+      some += u.value[i];
+      integers const which = number + ((i << 16) + k);
+      __builtin_memcpy(of + found, &some, sizeof some);
+      __builtin_memcpy(place + found, &which, sizeof which);
+      more = leading_lanes((some >= cut.least) & (number < partners - k));
+      found += more;
+    }
+  }
+  for (int i = found; i < found + lanes; ++i) of[i] = 0.0f;
+  count_preceding(of, found, rank);
+  for (int i = 0; i < found; ++i) in_order[rank[i]] = i;
+  auto const pair = [&](int i) {
+    int const a = place[i] >> 16, b = place[i] & 0xffff;
+    return product_key::scored{product_key::score_of(u.value[a], v.value[b]), u.id[a] * keys + v.id[b]};
+  };
+  for (int k = 1; k < found; ++k) {  // of equal roundings the exact sums decide
+    for (int i = k; i > 0 && of[in_order[i]] == of[in_order[i - 1]]; --i) {
+      int const here = in_order[i];
+      if (!product_key::precedes(pair(here), pair(in_order[i - 1]))) break;
+      in_order[i] = in_order[i - 1];
+      in_order[i - 1] = here;
+    }
+  }
+  if (!is_finite(of[in_order[0]]) || !is_finite(of[in_order[kept - 1]])) return false;
+  for (int k = 0; k < kept; ++k) {
+    int const at = place[in_order[k]];
+    experts[k] = u.id[at >> 16] * keys + v.id[at & 0xffff];
+    scores[k] = of[in_order[k]];
+  }
+  return true;
+}
