@@ -21,18 +21,59 @@
 /// Routes by product keys: half scores of all keys by products, then a token's best experts of each head.
 namespace switchyard::cpu {
 
-/// The choice by product keys of one instruction set: see choose.inl.
-struct choice_kernels {
+/// Scoring and choosing of one instruction set: see product_keys.inl.
+template <class Query>
+struct product_key_kernels {
+  void (*group)(Query const* const* rows, int row_count, int depth, float* to);
+  void (*score)(float const* rows, int row_count, int depth, float const* weights, std::int64_t stride, int keys, bool first, float* to,
+                std::int64_t to_stride);
   bool (*choose)(float const* first, float const* second, int keys, int kept, std::int32_t* experts, float* scores);
 };
-inline choice_kernels choice_kernels_of(instruction_set set) {
+template <class Query>
+product_key_kernels<Query> product_key_kernels_of(instruction_set set) {
 #if defined(__x86_64__)
-  if (set >= instruction_set::avx512) return {&avx512::choose_pairs};
-  if (set == instruction_set::avx2) return {&avx2::choose_pairs};
+  if (set >= instruction_set::avx512) return {&avx512::group_scored_rows<Query>, &avx512::score_keys, &avx512::choose_pairs};
+  if (set == instruction_set::avx2) return {&avx2::group_scored_rows<Query>, &avx2::score_keys, &avx2::choose_pairs};
 #else
   (void)set;
 #endif
-  return {&portable::choose_pairs};
+  return {&portable::group_scored_rows<Query>, &portable::score_keys, &portable::choose_pairs};
+}
+
+/// The halves of queries and of keys.
+template <class Query>
+struct half_products {
+  view<Query const> queries;
+  int head_columns;  ///< from one head's query to the next; 0: all have the same
+  int half_width, keys, heads;
+  float const* weights[2];  ///< [heads, keys, half_width]
+  float* scores[2];         ///< [heads, tokens, keys]
+};
+
+/// scores[half][h][t][i] = half a query of head h, token t . key i. The order of terms depends on the width alone.
+template <class Query>
+void score_halves(half_products<Query> const& of, cpu_context const& context) {
+  constexpr int rows_at_once = 16, depth_at_once = 512;
+  std::int64_t const tokens = of.queries.rows;
+  // Tokens are converted again for each block of keys; few tokens leave more blocks to other workers.
+  int const keys_at_once = tokens >= rows_at_once ? 64 : 32;
+  std::int64_t const key_blocks = divide_up(of.keys, keys_at_once), blocks = key_blocks * divide_up(tokens, rows_at_once);
+  product_key_kernels<Query> const kernels = product_key_kernels_of<Query>(context.instructions);
+  parallel_for(context, 2 * of.heads * blocks, [&](std::int64_t item) {
+    std::int64_t const head = item / blocks / 2, half = item / blocks % 2, first_token = item % blocks / key_blocks * rows_at_once;
+    int const first = static_cast<int>(item % key_blocks) * keys_at_once, count = std::min(keys_at_once, of.keys - first);
+    int const rows = static_cast<int>(std::min<std::int64_t>(rows_at_once, tokens - first_token));
+    float const* const keys = of.weights[half] + (head * of.keys + first) * of.half_width;
+    float* const to = of.scores[half] + (head * tokens + first_token) * of.keys + first;
+    alignas(64) float grouped[rows_at_once * depth_at_once];
+    for (int k = 0; k < of.half_width; k += depth_at_once) {
+      int const depth = std::min(depth_at_once, of.half_width - k);
+      Query const* row[rows_at_once] = {};
+      for (int r = 0; r < rows; ++r) row[r] = of.queries.row(first_token + r) + head * of.head_columns + half * of.half_width + k;
+      kernels.group(row, rows, depth, grouped);
+      kernels.score(grouped, rows, depth, keys + k, of.half_width, count, k == 0, to, of.keys);
+    }
+  });
 }
 
 /// Takes all pairs in the order of their ids. False where a half score or a sum is not finite.
@@ -119,15 +160,9 @@ struct route_step<router::from_product_keys> {
     switchyard::router::product_key_weights const w = args.weights.router;
     view<element const> const seen{args.tokens.row(first), tokens, args.tokens.columns, args.tokens.row_stride};
     auto const scores = [&]<class Query>(view<Query const> const& queries, int head_columns) {
-      auto const half = [&](int begin, float const* keys, float* to) {
-        view<Query const> const part{queries.data + begin, queries.rows, half_width, queries.row_stride};
-        router_product<Query> product{part, half_width, router::keys, keys};
-        product.heads = router::heads;
-        product.head_columns = head_columns;
-        make_logits(product, context, to);
-      };
-      half(0, w.first_keys, m.first_scores);
-      half(half_width, w.second_keys, m.second_scores);
+      half_products<Query> const of{queries,      head_columns, half_width, router::keys, router::heads, {w.first_keys, w.second_keys},
+                                    {m.first_scores, m.second_scores}};
+      score_halves(of, context);
     };
     if constexpr (router::query::is_projected) {
       constexpr int columns = router::heads * width;
@@ -145,7 +180,7 @@ struct route_step<router::from_product_keys> {
     using router = typename Layer::router;
     constexpr int keys = router::keys, kept = router::template kept<Layer>, lists = router::choices;
     constexpr int top_k = Layer::dims.top_k;
-    [[maybe_unused]] choice_kernels const kernels = choice_kernels_of(context.instructions);
+    [[maybe_unused]] auto const choose_pairs = product_key_kernels_of<float>(context.instructions).choose;
     std::atomic<std::int64_t> unroutable{std::numeric_limits<std::int64_t>::max()};
     parallel_for(context, tokens * lists, [&](std::int64_t item) {
       std::int64_t const token = item / lists, list = item % lists, pair = (first + token) * top_k + list * kept;
@@ -166,7 +201,7 @@ struct route_step<router::from_product_keys> {
         if constexpr (kept == keys * keys) {
           chosen = take_all_pairs(of_first, of_second, keys, experts, scores);
         } else {
-          chosen = kernels.choose(of_first, of_second, keys, kept, experts, scores);
+          chosen = choose_pairs(of_first, of_second, keys, kept, experts, scores);
         }
         if (chosen) {
           weigh_scores<typename router::weighting, kept>(scores, weights);

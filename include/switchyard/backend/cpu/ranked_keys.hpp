@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <cstdint>
 
-/// What choosing by product keys needs with every instruction set: see choose.inl.
+/// What choosing by product keys needs with every instruction set: see product_keys.inl.
 namespace switchyard::cpu {
 
 /// Experts that a list of product keys keeps at most, unless it keeps them all, and sums that are looked at for so many.

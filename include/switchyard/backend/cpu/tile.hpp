@@ -135,7 +135,7 @@ namespace portable {
 #define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
 #include <switchyard/backend/cpu/rows.inl>
-#include <switchyard/backend/cpu/choose.inl>
+#include <switchyard/backend/cpu/product_keys.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
@@ -153,7 +153,7 @@ namespace avx2 {
 #define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
 #include <switchyard/backend/cpu/rows.inl>
-#include <switchyard/backend/cpu/choose.inl>
+#include <switchyard/backend/cpu/product_keys.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
@@ -172,7 +172,7 @@ namespace avx512 {
 #define SWITCHYARD_PANEL_FEATURES 12
 #include <switchyard/backend/cpu/tile.inl>
 #include <switchyard/backend/cpu/rows.inl>
-#include <switchyard/backend/cpu/choose.inl>
+#include <switchyard/backend/cpu/product_keys.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS

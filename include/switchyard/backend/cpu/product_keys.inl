@@ -1,5 +1,100 @@
-// Included by tile.hpp behind tile.inl, once per instruction set: choosing by product keys, without sorting and almost without branches.
-// Values are found by bisection, which counts how many are no less than a bound, and put in order by counting what precedes each.
+// Included by tile.hpp behind tile.inl, once per instruction set: half scores of product keys, and the choice by them, without sorting and
+// almost without branches: values are found by bisection, which counts how many are no less than a bound, and put in order by counting what
+// precedes each.
+
+/// Tokens and keys that are multiplied together: their sums, a vector of each key and one of a token fit the registers.
+inline constexpr int scored_rows = 4, scored_keys = features_beside(scored_rows);
+
+/// Puts tokens side by side in groups of `scored_rows`, vectors of the tokens of a group taking turns.
+template <class Element>
+SWITCHYARD_TILE_TARGET void group_scored_rows(Element const* const* rows, int row_count, int depth, float* to) {
+  int const by_vectors = depth / lanes * lanes;
+  for (int r = 0; r < row_count; ++r) {
+    int const first = r / scored_rows * scored_rows, beside = row_count - first < scored_rows ? row_count - first : scored_rows;
+    Element const* const from = rows[r];
+    float* const group = to + first * depth;
+    for (int k = 0; k < by_vectors; k += lanes) {
+      float* const vector = group + k * beside + (r - first) * lanes;
+      for (int i = 0; i < lanes; ++i) vector[i] = static_cast<float>(from[k + i]);
+    }
+    for (int k = by_vectors; k < depth; ++k) group[k * beside + (r - first)] = static_cast<float>(from[k]);
+  }
+}
+
+/// to[r][f] (+)= row r . key f for one group of rows and `keys` up to `scored_keys` keys, which stand `stride` apart. What is multiplied
+/// next is fetched meanwhile.
+template <int Rows>
+SWITCHYARD_TILE_TARGET void score_group(float const* rows, float const* weights, float const* next, std::int64_t stride, int keys,
+                                        int depth, bool first, float* to, std::int64_t to_stride) {
+  int const by_vectors = depth / lanes * lanes;
+  float const* key[scored_keys];
+  SWITCHYARD_TILE_UNROLL
+  for (int s = 0; s < scored_keys; ++s) key[s] = weights + (s < keys ? s : 0) * stride;
+  std::int64_t const ahead = next - weights;
+  floats sum[Rows][scored_keys] = {};
+  for (int k = 0; k < by_vectors; k += lanes, rows += lanes * Rows) {
+    floats right[scored_keys];
+    SWITCHYARD_TILE_UNROLL
+    for (int s = 0; s < scored_keys; ++s) {
+      __builtin_prefetch(key[s] + ahead + k);
+      __builtin_memcpy(&right[s], key[s] + k, sizeof(floats));
+    }
+    SWITCHYARD_TILE_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      floats left;
+      __builtin_memcpy(&left, rows + r * lanes, sizeof(floats));
+      SWITCHYARD_TILE_LOADED(left);
+      SWITCHYARD_TILE_UNROLL
+      for (int s = 0; s < scored_keys; ++s) sum[r][s] += left * right[s];
+    }
+  }
+  constexpr int count = Rows * scored_keys;
+  float product[count + 3];
+  SWITCHYARD_TILE_UNROLL
+  for (int i = 0; i < count; i += 4) {
+    floats four[4];
+    SWITCHYARD_TILE_UNROLL
+    for (int n = 0; n < 4; ++n) {
+      int const at = i + n < count ? i + n : 0;  // past the last: any
+      four[n] = sum[at / scored_keys][at % scored_keys];
+    }
+    quad const together = sums_of(four[0], four[1], four[2], four[3]);
+    __builtin_memcpy(product + i, &together, sizeof together);
+  }
+  for (int k = by_vectors; k < depth; ++k, rows += Rows) {
+    for (int i = 0; i < count; ++i) product[i] += rows[i / scored_keys] * key[i % scored_keys][k];
+  }
+  for (int r = 0; r < Rows; ++r) {
+    float* const row = to + r * to_stride;
+    float* const mine = product + r * scored_keys;
+    for (int s = 0; !first && s < keys; ++s) mine[s] += row[s];
+    if (keys == scored_keys) {
+      __builtin_memcpy(row, mine, scored_keys * sizeof(float));
+    } else {
+      for (int s = 0; s < keys; ++s) row[s] = mine[s];
+    }
+  }
+}
+
+/// The same for any number of grouped rows and keys.
+SWITCHYARD_TILE_TARGET inline void score_keys(float const* rows, int row_count, int depth, float const* weights, std::int64_t stride,
+                                              int keys, bool first, float* to, std::int64_t to_stride) {
+  for (int f = 0; f < keys; f += scored_keys) {
+    int const some = keys - f < scored_keys ? keys - f : scored_keys;
+    float const* const from = weights + f * stride;
+    for (int r = 0; r < row_count; r += scored_rows) {
+      float const* const group = rows + r * depth;
+      float const* const next = r == 0 && f + 2 * scored_keys <= keys ? from + scored_keys * stride : from;
+      float* const here = to + r * to_stride + f;
+      switch (row_count - r) {
+        case 1: score_group<1>(group, from, next, stride, some, depth, first, here, to_stride); break;
+        case 2: score_group<2>(group, from, next, stride, some, depth, first, here, to_stride); break;
+        case 3: score_group<3>(group, from, next, stride, some, depth, first, here, to_stride); break;
+        default: score_group<scored_rows>(group, from, next, stride, some, depth, first, here, to_stride);
+      }
+    }
+  }
+}
 
 /// How many values are no less than a bound.
 SWITCHYARD_TILE_TARGET inline int count_no_less(float const* values, int count, float bound) {
