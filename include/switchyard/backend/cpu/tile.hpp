@@ -96,6 +96,9 @@ feature_tile<weight_view<Element>> features_of(weight_view<Element> const& matri
 /// Most rows and features of a product without panels, whose sums are on the stack.
 inline constexpr int item_rows = 32, item_features = 64;
 
+/// How many rows ahead of those that are added others are fetched: see rows.inl.
+inline constexpr int rows_ahead = 8;
+
 /// A part of the depth of a product; it begins at a multiple of 64.
 struct depth_slice {
   std::int64_t depth, first, length;
