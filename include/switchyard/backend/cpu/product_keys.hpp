@@ -25,19 +25,23 @@ namespace switchyard::cpu {
 template <class Query>
 struct product_key_kernels {
   void (*group)(Query const* const* rows, int row_count, int depth, float* to);
-  void (*score)(float const* rows, int row_count, int depth, float const* weights, std::int64_t stride, int keys, bool first, float* to,
-                std::int64_t to_stride);
+  void (*score)(float const* rows, int row_count, int depth, float const* weights, std::int64_t stride, int keys,
+                bool first, float* to, std::int64_t to_stride);
   bool (*choose)(float const* first, float const* second, int keys, int kept, std::int32_t* experts, float* scores);
+  void (*soften)(float const* scores, int count, float largest, float* weights);
 };
 template <class Query>
 product_key_kernels<Query> product_key_kernels_of(instruction_set set) {
 #if defined(__x86_64__)
-  if (set >= instruction_set::avx512) return {&avx512::group_scored_rows<Query>, &avx512::score_keys, &avx512::choose_pairs};
-  if (set == instruction_set::avx2) return {&avx2::group_scored_rows<Query>, &avx2::score_keys, &avx2::choose_pairs};
+  if (set >= instruction_set::avx512)
+    return {&avx512::group_scored_rows<Query>, &avx512::score_keys, &avx512::choose_pairs, &avx512::soften_scores};
+  if (set == instruction_set::avx2)
+    return {&avx2::group_scored_rows<Query>, &avx2::score_keys, &avx2::choose_pairs, &avx2::soften_scores};
 #else
   (void)set;
 #endif
-  return {&portable::group_scored_rows<Query>, &portable::score_keys, &portable::choose_pairs};
+  return {&portable::group_scored_rows<Query>, &portable::score_keys, &portable::choose_pairs,
+          &portable::soften_scores};
 }
 
 /// The halves of queries and of keys.
@@ -57,11 +61,14 @@ void score_halves(half_products<Query> const& of, cpu_context const& context) {
   std::int64_t const tokens = of.queries.rows;
   // Tokens are converted again for each block of keys; few tokens leave more blocks to other workers.
   int const keys_at_once = tokens >= rows_at_once ? 64 : 32;
-  std::int64_t const key_blocks = divide_up(of.keys, keys_at_once), blocks = key_blocks * divide_up(tokens, rows_at_once);
+  std::int64_t const key_blocks = divide_up(of.keys, keys_at_once),
+                     blocks = key_blocks * divide_up(tokens, rows_at_once);
   product_key_kernels<Query> const kernels = product_key_kernels_of<Query>(context.instructions);
   parallel_for(context, 2 * of.heads * blocks, [&](std::int64_t item) {
-    std::int64_t const head = item / blocks / 2, half = item / blocks % 2, first_token = item % blocks / key_blocks * rows_at_once;
-    int const first = static_cast<int>(item % key_blocks) * keys_at_once, count = std::min(keys_at_once, of.keys - first);
+    std::int64_t const head = item / blocks / 2, half = item / blocks % 2,
+                       first_token = item % blocks / key_blocks * rows_at_once;
+    int const first = static_cast<int>(item % key_blocks) * keys_at_once,
+              count = std::min(keys_at_once, of.keys - first);
     int const rows = static_cast<int>(std::min<std::int64_t>(rows_at_once, tokens - first_token));
     float const* const keys = of.weights[half] + (head * of.keys + first) * of.half_width;
     float* const to = of.scores[half] + (head * tokens + first_token) * of.keys + first;
@@ -69,7 +76,8 @@ void score_halves(half_products<Query> const& of, cpu_context const& context) {
     for (int k = 0; k < of.half_width; k += depth_at_once) {
       int const depth = std::min(depth_at_once, of.half_width - k);
       Query const* row[rows_at_once] = {};
-      for (int r = 0; r < rows; ++r) row[r] = of.queries.row(first_token + r) + head * of.head_columns + half * of.half_width + k;
+      for (int r = 0; r < rows; ++r)
+        row[r] = of.queries.row(first_token + r) + head * of.head_columns + half * of.half_width + k;
       kernels.group(row, rows, depth, grouped);
       kernels.score(grouped, rows, depth, keys + k, of.half_width, count, k == 0, to, of.keys);
     }
@@ -87,14 +95,11 @@ inline bool take_all_pairs(float const* first, float const* second, int keys, st
   return finite;
 }
 
-/// The combine weights of one list of scores.
+/// The combine weights of one list of scores, which may stand in the same place.
 template <class Weighting, int Kept>
-void weigh_scores(float const* scores, float* weights) {
+void weigh_scores(product_key_kernels<float> const& kernels, float const* scores, float* weights) {
   if constexpr (std::is_same_v<Weighting, router::weighting::softmax>) {
-    float const largest = *std::max_element(scores, scores + Kept);
-    float total = 0.0f;
-    for (int k = 0; k < Kept; ++k) total += weights[k] = std::exp(scores[k] - largest);
-    for (int k = 0; k < Kept; ++k) weights[k] /= total;
+    kernels.soften(scores, Kept, *std::max_element(scores, scores + Kept), weights);
   } else {
     for (int k = 0; k < Kept; ++k) {
       float one[1] = {scores[k]};
@@ -113,8 +118,8 @@ struct route_step<router::from_product_keys> {
   struct memory {
     using router = typename Layer::router;
     static constexpr int width = router::query::width(Layer::dims.hidden);
-    float* queries = nullptr;                // [tokens at a time, heads * width]
-    float *first_scores, *second_scores;     // [heads, tokens at a time, keys]
+    float* queries = nullptr;             // [tokens at a time, heads * width]
+    float *first_scores, *second_scores;  // [heads, tokens at a time, keys]
 
     constexpr memory(carver& from, std::int64_t all_tokens) {
       std::int64_t const tokens = all_tokens < most_tokens ? all_tokens : most_tokens;
@@ -160,13 +165,19 @@ struct route_step<router::from_product_keys> {
     switchyard::router::product_key_weights const w = args.weights.router;
     view<element const> const seen{args.tokens.row(first), tokens, args.tokens.columns, args.tokens.row_stride};
     auto const scores = [&]<class Query>(view<Query const> const& queries, int head_columns) {
-      half_products<Query> const of{queries,      head_columns, half_width, router::keys, router::heads, {w.first_keys, w.second_keys},
+      half_products<Query> const of{queries,
+                                    head_columns,
+                                    half_width,
+                                    router::keys,
+                                    router::heads,
+                                    {w.first_keys, w.second_keys},
                                     {m.first_scores, m.second_scores}};
       score_halves(of, context);
     };
     if constexpr (router::query::is_projected) {
       constexpr int columns = router::heads * width;
-      make_logits(router_product<element>{seen, Layer::dims.hidden, columns, w.query, w.query_bias}, context, m.queries);
+      make_logits(router_product<element>{seen, Layer::dims.hidden, columns, w.query, w.query_bias}, context,
+                  m.queries);
       scores(view<float const>{m.queries, tokens, columns}, width);
     } else {
       scores(seen, 0);
@@ -180,14 +191,13 @@ struct route_step<router::from_product_keys> {
     using router = typename Layer::router;
     constexpr int keys = router::keys, kept = router::template kept<Layer>, lists = router::choices;
     constexpr int top_k = Layer::dims.top_k;
-    [[maybe_unused]] auto const choose_pairs = product_key_kernels_of<float>(context.instructions).choose;
+    product_key_kernels<float> const kernels = product_key_kernels_of<float>(context.instructions);
     std::atomic<std::int64_t> unroutable{std::numeric_limits<std::int64_t>::max()};
     parallel_for(context, tokens * lists, [&](std::int64_t item) {
       std::int64_t const token = item / lists, list = item % lists, pair = (first + token) * top_k + list * kept;
       std::int32_t* const experts = to.experts + pair;
       float* const weights = to.weights + pair;
-      float scores_here[kept];
-      float* const scores = args.report.scores != nullptr ? args.report.scores + pair : scores_here;
+      float* const scores = args.report.scores != nullptr ? args.report.scores + pair : weights;
       bool chosen = is_active(args.active, first + token);
       if (!chosen) {
         std::fill(weights, weights + kept, 0.0f);
@@ -201,10 +211,10 @@ struct route_step<router::from_product_keys> {
         if constexpr (kept == keys * keys) {
           chosen = take_all_pairs(of_first, of_second, keys, experts, scores);
         } else {
-          chosen = choose_pairs(of_first, of_second, keys, kept, experts, scores);
+          chosen = kernels.choose(of_first, of_second, keys, kept, experts, scores);
         }
         if (chosen) {
-          weigh_scores<typename router::weighting, kept>(scores, weights);
+          weigh_scores<typename router::weighting, kept>(kernels, scores, weights);
         } else {
           std::fill(weights, weights + kept, not_a_number);
           keep_lowest(unroutable, first + token);
@@ -212,7 +222,7 @@ struct route_step<router::from_product_keys> {
       }
       if (!chosen) {
         std::fill(experts, experts + kept, -1);
-        if (scores != scores_here) std::copy(weights, weights + kept, scores);
+        if (scores != weights) std::copy(weights, weights + kept, scores);
       }
       if (list == 0) to.priority[first + token] = chosen ? weights[0] : 0.0f;
     });

@@ -10,7 +10,8 @@ template <class Element>
 SWITCHYARD_TILE_TARGET void group_scored_rows(Element const* const* rows, int row_count, int depth, float* to) {
   int const by_vectors = depth / lanes * lanes;
   for (int r = 0; r < row_count; ++r) {
-    int const first = r / scored_rows * scored_rows, beside = row_count - first < scored_rows ? row_count - first : scored_rows;
+    int const first = r / scored_rows * scored_rows,
+              beside = row_count - first < scored_rows ? row_count - first : scored_rows;
     Element const* const from = rows[r];
     float* const group = to + first * depth;
     for (int k = 0; k < by_vectors; k += lanes) {
@@ -24,8 +25,8 @@ SWITCHYARD_TILE_TARGET void group_scored_rows(Element const* const* rows, int ro
 /// to[r][f] (+)= row r . key f for one group of rows and `keys` up to `scored_keys` keys, which stand `stride` apart. What is multiplied
 /// next is fetched meanwhile.
 template <int Rows>
-SWITCHYARD_TILE_TARGET void score_group(float const* rows, float const* weights, float const* next, std::int64_t stride, int keys,
-                                        int depth, bool first, float* to, std::int64_t to_stride) {
+SWITCHYARD_TILE_TARGET void score_group(float const* rows, float const* weights, float const* next, std::int64_t stride,
+                                        int keys, int depth, bool first, float* to, std::int64_t to_stride) {
   int const by_vectors = depth / lanes * lanes;
   float const* key[scored_keys];
   SWITCHYARD_TILE_UNROLL
@@ -77,8 +78,9 @@ SWITCHYARD_TILE_TARGET void score_group(float const* rows, float const* weights,
 }
 
 /// The same for any number of grouped rows and keys.
-SWITCHYARD_TILE_TARGET inline void score_keys(float const* rows, int row_count, int depth, float const* weights, std::int64_t stride,
-                                              int keys, bool first, float* to, std::int64_t to_stride) {
+SWITCHYARD_TILE_TARGET inline void score_keys(float const* rows, int row_count, int depth, float const* weights,
+                                              std::int64_t stride, int keys, bool first, float* to,
+                                              std::int64_t to_stride) {
   for (int f = 0; f < keys; f += scored_keys) {
     int const some = keys - f < scored_keys ? keys - f : scored_keys;
     float const* const from = weights + f * stride;
@@ -114,11 +116,13 @@ SWITCHYARD_TILE_TARGET inline int count_no_less(float const* values, int count, 
 /// How many lanes come before the first one that is not true.
 SWITCHYARD_TILE_TARGET inline int leading_lanes(integers true_lanes) {
   typedef std::int8_t bytes __attribute__((vector_size(lanes)));
+  using word = std::conditional_t < lanes<8, std::uint32_t, std::uint64_t>;
+  constexpr word ones = static_cast<word>(0x0101010101010101u);
   bytes const small = __builtin_convertvector(true_lanes, bytes);
-  std::uint32_t four[lanes / 4];
-  __builtin_memcpy(four, &small, sizeof small);
-  std::uint32_t total = 0;
-  for (std::uint32_t some : four) total += (some & 0x01010101u) * 0x01010101u >> 24;
+  word some[lanes / sizeof(word)];
+  __builtin_memcpy(some, &small, sizeof small);
+  word total = 0;
+  for (word w : some) total += (w & ones) * ones >> 8 * (sizeof(word) - 1);
   return static_cast<int>(total);
 }
 
@@ -130,7 +134,8 @@ struct value_cut {
 
 /// Raises a bound that at least `kept` values are no less than, until no more than `kept + spare_values` are. More remain only where many
 /// equal the bound and fewer than `kept` are above it.
-SWITCHYARD_TILE_TARGET inline value_cut raise_cut(float const* values, int count, int kept, float least, float largest) {
+SWITCHYARD_TILE_TARGET inline value_cut raise_cut(float const* values, int count, int kept, float least,
+                                                  float largest) {
   value_cut cut{least, count_no_less(values, count, least)};
   float above = largest;
   for (int step = 0; cut.count > kept + spare_values; ++step) {
@@ -159,8 +164,10 @@ SWITCHYARD_TILE_TARGET inline void count_preceding(float const* values, int coun
     __builtin_memcpy(&mine, values + begin, sizeof mine);
     integers before = {};
     int const end = begin + lanes < count ? begin + lanes : count;
+    SWITCHYARD_TILE_UNROLL
     for (int k = 0; k < begin; ++k) before -= mine <= values[k];
     for (int k = begin; k < end; ++k) before -= (mine < values[k]) | ((mine == values[k]) & (number > k - begin));
+    SWITCHYARD_TILE_UNROLL
     for (int k = end; k < count; ++k) before -= mine < values[k];
     __builtin_memcpy(rank + begin, &before, sizeof before);
   }
@@ -170,8 +177,8 @@ SWITCHYARD_TILE_TARGET inline void count_preceding(float const* values, int coun
 SWITCHYARD_TILE_TARGET inline void best_keys(float const* values, int keys, int kept, float least, float largest,
                                              ranked_keys& best) {
   value_cut const cut = raise_cut(values, keys, kept, least, largest);
-  float value[ranked_keys::room + lanes];
-  std::int32_t id[ranked_keys::room + lanes], rank[ranked_keys::room + lanes];
+  float value[ranked_keys::room];
+  std::int32_t id[ranked_keys::room], rank[ranked_keys::room];
   int found = 0;
   if (cut.count <= kept + spare_values) {
     for (int i = 0; i < keys; ++i) {
@@ -195,7 +202,7 @@ SWITCHYARD_TILE_TARGET inline void best_keys(float const* values, int keys, int 
     best.value[rank[i]] = value[i];
     best.id[rank[i]] = id[i];
   }
-  for (int i = found; i < found + lanes; ++i) best.value[i] = 0.0f;
+  for (int i = found; i < found + lanes; ++i) best.value[i] = 0.0f, best.id[i] = 0;
   best.count = found;
 }
 
@@ -239,7 +246,8 @@ SWITCHYARD_TILE_TARGET inline part_maxima maxima_of(float const* values, int key
 }
 
 /// What the last of `kept` sums is no less than: `a` values of one half and `b` of the other make a * b sums.
-SWITCHYARD_TILE_TARGET inline float least_sum(float const* first, int firsts, float const* second, int seconds, int kept) {
+SWITCHYARD_TILE_TARGET inline float least_sum(float const* first, int firsts, float const* second, int seconds,
+                                              int kept) {
   float least = -infinity;
   for (int a = (kept + seconds - 1) / seconds; a <= firsts && a <= kept; a += a / 4 + 1) {
     float const sum = first[a - 1] + second[(kept + a - 1) / a - 1];
@@ -265,9 +273,10 @@ SWITCHYARD_TILE_TARGET inline bool choose_pairs(float const* first, float const*
   best_keys(first, keys, kept, bound(of_second.value[0]), of_first.value[0], u);
   best_keys(second, keys, kept, bound(of_first.value[0]), of_second.value[0], v);
 
+  float const lowest = least_sum(u.value, u.count, v.value, v.count, kept);
   float sum[most_sums + lanes];
   int sums = 0;
-  for (int i = 0; i < u.count && i < kept; ++i) {
+  for (int i = 0; i < u.count && i < kept && u.value[i] + v.value[0] >= lowest; ++i) {
     int const partners = product_key::partners(i, kept, v.count);
     for (int k = 0; k < partners; k += lanes) {
       floats some;
@@ -277,48 +286,57 @@ SWITCHYARD_TILE_TARGET inline bool choose_pairs(float const* first, float const*
     }
     sums += partners;
   }
-  value_cut const cut = raise_cut(sum, sums, kept, least_sum(u.value, u.count, v.value, v.count, kept), sum[0]);
+  value_cut const cut = raise_cut(sum, sums, kept, lowest, sum[0]);
   if (cut.count > kept + spare_values) return merge_pairs(u, v, kept, keys, experts, scores);
 
-  constexpr int room = ranked_keys::room + lanes;
-  std::int32_t place[room], rank[room], in_order[room];
-  float of[room];
+  float of[ranked_keys::room], score[ranked_keys::room];
+  std::int32_t id[ranked_keys::room], rank[ranked_keys::room], expert[ranked_keys::room];
   integers number;
   for (int i = 0; i < lanes; ++i) number[i] = i;
   int found = 0;
-  for (int i = 0; i < u.count && i < kept && u.value[i] + v.value[0] >= cut.least; ++i) {
+  for (int i = 0; found < cut.count; ++i) {
     int const partners = product_key::partners(i, kept, v.count);
     for (int k = 0, more = lanes; k < partners && more == lanes; k += lanes) {
       floats some;
+      integers which;
       __builtin_memcpy(&some, v.value + k, sizeof some);
+      __builtin_memcpy(&which, v.id + k, sizeof which);
       some += u.value[i];
-      integers const which = number + ((i << 16) + k);
+      which += u.id[i] * keys;
       __builtin_memcpy(of + found, &some, sizeof some);
-      __builtin_memcpy(place + found, &which, sizeof which);
+      __builtin_memcpy(id + found, &which, sizeof which);
       more = leading_lanes((some >= cut.least) & (number < partners - k));
       found += more;
     }
   }
   for (int i = found; i < found + lanes; ++i) of[i] = 0.0f;
   count_preceding(of, found, rank);
-  for (int i = 0; i < found; ++i) in_order[rank[i]] = i;
-  auto const pair = [&](int i) {
-    int const a = place[i] >> 16, b = place[i] & 0xffff;
-    return product_key::scored{product_key::score_of(u.value[a], v.value[b]), u.id[a] * keys + v.id[b]};
-  };
-  for (int k = 1; k < found; ++k) {  // of equal roundings the exact sums decide
-    for (int i = k; i > 0 && of[in_order[i]] == of[in_order[i - 1]]; --i) {
-      int const here = in_order[i];
-      if (!product_key::precedes(pair(here), pair(in_order[i - 1]))) break;
-      in_order[i] = in_order[i - 1];
-      in_order[i - 1] = here;
+  for (int i = 0; i < found; ++i) {
+    score[rank[i]] = of[i];
+    expert[rank[i]] = id[i];
+  }
+  if (!is_finite(score[0]) || !is_finite(score[kept - 1])) return false;
+  int equal = 0;
+  for (int i = 1; i < found; ++i) equal += score[i] == score[i - 1] ? 1 : 0;
+  for (int k = 1; equal > 0 && k < found; ++k) {  // of equal roundings the exact sums decide
+    auto const exact = [&](int i) {
+      return product_key::scored{product_key::score_of(first[expert[i] / keys], second[expert[i] % keys]), expert[i]};
+    };
+    for (int i = k; i > 0 && score[i] == score[i - 1] && product_key::precedes(exact(i), exact(i - 1)); --i) {
+      std::int32_t const here = expert[i];
+      expert[i] = expert[i - 1];
+      expert[i - 1] = here;
     }
   }
-  if (!is_finite(of[in_order[0]]) || !is_finite(of[in_order[kept - 1]])) return false;
-  for (int k = 0; k < kept; ++k) {
-    int const at = place[in_order[k]];
-    experts[k] = u.id[at >> 16] * keys + v.id[at & 0xffff];
-    scores[k] = of[in_order[k]];
-  }
+  __builtin_memcpy(experts, expert, static_cast<std::size_t>(kept) * sizeof(std::int32_t));
+  __builtin_memcpy(scores, score, static_cast<std::size_t>(kept) * sizeof(float));
   return true;
+}
+
+/// The softmax of scores of which none is above `largest`.
+SWITCHYARD_TILE_TARGET inline void soften_scores(float const* scores, int count, float largest, float* weights) {
+  for (int k = 0; k < count; ++k) weights[k] = exponential(scores[k] - largest);
+  float total = 0.0f;
+  for (int k = 0; k < count; ++k) total += weights[k];
+  for (int k = 0; k < count; ++k) weights[k] /= total;
 }

@@ -39,7 +39,8 @@ inline float number_between(float low, float high) {
 
 /// The best `kept` pairs of first and second keys, best first, from the best of each half: the heap has the best pair that is left of
 /// each first key, and the next first key comes in when the one before it has given its best pair. False where a score is not finite.
-inline bool merge_pairs(ranked_keys const& first, ranked_keys const& second, int kept, int keys, std::int32_t* experts, float* scores) {
+inline bool merge_pairs(ranked_keys const& first, ranked_keys const& second, int kept, int keys, std::int32_t* experts,
+                        float* scores) {
   struct pair {
     product_key::scored of;
     int rank, partner;
@@ -48,8 +49,10 @@ inline bool merge_pairs(ranked_keys const& first, ranked_keys const& second, int
   int count = 0;
   auto const is_worse = [](pair const& a, pair const& b) { return product_key::precedes(b.of, a.of); };
   auto const add = [&](int rank, int partner) {
-    waiting[count++] = {{product_key::score_of(first.value[rank], second.value[partner]), first.id[rank] * keys + second.id[partner]},
-                        rank, partner};
+    waiting[count++] = {
+        {product_key::score_of(first.value[rank], second.value[partner]), first.id[rank] * keys + second.id[partner]},
+        rank,
+        partner};
     std::push_heap(waiting, waiting + count, is_worse);
   };
   add(0, 0);

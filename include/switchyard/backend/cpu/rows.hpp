@@ -29,7 +29,8 @@ template <class Element>
 sum_kernels<Element> sum_kernels_of(instruction_set set) {
 #if defined(__x86_64__)
   if (set >= instruction_set::avx512) {
-    return {&avx512::widen_row<Element>, &avx512::add_rows<Element>, &avx512::dot_row<Element>, &avx512::narrow_row<Element>};
+    return {&avx512::widen_row<Element>, &avx512::add_rows<Element>, &avx512::dot_row<Element>,
+            &avx512::narrow_row<Element>};
   }
   if (set == instruction_set::avx2) {
     return {&avx2::widen_row<Element>, &avx2::add_rows<Element>, &avx2::dot_row<Element>, &avx2::narrow_row<Element>};
@@ -37,7 +38,8 @@ sum_kernels<Element> sum_kernels_of(instruction_set set) {
 #else
   (void)set;
 #endif
-  return {&portable::widen_row<Element>, &portable::add_rows<Element>, &portable::dot_row<Element>, &portable::narrow_row<Element>};
+  return {&portable::widen_row<Element>, &portable::add_rows<Element>, &portable::dot_row<Element>,
+          &portable::narrow_row<Element>};
 }
 
 /// The rows of a token's experts, some at a time: pointers to them and their weights, without those that go nowhere, and pointers to
@@ -48,7 +50,8 @@ struct gathered_rows {
   float weight[Most];
   int count = 0;
 
-  void gather(view<Element const> const& table, std::int32_t const* experts, float const* weights, int choices, int begin) {
+  void gather(view<Element const> const& table, std::int32_t const* experts, float const* weights, int choices,
+              int begin) {
     count = 0;
     for (int k = 0; k < choices; ++k) {
       if (experts[k] < 0) continue;
@@ -57,7 +60,8 @@ struct gathered_rows {
     }
   }
   void then(view<Element const> const& table, std::int32_t const* experts, int choices, int begin) {
-    for (int k = 0; k < rows_ahead; ++k) row[count + k] = table.row(k < choices && experts[k] >= 0 ? experts[k] : 0) + begin;
+    for (int k = 0; k < rows_ahead; ++k)
+      row[count + k] = table.row(k < choices && experts[k] >= 0 ? experts[k] : 0) + begin;
   }
 };
 
@@ -68,11 +72,11 @@ struct row_sum {
   view<Element> output;
   int hidden, top_k;
   std::uint8_t const* active;
-  std::int32_t const* experts;   ///< [tokens, top_k]
-  float const* weights;          ///< [tokens, top_k]
-  float* scaled;                 ///< [tokens, top_k], weights times hidden units; null: weights are used as they are
-  float* gate;                   ///< [tokens], factors of the output; null: none
-  Element const* output_gate;    ///< [hidden]
+  std::int32_t const* experts;  ///< [tokens, top_k]
+  float const* weights;         ///< [tokens, top_k]
+  float* scaled;                ///< [tokens, top_k], weights times hidden units; null: weights are used as they are
+  float* gate;                  ///< [tokens], factors of the output; null: none
+  Element const* output_gate;   ///< [hidden]
   Element const* output_gate_bias;
 };
 
@@ -121,8 +125,8 @@ void sum_rows(row_sum<Element> const& of, cpu_context const& context) {
   sum_kernels<Element> const kernels = sum_kernels_of<Element>(context.instructions);
   float const* const weights = of.scaled != nullptr ? of.scaled : of.weights;
   // Few tokens are cut, so that all workers read.
-  std::int64_t const wanted = std::max<std::int64_t>(divide_up(4 * context.threads, std::max<std::int64_t>(of.tokens.rows, 1)),
-                                                     divide_up(of.hidden, sum_columns));
+  std::int64_t const wanted = std::max<std::int64_t>(
+      divide_up(4 * context.threads, std::max<std::int64_t>(of.tokens.rows, 1)), divide_up(of.hidden, sum_columns));
   int const columns = static_cast<int>(std::max<std::int64_t>(divide_up(divide_up(of.hidden, wanted), 256) * 256, 256));
   std::int64_t const pieces = divide_up(of.hidden, columns);
   parallel_for(context, of.tokens.rows * pieces, [&](std::int64_t item, std::int64_t next) {
@@ -161,7 +165,9 @@ struct schedule_step<expert::sum_of_rows> {
   template <class Layer>
   using routing = route_step<typename Layer::router::source>;
   template <class Layer>
-  static constexpr bool has_units = requires { typename Layer::expert::activation; };
+  static constexpr bool has_units = requires {
+    typename Layer::expert::activation;
+  };
 
   template <class Layer>
   struct memory {
@@ -211,7 +217,8 @@ struct schedule_step<expert::sum_of_rows> {
   }
 
   template <class Layer>
-  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const& m) {
+  static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args,
+                                                               memory<Layer> const& m) {
     return routing<Layer>::template tokens_of_experts<Layer>(args, m.of_routing);
   }
 

@@ -84,7 +84,8 @@ SWITCHYARD_TILE_TARGET inline void narrow_row<bfloat16>(float const* from, int c
       words bits;
       __builtin_memcpy(&bits, from + k + p * lanes, sizeof bits);
       words const is_nan = reinterpret_cast<words>((bits & 0x7fffffffu) > 0x7f800000u);
-      half[p] = (is_nan & (bits | 0x00400000u)) | (~is_nan & (bits + 0x7fffu + (bits >> 16 & 1u)));  // to the nearest, ties to even
+      half[p] = (is_nan & (bits | 0x00400000u)) |
+                (~is_nan & (bits + 0x7fffu + (bits >> 16 & 1u)));  // to the nearest, ties to even
     }
     words const both = half[0] >> 16 | (half[1] & 0xffff0000u);
     __builtin_memcpy(static_cast<void*>(to + k), &both, sizeof both);

@@ -3,11 +3,14 @@
 #include <switchyard/backend/cpu/ranked_keys.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
+#include <switchyard/core/exponential.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/core/view.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -137,8 +140,9 @@ namespace portable {
 #define SWITCHYARD_TILE_ROWS 6
 #define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
-#include <switchyard/backend/cpu/rows.inl>
+
 #include <switchyard/backend/cpu/product_keys.inl>
+#include <switchyard/backend/cpu/rows.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
@@ -155,8 +159,9 @@ namespace avx2 {
 #define SWITCHYARD_TILE_ROWS 6
 #define SWITCHYARD_PANEL_FEATURES 6
 #include <switchyard/backend/cpu/tile.inl>
-#include <switchyard/backend/cpu/rows.inl>
+
 #include <switchyard/backend/cpu/product_keys.inl>
+#include <switchyard/backend/cpu/rows.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
@@ -174,8 +179,9 @@ namespace avx512 {
 #define SWITCHYARD_TILE_ROWS 7
 #define SWITCHYARD_PANEL_FEATURES 12
 #include <switchyard/backend/cpu/tile.inl>
-#include <switchyard/backend/cpu/rows.inl>
+
 #include <switchyard/backend/cpu/product_keys.inl>
+#include <switchyard/backend/cpu/rows.inl>
 #undef SWITCHYARD_TILE_TARGET
 #undef SWITCHYARD_TILE_BYTES
 #undef SWITCHYARD_TILE_REGISTERS
