@@ -1,5 +1,6 @@
 #include <switchyard/switchyard.hpp>
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -122,6 +123,47 @@ TEST_CASE("product keys by hand", "[rows]") {
   CHECK(sy::costs<layer>(1).parameters == 4 + 8);
 }
 
+namespace {
+
+std::vector<instruction_set> sets_here() {
+  std::vector<instruction_set> sets;
+  for (auto set : {instruction_set::portable, instruction_set::avx2, instruction_set::avx512}) {
+    if (set <= best_instruction_set()) sets.push_back(set);
+  }
+  return sets;
+}
+
+/// Numbers of many kinds: normal ones, few different ones, only one, in order, far apart, one above all, and such that vanish.
+constexpr int kinds_of_numbers = 9;
+float number_of_kind(int kind, int i, random_numbers& random) {
+  auto const x = static_cast<float>(random.normal());
+  float const by_kind[kinds_of_numbers] = {x,
+                                           static_cast<float>(random.below(5)),
+                                           1.0f,
+                                           static_cast<float>(i),
+                                           static_cast<float>(-i),
+                                           std::exp(12.0f * x) * (i % 2 == 0 ? 1.0f : -1.0f),
+                                           i % 64 == 0 ? 1e30f : -1e30f,
+                                           i == 3 ? 1e20f : x,
+                                           x * 1e-40f};
+  return by_kind[kind];
+}
+
+/// Ids of the best sums, by sorting them all.
+std::vector<std::int32_t> sorted_pairs(std::vector<float> const& first, std::vector<float> const& second, int kept) {
+  std::size_t const keys = first.size();
+  std::vector<product_key::scored> all;
+  for (std::size_t i = 0; i < keys * keys; ++i)
+    all.push_back({product_key::score_of(first[i / keys], second[i % keys]), static_cast<int>(i)});
+  std::partial_sort(all.begin(), all.begin() + kept, all.end(),
+                    [](auto const& a, auto const& b) { return product_key::precedes(a, b); });
+  std::vector<std::int32_t> ids;
+  for (int k = 0; k < kept; ++k) ids.push_back(all[static_cast<std::size_t>(k)].id);
+  return ids;
+}
+
+}  // namespace
+
 TEST_CASE("equal sums go to the lowest ids, and roundings decide nothing", "[rows]") {
   constexpr int keys = 24, kept = 19;
   random_numbers random(2);
@@ -131,9 +173,7 @@ TEST_CASE("equal sums go to the lowest ids, and roundings decide nothing", "[row
     // Sums that round to the same number, though they are not the same.
     for (float& v : second)
       v = round % 2 == 0 ? static_cast<float>(random.below(6)) / 4.0f : static_cast<float>(random.below(9)) * 0x1p-26f;
-    std::vector<std::int32_t> experts(kept), order(keys * keys);
-    std::vector<float> scores(kept);
-    REQUIRE((cpu::choose_by_keys<keys, kept>(first.data(), second.data(), experts.data(), scores.data())));
+    std::vector<std::int32_t> order(keys * keys);
     for (int i = 0; i < keys * keys; ++i) order[static_cast<std::size_t>(i)] = i;
     auto const sum = [&](int id) {
       return static_cast<double>(first[static_cast<std::size_t>(id / keys)]) +
@@ -141,32 +181,123 @@ TEST_CASE("equal sums go to the lowest ids, and roundings decide nothing", "[row
     };
     std::stable_sort(order.begin(), order.end(), [&](int a, int b) { return sum(a) > sum(b); });
     order.resize(kept);
-    REQUIRE(experts == order);
+    for (instruction_set set : sets_here()) {
+      std::vector<std::int32_t> experts(kept);
+      std::vector<float> scores(kept);
+      REQUIRE(cpu::product_key_kernels_of<float>(set).choose(first.data(), second.data(), keys, kept, experts.data(),
+                                                             scores.data()));
+      REQUIRE(experts == order);
+    }
   }
 }
 
-TEST_CASE("the best keys are found whatever the values", "[rows]") {
-  constexpr int keys = 1000;
+TEST_CASE("pairs are those of all sums sorted, whatever the halves", "[rows]") {
   random_numbers random(7);
-  std::vector<float> values(keys);
-  for (int kind = 0; kind < 6; ++kind) {
-    for (int i = 0; i < keys; ++i) {
-      float const by_kind[] = {
-          static_cast<float>(random.normal()), static_cast<float>(i),       static_cast<float>(-i), 1.0f,
-          static_cast<float>(random.below(3)), i % 64 == 0 ? 1e30f : -1e30f};
-      values[static_cast<std::size_t>(i)] = by_kind[kind];
+  for (int keys : {1, 2, 3, 4, 5, 15, 16, 17, 31, 33, 100, 300}) {
+    for (int kept : {1, 2, 5, 15, 16, 17, 31, 33, 100, 512}) {
+      if (kept > keys * keys) continue;
+      for (int kind = 0; kind<kinds_of_numbers * kinds_of_numbers; kind += keys> 33 ? 7 : 1) {
+        std::vector<float> first, second;
+        for (int i = 0; i < keys; ++i) {
+          first.push_back(number_of_kind(kind % kinds_of_numbers, i, random));
+          second.push_back(number_of_kind(kind / kinds_of_numbers, i, random));
+        }
+        std::vector<std::int32_t> const right = sorted_pairs(first, second, kept);
+        for (instruction_set set : sets_here()) {
+          INFO(keys << " keys, " << kept << " kept, kind " << kind << ", " << name_of(set));
+          std::vector<std::int32_t> experts(static_cast<std::size_t>(kept));
+          std::vector<float> scores(experts.size());
+          REQUIRE(cpu::product_key_kernels_of<float>(set).choose(first.data(), second.data(), keys, kept,
+                                                                 experts.data(), scores.data()));
+          REQUIRE(experts == right);
+          for (std::size_t k = 0; k < scores.size(); ++k) {
+            REQUIRE(scores[k] == first[static_cast<std::size_t>(right[k] / keys)] +
+                                     second[static_cast<std::size_t>(right[k] % keys)]);
+          }
+        }
+      }
     }
-    for (int kept : {1, 2, 31, 128, 512, 1000, 1200}) {
-      std::vector<candidate> best(1200);
-      int const count = cpu::best_keys(values.data(), keys, kept, best.data());
-      REQUIRE(count == std::min(kept, keys));
-      std::vector<int> order(keys);
-      for (int i = 0; i < keys; ++i) order[static_cast<std::size_t>(i)] = i;
-      std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-        return values[static_cast<std::size_t>(a)] > values[static_cast<std::size_t>(b)];
-      });
-      for (int i = 0; i < count; ++i)
-        REQUIRE(best[static_cast<std::size_t>(i)].id == order[static_cast<std::size_t>(i)]);
+  }
+}
+
+TEST_CASE("halves and sums that are not finite are not chosen", "[rows]") {
+  for (instruction_set set : sets_here()) {
+    auto const choose = cpu::product_key_kernels_of<float>(set).choose;
+    for (int keys : {3, 16, 37}) {
+      std::vector<std::int32_t> experts(4);
+      std::vector<float> scores(4);
+      std::vector<float> const ones(static_cast<std::size_t>(keys), 1.0f);
+      for (float bad : {infinity, -infinity, std::numeric_limits<float>::quiet_NaN()}) {
+        for (std::size_t i = 0; i < ones.size(); ++i) {
+          std::vector<float> half = ones;
+          half[i] = bad;
+          CHECK(!choose(half.data(), ones.data(), keys, 4, experts.data(), scores.data()));
+          CHECK(!choose(ones.data(), half.data(), keys, 4, experts.data(), scores.data()));
+        }
+      }
+      std::vector<float> large = ones;
+      large[1] = 3e38f;
+      CHECK(!choose(large.data(), large.data(), keys, 4, experts.data(), scores.data()));
+      for (float& v : large) v = -3e38f;
+      CHECK(!choose(large.data(), large.data(), keys, 4, experts.data(), scores.data()));
+      large[0] = large[1] = 0.0f;  // the sums that overflow are not among the best
+      CHECK(choose(large.data(), large.data(), keys, 4, experts.data(), scores.data()));
+    }
+  }
+}
+
+TEST_CASE("half scores are the same whatever tokens stand beside, and near those in double", "[rows]") {
+  random_numbers random(3);
+  struct {
+    int tokens, half_width, keys, heads;
+    bool apart;
+  } const cases[] = {
+      {1, 1, 1, 1, false}, {3, 7, 5, 2, true}, {16, 33, 65, 1, false}, {21, 64, 100, 3, true}, {35, 515, 33, 1, false}};
+  for (auto const& c : cases) {
+    int const width = 2 * c.half_width, columns = c.apart ? c.heads * width : width;
+    std::vector<bfloat16> queries;
+    std::vector<float> keys[2], scores[2];
+    for (int i = 0; i < c.tokens * columns; ++i) queries.push_back(bfloat16(static_cast<float>(random.normal())));
+    for (int half : {0, 1}) {
+      for (int i = 0; i < c.heads * c.keys * c.half_width; ++i)
+        keys[half].push_back(static_cast<float>(random.normal()));
+      scores[half].resize(static_cast<std::size_t>(c.heads * c.tokens * c.keys));
+    }
+    auto const run = [&](instruction_set set, int first, int tokens) {
+      cpu::score_halves<bfloat16>({{queries.data() + first * columns, tokens, columns},
+                                   c.apart ? width : 0,
+                                   c.half_width,
+                                   c.keys,
+                                   c.heads,
+                                   {keys[0].data(), keys[1].data()},
+                                   {scores[0].data(), scores[1].data()}},
+                                  cpu::resolved({.instructions = set}));
+    };
+    for (instruction_set set : sets_here()) {
+      run(set, 0, c.tokens);
+      std::vector<float> const all[2] = {scores[0], scores[1]};
+      for (int t = 0; t < c.tokens; ++t) {
+        run(set, t, 1);
+        for (int half : {0, 1}) {
+          for (int h = 0; h < c.heads; ++h) {
+            for (int i = 0; i < c.keys; ++i) {
+              float const got = all[half][static_cast<std::size_t>((h * c.tokens + t) * c.keys + i)];
+              double right = 0.0, size = 0.0;
+              for (int k = 0; k < c.half_width; ++k) {
+                double const x = static_cast<float>(queries[static_cast<std::size_t>(
+                    t * columns + (c.apart ? h * width : 0) + half * c.half_width + k)]);
+                double const term = x * keys[half][static_cast<std::size_t>((h * c.keys + i) * c.half_width + k)];
+                right += term;
+                size += std::abs(term);
+              }
+              if (std::abs(got - right) > 2e-6 * size ||
+                  got != scores[half][static_cast<std::size_t>(h * c.keys + i)]) {
+                FAIL(name_of(set) << ", token " << t << ", half " << half << ", head " << h << ", key " << i);
+              }
+            }
+          }
+        }
+      }
     }
   }
 }

@@ -21,96 +21,85 @@
 /// Routes by product keys: half scores of all keys by products, then a token's best experts of each head.
 namespace switchyard::cpu {
 
-/// The best `kept` of `keys` values in the order of choice. Returns how many there are: no more than there are keys.
-///
-/// Maxima of parts of the values, at least `kept` of them, say what the last one can be no lower than; few values are no lower.
-inline int best_keys(float const* values, int keys, int kept, candidate* best) {
-  constexpr int most_parts = 1024;
-  int const count = std::min(kept, keys);
-  float least = -infinity;
-  int const parts = (2 * count + 15) / 16 * 16;
-  if (parts <= most_parts && 2 * parts <= keys) {
-    float maxima[most_parts];
-    std::copy(values, values + parts, maxima);
-    for (int first = parts; first < keys; first += parts) {
-      int const length = std::min(parts, keys - first);
-      for (int i = 0; i < length; ++i) maxima[i] = values[first + i] > maxima[i] ? values[first + i] : maxima[i];
+/// Scoring and choosing of one instruction set: see product_keys.inl.
+template <class Query>
+struct product_key_kernels {
+  void (*group)(Query const* const* rows, int row_count, int depth, float* to);
+  void (*score)(float const* rows, int row_count, int depth, float const* weights, std::int64_t stride, int keys,
+                bool first, float* to, std::int64_t to_stride);
+  bool (*choose)(float const* first, float const* second, int keys, int kept, std::int32_t* experts, float* scores);
+  void (*soften)(float const* scores, int count, float largest, float* weights);
+};
+template <class Query>
+product_key_kernels<Query> product_key_kernels_of(instruction_set set) {
+#if defined(__x86_64__)
+  if (set >= instruction_set::avx512)
+    return {&avx512::group_scored_rows<Query>, &avx512::score_keys, &avx512::choose_pairs, &avx512::soften_scores};
+  if (set == instruction_set::avx2)
+    return {&avx2::group_scored_rows<Query>, &avx2::score_keys, &avx2::choose_pairs, &avx2::soften_scores};
+#else
+  (void)set;
+#endif
+  return {&portable::group_scored_rows<Query>, &portable::score_keys, &portable::choose_pairs,
+          &portable::soften_scores};
+}
+
+/// The halves of queries and of keys.
+template <class Query>
+struct half_products {
+  view<Query const> queries;
+  int head_columns;  ///< from one head's query to the next; 0: all have the same
+  int half_width, keys, heads;
+  float const* weights[2];  ///< [heads, keys, half_width]
+  float* scores[2];         ///< [heads, tokens, keys]
+};
+
+/// scores[half][h][t][i] = half a query of head h, token t . key i. The order of terms depends on the width alone.
+template <class Query>
+void score_halves(half_products<Query> const& of, cpu_context const& context) {
+  constexpr int rows_at_once = 16, depth_at_once = 512;
+  std::int64_t const tokens = of.queries.rows;
+  // Tokens are converted again for each block of keys; few tokens leave more blocks to other workers.
+  int const keys_at_once = tokens >= rows_at_once ? 64 : 32;
+  std::int64_t const key_blocks = divide_up(of.keys, keys_at_once),
+                     blocks = key_blocks * divide_up(tokens, rows_at_once);
+  product_key_kernels<Query> const kernels = product_key_kernels_of<Query>(context.instructions);
+  parallel_for(context, 2 * of.heads * blocks, [&](std::int64_t item) {
+    std::int64_t const head = item / blocks / 2, half = item / blocks % 2,
+                       first_token = item % blocks / key_blocks * rows_at_once;
+    int const first = static_cast<int>(item % key_blocks) * keys_at_once,
+              count = std::min(keys_at_once, of.keys - first);
+    int const rows = static_cast<int>(std::min<std::int64_t>(rows_at_once, tokens - first_token));
+    float const* const keys = of.weights[half] + (head * of.keys + first) * of.half_width;
+    float* const to = of.scores[half] + (head * tokens + first_token) * of.keys + first;
+    alignas(64) float grouped[rows_at_once * depth_at_once];
+    for (int k = 0; k < of.half_width; k += depth_at_once) {
+      int const depth = std::min(depth_at_once, of.half_width - k);
+      Query const* row[rows_at_once] = {};
+      for (int r = 0; r < rows; ++r)
+        row[r] = of.queries.row(first_token + r) + head * of.head_columns + half * of.half_width + k;
+      kernels.group(row, rows, depth, grouped);
+      kernels.score(grouped, rows, depth, keys + k, of.half_width, count, k == 0, to, of.keys);
     }
-    std::nth_element(maxima, maxima + count - 1, maxima + parts, [](float a, float b) { return a > b; });
-    least = maxima[count - 1];
-  }
-  std::uint16_t no_lower[8192];
-  int found = 0;
-  for (int i = 0; i < keys; ++i) {
-    no_lower[found] = static_cast<std::uint16_t>(i);
-    found += values[i] >= least ? 1 : 0;
-  }
-  std::partial_sort(no_lower, no_lower + count, no_lower + found,
-                    [values](int a, int b) { return values[a] > values[b] || (values[a] == values[b] && a < b); });
-  for (int i = 0; i < count; ++i) best[i] = {values[no_lower[i]], no_lower[i]};
-  return count;
+  });
 }
 
-/// The best `kept` pairs of first and second keys, best first, from the best of each half: the heap has the best pair that is left of
-/// each first key, and the next first key comes in when the one before it has given its best pair. False where a score is not finite.
-template <int MostKept>
-bool best_pairs(candidate const* first, int firsts, candidate const* second, int seconds, int kept, int keys,
-                std::int32_t* experts, float* scores) {
-  struct pair {
-    product_key::scored of;
-    int rank, partner;
-  };
-  pair waiting[MostKept];
-  int count = 0;
-  auto const is_worse = [](pair const& a, pair const& b) { return product_key::precedes(b.of, a.of); };
-  auto const add = [&](int rank, int partner) {
-    candidate const u = first[rank], v = second[partner];
-    waiting[count++] = {{product_key::score_of(u.value, v.value), u.id * keys + v.id}, rank, partner};
-    std::push_heap(waiting, waiting + count, is_worse);
-  };
-  add(0, 0);
-  for (int k = 0; k < kept; ++k) {
-    std::pop_heap(waiting, waiting + count, is_worse);
-    pair const best = waiting[--count];
-    if (!is_finite(best.of.of.sum)) return false;
-    experts[k] = best.of.id;
-    scores[k] = best.of.of.sum;
-    if (best.partner == 0 && best.rank + 1 < firsts) add(best.rank + 1, 0);
-    if (best.partner + 1 < product_key::partners(best.rank, kept, seconds)) add(best.rank, best.partner + 1);
+/// Takes all pairs in the order of their ids. False where a half score or a sum is not finite.
+inline bool take_all_pairs(float const* first, float const* second, int keys, std::int32_t* experts, float* scores) {
+  bool finite = true;
+  for (int i = 0; i < keys * keys; ++i) {
+    experts[i] = i;
+    scores[i] = first[i / keys] + second[i % keys];
+    finite = finite && is_finite(first[i / keys]) && is_finite(second[i % keys]) && is_finite(scores[i]);
   }
-  return true;
+  return finite;
 }
 
-/// Chooses for one token and one list: fills `kept` experts and scores. False where a half score or a chosen score is not finite.
-template <int Keys, int Kept>
-bool choose_by_keys(float const* first, float const* second, std::int32_t* experts, float* scores) {
-  float worst = 0.0f;  // a value times 0 is NaN where the value is not finite
-  for (int i = 0; i < Keys; ++i) worst += 0.0f * first[i] + 0.0f * second[i];
-  if (!is_finite(worst)) return false;
-  if constexpr (Kept == Keys * Keys) {
-    for (int i = 0; i < Kept; ++i) {
-      experts[i] = i;
-      scores[i] = first[i / Keys] + second[i % Keys];
-      if (!is_finite(scores[i])) return false;
-    }
-    return true;
-  } else {
-    constexpr int most = Kept < Keys ? Kept : Keys;
-    candidate best_first[most], best_second[most];
-    best_keys(first, Keys, Kept, best_first);
-    best_keys(second, Keys, Kept, best_second);
-    return best_pairs<Kept>(best_first, most, best_second, most, Kept, Keys, experts, scores);
-  }
-}
-
-/// The combine weights of one list of scores.
+/// The combine weights of one list of scores, which may stand in the same place.
 template <class Weighting, int Kept>
-void weigh_scores(float const* scores, float* weights) {
+void weigh_scores(product_key_kernels<float> const& kernels, float const* scores, float* weights) {
   if constexpr (std::is_same_v<Weighting, router::weighting::softmax>) {
-    float const largest = *std::max_element(scores, scores + Kept);
-    float total = 0.0f;
-    for (int k = 0; k < Kept; ++k) total += weights[k] = std::exp(scores[k] - largest);
-    for (int k = 0; k < Kept; ++k) weights[k] /= total;
+    kernels.soften(scores, Kept, *std::max_element(scores, scores + Kept), weights);
   } else {
     for (int k = 0; k < Kept; ++k) {
       float one[1] = {scores[k]};
@@ -176,15 +165,14 @@ struct route_step<router::from_product_keys> {
     switchyard::router::product_key_weights const w = args.weights.router;
     view<element const> const seen{args.tokens.row(first), tokens, args.tokens.columns, args.tokens.row_stride};
     auto const scores = [&]<class Query>(view<Query const> const& queries, int head_columns) {
-      auto const half = [&](int begin, float const* keys, float* to) {
-        view<Query const> const part{queries.data + begin, queries.rows, half_width, queries.row_stride};
-        router_product<Query> product{part, half_width, router::keys, keys};
-        product.heads = router::heads;
-        product.head_columns = head_columns;
-        make_logits(product, context, to);
-      };
-      half(0, w.first_keys, m.first_scores);
-      half(half_width, w.second_keys, m.second_scores);
+      half_products<Query> const of{queries,
+                                    head_columns,
+                                    half_width,
+                                    router::keys,
+                                    router::heads,
+                                    {w.first_keys, w.second_keys},
+                                    {m.first_scores, m.second_scores}};
+      score_halves(of, context);
     };
     if constexpr (router::query::is_projected) {
       constexpr int columns = router::heads * width;
@@ -203,13 +191,13 @@ struct route_step<router::from_product_keys> {
     using router = typename Layer::router;
     constexpr int keys = router::keys, kept = router::template kept<Layer>, lists = router::choices;
     constexpr int top_k = Layer::dims.top_k;
+    product_key_kernels<float> const kernels = product_key_kernels_of<float>(context.instructions);
     std::atomic<std::int64_t> unroutable{std::numeric_limits<std::int64_t>::max()};
     parallel_for(context, tokens * lists, [&](std::int64_t item) {
       std::int64_t const token = item / lists, list = item % lists, pair = (first + token) * top_k + list * kept;
       std::int32_t* const experts = to.experts + pair;
       float* const weights = to.weights + pair;
-      float scores_here[kept];
-      float* const scores = args.report.scores != nullptr ? args.report.scores + pair : scores_here;
+      float* const scores = args.report.scores != nullptr ? args.report.scores + pair : weights;
       bool chosen = is_active(args.active, first + token);
       if (!chosen) {
         std::fill(weights, weights + kept, 0.0f);
@@ -220,9 +208,13 @@ struct route_step<router::from_product_keys> {
           for (int i = 0; i < keys; ++i) of_first[i] += of_first[head * tokens * keys + i];
           for (int i = 0; i < keys; ++i) of_second[i] += of_second[head * tokens * keys + i];
         }
-        chosen = choose_by_keys<keys, kept>(of_first, of_second, experts, scores);
+        if constexpr (kept == keys * keys) {
+          chosen = take_all_pairs(of_first, of_second, keys, experts, scores);
+        } else {
+          chosen = kernels.choose(of_first, of_second, keys, kept, experts, scores);
+        }
         if (chosen) {
-          weigh_scores<typename router::weighting, kept>(scores, weights);
+          weigh_scores<typename router::weighting, kept>(kernels, scores, weights);
         } else {
           std::fill(weights, weights + kept, not_a_number);
           keep_lowest(unroutable, first + token);
@@ -230,7 +222,7 @@ struct route_step<router::from_product_keys> {
       }
       if (!chosen) {
         std::fill(experts, experts + kept, -1);
-        if (scores != scores_here) std::copy(weights, weights + kept, scores);
+        if (scores != weights) std::copy(weights, weights + kept, scores);
       }
       if (list == 0) to.priority[first + token] = chosen ? weights[0] : 0.0f;
     });

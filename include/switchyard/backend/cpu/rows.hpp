@@ -42,20 +42,26 @@ sum_kernels<Element> sum_kernels_of(instruction_set set) {
           &portable::narrow_row<Element>};
 }
 
-/// The rows of a token's experts, some at a time: pointers to them and their weights, without those that go nowhere.
+/// The rows of a token's experts, some at a time: pointers to them and their weights, without those that go nowhere, and pointers to
+/// rows that come next.
 template <class Element, int Most>
 struct gathered_rows {
-  Element const* row[Most];
+  Element const* row[Most + rows_ahead];
   float weight[Most];
   int count = 0;
 
-  void gather(view<Element const> const& table, std::int32_t const* experts, float const* weights, int choices) {
+  void gather(view<Element const> const& table, std::int32_t const* experts, float const* weights, int choices,
+              int begin) {
     count = 0;
     for (int k = 0; k < choices; ++k) {
       if (experts[k] < 0) continue;
-      row[count] = table.row(experts[k]);
+      row[count] = table.row(experts[k]) + begin;
       weight[count++] = weights[k];
     }
+  }
+  void then(view<Element const> const& table, std::int32_t const* experts, int choices, int begin) {
+    for (int k = 0; k < rows_ahead; ++k)
+      row[count + k] = table.row(k < choices && experts[k] >= 0 ? experts[k] : 0) + begin;
   }
 };
 
@@ -123,7 +129,7 @@ void sum_rows(row_sum<Element> const& of, cpu_context const& context) {
       divide_up(4 * context.threads, std::max<std::int64_t>(of.tokens.rows, 1)), divide_up(of.hidden, sum_columns));
   int const columns = static_cast<int>(std::max<std::int64_t>(divide_up(divide_up(of.hidden, wanted), 256) * 256, 256));
   std::int64_t const pieces = divide_up(of.hidden, columns);
-  parallel_for(context, of.tokens.rows * pieces, [&](std::int64_t item) {
+  parallel_for(context, of.tokens.rows * pieces, [&](std::int64_t item, std::int64_t next) {
     std::int64_t const token = item / pieces;
     int const begin = static_cast<int>(item % pieces) * columns, count = std::min(columns, of.hidden - begin);
     float sum[sum_columns];
@@ -136,8 +142,15 @@ void sum_rows(row_sum<Element> const& of, cpu_context const& context) {
     gathered_rows<Element, gathered_at_once> rows;
     for (int k = 0; k < of.top_k && is_active(of.active, token); k += gathered_at_once) {
       std::int64_t const pair = token * of.top_k + k;
-      rows.gather(of.down, of.experts + pair, weights + pair, std::min(gathered_at_once, of.top_k - k));
-      for (int r = 0; r < rows.count; ++r) rows.row[r] += begin;
+      rows.gather(of.down, of.experts + pair, weights + pair, std::min(gathered_at_once, of.top_k - k), begin);
+      int const later = k + gathered_at_once;
+      if (later < of.top_k) {
+        rows.then(of.down, of.experts + pair + gathered_at_once, of.top_k - later, begin);
+      } else if (next < of.tokens.rows * pieces) {
+        rows.then(of.down, of.experts + next / pieces * of.top_k, of.top_k, static_cast<int>(next % pieces) * columns);
+      } else {
+        rows.then(of.down, nullptr, 0, begin);
+      }
       kernels.add(rows.row, rows.weight, rows.count, count, sum);
     }
     float const gate = of.gate != nullptr && is_active(of.active, token) ? of.gate[token] : 1.0f;

@@ -1,15 +1,14 @@
 // The end of tile.inl, once per instruction set: sums and products of single rows that stand anywhere.
 
-/// sum[depth_position(k)] += weights[r] * rows[r][k] for each row after the other. Rows that come next are fetched meanwhile.
+/// sum[depth_position(k)] += weights[r] * rows[r][k] for each row after the other; meanwhile rows[r + rows_ahead] is fetched.
 template <int Count, class Element>
-SWITCHYARD_TILE_TARGET void add_some_rows(Element const* const* rows, Element const* const* next, float const* weights,
-                                          int columns, float* sum) {
+SWITCHYARD_TILE_TARGET void add_some_rows(Element const* const* rows, float const* weights, int columns, float* sum) {
   using source = stored<Element>;
   constexpr int step = lanes * source::parts;
   int const by_steps = columns / step * step;
   for (int k = 0; k < by_steps; k += step) {
     SWITCHYARD_TILE_UNROLL
-    for (int r = 0; r < Count; ++r) __builtin_prefetch(next[r] + k);
+    for (int r = 0; r < Count; ++r) __builtin_prefetch(rows[r + rows_ahead] + k);
     floats all[source::parts];
     SWITCHYARD_TILE_UNROLL
     for (int p = 0; p < source::parts; ++p) __builtin_memcpy(&all[p], sum + k + p * lanes, sizeof(floats));
@@ -26,17 +25,17 @@ SWITCHYARD_TILE_TARGET void add_some_rows(Element const* const* rows, Element co
   }
 }
 
-/// The same for any number of rows.
+/// The same for any number of rows; `rows` has `rows_ahead` more, which come next.
+///
+/// Eight rows ahead read at 1.0 to 1.1 times the rate of four. Whole rows that are fetched one after the other instead of all at the same
+/// column were up to 1.3 times slower.
 template <class Element>
 SWITCHYARD_TILE_TARGET void add_rows(Element const* const* rows, float const* weights, int count, int columns,
                                      float* sum) {
   constexpr int together = 4;
   int r = 0;
-  for (; r + together <= count; r += together) {
-    add_some_rows<together>(rows + r, r + 2 * together <= count ? rows + r + together : rows + r, weights + r, columns,
-                            sum);
-  }
-  for (; r < count; ++r) add_some_rows<1>(rows + r, r + 1 < count ? rows + r + 1 : rows + r, weights + r, columns, sum);
+  for (; r + together <= count; r += together) add_some_rows<together>(rows + r, weights + r, columns, sum);
+  for (; r < count; ++r) add_some_rows<1>(rows + r, weights + r, columns, sum);
 }
 
 /// row . x, where x[depth_position(k)] is element k.

@@ -1,12 +1,16 @@
 #pragma once
 
+#include <switchyard/backend/cpu/ranked_keys.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
+#include <switchyard/core/exponential.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/core/view.hpp>
 
+#include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 
 #if defined(__x86_64__)
@@ -94,6 +98,9 @@ feature_tile<weight_view<Element>> features_of(weight_view<Element> const& matri
 
 /// Most rows and features of a product without panels, whose sums are on the stack.
 inline constexpr int item_rows = 32, item_features = 64;
+
+/// How many rows ahead of those that are added others are fetched: see rows.inl.
+inline constexpr int rows_ahead = 8;
 
 /// A part of the depth of a product; it begins at a multiple of 64.
 struct depth_slice {

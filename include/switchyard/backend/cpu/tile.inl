@@ -502,4 +502,5 @@ SWITCHYARD_TILE_TARGET void activate(float const* gate, float const* up, float c
   }
 }
 
+#include <switchyard/backend/cpu/product_keys.inl>
 #include <switchyard/backend/cpu/rows.inl>
