@@ -179,6 +179,9 @@ row_outcome run_rows(row_problem const& p, row_call const& how = {}) {
   return out;
 }
 
+/// `run_rows` of a layer.
+using row_runner = row_outcome (*)(row_problem const& p, row_call const& how);
+
 /// Runs a layer and compares it with the reference, by CHECK.
 void check_rows(row_problem const& p, row_outcome const& got, double tolerance);
 
