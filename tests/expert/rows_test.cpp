@@ -39,6 +39,7 @@ using tested_rows = std::tuple<
     rows<product_keys<12, 2, projected<10>>, neuron<relu>, 12, 6, 2100, half>,  // more columns than at a time
     rows<summed_product_keys<8, 3, token>, value_row, 8, 64>,                  // the published dense form
     rows<summed_product_keys<8, 3, projected<6>, weighting::softmax>, with_output_gate<value_row>, 8, 20, 24, bfloat16>,
+    rows<product_keys<3, 4, projected<6>>, value_row, 3, 20>,  // more choices than experts
     rows<product_keys<9, 2, projected<12>>, with_gated_projection<value_row>, 9, 10, 45>,
     rows<product_keys<7, 2, projected<8>>, with_output_gate<with_gated_projection<value_row>>, 7, 8, 70, bfloat16>,
     rows<product_keys<5, 1, token, weighting::relu>, with_output_gate<with_gated_projection<neuron<gelu>>>, 5, 4, 600, half>>;
@@ -190,6 +191,7 @@ TEST_CASE("a gated projection multiplies by silu, and the output gate comes last
   CHECK(sy::describe<layer>() ==
         "product_keys<1,1,token,softmax>:1of1/dropless/with_output_gate<with_gated_projection<value_row>>/2x1/cpu/float");
   CHECK(sy::costs<layer>(1).parameters == 2 + 2 + 3 + 2 * (4 + 2));
+  CHECK(sy::expected_experts<rows<product_keys<3, 4, token>, value_row, 3, 20>>(1) == Catch::Approx(9.0 * (1.0 - std::pow(4.0 / 9.0, 4))));
   CHECK(sy::costs<layer>(3).flops == 2.0 * 3 * (2 + 2 + 2 * 4));
 }
 
