@@ -33,16 +33,17 @@ using expert::value_row, expert::neuron, expert::with_output_gate, expert::with_
 using tested_rows = std::tuple<
     rows<product_keys<7, 2, token, weighting::relu>, value_row, 7, 10>,
     rows<product_keys<16, 3, projected<22>>, value_row, 16, 24, 33>,
-    rows<product_keys<130, 2, projected<16>>, value_row, 130, 24>,  // most keys are no candidates
+    rows<product_keys<130, 2, projected<16>>, value_row, 130, 24>,              // most keys are no candidates
     rows<product_keys<5, 2, projected<8>, weighting::relu>, value_row, 5, 24>,  // more are kept than a half has
     rows<product_keys<9, 1, token>, with_output_gate<neuron<gelu>>, 9, 13, 70, bfloat16>,
     rows<product_keys<12, 2, projected<10>>, neuron<relu>, 12, 6, 2100, half>,  // more columns than at a time
-    rows<summed_product_keys<8, 3, token>, value_row, 8, 64>,                  // the published dense form
+    rows<summed_product_keys<8, 3, token>, value_row, 8, 64>,                   // the published dense form
     rows<summed_product_keys<8, 3, projected<6>, weighting::softmax>, with_output_gate<value_row>, 8, 20, 24, bfloat16>,
     rows<product_keys<3, 4, projected<6>>, value_row, 3, 20>,  // more choices than experts
     rows<product_keys<9, 2, projected<12>>, with_gated_projection<value_row>, 9, 10, 45>,
     rows<product_keys<7, 2, projected<8>>, with_output_gate<with_gated_projection<value_row>>, 7, 8, 70, bfloat16>,
-    rows<product_keys<5, 1, token, weighting::relu>, with_output_gate<with_gated_projection<neuron<gelu>>>, 5, 4, 600, half>>;
+    rows<product_keys<5, 1, token, weighting::relu>, with_output_gate<with_gated_projection<neuron<gelu>>>, 5, 4, 600,
+         half>>;
 
 template <class Element>
 constexpr double tolerance = sizeof(Element) == 4 ? 1e-5 : 1e-2;
@@ -165,7 +166,8 @@ TEST_CASE("the best keys are found whatever the values", "[rows]") {
 }
 
 TEST_CASE("a gated projection multiplies by silu, and the output gate comes last", "[rows]") {
-  using layer = sy::layer<shape{2, 1, 1, 1}, product_keys<1, 1, token>, capacity::dropless, with_output_gate<with_gated_projection<value_row>>>;
+  using layer = sy::layer<shape{2, 1, 1, 1}, product_keys<1, 1, token>, capacity::dropless,
+                          with_output_gate<with_gated_projection<value_row>>>;
   row_problem p;
   p.hidden = p.width = 2;
   p.keys = p.top_k = 1;
@@ -188,10 +190,12 @@ TEST_CASE("a gated projection multiplies by silu, and the output gate comes last
     CHECK(std::abs(got.output[0] - 0.5 * (8.0 * s + 2.0)) < 1e-6);
     CHECK(std::abs(got.output[1] - 0.5 * (4.0 * s + 4.0)) < 1e-6);
   }
-  CHECK(sy::describe<layer>() ==
-        "product_keys<1,1,token,softmax>:1of1/dropless/with_output_gate<with_gated_projection<value_row>>/2x1/cpu/float");
+  CHECK(
+      sy::describe<layer>() ==
+      "product_keys<1,1,token,softmax>:1of1/dropless/with_output_gate<with_gated_projection<value_row>>/2x1/cpu/float");
   CHECK(sy::costs<layer>(1).parameters == 2 + 2 + 3 + 2 * (4 + 2));
-  CHECK(sy::expected_experts<rows<product_keys<3, 4, token>, value_row, 3, 20>>(1) == Catch::Approx(9.0 * (1.0 - std::pow(4.0 / 9.0, 4))));
+  CHECK(sy::expected_experts<rows<product_keys<3, 4, token>, value_row, 3, 20>>(1) ==
+        Catch::Approx(9.0 * (1.0 - std::pow(4.0 / 9.0, 4))));
   CHECK(sy::costs<layer>(3).flops == 2.0 * 3 * (2 + 2 + 2 * 4));
 }
 
@@ -267,8 +271,11 @@ TEST_CASE("wrong rows are refused", "[rows][errors]") {
   using projecting = rows<product_keys<3, 1, token>, with_gated_projection<value_row>, 3, 2, 6>;
   p = random_rows<projecting>(2, 5);
   p.projection_gate.clear();
-  CHECK_THROWS_WITH(run_rows<projecting>(p), "switchyard: layer::forward, weights.projection_gate: expected [hidden, hidden], got a null pointer");
+  CHECK_THROWS_WITH(
+      run_rows<projecting>(p),
+      "switchyard: layer::forward, weights.projection_gate: expected [hidden, hidden], got a null pointer");
   p = random_rows<projecting>(2, 5);
   p.projection.clear();
-  CHECK_THROWS_WITH(run_rows<projecting>(p), "switchyard: layer::forward, weights.projection: expected [hidden, hidden], got a null pointer");
+  CHECK_THROWS_WITH(run_rows<projecting>(p),
+                    "switchyard: layer::forward, weights.projection: expected [hidden, hidden], got a null pointer");
 }

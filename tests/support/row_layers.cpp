@@ -23,7 +23,8 @@ double dot(double const* a, double const* b, int count) {
 }
 
 /// matrix x + bias.
-reference::numbers mapped(reference::numbers const& matrix, reference::numbers const& bias, double const* x, int columns) {
+reference::numbers mapped(reference::numbers const& matrix, reference::numbers const& bias, double const* x,
+                          int columns) {
   reference::numbers out;
   for (std::size_t row = 0; row < matrix.size() / columns; ++row) {
     out.push_back(dot(matrix.data() + row * columns, x, columns) + (bias.empty() ? 0.0 : bias[row]));

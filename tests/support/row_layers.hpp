@@ -67,10 +67,17 @@ void round_to(reference::numbers& values) {
 template <class Layer>
 row_problem random_rows(std::int64_t tokens, unsigned seed) {
   using router = typename Layer::router;
-  row_words words{Layer::dims.hidden, router::keys, router::heads, Layer::dims.top_k, router::query::width(Layer::dims.hidden),
-                  router::query::is_projected, router::sums_heads,
-                  std::is_same_v<typename router::weighting, sy::router::weighting::softmax>, Layer::expert::has_output_gate,
-                  Layer::expert::has_gated_projection, {}};
+  row_words words{Layer::dims.hidden,
+                  router::keys,
+                  router::heads,
+                  Layer::dims.top_k,
+                  router::query::width(Layer::dims.hidden),
+                  router::query::is_projected,
+                  router::sums_heads,
+                  std::is_same_v<typename router::weighting, sy::router::weighting::softmax>,
+                  Layer::expert::has_output_gate,
+                  Layer::expert::has_gated_projection,
+                  {}};
   if constexpr (requires { typename Layer::expert::activation; }) words.activation = Layer::expert::activation::name;
   return random_rows(words, &round_to<typename Layer::element>, tokens, seed);
 }
@@ -111,7 +118,8 @@ row_outcome run_rows(row_problem const& p, row_call const& how = {}) {
                            query_bias = floats(p.query_bias), id_weights = floats(p.id_weights);
   std::vector<std::int32_t> const ids(p.ids.begin(), p.ids.end());
   std::vector<element> const gate = elements(p.gate), gate_bias = elements(p.gate_bias),
-                             projection_gate = elements(p.projection_gate), projection_gate_bias = elements(p.projection_gate_bias),
+                             projection_gate = elements(p.projection_gate),
+                             projection_gate_bias = elements(p.projection_gate_bias),
                              projection = elements(p.projection), projection_bias = elements(p.projection_bias);
   guarded workspace(Layer::workspace_bytes(tokens), sy::workspace_alignment);
   guarded experts(static_cast<std::size_t>(pairs) * 4), weights(experts.size()), scores(experts.size());

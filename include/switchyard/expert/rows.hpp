@@ -35,15 +35,16 @@ struct the_experts_have_no_gated_projection {
   template <class T>
   static constexpr void refuse() {
     static_assert(sizeof(T) == 0,
-                  "switchyard: nothing projects the output of these experts. Wrap the expert in expert::with_gated_projection, or leave "
-                  ".projection, .projection_gate and their biases out.");
+                  "switchyard: nothing projects the output of these experts. Wrap the expert in "
+                  "expert::with_gated_projection, or leave .projection, .projection_gate and their biases out.");
   }
 };
 
 template <class Expert, class T>
 using of_output_gate = std::conditional_t<Expert::has_output_gate, T, absent<the_experts_have_no_output_gate>>;
 template <class Expert, class T>
-using of_gated_projection = std::conditional_t<Expert::has_gated_projection, T, absent<the_experts_have_no_gated_projection>>;
+using of_gated_projection =
+    std::conditional_t<Expert::has_gated_projection, T, absent<the_experts_have_no_gated_projection>>;
 
 /// Whether a backend runs `with_gated_projection`. One that does says so beside its code.
 template <class Backend>
@@ -52,28 +53,30 @@ inline constexpr bool projects_rows = false;
 template <class Layer>
 struct value_weights {
   using element = typename Layer::element;
+  using projected = of_gated_projection<typename Layer::expert, element const*>;
   typename own_router<Layer>::type router = {};
   view<element const> values = {};  ///< [experts, hidden]
   [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate = {};       ///< [hidden]
   [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate_bias = {};  ///< one number, null: none
-  [[no_unique_address]] of_gated_projection<typename Layer::expert, element const*> projection_gate = {};  ///< [hidden, hidden]
-  [[no_unique_address]] of_gated_projection<typename Layer::expert, element const*> projection_gate_bias = {};  ///< [hidden], null: none
-  [[no_unique_address]] of_gated_projection<typename Layer::expert, element const*> projection = {};       ///< [hidden, hidden]
-  [[no_unique_address]] of_gated_projection<typename Layer::expert, element const*> projection_bias = {};  ///< [hidden], null: none
+  [[no_unique_address]] projected projection_gate = {};       ///< [hidden, hidden]
+  [[no_unique_address]] projected projection_gate_bias = {};  ///< [hidden], null: none
+  [[no_unique_address]] projected projection = {};            ///< [hidden, hidden]
+  [[no_unique_address]] projected projection_bias = {};       ///< [hidden], null: none
 };
 
 template <class Layer>
 struct neuron_weights {
   using element = typename Layer::element;
+  using projected = of_gated_projection<typename Layer::expert, element const*>;
   typename own_router<Layer>::type router = {};
   view<element const> up = {};    ///< [experts, hidden]
   view<element const> down = {};  ///< [experts, hidden]
   [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate = {};       ///< [hidden]
   [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate_bias = {};  ///< one number, null: none
-  [[no_unique_address]] of_gated_projection<typename Layer::expert, element const*> projection_gate = {};  ///< [hidden, hidden]
-  [[no_unique_address]] of_gated_projection<typename Layer::expert, element const*> projection_gate_bias = {};  ///< [hidden], null: none
-  [[no_unique_address]] of_gated_projection<typename Layer::expert, element const*> projection = {};       ///< [hidden, hidden]
-  [[no_unique_address]] of_gated_projection<typename Layer::expert, element const*> projection_bias = {};  ///< [hidden], null: none
+  [[no_unique_address]] projected projection_gate = {};       ///< [hidden, hidden]
+  [[no_unique_address]] projected projection_gate_bias = {};  ///< [hidden], null: none
+  [[no_unique_address]] projected projection = {};            ///< [hidden, hidden]
+  [[no_unique_address]] projected projection_bias = {};       ///< [hidden], null: none
 };
 
 /// What makes views of tables: a member of every layer of such experts.
@@ -107,8 +110,8 @@ struct rows_of_tables {
                   "switchyard: a row serves any number of tokens, so experts that are rows have no capacity to run out of. Use "
                   "capacity::dropless.");
     static_assert(!Layer::expert::has_gated_projection || projects_rows<typename Layer::backend>,
-                  "switchyard: this layer's backend does not run expert::with_gated_projection. Take backend::cpu, or compute the two "
-                  "linear maps around a layer without them.");
+                  "switchyard: this layer's backend does not run expert::with_gated_projection. Take backend::cpu, or "
+                  "compute the two linear maps around a layer without them.");
     Layer::expert::for_each_table(w, [](auto const& table, char const* name) {
       checks::check_matrix(table, name, Layer::dims.experts, Layer::dims.hidden, "experts x hidden");
     });
@@ -144,7 +147,8 @@ struct rows_of_tables {
     constexpr std::int64_t hidden = Layer::dims.hidden;
     result.matrices = Layer::expert::tables_per_expert * hidden;
     result.shared = Layer::expert::has_gated_projection ? 2 * hidden * hidden : 0;
-    result.output = (Layer::expert::has_output_gate ? hidden + 1 : 0) + (Layer::expert::has_gated_projection ? 2 * hidden : 0);
+    result.output =
+        (Layer::expert::has_output_gate ? hidden + 1 : 0) + (Layer::expert::has_gated_projection ? 2 * hidden : 0);
     return result;
   }
 };
@@ -188,7 +192,7 @@ struct neuron : rows_of_tables {
 ///
 ///   expert::with_output_gate<expert::with_gated_projection<expert::value_row>>
 ///
-/// Source: Berges et al. 2024, Memory Layers at Scale, section 3.3, with its published code (swilu_projection).
+/// Source: Berges et al. 2024, Memory Layers at Scale, its published code (swilu_projection).
 template <class Base>
 struct with_gated_projection : Base {
   static_assert(std::is_same_v<typename Base::computation, sum_of_rows>,

@@ -92,7 +92,8 @@ void make_logits(router_product<Element> const& of, cpu_context const& context, 
         loaded[i] = scale == nullptr ? x : x * scale[k + i];
       }
     };
-    multiply_block<float>(kernels, rows, hidden, {weight + first * std::int64_t{hidden}, hidden, 1, count}, load, to, experts);
+    multiply_block<float>(kernels, rows, hidden, {weight + first * std::int64_t{hidden}, hidden, 1, count}, load, to,
+                          experts);
     for (int r = 0; r < rows; ++r) {
       float* const row = to + std::int64_t{r} * experts;
       for (int e = 0; of.inverse_lengths != nullptr && e < count; ++e) row[e] *= of.inverse_lengths[first + e];

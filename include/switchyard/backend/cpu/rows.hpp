@@ -32,8 +32,8 @@ template <class Element>
 sum_kernels<Element> sum_kernels_of(instruction_set set) {
 #if defined(__x86_64__)
   if (set >= instruction_set::avx512) {
-    return {&avx512::widen_row<Element>, &avx512::add_rows<Element>, &avx512::dot_row<Element>, &avx512::narrow_row<Element>,
-            &avx512::multiply_in_order<Element>};
+    return {&avx512::widen_row<Element>, &avx512::add_rows<Element>, &avx512::dot_row<Element>,
+            &avx512::narrow_row<Element>, &avx512::multiply_in_order<Element>};
   }
   if (set == instruction_set::avx2) {
     return {&avx2::widen_row<Element>, &avx2::add_rows<Element>, &avx2::dot_row<Element>, &avx2::narrow_row<Element>,
@@ -42,8 +42,8 @@ sum_kernels<Element> sum_kernels_of(instruction_set set) {
 #else
   (void)set;
 #endif
-  return {&portable::widen_row<Element>, &portable::add_rows<Element>, &portable::dot_row<Element>, &portable::narrow_row<Element>,
-          &portable::multiply_in_order<Element>};
+  return {&portable::widen_row<Element>, &portable::add_rows<Element>, &portable::dot_row<Element>,
+          &portable::narrow_row<Element>, &portable::multiply_in_order<Element>};
 }
 
 /// The rows of a token's experts, some at a time: pointers to them and their weights, without those that go nowhere.
@@ -154,7 +154,8 @@ void sum_rows(row_sum<Element> const& of, cpu_context const& context) {
 
 /// projected = silu(gate of tokens).
 template <class Element>
-void make_projection_gates(row_sum<Element> const& of, Element const* gate, Element const* bias, cpu_context const& context) {
+void make_projection_gates(row_sum<Element> const& of, Element const* gate, Element const* bias,
+                           cpu_context const& context) {
   map_rows(linear_map<Element, Element>{of.tokens, of.hidden, gate, bias}, context,
            [&](std::int64_t token, int first, int count, float const* values) {
              float* const to = of.projected + token * of.hidden + first;
@@ -164,7 +165,8 @@ void make_projection_gates(row_sum<Element> const& of, Element const* gate, Elem
 
 /// output = (projection of what stands in projected) * gate. A token that is not active gets zeros.
 template <class Element>
-void project_rows(row_sum<Element> const& of, Element const* projection, Element const* bias, cpu_context const& context) {
+void project_rows(row_sum<Element> const& of, Element const* projection, Element const* bias,
+                  cpu_context const& context) {
   map_rows(linear_map<float, Element>{{of.projected, of.tokens.rows, of.hidden}, of.hidden, projection, bias}, context,
            [&](std::int64_t token, int first, int count, float const* values) {
              bool const active = is_active(of.active, token);
