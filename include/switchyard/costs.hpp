@@ -31,11 +31,12 @@ struct layer_costs {
 };
 
 /// Distinct experts that `tokens` tokens meet when every expert is equally likely:
-/// experts * (1 - (1 - top_k / experts)^tokens).
+/// experts * (1 - (1 - top_k / experts)^tokens), where a token chooses once.
 template <class Layer>
 double expected_experts(std::int64_t tokens) {
   double const experts = Layer::dims.experts;
-  return experts * (1.0 - std::pow(1.0 - Layer::dims.top_k / experts, static_cast<double>(tokens)));
+  constexpr int choices = Layer::router::choices, of_a_choice = Layer::dims.top_k / choices;
+  return experts * (1.0 - std::pow(1.0 - of_a_choice / experts, static_cast<double>(tokens * choices)));
 }
 
 /// Costs of a layer for so many tokens. `experts_used` is the number of experts with at least one row, by default

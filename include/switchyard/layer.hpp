@@ -108,12 +108,12 @@ struct layer : decltype(detail::views_of<Dims, Expert, Element>())::type {
                 "switchyard: shape.intermediate is the inner width of an expert. Set it to at least 1.");
   static_assert(Dims.experts >= 1, "switchyard: shape.experts is the number of routed experts. Set it to at least 1.");
   static_assert(Dims.top_k >= 1, "switchyard: shape.top_k is the number of experts per token. Set it to at least 1.");
-  static_assert(Dims.top_k <= Dims.experts,
-                "switchyard: shape.top_k is larger than shape.experts. Lower top_k or add experts.");
   static_assert(
       router_policy<Router>,
       "switchyard: the second argument of layer is no router. A router has a name, and inherits router::by_logits and "
       "has select, or inherits router::by_inputs and has pair; see router/by_logits.hpp.");
+  static_assert(Dims.top_k / Router::choices <= Dims.experts,
+                "switchyard: shape.top_k is larger than shape.experts. Lower top_k or add experts.");
   static_assert(capacity_policy<Capacity>,
                 "switchyard: the third argument of layer is no capacity. A capacity has a name, traits and "
                 "static std::int64_t slots_per_expert(shape, std::int64_t tokens); see "

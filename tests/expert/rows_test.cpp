@@ -29,7 +29,7 @@ namespace {
 
 template <class Router, class Expert, int Keys, int TopK, int Hidden = 40, class Element = float>
 using rows = layer<shape{Hidden, 1, Keys* Keys, TopK}, Router, capacity::dropless, Expert, backend::cpu, Element>;
-using expert::value_row, expert::neuron, expert::with_output_gate;
+using expert::value_row, expert::neuron, expert::with_output_gate, expert::with_gated_projection;
 
 using tested_rows = std::tuple<
     rows<product_keys<7, 2, token, weighting::relu>, value_row, 7, 10>,
@@ -39,8 +39,12 @@ using tested_rows = std::tuple<
     rows<product_keys<9, 1, token>, with_output_gate<neuron<gelu>>, 9, 13, 70, bfloat16>,
     rows<product_keys<12, 2, projected<10>>, neuron<relu>, 12, 6, 2100, half>,  // more columns than at a time
     rows<summed_product_keys<8, 3, token>, value_row, 8, 64>,                   // the published dense form
-    rows<summed_product_keys<8, 3, projected<6>, weighting::softmax>, with_output_gate<value_row>, 8, 20, 24,
-         bfloat16>>;
+    rows<summed_product_keys<8, 3, projected<6>, weighting::softmax>, with_output_gate<value_row>, 8, 20, 24, bfloat16>,
+    rows<product_keys<3, 4, projected<6>>, value_row, 3, 20>,  // more choices than experts
+    rows<product_keys<9, 2, projected<12>>, with_gated_projection<value_row>, 9, 10, 45>,
+    rows<product_keys<7, 2, projected<8>>, with_output_gate<with_gated_projection<value_row>>, 7, 8, 70, bfloat16>,
+    rows<product_keys<5, 1, token, weighting::relu>, with_output_gate<with_gated_projection<neuron<gelu>>>, 5, 4, 600,
+         half>>;
 
 template <class Element>
 constexpr double tolerance = sizeof(Element) == 4 ? 1e-5 : 1e-2;
@@ -302,6 +306,40 @@ TEST_CASE("half scores are the same whatever tokens stand beside, and near those
   }
 }
 
+TEST_CASE("a gated projection multiplies by silu, and the output gate comes last", "[rows]") {
+  using layer = sy::layer<shape{2, 1, 1, 1}, product_keys<1, 1, token>, capacity::dropless,
+                          with_output_gate<with_gated_projection<value_row>>>;
+  row_problem p;
+  p.hidden = p.width = 2;
+  p.keys = p.top_k = 1;
+  p.tokens = {1.0, 2.0};
+  p.first_keys = p.second_keys = {1.0};
+  p.down = {4.0, 8.0};
+  p.projection_gate = {1, 0, 0, 0};
+  p.projection = {0, 1, 1, 0};
+  p.gate = {0, 0};
+  double const s = 1.0 / (1.0 + std::exp(-1.0));
+  SECTION("without biases") {
+    row_outcome const got = run_rows<layer>(p);
+    CHECK(got.output[0] == 0.0f);
+    CHECK(std::abs(got.output[1] - 0.5 * 4.0 * s) < 1e-6);
+  }
+  SECTION("with biases") {
+    p.projection_gate_bias = {0, 1};
+    p.projection_bias = {2, 4};
+    row_outcome const got = run_rows<layer>(p);
+    CHECK(std::abs(got.output[0] - 0.5 * (8.0 * s + 2.0)) < 1e-6);
+    CHECK(std::abs(got.output[1] - 0.5 * (4.0 * s + 4.0)) < 1e-6);
+  }
+  CHECK(
+      sy::describe<layer>() ==
+      "product_keys<1,1,token,softmax>:1of1/dropless/with_output_gate<with_gated_projection<value_row>>/2x1/cpu/float");
+  CHECK(sy::costs<layer>(1).parameters == 2 + 2 + 3 + 2 * (4 + 2));
+  CHECK(sy::expected_experts<rows<product_keys<3, 4, token>, value_row, 3, 20>>(1) ==
+        Catch::Approx(9.0 * (1.0 - std::pow(4.0 / 9.0, 4))));
+  CHECK(sy::costs<layer>(3).flops == 2.0 * 3 * (2 + 2 + 2 * 4));
+}
+
 TEST_CASE("the dense form of one head is the sum over all experts", "[rows]") {
   using dense = rows<summed_product_keys<6, 4, token>, value_row, 6, 36, 16>;
   row_problem const p = random_rows<dense>(9, 5);
@@ -374,4 +412,14 @@ TEST_CASE("wrong rows are refused", "[rows][errors]") {
   p = right;
   p.gate.clear();
   refuses(p, "weights.output_gate: expected [hidden], got a null pointer");
+  using projecting = rows<product_keys<3, 1, token>, with_gated_projection<value_row>, 3, 2, 6>;
+  p = random_rows<projecting>(2, 5);
+  p.projection_gate.clear();
+  CHECK_THROWS_WITH(
+      run_rows<projecting>(p),
+      "switchyard: layer::forward, weights.projection_gate: expected [hidden, hidden], got a null pointer");
+  p = random_rows<projecting>(2, 5);
+  p.projection.clear();
+  CHECK_THROWS_WITH(run_rows<projecting>(p),
+                    "switchyard: layer::forward, weights.projection: expected [hidden, hidden], got a null pointer");
 }

@@ -28,8 +28,10 @@ struct row_problem {
   reference::numbers first_keys = {}, second_keys = {};  ///< [heads, keys, width / 2]
   reference::numbers up = {}, down = {};         ///< [experts, hidden]; up is absent where experts have no hidden unit
   reference::numbers gate = {}, gate_bias = {};  ///< [hidden], [1]
-  std::vector<std::uint8_t> active = {};         ///< [tokens]
-  std::vector<int> ids = {};                     ///< [tokens, top_k] of precomputed routes, with weights
+  reference::numbers projection_gate = {}, projection_gate_bias = {};  ///< [hidden, hidden], [hidden]
+  reference::numbers projection = {}, projection_bias = {};            ///< the same
+  std::vector<std::uint8_t> active = {};                               ///< [tokens]
+  std::vector<int> ids = {};  ///< [tokens, top_k] of precomputed routes, with weights
   reference::numbers id_weights = {};
 
   int lists() const { return sums_heads ? 1 : heads; }
@@ -53,7 +55,7 @@ int unclear_choices(row_problem const& p, double margin);
 /// The words of a layer, and random numbers that its elements hold exactly.
 struct row_words {
   int hidden, keys, heads, top_k, width;
-  bool projected, sums_heads, softmax, gated;
+  bool projected, sums_heads, softmax, gated, projects_output;
   std::string_view activation;
 };
 row_problem random_rows(row_words const& words, void (*round)(reference::numbers&), std::int64_t tokens, unsigned seed);
@@ -75,6 +77,7 @@ row_problem random_rows(std::int64_t tokens, unsigned seed) {
                   router::sums_heads,
                   std::is_same_v<typename router::weighting, sy::router::weighting::softmax>,
                   Layer::expert::has_output_gate,
+                  Layer::expert::has_gated_projection,
                   {}};
   if constexpr (requires { typename Layer::expert::activation; }) words.activation = Layer::expert::activation::name;
   return random_rows(words, &round_to<typename Layer::element>, tokens, seed);
@@ -118,7 +121,10 @@ row_outcome run_rows(row_problem const& p, row_call const& how = {}) {
   std::vector<float> const first = floats(p.first_keys), second = floats(p.second_keys), query = floats(p.query),
                            query_bias = floats(p.query_bias), id_weights = floats(p.id_weights);
   std::vector<std::int32_t> const ids(p.ids.begin(), p.ids.end());
-  std::vector<element> const gate = elements(p.gate), gate_bias = elements(p.gate_bias);
+  std::vector<element> const gate = elements(p.gate), gate_bias = elements(p.gate_bias),
+                             projection_gate = elements(p.projection_gate),
+                             projection_gate_bias = elements(p.projection_gate_bias),
+                             projection = elements(p.projection), projection_bias = elements(p.projection_bias);
   guarded workspace(Layer::workspace_bytes(tokens), sy::workspace_alignment);
   guarded experts(static_cast<std::size_t>(pairs) * 4), weights(experts.size()), scores(experts.size());
   guarded load(static_cast<std::size_t>(dims.experts) * 8), dropped(static_cast<std::size_t>(pairs));
@@ -139,6 +145,12 @@ row_outcome run_rows(row_problem const& p, row_call const& how = {}) {
   if constexpr (Layer::expert::has_output_gate) {
     args.weights.output_gate = placed.place(gate);
     args.weights.output_gate_bias = gate_bias.empty() ? nullptr : placed.place(gate_bias);
+  }
+  if constexpr (Layer::expert::has_gated_projection) {
+    args.weights.projection_gate = placed.place(projection_gate);
+    args.weights.projection_gate_bias = projection_gate_bias.empty() ? nullptr : placed.place(projection_gate_bias);
+    args.weights.projection = placed.place(projection);
+    args.weights.projection_bias = projection_bias.empty() ? nullptr : placed.place(projection_bias);
   }
   if constexpr (requires { router::keys; }) {
     args.weights.router.first_keys = placed.place(first);
@@ -180,6 +192,9 @@ row_outcome run_rows(row_problem const& p, row_call const& how = {}) {
   }
   return out;
 }
+
+/// `run_rows` of a layer.
+using row_runner = row_outcome (*)(row_problem const& p, row_call const& how);
 
 /// Runs a layer and compares it with the reference, by CHECK.
 void check_rows(row_problem const& p, row_outcome const& got, double tolerance);

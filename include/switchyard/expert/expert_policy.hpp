@@ -33,7 +33,7 @@ struct expert_traits {
 struct expert_costs {
   std::int64_t matrices = 0;  ///< of one routed expert: each is a multiplication and an addition for every row
   std::int64_t vectors = 0;   ///< of one routed expert's biases
-  std::int64_t shared = 0;    ///< of the shared expert
+  std::int64_t shared = 0;    ///< of the shared expert, or of other matrices that every token meets
   std::int64_t output = 0;    ///< of what is added to every token's sum
   std::int64_t common = 0;    ///< of a routed expert's, those that all have in common
   std::int64_t copies =

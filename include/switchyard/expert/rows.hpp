@@ -32,28 +32,54 @@ struct the_experts_have_no_output_gate {
   }
 };
 
+struct the_experts_have_no_gated_projection {
+  template <class T>
+  static constexpr void refuse() {
+    static_assert(sizeof(T) == 0,
+                  "switchyard: nothing projects the output of these experts. Wrap the expert in "
+                  "expert::with_gated_projection, or leave .projection, .projection_gate and their biases out.");
+  }
+};
+
 template <class Expert, class T>
 using of_output_gate = std::conditional_t<Expert::has_output_gate, T, absent<the_experts_have_no_output_gate>>;
+template <class Expert, class T>
+using of_gated_projection =
+    std::conditional_t<Expert::has_gated_projection, T, absent<the_experts_have_no_gated_projection>>;
+
+/// Whether a backend runs `with_gated_projection`. One that does says so beside its code.
+template <class Backend>
+inline constexpr bool projects_rows = false;
 
 template <class Layer>
 struct value_weights {
   using element = typename Layer::element;
+  using projected = of_gated_projection<typename Layer::expert, element const*>;
   typename own_router<Layer>::type router = {};
   view<element const> values = {};                                                                ///< [experts, hidden]
   [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate = {};  ///< [hidden]
   [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate_bias =
-      {};  ///< one number, null: none
+      {};                                                     ///< one number, null: none
+  [[no_unique_address]] projected projection_gate = {};       ///< [hidden, hidden]
+  [[no_unique_address]] projected projection_gate_bias = {};  ///< [hidden], null: none
+  [[no_unique_address]] projected projection = {};            ///< [hidden, hidden]
+  [[no_unique_address]] projected projection_bias = {};       ///< [hidden], null: none
 };
 
 template <class Layer>
 struct neuron_weights {
   using element = typename Layer::element;
+  using projected = of_gated_projection<typename Layer::expert, element const*>;
   typename own_router<Layer>::type router = {};
   view<element const> up = {};                                                                    ///< [experts, hidden]
   view<element const> down = {};                                                                  ///< [experts, hidden]
   [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate = {};  ///< [hidden]
   [[no_unique_address]] of_output_gate<typename Layer::expert, element const*> output_gate_bias =
-      {};  ///< one number, null: none
+      {};                                                     ///< one number, null: none
+  [[no_unique_address]] projected projection_gate = {};       ///< [hidden, hidden]
+  [[no_unique_address]] projected projection_gate_bias = {};  ///< [hidden], null: none
+  [[no_unique_address]] projected projection = {};            ///< [hidden, hidden]
+  [[no_unique_address]] projected projection_bias = {};       ///< [hidden], null: none
 };
 
 /// What makes views of tables: a member of every layer of such experts.
@@ -66,7 +92,7 @@ struct row_views {
 /// What an expert is that is a row or two of tables, unless it says otherwise.
 struct rows_of_tables {
   static constexpr expert_traits traits{};
-  static constexpr bool has_output_gate = false;
+  static constexpr bool has_output_gate = false, has_gated_projection = false;
   using computation = sum_of_rows;
   using schedule = sum_of_rows;
   template <shape Dims, class Expert, class Element>
@@ -93,11 +119,18 @@ struct rows_of_tables {
         !Layer::capacity_traits.drops && !Layer::capacity_traits.renormalises,
         "switchyard: a row serves any number of tokens, so experts that are rows have no capacity to run out of. Use "
         "capacity::dropless.");
+    static_assert(!Layer::expert::has_gated_projection || projects_rows<typename Layer::backend>,
+                  "switchyard: this layer's backend does not run expert::with_gated_projection. Take backend::cpu, or "
+                  "compute the two linear maps around a layer without them.");
     Layer::expert::for_each_table(w, [](auto const& table, char const* name) {
       checks::check_matrix(table, name, Layer::dims.experts, Layer::dims.hidden, "experts x hidden");
     });
     if constexpr (Layer::expert::has_output_gate) {
       checks::check_pointer(w.output_gate, "weights.output_gate", "[hidden]");
+    }
+    if constexpr (Layer::expert::has_gated_projection) {
+      checks::check_pointer(w.projection_gate, "weights.projection_gate", "[hidden, hidden]");
+      checks::check_pointer(w.projection, "weights.projection", "[hidden, hidden]");
     }
   }
 
@@ -109,13 +142,23 @@ struct rows_of_tables {
       memory.read("weights.output_gate", w.output_gate, Layer::dims.hidden);
       memory.read("weights.output_gate_bias", w.output_gate_bias, 1);
     }
+    if constexpr (Layer::expert::has_gated_projection) {
+      constexpr std::int64_t hidden = Layer::dims.hidden;
+      memory.read("weights.projection_gate", w.projection_gate, hidden * hidden);
+      memory.read("weights.projection_gate_bias", w.projection_gate_bias, hidden);
+      memory.read("weights.projection", w.projection, hidden * hidden);
+      memory.read("weights.projection_bias", w.projection_bias, hidden);
+    }
   }
 
   template <class Layer>
   static constexpr expert_costs costs() {
     expert_costs result;
-    result.matrices = std::int64_t{Layer::expert::tables_per_expert} * Layer::dims.hidden;
-    result.output = Layer::expert::has_output_gate ? Layer::dims.hidden + 1 : 0;
+    constexpr std::int64_t hidden = Layer::dims.hidden;
+    result.matrices = Layer::expert::tables_per_expert * hidden;
+    result.shared = Layer::expert::has_gated_projection ? 2 * hidden * hidden : 0;
+    result.output =
+        (Layer::expert::has_output_gate ? hidden + 1 : 0) + (Layer::expert::has_gated_projection ? 2 * hidden : 0);
     return result;
   }
 };
@@ -155,12 +198,32 @@ struct neuron : rows_of_tables {
   }
 };
 
-/// The sum over a token's rows is multiplied by sigmoid(token . gate + bias), one number per token.
+/// The sum over a token's rows is multiplied by silu(G token + b), feature by feature, and the result is projected: P (..) + c. G and P
+/// are matrices [hidden, hidden], row-major. `with_output_gate` comes last.
+///
+///   expert::with_output_gate<expert::with_gated_projection<expert::value_row>>
+///
+/// Source: Berges et al. 2024, Memory Layers at Scale, its published code (swilu_projection).
+template <class Base>
+struct with_gated_projection : Base {
+  static_assert(std::is_same_v<typename Base::computation, sum_of_rows>,
+                "switchyard: expert::with_gated_projection is for experts that are rows: value_row and neuron.");
+  static_assert(!Base::has_gated_projection, "switchyard: expert::with_gated_projection stands twice.");
+  static_assert(!Base::has_output_gate,
+                "switchyard: the output gate multiplies what the projection makes. Write "
+                "expert::with_output_gate<expert::with_gated_projection<...>>.");
+  static constexpr auto label = "with_gated_projection<" + name_of<Base>() + ">";
+  static constexpr std::string_view name = label;
+  static constexpr bool has_gated_projection = true;
+};
+
+/// The sum over a token's rows, or what a projection makes of it, is multiplied by sigmoid(token . gate + bias), one number per token.
 /// Source: Berges et al. 2024, Memory Layers at Scale, its published code (mem_gated).
 template <class Base>
 struct with_output_gate : Base {
   static_assert(std::is_same_v<typename Base::computation, sum_of_rows>,
                 "switchyard: expert::with_output_gate is for experts that are rows: value_row and neuron.");
+  static_assert(!Base::has_output_gate, "switchyard: expert::with_output_gate stands twice.");
   static constexpr auto label = "with_output_gate<" + name_of<Base>() + ">";
   static constexpr std::string_view name = label;
   static constexpr bool has_output_gate = true;

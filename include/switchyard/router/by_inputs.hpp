@@ -49,6 +49,7 @@ struct nothing_to_report {
 /// The weight of a token's first choice is its priority. `pair` does not throw.
 struct by_inputs {
   static constexpr router_traits traits{};
+  static constexpr int choices = 1;  ///< lists of chosen experts of a token
   using source = from_inputs;
   using features = features_as_they_are;
   using schedule = one_pass;

@@ -137,6 +137,7 @@ auto const& weights_of(forward_args<Layer> const& args) {
 /// A wrapper inherits its base and replaces what it changes.
 struct by_logits {
   static constexpr router_traits traits{};
+  static constexpr int choices = 1;  ///< lists of chosen experts of a token, whose experts differ
   using source = from_logits;
   using features = features_as_they_are;
   using schedule = one_pass;

@@ -110,7 +110,7 @@ struct product_keys : by_inputs {
   using weighting = Weighting;
   static constexpr int keys = Keys, heads = Heads;
   static constexpr bool sums_heads = false;  ///< before the choice, which is one for all heads then
-  static constexpr int choices = Heads;      ///< lists of chosen experts
+  static constexpr int choices = Heads;      ///< an expert may stand in several lists
 
   /// How many experts a choice keeps.
   template <class Layer>

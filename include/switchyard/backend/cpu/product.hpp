@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 /// Products of few rows, at the speed at which weights come from memory.
 namespace switchyard::cpu {
@@ -84,6 +85,39 @@ void multiply_rows(row_kernels<Operand> const& kernels, grouped_rows const& rows
         }
       }
     }
+  }
+}
+
+inline constexpr int block_rows = 8, block_features = 32;
+
+/// to[r][f] = row r . weights[f] for a block of a product, rows given as floats: `load(r, k, length, to)` puts `length` of row r's
+/// elements at `to`, from element k on. Sums are taken piece by piece, so that no row or feature depends on what stands beside it.
+template <class Element, class Load>
+void multiply_block(row_kernels<weight_view<Element>> const& kernels, int rows, int depth,
+                    feature_tile<weight_view<Element>> weights, Load const& load, float* to, std::int64_t stride) {
+  constexpr int most = 512;
+  float loaded[block_rows * most], part[block_rows * block_features];
+  alignas(64) float grouped[block_rows * row_floats(most)];
+  for (int k = 0; k < depth; k += most) {
+    int const length = std::min(most, depth - k);
+    float const* piece[block_rows] = {};
+    for (int r = 0; r < rows; ++r) {
+      load(r, k, length, loaded + r * most);
+      piece[r] = loaded + r * most;
+    }
+    if constexpr (std::is_same_v<Element, float>) {
+      kernels.group(piece, rows, length, grouped);
+    } else {
+      for (int r = 0; r < rows; ++r) kernels.put(piece[r], length, 0, r, rows, length, grouped);
+    }
+    kernels.multiply(grouped, rows, {length, 0, length}, weights, {}, part, block_features);
+    for (int r = 0; r < rows; ++r) {
+      for (int f = 0; f < weights.features; ++f) {
+        float const value = part[r * block_features + f];
+        to[r * stride + f] = k == 0 ? value : to[r * stride + f] + value;
+      }
+    }
+    weights.rows += length;
   }
 }
 

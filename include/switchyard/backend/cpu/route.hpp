@@ -21,7 +21,7 @@
 /// Step 1 of `backend::cpu`: tokens to logits to expert ids and combine weights.
 namespace switchyard::cpu {
 
-inline constexpr int route_tokens = 8, route_experts = 32;  // of an item of the router product
+inline constexpr int route_tokens = block_rows, route_experts = block_features;  // of an item of the router product
 
 /// Keeps the lowest of the values that several workers find.
 inline void keep_lowest(std::atomic<std::int64_t>& lowest, std::int64_t value) {
@@ -84,31 +84,16 @@ void make_logits(router_product<Element> const& of, cpu_context const& context, 
     float* const to = logits + (head * tokens + first_token) * experts + first;
     float const* const weight = of.weight + head * experts * hidden;
     std::int64_t const column = head * of.head_columns;
-    constexpr int depth = 512;
-    float converted[route_tokens * depth], part[route_tokens * route_experts];
-    alignas(64) float grouped[route_tokens * row_floats(depth)];
-    for (int k = 0; k < hidden; k += depth) {
-      int const length = std::min(depth, hidden - k);
-      float const* piece[route_tokens] = {};
-      for (int r = 0; r < rows; ++r) {
-        Element const* const token = of.tokens.row(first_token + r) + column + k;
-        float const* const scale = of.features.of(first_token + r, hidden);
-        for (int i = 0; i < length; ++i) {
-          float const x = static_cast<float>(token[i]);
-          converted[r * depth + i] = scale == nullptr ? x : x * scale[k + i];
-        }
-        piece[r] = converted + r * depth;
+    auto const load = [&](int r, int k, int length, float* loaded) {
+      Element const* const token = of.tokens.row(first_token + r) + column + k;
+      float const* const scale = of.features.of(first_token + r, hidden);
+      for (int i = 0; i < length; ++i) {
+        float const x = static_cast<float>(token[i]);
+        loaded[i] = scale == nullptr ? x : x * scale[k + i];
       }
-      kernels.group(piece, rows, length, grouped);
-      feature_tile<weight_view<float>> const weights{weight + first * std::int64_t{hidden} + k, hidden, 1, count};
-      kernels.multiply(grouped, rows, {length, 0, length}, weights, {}, part, route_experts);
-      for (int r = 0; r < rows; ++r) {
-        for (int e = 0; e < count; ++e) {
-          float const value = part[r * route_experts + e];
-          to[std::int64_t{r} * experts + e] = k == 0 ? value : to[std::int64_t{r} * experts + e] + value;
-        }
-      }
-    }
+    };
+    multiply_block<float>(kernels, rows, hidden, {weight + first * std::int64_t{hidden}, hidden, 1, count}, load, to,
+                          experts);
     for (int r = 0; r < rows; ++r) {
       float* const row = to + std::int64_t{r} * experts;
       for (int e = 0; of.inverse_lengths != nullptr && e < count; ++e) row[e] *= of.inverse_lengths[first + e];

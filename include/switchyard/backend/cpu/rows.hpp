@@ -1,11 +1,13 @@
 #pragma once
 
 #include <switchyard/backend/cpu/context.hpp>
+#include <switchyard/backend/cpu/projection.hpp>
 #include <switchyard/backend/cpu/route.hpp>
 #include <switchyard/backend/cpu/steps.hpp>
 #include <switchyard/backend/cpu/tile.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/workspace.hpp>
+#include <switchyard/expert/activation.hpp>
 #include <switchyard/expert/rows.hpp>
 #include <switchyard/layer.hpp>
 
@@ -24,22 +26,24 @@ struct sum_kernels {
   void (*add)(Element const* const* rows, float const* weights, int count, int columns, float* sum);
   float (*dot)(Element const* row, Element const* next, float const* x, int columns);
   void (*narrow)(float const* from, int columns, Element* to);
+  void (*multiply)(float const* from, int columns, float* to);
 };
 template <class Element>
 sum_kernels<Element> sum_kernels_of(instruction_set set) {
 #if defined(__x86_64__)
   if (set >= instruction_set::avx512) {
     return {&avx512::widen_row<Element>, &avx512::add_rows<Element>, &avx512::dot_row<Element>,
-            &avx512::narrow_row<Element>};
+            &avx512::narrow_row<Element>, &avx512::multiply_in_order<Element>};
   }
   if (set == instruction_set::avx2) {
-    return {&avx2::widen_row<Element>, &avx2::add_rows<Element>, &avx2::dot_row<Element>, &avx2::narrow_row<Element>};
+    return {&avx2::widen_row<Element>, &avx2::add_rows<Element>, &avx2::dot_row<Element>, &avx2::narrow_row<Element>,
+            &avx2::multiply_in_order<Element>};
   }
 #else
   (void)set;
 #endif
   return {&portable::widen_row<Element>, &portable::add_rows<Element>, &portable::dot_row<Element>,
-          &portable::narrow_row<Element>};
+          &portable::narrow_row<Element>, &portable::multiply_in_order<Element>};
 }
 
 /// The rows of a token's experts, some at a time: pointers to them and their weights, without those that go nowhere, and pointers to
@@ -78,6 +82,7 @@ struct row_sum {
   float* gate;                  ///< [tokens], factors of the output; null: none
   Element const* output_gate;   ///< [hidden]
   Element const* output_gate_bias;
+  float* projected = nullptr;  ///< [tokens, hidden], multiplied by the sums, which do not go to output then; null: none
 };
 
 inline constexpr int gathered_at_once = 128, sum_columns = 2048;
@@ -154,9 +159,34 @@ void sum_rows(row_sum<Element> const& of, cpu_context const& context) {
       kernels.add(rows.row, rows.weight, rows.count, count, sum);
     }
     float const gate = of.gate != nullptr && is_active(of.active, token) ? of.gate[token] : 1.0f;
+    if (of.projected != nullptr) return kernels.multiply(sum, count, of.projected + token * of.hidden + begin);
     for (int i = 0; of.gate != nullptr && i < count; ++i) sum[i] *= gate;
     kernels.narrow(sum, count, of.output.row(token) + begin);
   });
+}
+
+/// projected = silu(gate of tokens).
+template <class Element>
+void make_projection_gates(row_sum<Element> const& of, Element const* gate, Element const* bias,
+                           cpu_context const& context) {
+  map_rows(linear_map<Element, Element>{of.tokens, of.hidden, gate, bias}, context,
+           [&](std::int64_t token, int first, int count, float const* values) {
+             float* const to = of.projected + token * of.hidden + first;
+             for (int i = 0; i < count; ++i) to[i] = silu::apply(values[i]);
+           });
+}
+
+/// output = (projection of what stands in projected) * gate. A token that is not active gets zeros.
+template <class Element>
+void project_rows(row_sum<Element> const& of, Element const* projection, Element const* bias,
+                  cpu_context const& context) {
+  map_rows(linear_map<float, Element>{{of.projected, of.tokens.rows, of.hidden}, of.hidden, projection, bias}, context,
+           [&](std::int64_t token, int first, int count, float const* values) {
+             bool const active = is_active(of.active, token);
+             float const gate = of.gate != nullptr && active ? of.gate[token] : 1.0f;
+             Element* const to = of.output.row(token) + first;
+             for (int i = 0; i < count; ++i) to[i] = Element(active ? values[i] * gate : 0.0f);
+           });
 }
 
 /// A layer whose experts are rows.
@@ -173,7 +203,7 @@ struct schedule_step<expert::sum_of_rows> {
   struct memory {
     typename routing<Layer>::template memory<Layer> of_routing;
     routes routed;
-    float *scaled = nullptr, *gate = nullptr;
+    float *scaled = nullptr, *gate = nullptr, *projected = nullptr;
 
     constexpr memory(carver& from, std::int64_t tokens)
         : of_routing(from, tokens),
@@ -181,6 +211,7 @@ struct schedule_step<expert::sum_of_rows> {
                  from.take<float>(tokens)} {
       if constexpr (has_units<Layer>) scaled = from.take<float>(tokens * Layer::dims.top_k);
       if constexpr (Layer::expert::has_output_gate) gate = from.take<float>(tokens);
+      if constexpr (Layer::expert::has_gated_projection) projected = from.take<float>(tokens * Layer::dims.hidden);
     }
   };
 
@@ -248,8 +279,18 @@ struct schedule_step<expert::sum_of_rows> {
       of.down = w.values;
       if constexpr (Layer::expert::has_output_gate) make_units<relu>(of, context);
     }
+    if constexpr (Layer::expert::has_gated_projection) {
+      of.projected = m.projected;
+      make_projection_gates(of, w.projection_gate, w.projection_gate_bias, context);
+    }
     sum_rows(of, context);
+    if constexpr (Layer::expert::has_gated_projection) project_rows(of, w.projection, w.projection_bias, context);
   }
 };
 
 }  // namespace switchyard::cpu
+
+namespace switchyard::expert {
+template <>
+inline constexpr bool projects_rows<backend::cpu> = true;
+}  // namespace switchyard::expert

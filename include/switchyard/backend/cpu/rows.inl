@@ -92,3 +92,15 @@ SWITCHYARD_TILE_TARGET inline void narrow_row<bfloat16>(float const* from, int c
   }
   for (int k = by_steps; k < columns; ++k) to[k] = bfloat16(from[k]);
 }
+
+/// to[k] *= what stands at depth_position(k).
+template <class Element>
+SWITCHYARD_TILE_TARGET void multiply_in_order(float const* from, int columns, float* to) {
+  using source = stored<Element>;
+  constexpr int parts = source::in_order ? 1 : source::parts, step = lanes * source::parts;
+  int const by_steps = columns / step * step;
+  for (int k = 0; k < by_steps; k += step) {
+    for (int i = 0; i < step; ++i) to[k + i] *= from[k + i % parts * (step / parts) + i / parts];
+  }
+  for (int k = by_steps; k < columns; ++k) to[k] *= from[k];
+}
