@@ -43,6 +43,7 @@ using routers = std::tuple<
     routed<4, 2, hash_layer>,
     routed<8, 3, router::scaled<replayed<router::with_bias<softmax_top_k>>, 5, 2>>,
     routed<8, 2, with_router_input<top_k_softmax, 36>>,
+    routed<8, 3, router::scaled<with_expert_dropout<router::with_bias<softmax_top_k>, 1, 2>, 5, 2>>,  // often fewer than three left
     routed<8, 6, router::scaled<softmax_top_k_raw, 16>>>;
 using more_routers = std::tuple<
     routed<3, 3, softmax_top_k, 2>,

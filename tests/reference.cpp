@@ -261,7 +261,8 @@ void close_groups(config const& c, numbers& choice_scores) {
     if (!open[e / size]) choice_scores[e] = c.masked_fill;
 }
 
-choice route(config const& c, numbers const& logits, numbers const& correction_bias) {
+choice route(config const& c, numbers const& logits, numbers const& correction_bias,
+             std::vector<std::uint8_t> const& masked) {
   if (c.scores == score::sparsemixer) {
     choice out = route_sparsemixer(c, logits);
     for (double& w : out.weights) w *= c.scaling;
@@ -270,9 +271,24 @@ choice route(config const& c, numbers const& logits, numbers const& correction_b
   numbers choice_scores = scores_of(c, logits);
   if (!correction_bias.empty())
     for (int e = 0; e < c.experts; ++e) choice_scores[e] += correction_bias[e];
+  double const closed = -std::numeric_limits<double>::infinity();
+  auto const by_bias = [&](int e) {
+    return logits[e] == closed || (!correction_bias.empty() && correction_bias[e] == closed);
+  };
+  for (std::size_t e = 0; e < masked.size(); ++e)
+    if (masked[e] || by_bias(int(e))) choice_scores[e] = closed;
   if (c.groups > 1) close_groups(c, choice_scores);
 
-  return weigh(c, logits, largest(choice_scores, c.top_k));
+  std::vector<int> ids = largest(choice_scores, c.top_k);
+  if (masked.empty()) return weigh(c, logits, ids);
+  ids.erase(std::remove_if(ids.begin(), ids.end(), [&](int e) { return choice_scores[e] == closed; }), ids.end());
+  choice out = ids.empty() ? choice{} : weigh(c, logits, ids);
+  numbers hidden_scores = scores_of(c, logits);
+  for (int e = 0; e < c.experts; ++e)
+    if (!masked[e] || by_bias(e)) hidden_scores[e] = closed;
+  for (int e : largest(hidden_scores, c.top_k - int(ids.size()))) out.ids.push_back(e);
+  out.weights.resize(c.top_k, 0.0);
+  return out;
 }
 
 choice weigh(config const& c, numbers const& logits, std::vector<int> const& ids) {
@@ -410,7 +426,10 @@ result decide(config const& c, numbers logits, numbers const& correction_bias, s
       if (c.given_ids) {
         chosen = weigh(c, mine, {in.ids.begin() + t * c.top_k, in.ids.begin() + (t + 1) * c.top_k});
       } else {
-        chosen = route(c, mine, correction_bias);
+        std::vector<std::uint8_t> masked;
+        if (!in.masked.empty())
+          masked.assign(in.masked.begin() + t * c.experts, in.masked.begin() + (t + 1) * c.experts);
+        chosen = route(c, mine, correction_bias, masked);
       }
     }
     std::copy(chosen.ids.begin(), chosen.ids.end(), r.ids.begin() + t * c.top_k);

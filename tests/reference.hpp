@@ -146,8 +146,9 @@ struct inputs {
   numbers router_tokens = {};             ///< [tokens, router_width]
   std::vector<int> labels = {};           ///< [tokens, label_choices]: the first of a token is its cluster
   int label_choices = 1;
-  numbers feature_scale = {};  ///< [experts, hidden] by cluster; empty: from the tokens
-  numbers residual = {};       ///< [tokens, hidden], with strata
+  numbers feature_scale = {};             ///< [experts, hidden] by cluster; empty: from the tokens
+  numbers residual = {};                  ///< [tokens, hidden], with strata
+  std::vector<std::uint8_t> masked = {};  ///< [tokens, experts], 1 where an expert is chosen after all others
 };
 
 /// Auxiliary values without coefficient. Balance values are means over the groups of tokens that have an active token,
@@ -244,8 +245,11 @@ void close_groups(config const& c, numbers& choice_scores);
 ///
 /// Sources: Fedus et al. 2021, Switch Transformers, section 2.1 (one expert, its probability); Jiang et al. 2024,
 /// Mixtral of Experts, section 2.1 (softmax over the chosen logits); DeepSeek-AI 2024, DeepSeek-V3, section 2.1.2
-/// (sigmoid scores, a bias for choosing only).
-choice route(config const& c, numbers const& logits, numbers const& correction_bias);
+/// (sigmoid scores, a bias for choosing only); Csordas et al. 2023, Approximating Two-Layer Feedforward Networks for
+/// Efficient Transformers, section 5 (masked experts; of those, the best scores with a weight of 0 where there are too few
+/// others). `masked` is empty or has one for each expert.
+choice route(config const& c, numbers const& logits, numbers const& correction_bias,
+             std::vector<std::uint8_t> const& masked = {});
 
 /// The weights of these experts by the logits of a token.
 choice weigh(config const& c, numbers const& logits, std::vector<int> const& ids);

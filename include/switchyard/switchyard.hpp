@@ -37,6 +37,7 @@
 #include <switchyard/router/by_inputs.hpp>
 #include <switchyard/router/by_language.hpp>
 #include <switchyard/router/by_logits.hpp>
+#include <switchyard/router/expert_dropout.hpp>
 #include <switchyard/router/hash_layer.hpp>
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/product_keys.hpp>

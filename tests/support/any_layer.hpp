@@ -42,6 +42,7 @@ struct any_args {
   void const* router_tokens = nullptr;
   std::int64_t router_width = 0, router_token_stride = 0;
   sy::token_clusters clusters;
+  sy::expert_dropout dropout;
   std::int64_t tokens_per_group = 0;
   std::uint8_t const* active = nullptr;
   sy::decisions decisions;
@@ -63,6 +64,7 @@ struct router_facts {
   bool scales_features = false;  ///< by clusters
   bool given_experts = false;    ///< it takes experts from the call, and makes their weights
   bool by_words = false;         ///< it takes its experts from a table, with weights of 1
+  double expert_dropout = 0.0;   ///< the probability that it masks an expert with
   bool bias = false, correction_bias = false;
   int strata = 0;  ///< 0: it makes one pass
 };

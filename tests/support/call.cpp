@@ -201,6 +201,7 @@ outcome run(problem const& p, call const& how) {
   args.routes = {placed.place(word_experts), placed.place(id_weights)};
   args.clusters = {placed.place(labels), p.inputs.label_choices,
                    feature_scale.empty() ? nullptr : placed.place(feature_scale)};
+  args.dropout = p.dropout;
   args.tokens_per_group = c.tokens_per_group;
   if (!p.inputs.active.empty()) args.active = placed.place(p.inputs.active);
 

@@ -51,6 +51,7 @@ typed_args<Element>::typed_args(any_args const& from, int hidden) {
   optional.vocabulary = static_cast<std::int32_t>(from.rows);
   optional.router_tokens = {data(from.router_tokens), from.rows, from.router_width, from.router_token_stride};
   optional.clusters = from.clusters;
+  optional.dropout = from.dropout;
   optional.auxiliary = from.auxiliary;
   optional.report = from.report;
 }

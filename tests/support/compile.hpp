@@ -60,6 +60,12 @@ void forward_any(any_args const& from, sy::cpu_context const& context) {
   reached<typename Layer::backend>::template forward<Layer>(args, context);
 }
 
+inline double dropout_probability(void const*) { return 0.0; }
+template <class Base, int Numerator, int Denominator>
+double dropout_probability(sy::router::with_expert_dropout<Base, Numerator, Denominator> const*) {
+  return double(Numerator) / Denominator;
+}
+
 template <class Router>
 router_facts facts_of() {
   router_facts facts;
@@ -69,6 +75,7 @@ router_facts facts_of() {
   facts.by_words = std::is_base_of_v<sy::router::hash_layer, Router>;
   facts.bias = Router::traits.bias;
   facts.correction_bias = Router::traits.correction_bias;
+  facts.expert_dropout = dropout_probability(static_cast<Router const*>(nullptr));
   if constexpr (sy::router::climbs<typename Router::schedule>) facts.strata = Router::schedule::strata;
   return facts;
 }

@@ -4,12 +4,13 @@
 #include <cmath>
 #include <cstddef>
 #include <functional>
+#include <limits>
 
 namespace support {
 namespace {
 
 bool apart(double a, double b, double margin = least_margin) {
-  if (a == b) return std::isinf(a);
+  if (std::isinf(a) || std::isinf(b)) return true;
   return std::abs(a - b) > margin * std::max(std::abs(a), std::abs(b));
 }
 
@@ -25,7 +26,7 @@ bool order_is_clear(reference::numbers values, int count, double margin = least_
 }  // namespace
 
 bool choice_is_clear(reference::config const& c, reference::numbers const& logits, reference::numbers const& correction,
-                     double margin) {
+                     double margin, std::vector<std::uint8_t> const& masked) {
   using namespace reference;
   if (c.scores == score::sparsemixer) {
     if (!order_is_clear(logits, c.top_k, margin)) return false;
@@ -42,7 +43,13 @@ bool choice_is_clear(reference::config const& c, reference::numbers const& logit
   if (c.scores == score::sigmoid) {
     for (double& k : keys) k = sigmoid(k);
   }
+  // Masked experts are chosen in the order of their scores, after any number of others.
+  if (!masked.empty() && !order_is_clear(keys, c.experts, margin)) return false;
   for (std::size_t e = 0; e < correction.size(); ++e) keys[e] += correction[e];
+  if (!masked.empty() && !order_is_clear(keys, c.experts, margin)) return false;
+  for (std::size_t e = 0; e < masked.size(); ++e) {
+    if (masked[e]) keys[e] = -std::numeric_limits<double>::infinity();
+  }
   if (c.groups > 1) {
     int const size = c.experts / c.groups;
     numbers judged;

@@ -1,5 +1,8 @@
 #pragma once
 
+#include <cstdint>
+#include <vector>
+
 #include "reference.hpp"
 
 /// Whether rounding can change a decision.
@@ -13,6 +16,6 @@ inline constexpr double least_queue_margin = 1e-5;
 
 /// Whether rounding cannot change what a token with these logits is sent to.
 bool choice_is_clear(reference::config const& c, reference::numbers const& logits, reference::numbers const& correction,
-                     double margin = least_margin);
+                     double margin = least_margin, std::vector<std::uint8_t> const& masked = {});
 
 }  // namespace support

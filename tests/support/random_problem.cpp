@@ -163,6 +163,18 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     p.inputs.residual = elements(std::size_t(tokens) * c.hidden, 1.0);
   }
 
+  double const dropout = layer.router.expert_dropout;
+  if (dropout > 0.0) p.dropout = {.seed = seed + 100, .first_token = 1000};
+  auto const masked = [&](std::int64_t token) {
+    std::vector<std::uint8_t> of_token;
+    sy::counter_random const random_of{p.dropout.seed.value, std::uint64_t{1} << 63};
+    for (int e = 0; dropout > 0.0 && e < c.experts; ++e) {
+      std::int64_t const number = (p.dropout.first_token + token) * c.experts + e;
+      of_token.push_back(random_of.uniform(static_cast<std::uint64_t>(number)) < static_cast<float>(dropout));
+    }
+    return of_token;
+  };
+
   bool const takes_ids = c.scores == reference::score::precomputed || c.given_ids;
   std::vector<double> queue;
   int tries = 0;
@@ -196,8 +208,8 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
       }
     } else {
       reference::numbers const logits = reference::router_logits(c, w, seen);
-      if (!choice_is_clear(c, logits, w.correction_bias)) continue;
-      chosen = reference::route(c, logits, w.correction_bias);
+      if (!choice_is_clear(c, logits, w.correction_bias, least_margin, masked(t))) continue;
+      chosen = reference::route(c, logits, w.correction_bias, masked(t));
     }
     if (c.order == reference::queue::priority) {
       auto const close = [&](double other) { return std::abs(other - chosen.priority) < least_queue_margin; };
@@ -209,6 +221,8 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
       p.inputs.ids.insert(p.inputs.ids.end(), chosen.ids.begin(), chosen.ids.end());
       p.inputs.id_weights.insert(p.inputs.id_weights.end(), chosen.weights.begin(), chosen.weights.end());
     }
+    std::vector<std::uint8_t> const mask = masked(t);
+    p.inputs.masked.insert(p.inputs.masked.end(), mask.begin(), mask.end());
     p.tokens.insert(p.tokens.end(), token.begin(), token.end());
     ++t;
   }

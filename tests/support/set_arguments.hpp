@@ -4,6 +4,7 @@
 #include <switchyard/layer.hpp>
 #include <switchyard/router/adaptive_clustering.hpp>
 #include <switchyard/router/by_inputs.hpp>
+#include <switchyard/router/expert_dropout.hpp>
 #include <switchyard/router/hash_layer.hpp>
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/replayed.hpp>
@@ -41,6 +42,7 @@ struct optional_arguments {
   std::int32_t vocabulary = 0;          ///< those rows
   switchyard::view<Element const> router_tokens = {};
   switchyard::token_clusters clusters = {};
+  switchyard::expert_dropout dropout = {};
   switchyard::auxiliary_values* auxiliary = nullptr;
   any_report report = {};
 };
@@ -84,6 +86,10 @@ void set(switchyard::router_inputs<Element>& to, optional_arguments<Element> con
 template <class Element>
 void set(switchyard::token_clusters& to, optional_arguments<Element> const& from) {
   to = from.clusters;
+}
+template <class Element>
+void set(switchyard::expert_dropout& to, optional_arguments<Element> const& from) {
+  to = from.dropout;
 }
 template <class Layer, class Element>
 void set(switchyard::router::block_inputs<Layer>& to, optional_arguments<Element> const& from) {

@@ -43,7 +43,11 @@ struct counter_random {
 
   /// Number `index` of the uniform ones: a multiple of 2^-24, at least 0 and less than 1.
   SWITCHYARD_HD constexpr float uniform(std::uint64_t index) const {
-    return static_cast<float>(block(index / 4).word[index % 4] >> 8) * 0x1p-24f;
+    return uniform_of(block(index / 4).word[index % 4]);
+  }
+  /// The same from the word behind it.
+  SWITCHYARD_HD static constexpr float uniform_of(std::uint32_t word) {
+    return static_cast<float>(word >> 8) * 0x1p-24f;
   }
 
   /// Number `index` of the normal ones, with mean 0 and standard deviation 1; at most 6.7 in magnitude. It is computed

@@ -168,8 +168,8 @@ struct adaptive_clustering : Base {
       "switchyard: a router without logits, such as router::precomputed, leaves router::adaptive_clustering nothing "
       "to scale. Wrap a router that makes logits.");
   static_assert(!Base::traits.takes_inputs,
-                "switchyard: router::adaptive_clustering takes .inputs, and the router that it wraps (router::replayed "
-                "or router::with_router_input) takes "
+                "switchyard: router::adaptive_clustering takes .inputs, and the router that it wraps "
+                "(router::replayed, router::with_router_input or router::with_expert_dropout) takes "
                 "them, too. Take one of the two.");
   static_assert(std::is_same_v<typename Base::features, features_as_they_are>,
                 "switchyard: router::adaptive_clustering inside another one. Wrap the base router once.");

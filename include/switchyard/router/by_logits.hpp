@@ -59,7 +59,7 @@ struct the_router_takes_no_inputs {
         sizeof(T) == 0,
         "switchyard: this router takes nothing from .inputs: it decides by the tokens alone. router::precomputed takes "
         ".experts and .weights, router::adaptive_clustering takes .labels, router::stratified takes .residual and "
-        ".norm.");
+        ".norm, router::with_expert_dropout takes .seed.");
   }
 };
 struct the_router_has_no_clusters {
@@ -105,6 +105,8 @@ struct absent_inputs {
   [[no_unique_address]] absent<Why> residual = {};
   [[no_unique_address]] absent<Why> norm = {};
   [[no_unique_address]] absent<Why> tokens = {};
+  [[no_unique_address]] absent<Why> seed = {};
+  [[no_unique_address]] absent<Why> first_token = {};
 };
 
 /// Where `forward` writes what a router knows beside its decisions. Pointers may be null.

@@ -89,6 +89,17 @@ inline constexpr bool is_given_experts = requires {
   &Router::chosen_expert;
 };
 
+/// Whether a router that makes logits hides some experts from a token's choice by what the call hands in. Its `mask_of(inputs, token,
+/// experts)` says which, as `hides(expert)`, and its `select_masked` takes that.
+template <class Router>
+inline constexpr bool masks_experts = requires {
+  &Router::mask_of;
+};
+
+/// Whether the decision about a token sees what the call hands in.
+template <class Router>
+inline constexpr bool decides_by_inputs = is_given_experts<Router> || masks_experts<Router>;
+
 /// What the routers that choose for themselves are handed.
 struct no_choices {};
 
@@ -123,6 +134,10 @@ SWITCHYARD_HD route<TopK> decide(Lanes lanes, per_expert<Experts, Lanes> const& 
       none = none || experts[k] < 0 || experts[k] >= Experts;
     }
     if (!none) answer = Router::template weigh<TopK>(lanes, logits, experts);
+  } else if constexpr (masks_experts<Router>) {
+    if (!none) {
+      answer = Router::template select_masked<TopK>(lanes, logits, weights, Router::mask_of(inputs, token, Experts));
+    }
   } else {
     if (!none) answer = Router::template select<TopK>(lanes, logits, weights);
   }

@@ -138,8 +138,8 @@ struct stratified : Base {
       "switchyard: a router without logits, such as router::precomputed, has the routes of one pass, and "
       "router::stratified decides after each pass which tokens make another. Wrap a router that makes logits.");
   static_assert(!Base::traits.takes_inputs,
-                "switchyard: router::stratified takes .inputs, and the router that it wraps (router::replayed or "
-                "router::with_router_input) takes "
+                "switchyard: router::stratified takes .inputs, and the router that it wraps "
+                "(router::replayed, router::with_router_input or router::with_expert_dropout) takes "
                 "them, too. Take one of the two.");
   static_assert(
       std::is_same_v<typename Base::features, features_as_they_are>,

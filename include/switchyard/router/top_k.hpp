@@ -27,15 +27,9 @@ struct top_k : by_logits {
   template <int TopK, int Experts, class Lanes>
   SWITCHYARD_HD static route<TopK> select(Lanes lanes, per_expert<Experts, Lanes> const& logits,
                                           router_weights const& weights) {
-    using share = per_expert<Experts, Lanes>;
-    share scores = logits;
+    per_expert<Experts, Lanes> scores = logits;
     Scores::apply(lanes, scores);
-    share keys = logits;
-    if constexpr (!(Scores::chosen_by_logits && Selection::needs_order_alone)) {
-      for (int i = 0; i < share::size; ++i) {
-        if (logits.value[i] != share::closed) keys.value[i] = scores.value[i];
-      }
-    }
+    per_expert<Experts, Lanes> keys = keys_of(logits, scores);
     Selection::template apply<TopK>(lanes, keys, weights);
     chosen<TopK> const taken = take_top_k<TopK>(lanes, keys);
     route<TopK> result{};
@@ -57,7 +51,77 @@ struct top_k : by_logits {
     return result;
   }
 
+  /// The same where a mask hides experts from the choice, by `mask.hides(expert)`; their scores count in those of the others as ever.
+  /// Where fewer than `TopK` can be chosen then, masked experts follow in the order of their scores, with a weight of 0, and the weights
+  /// of the others are made as if they were the only ones. The priority is 0 where there are no others.
+  template <int TopK, int Experts, class Lanes, class Mask>
+  SWITCHYARD_HD static route<TopK> select_masked(Lanes lanes, per_expert<Experts, Lanes> const& logits,
+                                                 router_weights const& weights, Mask mask) {
+    using share = per_expert<Experts, Lanes>;
+    share scores = logits;
+    Scores::apply(lanes, scores);
+    share keys = keys_of(logits, scores);
+    share masked = keys;
+    for (int i = 0; i < share::size; ++i) {
+      int const id = share::expert(lanes, i);
+      if (id >= Experts) continue;
+      if (mask.hides(id)) {
+        keys.value[i] = share::closed;
+        if constexpr (Selection::correction_bias) {
+          if (weights.correction_bias[id] == -infinity) masked.value[i] = share::closed;
+        }
+      } else {
+        masked.value[i] = share::closed;
+      }
+    }
+    Selection::template apply<TopK>(lanes, keys, weights);
+    route<TopK> result{};
+    int open = TopK;  // choices that are not masked
+    candidate last = before_all;
+    for (int k = 0; k < TopK; ++k) {
+      candidate next = next_choice(lanes, keys, last);
+      if (next.value == -infinity && k < open) {
+        open = k;
+        keys = masked;
+        next = next_choice(lanes, keys, before_all);
+      }
+      last = next;
+      result.expert[k] = open_or_none(next);
+      result.weight[k] = k < open ? scores.at(lanes, next.id) : 0.0f;
+    }
+    result.priority = result.weight[0];
+    weigh_first<TopK>(open, result.weight);
+    return result;
+  }
+
  private:
+  /// What a selection goes by before it changes it: scores, or logits where these have their order.
+  template <int Experts, class Lanes>
+  SWITCHYARD_HD static per_expert<Experts, Lanes> keys_of(per_expert<Experts, Lanes> const& logits,
+                                                          per_expert<Experts, Lanes> const& scores) {
+    using share = per_expert<Experts, Lanes>;
+    share keys = logits;
+    if constexpr (!(Scores::chosen_by_logits && Selection::needs_order_alone)) {
+      for (int i = 0; i < share::size; ++i) {
+        if (logits.value[i] != share::closed) keys.value[i] = scores.value[i];
+      }
+    }
+    return keys;
+  }
+
+  /// The weighting of the first `count` scores, of at most `Most`, as if there were no others.
+  template <int Most, int TopK>
+  SWITCHYARD_HD static void weigh_first(int count, float (&weight)[TopK]) {
+    if (count == Most) {
+      float alone[Most];
+      for (int k = 0; k < Most; ++k) alone[k] = weight[k];
+      Weighting::apply(alone);
+      for (int k = 0; k < Most; ++k) weight[k] = alone[k];
+    } else if constexpr (Most > 1) {
+      weigh_first<Most - 1>(count, weight);
+    }
+  }
+
   /// Fills in the weights and the priority of a route's experts.
   template <int TopK, int Experts, class Lanes>
   SWITCHYARD_HD static void weigh_by(Lanes lanes, per_expert<Experts, Lanes> const& scores, route<TopK>& to) {

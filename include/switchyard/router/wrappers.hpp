@@ -51,6 +51,14 @@ struct scaled : Base {
     return times_factor(Base::template weigh<TopK>(lanes, logits, experts));
   }
 
+  template <int TopK, int Experts, class Lanes, class Mask>
+  requires masks_experts<Base> SWITCHYARD_HD static route<TopK> select_masked(Lanes lanes,
+                                                                              per_expert<Experts, Lanes> const& logits,
+                                                                              router_weights const& weights,
+                                                                              Mask mask) {
+    return times_factor(Base::template select_masked<TopK>(lanes, logits, weights, mask));
+  }
+
  private:
   template <int TopK>
   SWITCHYARD_HD static route<TopK> times_factor(route<TopK> result) {

@@ -111,14 +111,14 @@ template <class Element, class Router, int Experts, int TopK, class Inputs>
 struct routing_of {
   using element = Element;
   using router = Router;
-  using inputs = Inputs;  ///< that the router takes experts from, or none
+  using inputs = Inputs;  ///< that the router's decisions see, or none
   static constexpr int experts = Experts, top_k = TopK;
   static constexpr bool scales = feature_step<typename Router::features>::scales;
 };
 template <class Layer>
 using layer_routing =
     routing_of<typename Layer::element, typename Layer::router, Layer::dims.experts, Layer::dims.top_k,
-               std::conditional_t<is_given_experts<typename Layer::router>,
+               std::conditional_t<decides_by_inputs<typename Layer::router>,
                                   typename Layer::router::template inputs<Layer>, no_choices>>;
 
 /// How a block of `route_tokens` is cut. Sixteen tokens, or a multiple of them, meet all experts, `sweep` experts at a time;
@@ -571,7 +571,7 @@ struct route_step<router::from_logits> {
     to.aligned_router = is_aligned(to.router.weight, to.tokens.columns);
     if (tokens == 0) return;
     typename routing::inputs inputs{};
-    if constexpr (is_given_experts<typename Layer::router>) inputs = args.inputs;
+    if constexpr (decides_by_inputs<typename Layer::router>) inputs = args.inputs;
     if constexpr (fits_everywhere<Layer>()) {
       if (block_tokens<Layer>(tokens) == 32) return enqueue_tile<routing, 2>(queue, to, inputs);
     }
