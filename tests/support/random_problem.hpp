@@ -22,7 +22,7 @@ struct problem {
   reference::weights weights;
   reference::numbers tokens;
   reference::inputs inputs;
-  sy::expert_dropout dropout;  ///< what `inputs.masked` is made of
+  sy::expert_dropout dropout = {};  ///< what `inputs.masked` is made of
 };
 
 /// A random problem whose decisions do not hang on rounding: tokens near a tie are drawn again.

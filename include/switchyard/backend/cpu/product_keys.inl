@@ -275,6 +275,7 @@ SWITCHYARD_TILE_TARGET inline bool choose_pairs(float const* first, float const*
 
   float const lowest = least_sum(u.value, u.count, v.value, v.count, kept);
   float sum[most_sums + lanes];
+  sum[0] = u.value[0] + v.value[0];
   int sums = 0;
   for (int i = 0; i < u.count && i < kept && u.value[i] + v.value[0] >= lowest; ++i) {
     int const partners = product_key::partners(i, kept, v.count);
