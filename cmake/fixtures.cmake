@@ -37,8 +37,7 @@ function(switchyard_add_fixtures target cuda_targets)
         LABELS "fixtures;any_processor"
         ENVIRONMENT OMP_WAIT_POLICY=passive
         TIMEOUT 300)
-      # The GPU's backends do not run gated projections.
-      if(cuda_targets AND NOT source MATCHES "with_gated_projection<")
+      if(cuda_targets)
         list(GET cuda_targets 0 on_cuda)
         list(GET cuda_targets 1 on_hopper)
         set(gpu_tests)

@@ -44,14 +44,12 @@ double apply(activation act, double x) {
   throw std::invalid_argument("reference: clamped_swiglu needs a gate and an up value");
 }
 
-/// One expert on one token: down(act(up x)), or down(act(gate x) * up x) with a gate
-/// (Shazeer 2020, GLU Variants Improve Transformer, section 2).
+/// act(up x), or act(gate x) * up x with a gate (Shazeer 2020, GLU Variants Improve Transformer, section 2).
 ///
 /// clamped_swiglu: g = min(gate, limit), u = clip(up, -limit, limit), g * sigmoid(alpha g) * (u + shift)
 /// (OpenAI 2025, gpt-oss model card, section 2.2, and the published model code).
-numbers expert(config const& c, int intermediate, double const* gate_proj, double const* up_proj,
-               double const* down_proj, double const* gate_bias, double const* up_bias, double const* down_bias,
-               numbers const& x) {
+numbers inner_values(config const& c, int intermediate, double const* gate_proj, double const* up_proj,
+                     double const* gate_bias, double const* up_bias, numbers const& x) {
   numbers inner = product(up_proj, intermediate, c.hidden, x, up_bias);
   if (c.gated) {
     numbers const gate = product(gate_proj, intermediate, c.hidden, x, gate_bias);
@@ -66,6 +64,20 @@ numbers expert(config const& c, int intermediate, double const* gate_proj, doubl
     }
   } else {
     for (double& v : inner) v = apply(c.act, v);
+  }
+  return inner;
+}
+
+/// One expert on one token: down of its inner values, or of those that are at least the `kept_units`-th largest (Csordas et al.
+/// 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, section 3.1).
+numbers expert(config const& c, int intermediate, double const* gate_proj, double const* up_proj,
+               double const* down_proj, double const* gate_bias, double const* up_bias, double const* down_bias,
+               numbers const& x) {
+  numbers inner = inner_values(c, intermediate, gate_proj, up_proj, gate_bias, up_bias, x);
+  if (c.kept_units > 0) {
+    double const least = inner[largest(inner, c.kept_units).back()];
+    for (double& v : inner)
+      if (v < least) v = 0;
   }
   return product(down_proj, c.hidden, intermediate, inner, down_bias);
 }
@@ -305,6 +317,13 @@ choice weigh(config const& c, numbers const& logits, std::vector<int> const& ids
     for (double& w : out.weights) w *= c.scaling;
   }
   return out;
+}
+
+numbers inner_values(config const& c, weights const& w, int expert, numbers const& x) {
+  auto const at = [&](numbers const& v, std::size_t each) { return v.empty() ? nullptr : v.data() + expert * each; };
+  std::size_t const matrix = std::size_t(c.intermediate) * c.hidden;
+  return inner_values(c, c.intermediate, at(w.gate_proj, matrix), at(w.up_proj, matrix),
+                      at(w.gate_bias, c.intermediate), at(w.up_bias, c.intermediate), x);
 }
 
 double load_importance(numbers const& p, int experts, int top_k, double gate_noise) {

@@ -82,6 +82,7 @@ struct config {
 
   activation act = activation::silu;
   bool gated = true;
+  int kept_units = 0;        ///< of an expert's inner values, the largest; those equal to the last one, too; 0: all
   double clamp_limit = 7.0;  ///< clamped_swiglu
   double clamp_shift = 1.0;
   double clamp_alpha = 1.702;
@@ -253,6 +254,9 @@ choice route(config const& c, numbers const& logits, numbers const& correction_b
 
 /// The weights of these experts by the logits of a token.
 choice weigh(config const& c, numbers const& logits, std::vector<int> const& ids);
+
+/// What one expert has between its two products: act(up x), or act(gate x) * up x with a gate.
+numbers inner_values(config const& c, weights const& w, int expert, numbers const& x);
 
 /// Mean of two squared coefficients of variation (unbiased variance / (mean^2 + 1e-10)) over experts: of the summed
 /// probabilities, and of the summed chance that an expert stays among the best top_k when its score gets normal noise

@@ -28,6 +28,7 @@
 #include <switchyard/expert/low_rank.hpp>
 #include <switchyard/expert/mlp.hpp>
 #include <switchyard/expert/rows.hpp>
+#include <switchyard/expert/top_k_units.hpp>
 #include <switchyard/expert/wrappers.hpp>
 #include <switchyard/fuse_distillation.hpp>
 #include <switchyard/initialise.hpp>

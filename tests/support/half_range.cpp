@@ -30,6 +30,9 @@ void check(problem const& p) {
 bool check_half_range(any_layer const& layer, std::int64_t tokens) {
   bool const plain = layer.name.starts_with("softmax_top_k:2of") && !layer.capacity.drops;
   if (layer.element != "half" || !plain) return false;
+  // Which units are kept hangs on rounding, unless all values of an expert are multiplied by the same power of two.
+  bool const chooses = layer.expert.kept_units > 0;
+  if (chooses && layer.expert.gated) return false;
   bool const clamped = layer.name.find("clamped") != std::string::npos;  // never leaves the range between the products
   problem p = random_problem(layer, tokens, routing::free, 5);
   if (!clamped) {
@@ -46,6 +49,7 @@ bool check_half_range(any_layer const& layer, std::int64_t tokens) {
     multiply(large.weights.shared_gate_proj, 16.0);
     multiply(large.weights.shared_down_proj, std::ldexp(1.0, -8));
     check(large);
+    if (chooses) return true;
   }
   // The second choice has a weight of 1e-4, and results that are too large without it.
   std::fill(p.weights.router.begin(), p.weights.router.end(), 0.0);

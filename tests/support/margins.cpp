@@ -64,4 +64,11 @@ bool choice_is_clear(reference::config const& c, reference::numbers const& logit
   return order_is_clear(keys, c.top_k, margin);
 }
 
+bool units_are_clear(reference::numbers inner, int kept, double margin) {
+  std::sort(inner.begin(), inner.end(), std::greater<>());
+  double const last = inner[kept - 1], next = inner[kept];
+  return (last == 0.0 && next == 0.0) ||
+         last - next > margin * std::max(std::abs(inner.front()), std::abs(inner.back()));
+}
+
 }  // namespace support

@@ -18,4 +18,8 @@ inline constexpr double least_queue_margin = 1e-5;
 bool choice_is_clear(reference::config const& c, reference::numbers const& logits, reference::numbers const& correction,
                      double margin = least_margin, std::vector<std::uint8_t> const& masked = {});
 
+/// Whether rounding cannot change which inner values of an expert are the `kept` largest. `margin` is a share of the largest
+/// magnitude, since rounding of sums is one, too. Zeros that are equal are no matter.
+bool units_are_clear(reference::numbers inner, int kept, double margin);
+
 }  // namespace support

@@ -175,6 +175,20 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     return of_token;
   };
 
+  // What stands between the products is rounded to elements by some backends.
+  double const units_margin = layer.element_bytes < 4 ? 1e-2 : least_margin;
+  auto const units_clear = [&](reference::numbers const& token, reference::choice const& chosen) {
+    for (int k = 0; c.kept_units > 0 && k < c.top_k; ++k) {
+      reference::numbers input = token;
+      if (c.weight_on_input) {
+        for (double& v : input) v *= chosen.weights[k];
+      }
+      reference::numbers const inner = reference::inner_values(c, w, chosen.ids[k], input);
+      if (!units_are_clear(inner, c.kept_units, units_margin)) return false;
+    }
+    return true;
+  };
+
   bool const takes_ids = c.scores == reference::score::precomputed || c.given_ids;
   std::vector<double> queue;
   int tries = 0;
@@ -211,6 +225,7 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
       if (!choice_is_clear(c, logits, w.correction_bias, least_margin, masked(t))) continue;
       chosen = reference::route(c, logits, w.correction_bias, masked(t));
     }
+    if (!units_clear(token, chosen)) continue;
     if (c.order == reference::queue::priority) {
       auto const close = [&](double other) { return std::abs(other - chosen.priority) < least_queue_margin; };
       if (std::any_of(queue.begin(), queue.end(), close)) continue;

@@ -24,6 +24,7 @@ struct expert_traits {
   int shared_intermediate = 0;  ///< inner width of the shared expert; 0: there is none
   shared_gate gate = shared_gate::none;
   bool output_bias = false;  ///< one vector is added to the sum over a token's experts
+  int kept_units = 0;        ///< the second product sees so many of a row's inner values, the largest; 0: all
   bool one_bias = false;  ///< biases of the routed experts' projections, where they have some, are one for all experts
 
   constexpr int input_projections() const { return gated ? 2 : 1; }

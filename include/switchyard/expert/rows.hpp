@@ -47,10 +47,6 @@ template <class Expert, class T>
 using of_gated_projection =
     std::conditional_t<Expert::has_gated_projection, T, absent<the_experts_have_no_gated_projection>>;
 
-/// Whether a backend runs `with_gated_projection`. One that does says so beside its code.
-template <class Backend>
-inline constexpr bool projects_rows = false;
-
 template <class Layer>
 struct value_weights {
   using element = typename Layer::element;
@@ -119,9 +115,6 @@ struct rows_of_tables {
         !Layer::capacity_traits.drops && !Layer::capacity_traits.renormalises,
         "switchyard: a row serves any number of tokens, so experts that are rows have no capacity to run out of. Use "
         "capacity::dropless.");
-    static_assert(!Layer::expert::has_gated_projection || projects_rows<typename Layer::backend>,
-                  "switchyard: this layer's backend does not run expert::with_gated_projection. Take backend::cpu, or "
-                  "compute the two linear maps around a layer without them.");
     Layer::expert::for_each_table(w, [](auto const& table, char const* name) {
       checks::check_matrix(table, name, Layer::dims.experts, Layer::dims.hidden, "experts x hidden");
     });

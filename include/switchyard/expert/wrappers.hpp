@@ -62,6 +62,10 @@ struct with_shared : Base {
   static_assert(Base::traits.shared_intermediate == 0,
                 "switchyard: expert::with_shared stands twice. For several shared experts give the sum of their "
                 "widths once.");
+  static_assert(
+      Base::traits.kept_units == 0,
+      "switchyard: expert::top_k_units goes with no shared expert, for no publication says whether that keeps "
+      "all of its units. Take one of the two.");
   static constexpr auto label =
       "with_shared<" + name_of<Base>() + "," + decimal<Intermediate>() + detail::shared_gate_ending<Gate>();
   static constexpr std::string_view name = label;

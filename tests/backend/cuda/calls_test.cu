@@ -238,9 +238,9 @@ TEST_CASE("a CUDA call that fails is reported with what was expected and what ca
 namespace {
 
 /// What the README's table says, for one token.
-template <class Router, class Capacity = sy::capacity::dropless>
+template <class Router, class Capacity = sy::capacity::dropless, class Expert = sy::expert::mlp<sy::relu>>
 int launches_of(bool auxiliary = false, bool table_given = false) {
-  using layer = sy::layer<sy::shape{8, 8, 4, 1}, Router, Capacity, sy::expert::mlp<sy::relu>, sy::backend::cuda>;
+  using layer = sy::layer<sy::shape{8, 8, 4, 1}, Router, Capacity, Expert, sy::backend::cuda>;
   typename layer::args args{};
   args.tokens.rows = 1;
   static std::byte workspace[64];  // never written
@@ -261,6 +261,7 @@ TEST_CASE("a call has as many launches as the table of the backends says", "[gpu
   using sy::capacity::factor;
   CHECK(launches_of<switch_top1>() == 5);
   CHECK(launches_of<precomputed>() == 5);
+  CHECK(launches_of<switch_top1, sy::capacity::dropless, sy::expert::top_k_units<sy::expert::mlp<sy::relu>, 3>>() == 6);
   CHECK(launches_of<switch_top1, factor<1>>() == 6);
   CHECK(launches_of<switch_top1, sy::capacity::queued<factor<1>, sy::queue::priority>>() == 7);
   CHECK(launches_of<switch_top1>(true) == 6);

@@ -19,7 +19,7 @@ using sy::router::product_keys;
 using sy::router::query::projected;
 using sy::router::query::token;
 namespace weighting = sy::router::weighting;
-using sy::expert::value_row, sy::expert::neuron, sy::expert::with_output_gate;
+using sy::expert::value_row, sy::expert::neuron, sy::expert::with_output_gate, sy::expert::with_gated_projection;
 
 namespace {
 
@@ -74,6 +74,9 @@ TEST_CASE("on the GPU rows chosen by product keys are those of all sums sorted",
   check_layer<rows<product_keys<5, 2, projected<8>>, value_row, 5, 24, 264, sy::bfloat16>>();
   check_layer<rows<product_keys<9, 1, token>, with_output_gate<neuron<sy::gelu>>, 9, 70, 72, sy::half>>();
   check_layer<rows<sy::router::summed_product_keys<8, 3, token>, value_row, 8, 64, 40>>();
+  check_layer<rows<product_keys<9, 2, projected<12>>, with_gated_projection<value_row>, 9, 10, 70>>();
+  check_layer<rows<product_keys<7, 1, token>, with_output_gate<with_gated_projection<neuron<sy::gelu>>>, 7, 9, 136,
+                   sy::bfloat16>>();
   check_layer<
       rows<sy::router::summed_product_keys<8, 3, projected<6>, weighting::softmax>, neuron<sy::relu>, 8, 20, 24>>();
 }
@@ -165,4 +168,6 @@ TEST_CASE("on the GPU a call of rows has as many launches as the table of the ba
   CHECK(launches(plain, 40, true) == 3 + 1 + 2);
   CHECK(launches(plain, 1025, false) == 2 * 3 + 1);
   CHECK(launches(gated, 40, false) == 4 + 2);
+  rows<product_keys<7, 2, token>, with_gated_projection<value_row>, 7, 10, 40> const* const gated_projection = nullptr;
+  CHECK(launches(gated_projection, 40, false) == 3 + 1 + 2);
 }

@@ -110,6 +110,53 @@ void put_values(float const* values, int width, std::int64_t k, std::int64_t dep
   }
 }
 
+/// Zeroes what is less than the `kept`-th largest value of each row, some neighbouring rows at a time.
+template <class Element>
+void keep_largest(float* panel, int width, std::int64_t depth, int kept) {
+  constexpr int parts = parts_of<Element>, together = portable::lanes;
+  using portable::floats, portable::integers, portable::words;
+  auto* const first = reinterpret_cast<bfloat16*>(panel);
+  // Two elements of each row, which follow each other, and their parts.
+  auto const load = [&](std::int64_t k, int i, int part) -> words {
+    words pairs;
+    __builtin_memcpy(&pairs, first + position(k, i, width, parts) + part * (chunk * lanes), sizeof pairs);
+    return pairs;
+  };
+  auto const keys_of = [&](std::int64_t k, int i, bool odd) -> integers {
+    floats sum = {};
+    for (int part = 0; part < parts; ++part) {
+      words const pairs = load(k, i, part);
+      sum += reinterpret_cast<floats>(odd ? pairs & 0xffff0000u : pairs << 16);
+    }
+    return portable::order_keys(sum);
+  };
+  for (int i = 0; i < width; i += together) {
+    words least = {};  // nvcc crashes where a vector begins as a sum of constants
+    least += 1u << 31;
+    for (int bit = 31; bit >= (parts == 1 ? 16 : 0); --bit) {
+      words const tried = least + (1u << bit);
+      integers counts = {};
+      for (std::int64_t k = 0; k < depth; ++k) {
+        integers const keys = keys_of(k / 2 * 2, i, k % 2 == 1), large = keys >= reinterpret_cast<integers>(tried);
+        counts -= large;
+      }
+      words const enough = reinterpret_cast<words>(counts >= kept);
+      least = (enough & tried) | (~enough & least);
+    }
+    for (std::int64_t k = 0; k < depth; k += 2) {  // zeros behind the last element stay zeros
+      integers const keys[2] = {keys_of(k, i, false), keys_of(k, i, true)};
+      integers const large[2] = {keys[0] >= reinterpret_cast<integers>(least),
+                                 keys[1] >= reinterpret_cast<integers>(least)};
+      words const even = reinterpret_cast<words>(large[0]), odd = reinterpret_cast<words>(large[1]);
+      for (int part = 0; part < parts; ++part) {
+        words const pairs = load(k, i, part) & ((even & 0xffffu) | (odd & 0xffff0000u));
+        __builtin_memcpy(static_cast<void*>(first + position(k, i, width, parts) + part * (chunk * lanes)), &pairs,
+                         sizeof pairs);
+      }
+    }
+  }
+}
+
 /// The weights where they are, or, where they do not fill tiles as they stand, a copy that does: part after part.
 template <class Operand>
 ready_weights prepare(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory) {
@@ -223,6 +270,7 @@ panel_kernels<Operand> panel_kernels_with() {
           [] { Tiles().end(); },
           &pack_panel<element>,
           &put_values<element>,
+          &keep_largest<element>,
           &prepare<Operand>,
           &multiply_panel<Tiles, element, 2 * lanes>,
           &multiply_panel<Tiles, element, lanes>};

@@ -280,8 +280,10 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   };
 
   all.set_padded_rows();
-  std::int64_t const packing_items =
-      all.count([&](int e) { return divide_up(all.rows(e), all.by_panels(e) ? kernels.width : item_rows); });
+  auto const count_packed = [&] {  // a panel, or a group's rows
+    return all.count([&](int e) { return divide_up(all.rows(e), all.by_panels(e) ? kernels.width : item_rows); });
+  };
+  std::int64_t const packing_items = count_packed();
   parallel_for(context, packing_items, [&](std::int64_t index) {
     expert_rows::item const item = all.at(index, item_rows, kernels.width);
     typename Operand::element const* rows[std::max(item_rows, most_panel_width)];
@@ -317,6 +319,19 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
                       weights_of(in_cut, next, in_items, activation.gated ? in.gate : in.up), activated_of(item));
     }
   });
+
+  if (activation.kept_units > 0) {
+    std::int64_t const packed_items = count_packed();
+    parallel_for(context, packed_items, [&](std::int64_t index) {
+      expert_rows::item const item = all.at(index, item_rows, kernels.width);
+      if (all.by_panels(item.expert)) {
+        int const width = item.rows > kernels.lanes ? kernels.width : kernels.lanes;
+        kernels.keep_largest(activated_of(item), width, intermediate, activation.kept_units);
+      } else {
+        few.keep_largest(activated_of(item), item.rows, intermediate, activation.kept_units);
+      }
+    });
+  }
 
   cut const out_cut{hidden,
                     features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),

@@ -34,6 +34,8 @@ struct panel_kernels {
   void (*pack)(element const* const* rows, int row_count, int width, std::int64_t depth, float* panel);
   /// Puts what the rows of a panel have for one element of their depth.
   void (*put)(float const* values, int width, std::int64_t k, std::int64_t depth, float* panel);
+  /// Zeroes what is less than the `kept`-th largest value of each row.
+  void (*keep_largest)(float* panel, int width, std::int64_t depth, int kept);
   /// A piece of the weights of a tile, `depth` deep from `first` on.
   ready_weights (*prepare)(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory);
   using product = void (*)(ready_weights const& weights, float const* panel, int depth, bool first, float* sums,
@@ -51,31 +53,32 @@ panel_kernels<Operand> panel_kernels_with();
 
 }  // namespace amx
 
-#define SWITCHYARD_PANEL_KERNELS(space)                      \
-  panel_kernels<Operand> kernels{space::lanes,               \
-                                 space::panel_width,         \
-                                 space::panel_features,      \
-                                 panel_depth,                \
-                                 space::item_panels,         \
-                                 space::item_tiles,          \
-                                 1,                          \
-                                 32,                         \
-                                 &nothing,                   \
-                                 &nothing,                   \
-                                 nullptr,                    \
-                                 nullptr,                    \
-                                 nullptr,                    \
-                                 &space::multiply_panel<2>,  \
-                                 &space::multiply_panel<1>}; \
-  if constexpr (Operand::in_place) {                         \
-    kernels.pack = &space::pack_panel<element>;              \
-    kernels.put = &space::put_values<element>;               \
-    kernels.prepare = &space::widen_rows<element>;           \
-  } else {                                                   \
-    kernels.pack = &space::pack_panel<element, float>;       \
-    kernels.put = &space::put_values<float>;                 \
-    kernels.prepare = &space::restore_rows<Operand>;         \
-  }                                                          \
+#define SWITCHYARD_PANEL_KERNELS(space)                         \
+  panel_kernels<Operand> kernels{space::lanes,                  \
+                                 space::panel_width,            \
+                                 space::panel_features,         \
+                                 panel_depth,                   \
+                                 space::item_panels,            \
+                                 space::item_tiles,             \
+                                 1,                             \
+                                 32,                            \
+                                 &nothing,                      \
+                                 &nothing,                      \
+                                 nullptr,                       \
+                                 nullptr,                       \
+                                 &space::keep_largest_in_panel, \
+                                 nullptr,                       \
+                                 &space::multiply_panel<2>,     \
+                                 &space::multiply_panel<1>};    \
+  if constexpr (Operand::in_place) {                            \
+    kernels.pack = &space::pack_panel<element>;                 \
+    kernels.put = &space::put_values<element>;                  \
+    kernels.prepare = &space::widen_rows<element>;              \
+  } else {                                                      \
+    kernels.pack = &space::pack_panel<element, float>;          \
+    kernels.put = &space::put_values<float>;                    \
+    kernels.prepare = &space::restore_rows<Operand>;            \
+  }                                                             \
   return kernels;
 /// `set` must not be `automatic`.
 template <class Operand>
@@ -105,6 +108,7 @@ struct expert_activation {
   bool gated;
   void (*apply)(float const* gate, float const* up, float const* weights, float gate_bias, float up_bias, int width,
                 float* to);
+  int kept_units = 0;  ///< of each row so many values, the largest, go into the second product; 0: all
 };
 
 template <class Activation, bool Gated>
@@ -119,7 +123,9 @@ expert_activation activation_with(instruction_set set) {
 }
 template <class Expert>
 expert_activation activation_of(instruction_set set) {
-  return activation_with<typename Expert::activation, Expert::traits.gated>(set);
+  expert_activation result = activation_with<typename Expert::activation, Expert::traits.gated>(set);
+  result.kept_units = Expert::traits.kept_units;
+  return result;
 }
 
 /// The panels of some rows: full ones, and a last one that may be of half the width.

@@ -18,15 +18,18 @@ struct row_kernels {
   void (*group)(element const* const* rows, int row_count, std::int64_t depth, float* to);
   void (*put)(float const* values, int count, std::int64_t first, int row, int row_count, std::int64_t depth,
               float* to);
+  /// Zeroes what is less than the `kept`-th largest value of each row.
+  void (*keep_largest)(float* rows, int row_count, std::int64_t depth, int kept);
   void (*multiply)(float const* rows, int row_count, depth_slice const& piece, feature_tile<Operand> const& weights,
                    feature_tile<Operand> const& next, float* to, std::int64_t stride);
 };
 
 #define SWITCHYARD_ROW_KERNELS(space)                                                                                \
   if constexpr (Operand::in_place) {                                                                                 \
-    return {&space::group_rows<element>, &space::put_in_group<element>, &space::multiply_rows_by_features<element>}; \
+    return {&space::group_rows<element>, &space::put_in_group<element>, &space::keep_largest_in_group<element>,      \
+            &space::multiply_rows_by_features<element>};                                                             \
   } else {                                                                                                           \
-    return {&space::group_rows_in_order<element>, &space::put_in_group<float>,                                       \
+    return {&space::group_rows_in_order<element>, &space::put_in_group<float>, &space::keep_largest_in_group<float>, \
             &space::multiply_rows_by_restored<Operand>};                                                             \
   }
 /// `set` must not be `automatic`.

@@ -63,11 +63,9 @@ struct router_product {
   float const* bias = nullptr;             ///< [experts], null: none
   feature_weights features = {};           ///< factors of the tokens' features
   float const* inverse_lengths = nullptr;  ///< [experts], factors of the logits; null: none
-  int heads = 1;                           ///< so many such products, with weights and logits one after the other
-  int head_columns = 0;                    ///< those of head h see tokens from column h * head_columns on
 };
 
-/// logits[h][t][e] = token t . router weight e (+ bias) of head h: float products whatever the tokens are stored as.
+/// logits[t][e] = token t . router weight e (+ bias): float products whatever the tokens are stored as.
 template <class Element>
 void make_logits(router_product<Element> const& of, cpu_context const& context, float* logits) {
   int const hidden = of.hidden, experts = of.experts;
@@ -75,24 +73,21 @@ void make_logits(router_product<Element> const& of, cpu_context const& context, 
   std::int64_t const tokens = of.tokens.rows;
   std::int64_t const token_blocks = divide_up(tokens, route_tokens);
   row_kernels<weight_view<float>> const kernels = row_kernels_of<weight_view<float>>(context.instructions);
-  parallel_for(context, of.heads * token_blocks * expert_blocks, [&](std::int64_t number) {
-    std::int64_t const head = number / (token_blocks * expert_blocks), item = number % (token_blocks * expert_blocks);
+  parallel_for(context, token_blocks * expert_blocks, [&](std::int64_t item) {
     std::int64_t const first_token = item / expert_blocks * route_tokens;
     int const rows = static_cast<int>(std::min<std::int64_t>(route_tokens, tokens - first_token));
     int const first = static_cast<int>(item % expert_blocks) * route_experts;
     int const count = std::min(route_experts, experts - first);
-    float* const to = logits + (head * tokens + first_token) * experts + first;
-    float const* const weight = of.weight + head * experts * hidden;
-    std::int64_t const column = head * of.head_columns;
+    float* const to = logits + first_token * experts + first;
     auto const load = [&](int r, int k, int length, float* loaded) {
-      Element const* const token = of.tokens.row(first_token + r) + column + k;
+      Element const* const token = of.tokens.row(first_token + r) + k;
       float const* const scale = of.features.of(first_token + r, hidden);
       for (int i = 0; i < length; ++i) {
         float const x = static_cast<float>(token[i]);
         loaded[i] = scale == nullptr ? x : x * scale[k + i];
       }
     };
-    multiply_block<float>(kernels, rows, hidden, {weight + first * std::int64_t{hidden}, hidden, 1, count}, load, to,
+    multiply_block<float>(kernels, rows, hidden, {of.weight + first * std::int64_t{hidden}, hidden, 1, count}, load, to,
                           experts);
     for (int r = 0; r < rows; ++r) {
       float* const row = to + std::int64_t{r} * experts;

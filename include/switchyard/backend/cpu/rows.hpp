@@ -126,12 +126,18 @@ void make_units(row_sum<Element> const& of, cpu_context const& context) {
 /// output[t] = gate * sum over choices, in order, of weight * row. A pair that goes nowhere adds its weight: 0, or NaN where the token
 /// could not be routed. A token that is not active gets zeros.
 template <class Element>
-void sum_rows(row_sum<Element> const& of, cpu_context const& context) {
+void sum_rows(row_sum<Element> const& of, cpu_context context) {
+  // To wake another worker takes longer than to read these.
+  constexpr std::int64_t least_bytes = 128 * 1024;
+  if (of.tokens.rows * of.top_k * of.hidden * static_cast<std::int64_t>(sizeof(Element)) <= least_bytes) {
+    context.threads = 1;
+  }
   sum_kernels<Element> const kernels = sum_kernels_of<Element>(context.instructions);
   float const* const weights = of.scaled != nullptr ? of.scaled : of.weights;
   // Few tokens are cut, so that all workers read.
   std::int64_t const wanted = std::max<std::int64_t>(
-      divide_up(4 * context.threads, std::max<std::int64_t>(of.tokens.rows, 1)), divide_up(of.hidden, sum_columns));
+      divide_up(context.threads == 1 ? 1 : 4 * context.threads, std::max<std::int64_t>(of.tokens.rows, 1)),
+      divide_up(of.hidden, sum_columns));
   int const columns = static_cast<int>(std::max<std::int64_t>(divide_up(divide_up(of.hidden, wanted), 256) * 256, 256));
   std::int64_t const pieces = divide_up(of.hidden, columns);
   parallel_for(context, of.tokens.rows * pieces, [&](std::int64_t item, std::int64_t next) {
@@ -289,8 +295,3 @@ struct schedule_step<expert::sum_of_rows> {
 };
 
 }  // namespace switchyard::cpu
-
-namespace switchyard::expert {
-template <>
-inline constexpr bool projects_rows<backend::cpu> = true;
-}  // namespace switchyard::expert

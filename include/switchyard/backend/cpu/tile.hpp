@@ -111,6 +111,13 @@ struct depth_slice {
 /// are a power of two apart would take the same places of the cache.
 constexpr std::int64_t row_floats(std::int64_t depth) { return divide_up(depth, 32) * 32 + 16; }
 
+/// Integers in the order of floats. What is no number comes after all others.
+inline std::int32_t order_key(float value) {
+  std::int32_t bits;
+  __builtin_memcpy(&bits, &value, sizeof bits);
+  return value != value ? 0x7fffffff : bits ^ ((bits >> 31) & 0x7fffffff);
+}
+
 // Accumulators stay in registers only if the loops over them are gone. nvcc's front end does not know the pragma.
 #if defined(__CUDACC__)
 #define SWITCHYARD_TILE_UNROLL

@@ -195,6 +195,78 @@ SWITCHYARD_TILE_TARGET void put_in_group(float const* values, int count, std::in
   for (; i < count; ++i) begin[group_position<Element>(first + i, r, group.rows, depth)] = values[i];
 }
 
+/// Integers in the order of floats. What is no number comes after all others.
+SWITCHYARD_TILE_TARGET inline integers order_keys(floats values) {
+  integers const bits = reinterpret_cast<integers>(values), is_nan = reinterpret_cast<integers>(values != values);
+  return (is_nan & 0x7fffffff) | (~is_nan & (bits ^ ((bits >> 31) & 0x7fffffff)));
+}
+SWITCHYARD_TILE_TARGET inline floats load_floats(float const* from) {
+  floats result;
+  __builtin_memcpy(&result, from, sizeof result);
+  return result;
+}
+/// Stores values whose keys are at least `least`, and zeros in the place of others.
+SWITCHYARD_TILE_TARGET inline void store_largest(floats values, integers least, float* to) {
+  integers const kept = reinterpret_cast<integers>(values) & reinterpret_cast<integers>(order_keys(values) >= least);
+  __builtin_memcpy(to, &kept, sizeof kept);
+}
+
+/// Zeroes what is less than the `kept`-th largest value of each row of a group. The threshold is found bit by bit: how many values
+/// are as large?
+template <class Element>
+SWITCHYARD_TILE_TARGET void keep_largest_in_group(float* to, int row_count, std::int64_t depth, int kept) {
+  constexpr int step = lanes * stored<Element>::parts;
+  std::int64_t const by_steps = depth / step * step;
+  for (int g = 0; g < groups_of_rows(row_count); ++g) {
+    row_group const group = group_of_rows(row_count, g);
+    for (int r = 0; r < group.rows; ++r) {
+      float* const vectors = to + group.first * row_floats(depth) + r * lanes;
+      float* const rest = to + group.first * row_floats(depth) + r;
+      std::uint32_t least = 1u << 31;
+      for (int bit = 31; bit >= 0; --bit) {
+        auto const tried = static_cast<std::int32_t>(least + (1u << bit));
+        integers counts = {};
+        for (std::int64_t k = 0; k < by_steps; k += lanes) {
+          counts -= reinterpret_cast<integers>(order_keys(load_floats(vectors + k * group.rows)) >= tried);
+        }
+        int count = 0;
+        for (int i = 0; i < lanes; ++i) count += counts[i];
+        for (std::int64_t k = by_steps; k < depth; ++k) count += order_key(rest[k * group.rows]) >= tried ? 1 : 0;
+        if (count >= kept) least += 1u << bit;
+      }
+      auto const threshold = static_cast<std::int32_t>(least);
+      for (std::int64_t k = 0; k < by_steps; k += lanes) {
+        store_largest(load_floats(vectors + k * group.rows), integers{} + threshold, vectors + k * group.rows);
+      }
+      for (std::int64_t k = by_steps; k < depth; ++k) {
+        if (order_key(rest[k * group.rows]) < threshold) rest[k * group.rows] = 0.0f;
+      }
+    }
+  }
+}
+
+/// The same of each row of a panel, a vector of rows at a time.
+SWITCHYARD_TILE_TARGET inline void keep_largest_in_panel(float* panel, int width, std::int64_t depth, int kept) {
+  for (int first = 0; first < width; first += lanes) {
+    float* const rows = panel + first;
+    words least = {};  // nvcc crashes where a vector begins as a sum of constants
+    least += 1u << 31;
+    for (int bit = 31; bit >= 0; --bit) {
+      words const tried = least + (1u << bit);
+      integers counts = {};
+      for (std::int64_t k = 0; k < depth; ++k) {
+        counts -=
+            reinterpret_cast<integers>(order_keys(load_floats(rows + k * width)) >= reinterpret_cast<integers>(tried));
+      }
+      words const enough = reinterpret_cast<words>(counts >= kept);
+      least = (enough & tried) | (~enough & least);
+    }
+    for (std::int64_t k = 0; k < depth; ++k) {
+      store_largest(load_floats(rows + k * width), reinterpret_cast<integers>(least), rows + k * width);
+    }
+  }
+}
+
 /// Where weights are fetched from while others are multiplied: in each of some streams at `from`, a step for every `groups`
 /// steps of the product; from depth `turn` on, at `then`.
 template <class Element, int Streams>

@@ -21,14 +21,14 @@ __device__ T sum_over_warp(T value) {
 }
 
 /// The sum over a block of at most so many warps, on each of its threads. Called by all of them.
-template <int MostWarps>
-__device__ float sum_over_block(float value) {
-  __shared__ float partial[MostWarps];
+template <int MostWarps, class T>
+__device__ T sum_over_block(T value) {
+  __shared__ T partial[MostWarps];
   value = sum_over_warp(value);
   __syncthreads();  // the last sum was read by all
   if (threadIdx.x % 32 == 0) partial[threadIdx.x / 32] = value;
   __syncthreads();
-  float sum = 0.0f;
+  T sum{};
   for (int warp = 0; warp < static_cast<int>(blockDim.x) / 32; ++warp) sum += partial[warp];
   return sum;
 }

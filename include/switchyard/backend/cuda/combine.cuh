@@ -103,7 +103,7 @@ __device__ __forceinline__ float shared_weight_of(combine_args<Element> const& a
 /// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus the shared expert.
 /// A block per token; each thread has its own features. A pair that goes nowhere adds its weight, which is 0, or NaN where the
 /// token could not be routed. A token that is not active gets zeros.
-template <class Element, int TopK, dropped OnDrop>
+template <class Element, int TopK, dropped OnDrop, bool OutputBias = false>
 __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_args<Element> const args) {
   constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
   std::int64_t const token = blockIdx.x;
@@ -158,7 +158,7 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
       read_row(args.results.shared_rows, token);
       add(shared_weight);
     }
-    if (args.results.output_bias != nullptr && active) {
+    if (OutputBias && active) {
 #pragma unroll
       for (int i = 0; i < width; ++i) {
         if (i < count) sum[i] += static_cast<float>(args.results.output_bias[first + i]);

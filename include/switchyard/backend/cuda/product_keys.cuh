@@ -2,6 +2,7 @@
 
 #include <switchyard/backend/cuda/block_sums.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/linear_map.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/backend/cuda/route.cuh>
 #include <switchyard/backend/cuda/steps.cuh>
@@ -20,75 +21,15 @@
 /// Routes by product keys on a GPU: half scores of all keys by products, then a block for each list of a token's best experts.
 namespace switchyard::cuda {
 
-/// to[h][t][j] = row t of head h . key j of head h (+ bias), for heads, rows and keys that stand one after the other.
-template <class Element>
-struct key_product {
-  Element const* rows;  ///< [rows, row_stride]; head h begins at column h * head_columns
-  std::int64_t row_stride, row_count;
-  int head_columns;
-  float const* keys;  ///< [heads, keys, depth]
-  float const* bias;  ///< [heads * keys], null: none
-  int heads, key_count, depth;
-  float* to;  ///< [heads, rows, keys]
-};
-
-/// A block has 64 rows and 64 keys, a thread 4 of each.
-struct key_product_tile {
-  static constexpr int rows = 64, keys = 64, depth = 16, threads = 256;
-};
-
-template <class Element>
-__global__ void __launch_bounds__(key_product_tile::threads) multiply_keys(key_product<Element> const of) {
-  using tile = key_product_tile;
-  __shared__ float left[tile::depth][tile::rows + 4], right[tile::depth][tile::keys + 4];
-  std::int64_t const key_blocks = (of.key_count + tile::keys - 1) / tile::keys;
-  std::int64_t const row_blocks = (of.row_count + tile::rows - 1) / tile::rows;
-  std::int64_t const block = blockIdx.x;
-  std::int64_t const head = block / (key_blocks * row_blocks);
-  std::int64_t const first_row = block / key_blocks % row_blocks * tile::rows;
-  int const first_key = static_cast<int>(block % key_blocks) * tile::keys;
-  int const thread = static_cast<int>(threadIdx.x), my_rows = thread / 16 * 4, my_keys = thread % 16 * 4;
-  float const* const keys = of.keys + head * of.key_count * of.depth;
-  float sums[4][4] = {};
-  for (int k = 0; k < of.depth; k += tile::depth) {
-    for (int i = thread; i < tile::rows * tile::depth; i += tile::threads) {
-      int const r = i / tile::depth, d = i % tile::depth;
-      bool const exists = first_row + r < of.row_count && k + d < of.depth;
-      left[d][r] =
-          exists ? static_cast<float>(of.rows[(first_row + r) * of.row_stride + head * of.head_columns + k + d]) : 0.0f;
-    }
-    for (int i = thread; i < tile::keys * tile::depth; i += tile::threads) {
-      int const j = i / tile::depth, d = i % tile::depth;
-      bool const exists = first_key + j < of.key_count && k + d < of.depth;
-      right[d][j] = exists ? keys[std::int64_t{first_key + j} * of.depth + k + d] : 0.0f;
-    }
-    __syncthreads();
-#pragma unroll
-    for (int d = 0; d < tile::depth; ++d) {
-      float4 const a = *reinterpret_cast<float4 const*>(&left[d][my_rows]),
-                   b = *reinterpret_cast<float4 const*>(&right[d][my_keys]);
-      float const rows[4] = {a.x, a.y, a.z, a.w}, columns[4] = {b.x, b.y, b.z, b.w};
-#pragma unroll
-      for (int r = 0; r < 4; ++r) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) sums[r][j] += rows[r] * columns[j];
-      }
-    }
-    __syncthreads();
+/// Half scores: [heads, rows, keys].
+struct key_scores {
+  float* to;
+  std::int64_t rows;
+  int keys;
+  __device__ void operator()(std::int64_t head, std::int64_t row, int key, float score) const {
+    to[(head * rows + row) * keys + key] = score;
   }
-#pragma unroll
-  for (int r = 0; r < 4; ++r) {
-    std::int64_t const row = first_row + my_rows + r;
-    if (row >= of.row_count) break;
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      int const key = first_key + my_keys + j;
-      if (key >= of.key_count) break;
-      float const bias = of.bias == nullptr ? 0.0f : of.bias[head * of.key_count + key];
-      of.to[(head * of.row_count + row) * of.key_count + key] = sums[r][j] + bias;
-    }
-  }
-}
+};
 
 /// What a block that chooses reads and writes.
 struct key_choice {
@@ -375,13 +316,6 @@ struct route_step<router::from_product_keys> {
   }
 
  private:
-  template <class Row>
-  static void enqueue_product(launch_queue const& queue, key_product<Row> const& of) {
-    using tile = key_product_tile;
-    launch(queue, "multiply_keys", multiply_keys<Row>,
-           of.heads * divide_up(of.row_count, tile::rows) * divide_up(of.key_count, tile::keys), tile::threads, 0, of);
-  }
-
   /// Both half scores of some tokens for every head.
   template <class Layer>
   static void enqueue_scores(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m,
@@ -391,18 +325,31 @@ struct route_step<router::from_product_keys> {
     constexpr int width = memory<Layer>::width, half_width = width / 2;
     switchyard::router::product_key_weights const w = args.weights.router;
     auto const scores = [&]<class Row>(Row const* rows, std::int64_t row_stride, int head_columns) {
-      key_product<Row> of{rows,    row_stride,    tokens,       head_columns, w.first_keys,
-                          nullptr, router::heads, router::keys, half_width,   m.first};
-      enqueue_product(queue, of);
+      linear_map<Row, float> of{.rows = rows,
+                                .row_stride = row_stride,
+                                .row_count = tokens,
+                                .head_columns = head_columns,
+                                .weight = w.first_keys,
+                                .bias = nullptr,
+                                .heads = router::heads,
+                                .features = router::keys,
+                                .depth = half_width};
+      enqueue_map(queue, of, key_scores{m.first, tokens, router::keys});
       of.rows += half_width;
-      of.keys = w.second_keys;
-      of.to = m.second;
-      enqueue_product(queue, of);
+      of.weight = w.second_keys;
+      enqueue_map(queue, of, key_scores{m.second, tokens, router::keys});
     };
     if constexpr (router::query::is_projected) {
       constexpr int columns = router::heads * width;
-      enqueue_product(queue, key_product<element>{args.tokens.row(begin), args.tokens.row_stride, tokens, 0, w.query,
-                                                  w.query_bias, 1, columns, Layer::dims.hidden, m.queries});
+      enqueue_map(queue,
+                  linear_map<element, float>{.rows = args.tokens.row(begin),
+                                             .row_stride = args.tokens.row_stride,
+                                             .row_count = tokens,
+                                             .weight = w.query,
+                                             .bias = w.query_bias,
+                                             .features = columns,
+                                             .depth = Layer::dims.hidden},
+                  key_scores{m.queries, tokens, columns});
       scores(static_cast<float const*>(m.queries), columns, width);
     } else {
       scores(args.tokens.row(begin), args.tokens.row_stride, 0);

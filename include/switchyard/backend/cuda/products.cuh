@@ -3,6 +3,7 @@
 #include <switchyard/backend/cuda/alignment.cuh>
 #include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/backend/cuda/half_rows.cuh>
+#include <switchyard/backend/cuda/keep_largest.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
 #include <switchyard/backend/cuda/steps.cuh>
 #include <switchyard/backend/cuda/temporaries.cuh>
@@ -63,11 +64,12 @@ void enqueue_product(launch_queue const& queue, char const* what,
          layout::threads, layout::shared_bytes, product_of);
 }
 
-/// Both products with one tile.
-template <class In, class Out, class Tile>
+/// Both products with one tile. `between` enqueues what happens to the rows between them.
+template <class In, class Out, class Tile, class Between>
 void enqueue_products(launch_queue const& queue, product_args<typename In::operand> const& in,
-                      product_args<typename In::operand> const& out) {
+                      product_args<typename In::operand> const& out, Between const& between) {
   enqueue_product<In, Tile>(queue, "product (in)", in);
+  between();
   enqueue_product<Out, Tile>(queue, "product (out)", out);
 }
 
@@ -78,22 +80,22 @@ struct portable_products {
   /// are spread about the average, and weights are read twice where they are more than a tile has.
   static constexpr int few = few_rows::tile.rows / 2, some = 48;
 
-  template <class In, class Out>
+  template <class In, class Out, class Between>
   static void enqueue(launch_queue const& queue, std::int64_t rows, product_args<typename In::operand> const& in,
-                      product_args<typename In::operand> const& out) {
+                      product_args<typename In::operand> const& out, Between const& between) {
     if (rows <= few) {
-      enqueue_products<In, Out, few_rows>(queue, in, out);
+      enqueue_products<In, Out, few_rows>(queue, in, out, between);
     } else if (rows <= some) {
-      enqueue_products<In, Out, some_rows>(queue, in, out);
+      enqueue_products<In, Out, some_rows>(queue, in, out, between);
     } else {
-      enqueue_products<In, Out, many_rows>(queue, in, out);
+      enqueue_products<In, Out, many_rows>(queue, in, out, between);
     }
   }
 
-  template <class Layer>
+  template <class Layer, class Between>
   static void enqueue(launch_queue const& queue, product_args<operand_of<Layer>> const& in,
-                      product_args<operand_of<Layer>> const& out) {
-    enqueue<in_product<Layer>, out_product<Layer>>(queue, rows_per_expert<Layer>(in.tokens), in, out);
+                      product_args<operand_of<Layer>> const& out, Between const& between) {
+    enqueue<in_product<Layer>, out_product<Layer>>(queue, rows_per_expert<Layer>(in.tokens), in, out, between);
   }
 };
 
@@ -104,7 +106,7 @@ struct both_products {
 };
 
 /// The experts of feed-forward blocks: both products, over the rows of the plan. `Products` has them, as
-/// `enqueue<Layer>(queue, in, out)`.
+/// `enqueue<Layer>(queue, in, out, between)`.
 template <class Products>
 struct experts_step<expert::two_products, Products> {
   /// Temporaries depend on the element and sizes alone.
@@ -155,7 +157,19 @@ struct experts_step<expert::two_products, Products> {
                                                          plan_memory const& plan, memory<Layer> const& m) {
     constexpr expert_traits traits = Layer::expert_traits;
     auto const products = products_of<Layer>(args, tokens, plan, m);
-    Products::template enqueue<Layer>(queue, products.in, products.out);
+    auto const between = [&] {
+      if constexpr (Layer::expert_traits.kept_units > 0) {
+        enqueue_keep_largest<Layer::dims.intermediate>(
+            queue,
+            inner_rows<typename Layer::element>{.first = m.activated,
+                                                .stride = m.activated_stride,
+                                                .features = Layer::dims.intermediate,
+                                                .exponents = m.exponents,
+                                                .count = plan.plan.offsets + Layer::dims.experts},
+            tokens.rows * Layer::dims.top_k, Layer::expert_traits.kept_units);
+      }
+    };
+    Products::template enqueue<Layer>(queue, products.in, products.out, between);
     expert_results<typename Layer::element> results{
         .rows = m.results,
         .shared_rows = m.shared_results,

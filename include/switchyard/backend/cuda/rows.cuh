@@ -5,11 +5,13 @@
 #include <switchyard/backend/cuda/cuda.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/linear_map.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/backend/cuda/route.cuh>
 #include <switchyard/backend/cuda/steps.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/workspace.hpp>
+#include <switchyard/expert/activation.hpp>
 #include <switchyard/expert/rows.hpp>
 #include <switchyard/layer.hpp>
 
@@ -32,6 +34,8 @@ struct row_sum {
   float* scaled;                ///< [tokens, top_k], weights times hidden units; null: weights are used as they are
   float* gate;                  ///< [tokens], factors of the output; null: none
   Element const *output_gate, *output_gate_bias;
+  float*
+      projected;  ///< [tokens, hidden], factors of the sums that a projection sees, and then what it sees; null: none
 };
 
 inline constexpr int unit_threads = 128, sum_threads = 256;
@@ -146,9 +150,35 @@ __global__ void __launch_bounds__(sum_threads) sum_token_rows(row_sum<Element> c
   for (int i = static_cast<int>(threadIdx.x); i < columns && begin + i < hidden; i += sum_threads) {
     float all = 0.0f;
     for (int w = 0; w < warps; ++w) all += partial[w][i];
+    if (of.projected != nullptr) {
+      of.projected[token * hidden + begin + i] *= all;
+      continue;
+    }
     of.output.row(token)[begin + i] = Element(of.gate != nullptr ? gate * all : all);
   }
 }
+
+/// projected = silu(gate of tokens).
+struct projection_gates {
+  float* to;
+  int hidden;
+  __device__ void operator()(std::int64_t, std::int64_t token, int feature, float value) const {
+    to[token * hidden + feature] = silu::apply(value);
+  }
+};
+
+/// output = what the projection makes * gate. A token that is not active gets zeros.
+template <class Element>
+struct projected_rows {
+  view<Element> output;
+  std::uint8_t const* active;
+  float const* gate;  ///< [tokens], null: none
+  __device__ void operator()(std::int64_t, std::int64_t token, int feature, float value) const {
+    bool const is_active = active == nullptr || active[token] != 0;
+    if (gate != nullptr && is_active) value *= gate[token];
+    output.row(token)[feature] = Element(is_active ? value : 0.0f);
+  }
+};
 
 /// Hands out what was decided: a thread per pair, and before it one per expert.
 struct row_report {
@@ -193,7 +223,7 @@ struct schedule_step<expert::sum_of_rows, Products> {
     typename routing<Layer>::template memory<Layer> of_routing;
     std::int32_t* experts;  // [tokens, top_k]
     float* weights;         // [tokens, top_k]
-    float *scaled = nullptr, *gate = nullptr;
+    float *scaled = nullptr, *gate = nullptr, *projected = nullptr;
 
     constexpr memory(carver& from, std::int64_t tokens)
         : of_routing(from, tokens),
@@ -201,6 +231,7 @@ struct schedule_step<expert::sum_of_rows, Products> {
           weights(from.take<float>(tokens * Layer::dims.top_k)) {
       if constexpr (has_units<Layer>) scaled = from.take<float>(tokens * Layer::dims.top_k);
       if constexpr (Layer::expert::has_output_gate) gate = from.take<float>(tokens);
+      if constexpr (Layer::expert::has_gated_projection) projected = from.take<float>(tokens * Layer::dims.hidden);
     }
 
     cuda_routes routed() const { return {experts, weights}; }
@@ -291,9 +322,32 @@ struct schedule_step<expert::sum_of_rows, Products> {
     } else if constexpr (Layer::expert::has_output_gate) {
       launch(queue, "make_units", make_units<element, relu>, tokens.rows, unit_threads, 0, of);
     }
+    if constexpr (Layer::expert::has_gated_projection) {
+      of.projected = m.projected;
+      enqueue_map(queue,
+                  linear_map<element, element>{.rows = tokens.data,
+                                               .row_stride = tokens.row_stride,
+                                               .row_count = tokens.rows,
+                                               .weight = w.projection_gate,
+                                               .bias = w.projection_gate_bias,
+                                               .features = Layer::dims.hidden,
+                                               .depth = Layer::dims.hidden},
+                  projection_gates{m.projected, Layer::dims.hidden});
+    }
     constexpr int columns = 32 * (chunk_bytes / static_cast<int>(sizeof(element)));
     launch(queue, "sum_token_rows", sum_token_rows<element>, tokens.rows * divide_up(Layer::dims.hidden, columns),
            sum_threads, 0, of);
+    if constexpr (Layer::expert::has_gated_projection) {
+      enqueue_map(queue,
+                  linear_map<float, element>{.rows = m.projected,
+                                             .row_stride = Layer::dims.hidden,
+                                             .row_count = tokens.rows,
+                                             .weight = w.projection,
+                                             .bias = w.projection_bias,
+                                             .features = Layer::dims.hidden,
+                                             .depth = Layer::dims.hidden},
+                  projected_rows<element>{args.output, args.active, m.gate});
+    }
   }
 };
 

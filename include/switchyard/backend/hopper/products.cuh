@@ -202,16 +202,17 @@ struct tuned_products {
   template <class Layer>
   static constexpr hopper_tuning tuning = Tuning::template of<Layer>();
 
-  template <class Layer>
+  template <class Layer, class Between>
   static void enqueue(launch_queue const& queue, product_args<operand_of<Layer>> const& in,
-                      product_args<operand_of<Layer>> const& out) {
+                      product_args<operand_of<Layer>> const& out, Between const& between) {
     if constexpr (!has_grouped_products<Layer>()) {
-      portable_products::enqueue<Layer>(queue, in, out);
+      portable_products::enqueue<Layer>(queue, in, out, between);
     } else {
       if (choose<Layer>(in, out) != product_kind::grouped) {
-        return portable_products::enqueue<Layer>(queue, in, out);
+        return portable_products::enqueue<Layer>(queue, in, out, between);
       }
       enqueue_in<Layer>(queue, in);
+      between();
       enqueue_out<Layer>(queue, out);
     }
   }

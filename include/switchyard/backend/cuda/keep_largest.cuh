@@ -1,0 +1,112 @@
+#pragma once
+
+#include <switchyard/backend/cuda/block_sums.cuh>
+#include <switchyard/backend/cuda/half_rows.cuh>
+#include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/core/bfloat16.hpp>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/half.hpp>
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <type_traits>
+
+/// What `expert::top_k_units` does to rows between the two products.
+namespace switchyard::cuda {
+
+/// Rows of the first product as they stand in memory.
+template <class Element>
+struct inner_rows {
+  Element* first;  ///< [rows, stride], each row at a multiple of 16 bytes
+  std::int64_t stride;
+  int features;
+  row_exponents exponents;    ///< of half elements
+  std::int32_t const* count;  ///< of rows, on the device
+};
+
+/// The highest bits of a float that tell the elements of a type apart, whatever power of two they are multiplied by.
+template <class Element>
+inline constexpr int key_bits = std::is_same_v<Element, bfloat16> ? 16
+                                : std::is_same_v<Element, half>   ? 19
+                                                                  : 32;
+
+/// Integers in the order of floats. What is no number comes after all others.
+__device__ inline std::uint32_t order_key(float value) {
+  std::uint32_t const bits = __float_as_uint(value);
+  if ((bits & 0x7fffffffu) > 0x7f800000u) return ~0u;
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+
+inline constexpr int most_keep_threads = 512, most_keep_chunks = 8;
+
+/// Zeroes what is less than the `kept`-th largest value of a row, a block per row, `Chunks` times 16 bytes per thread.
+///
+/// row --> keys in registers --the threshold, bit by bit: how many are as large?--> row.
+template <class Element, int Chunks>
+__global__ void __launch_bounds__(most_keep_threads) keep_largest(inner_rows<Element> const rows, int kept) {
+  constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
+  std::int64_t const row = blockIdx.x;
+  if (row >= *rows.count) return;
+  Element* const values = rows.first + row * rows.stride;
+  int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+  bool const has_exponents = rows.exponents.any != nullptr && *rows.exponents.any != 0;
+  std::uint32_t keys[Chunks][width];  // 0 behind the row's end: less than any threshold that is tried
+#pragma unroll
+  for (int c = 0; c < Chunks; ++c) {
+    int const feature = (c * threads + thread) * width;
+    float floats[width] = {};
+    float factor = 1.0f;
+    if (feature < rows.features) {
+      to_floats<Element>(*reinterpret_cast<chunk const*>(values + feature), floats);
+      if (has_exponents) factor = power_of_two(rows.exponents.of(row, feature));
+    }
+#pragma unroll
+    for (int i = 0; i < width; ++i) keys[c][i] = feature + i < rows.features ? order_key(floats[i] * factor) : 0u;
+  }
+
+  std::uint32_t least = 0;
+#pragma unroll 1
+  for (int bit = 31; bit >= 32 - key_bits<Element>; --bit) {
+    std::uint32_t const tried = least | 1u << bit;
+    int count = 0;
+#pragma unroll
+    for (auto const& of_chunk : keys) {
+#pragma unroll
+      for (std::uint32_t key : of_chunk) count += key >= tried ? 1 : 0;
+    }
+    if (sum_over_block<most_keep_threads / 32>(count) >= kept) least = tried;
+  }
+
+#pragma unroll
+  for (int c = 0; c < Chunks; ++c) {
+    int const feature = (c * threads + thread) * width;
+    if (feature >= rows.features) continue;
+    float floats[width];
+    chunk& elements = *reinterpret_cast<chunk*>(values + feature);
+    to_floats<Element>(elements, floats);
+#pragma unroll
+    for (int i = 0; i < width; ++i) {
+      if (keys[c][i] < least) floats[i] = 0.0f;  // also behind the row's end, which nobody reads
+    }
+    elements = from_floats<Element>(floats);
+  }
+}
+
+/// Enqueues it for at most so many rows.
+template <int Features, class Element>
+void enqueue_keep_largest(launch_queue const& queue, inner_rows<Element> const& rows, std::int64_t most_rows,
+                          int kept) {
+  constexpr int chunks =
+      static_cast<int>(divide_up(Features * static_cast<std::int64_t>(sizeof(Element)), chunk_bytes));
+  static_assert(chunks <= most_keep_threads * most_keep_chunks,
+                "switchyard: backend::cuda keeps a row of expert::top_k_units in a block's registers, which have room "
+                "for 64 KB. Lower "
+                "shape.intermediate.");
+  constexpr int each = chunks <= most_keep_threads ? 1 : most_keep_chunks;
+  constexpr int threads = static_cast<int>(divide_up(divide_up(chunks, each), 32)) * 32;
+  launch(queue, "keep_largest", keep_largest<Element, each>, most_rows, threads, 0, rows, kept);
+}
+
+}  // namespace switchyard::cuda

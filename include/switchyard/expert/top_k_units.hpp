@@ -1,0 +1,47 @@
+#pragma once
+
+#include <switchyard/core/text.hpp>
+#include <switchyard/core/with.hpp>
+#include <switchyard/expert/feed_forward.hpp>
+
+#include <string_view>
+#include <type_traits>
+
+namespace switchyard::expert {
+
+/// Of each row's inner values, down sees those that are at least the `Units`-th largest, and zeros in the place of the others:
+/// with h = activation(up(x)), or activation(gate(x), up(x)), down(h where h >= the `Units`-th largest of h). Values that are equal to
+/// that one are all kept, and so is what is no number.
+///
+/// Values are compared as they stand between the two products: floats on the CPU, elements on a GPU (and what AMX multiplies), where
+/// values that round to the same element are equal.
+/// Source: Csordás et al. 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, section 3.1, with its code.
+template <class Base, int Units>
+struct top_k_units : Base {
+  static_assert(
+      std::is_same_v<typename Base::computation, two_products>,
+      "switchyard: expert::top_k_units chooses among the values between two products, so it wraps expert::mlp or "
+      "expert::gated_mlp. An expert that is a row has none: take the wrapper away.");
+  static_assert(Units >= 1,
+                "switchyard: expert::top_k_units needs the number of inner values that it keeps, at least 1.");
+  static_assert(Base::traits.kept_units == 0,
+                "switchyard: expert::top_k_units stands twice. Keep the one with fewer units.");
+  static_assert(Base::traits.shared_intermediate == 0,
+                "switchyard: expert::top_k_units goes with no shared expert, for no publication says whether that "
+                "keeps all of its "
+                "units. Take one of the two.");
+  static constexpr auto label = "top_k_units<" + name_of<Base>() + "," + decimal<Units>() + ">";
+  static constexpr std::string_view name = label;
+  static constexpr expert_traits traits = with(Base::traits, &expert_traits::kept_units, Units);
+
+  template <class Layer>
+  static void check(typename Layer::weights const& w) {
+    static_assert(Units < Layer::dims.intermediate,
+                  "switchyard: expert::top_k_units keeps fewer than shape.intermediate units. Lower it, or take the "
+                  "expert that it "
+                  "wraps, which keeps all.");
+    Base::template check<Layer>(w);
+  }
+};
+
+}  // namespace switchyard::expert

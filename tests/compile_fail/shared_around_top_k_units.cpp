@@ -1,0 +1,6 @@
+// expect: switchyard: expert::top_k_units goes with no shared expert
+#include <switchyard/switchyard.hpp>
+
+namespace sy = switchyard;
+
+auto const wrong = sy::expert::with_shared<sy::expert::top_k_units<sy::expert::mlp<sy::relu>, 4>, 9>::name;
