@@ -139,7 +139,8 @@ using experts = std::tuple<
     computed<expert::with_bias<gated_mlp<silu>>>,
     computed<expert::scaled<expert::with_bias<mlp<relu>>, 4, 5>>,
     computed<with_output_bias<expert::with_bias<mlp<relu>>>, 33, 40, on_drop<factor<1, 2>, dropped::input>>,
-    computed<top_k_units<mlp<relu>, 7>>,
+    computed<top_k_units<mlp<relu>, 5>>,
+    computed<top_k_units<gated_mlp<silu>, 30, unit_ranking::norm_compensated>, 20, 71>,
     computed<expert::with_bias<top_k_units<gated_mlp<silu>, 30>>, 20, 71, factor<1>, on_input<sigmoid_top_k>>>;
 using more_experts = std::tuple<
     computed<mlp<relu_squared>>,
@@ -168,7 +169,7 @@ using stored_as = std::tuple<
     stored<Element, 4, 1, switch_top1, on_drop<factor<5, 4>, dropped::weighted_input>, mlp<gelu>>,
     stored<Element, 3, 2, on_input<sigmoid_top_k>, factor<1>, with_shared<gated_mlp<silu>, 17, shared_gate::sigmoid>>,
     stored<Element, 6, 2, stratified<softmax_top_k, 3, 3>, dropless, gated_mlp<silu>>,
-    stored<Element, 3, 2, softmax_top_k, dropless, top_k_units<mlp<relu>, 9>>,
+    stored<Element, 3, 2, softmax_top_k, dropless, top_k_units<mlp<relu>, 5, unit_ranking::norm_compensated>>,
     layer<shape{1043, 270, 2, 1}, switch_top1, dropless, mlp<relu>, backend::cpu, Element>>;  // more than one piece
 template <class Element>
 using more_stored_as = std::tuple<

@@ -68,6 +68,23 @@ numbers inner_values(config const& c, int intermediate, double const* gate_proj,
   return inner;
 }
 
+/// The L2 norm of a column of down [hidden, intermediate].
+double norm_of_column(config const& c, double const* down_proj, int intermediate, int column) {
+  double squares = 0;
+  for (int h = 0; h < c.hidden; ++h) squares += std::pow(down_proj[std::size_t(h) * intermediate + column], 2);
+  return std::sqrt(squares);
+}
+
+/// What inner values are ranked by.
+numbers ranks_of_units(config const& c, numbers const& inner, double const* down_proj) {
+  numbers ranks = inner;
+  int const intermediate = static_cast<int>(inner.size());
+  for (int i = 0; c.norm_compensated && i < intermediate; ++i) {
+    ranks[i] *= norm_of_column(c, down_proj, intermediate, i);
+  }
+  return ranks;
+}
+
 /// One expert on one token: down of its inner values, or of those that are at least the `kept_units`-th largest (Csordas et al.
 /// 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, section 3.1).
 numbers expert(config const& c, int intermediate, double const* gate_proj, double const* up_proj,
@@ -75,9 +92,10 @@ numbers expert(config const& c, int intermediate, double const* gate_proj, doubl
                numbers const& x) {
   numbers inner = inner_values(c, intermediate, gate_proj, up_proj, gate_bias, up_bias, x);
   if (c.kept_units > 0) {
-    double const least = inner[largest(inner, c.kept_units).back()];
-    for (double& v : inner)
-      if (v < least) v = 0;
+    numbers const ranks = ranks_of_units(c, inner, down_proj);
+    double const least = ranks[largest(ranks, c.kept_units).back()];
+    for (int i = 0; i < intermediate; ++i)
+      if (ranks[i] < least) inner[i] = 0;
   }
   return product(down_proj, c.hidden, intermediate, inner, down_bias);
 }
@@ -324,6 +342,19 @@ numbers inner_values(config const& c, weights const& w, int expert, numbers cons
   std::size_t const matrix = std::size_t(c.intermediate) * c.hidden;
   return inner_values(c, c.intermediate, at(w.gate_proj, matrix), at(w.up_proj, matrix),
                       at(w.gate_bias, c.intermediate), at(w.up_bias, c.intermediate), x);
+}
+
+numbers unit_norms(config const& c, weights const& w) {
+  numbers norms;
+  for (int e = 0; e < c.experts; ++e) {
+    double const* const down = w.down_proj.data() + std::size_t(e) * c.hidden * c.intermediate;
+    for (int i = 0; i < c.intermediate; ++i) norms.push_back(norm_of_column(c, down, c.intermediate, i));
+  }
+  return norms;
+}
+
+numbers unit_ranks(config const& c, weights const& w, int expert, numbers const& inner) {
+  return ranks_of_units(c, inner, w.down_proj.data() + std::size_t(expert) * c.hidden * c.intermediate);
 }
 
 double load_importance(numbers const& p, int experts, int top_k, double gate_noise) {

@@ -82,8 +82,9 @@ struct config {
 
   activation act = activation::silu;
   bool gated = true;
-  int kept_units = 0;        ///< of an expert's inner values, the largest; those equal to the last one, too; 0: all
-  double clamp_limit = 7.0;  ///< clamped_swiglu
+  int kept_units = 0;  ///< of an expert's inner values, the largest; those equal to the last one, too; 0: all
+  bool norm_compensated = false;  ///< they are ranked times the norm of their column of down
+  double clamp_limit = 7.0;       ///< clamped_swiglu
   double clamp_shift = 1.0;
   double clamp_alpha = 1.702;
   bool weight_on_input = false;  ///< the weight multiplies the token before the expert, not the result
@@ -257,6 +258,12 @@ choice weigh(config const& c, numbers const& logits, std::vector<int> const& ids
 
 /// What one expert has between its two products: act(up x), or act(gate x) * up x with a gate.
 numbers inner_values(config const& c, weights const& w, int expert, numbers const& x);
+
+/// The L2 norms of the columns of down, [experts, intermediate].
+numbers unit_norms(config const& c, weights const& w);
+
+/// What the inner values of an expert are ranked by: themselves, or with `norm_compensated` times those norms.
+numbers unit_ranks(config const& c, weights const& w, int expert, numbers const& inner);
 
 /// Mean of two squared coefficients of variation (unbiased variance / (mean^2 + 1e-10)) over experts: of the summed
 /// probabilities, and of the summed chance that an expert stays among the best top_k when its score gets normal noise

@@ -34,6 +34,7 @@ struct any_args {
   any_matrix shared_gate_proj, shared_up_proj, shared_down_proj;
   void const* shared_gate = nullptr;
   void const* output_bias = nullptr;
+  float const* unit_norms = nullptr;
   void* output = nullptr;
   std::int64_t output_stride = 0;
   std::span<std::byte> workspace;

@@ -98,6 +98,7 @@ outcome run(problem const& p, call const& how) {
   stored_biases const in_bias = store_biases(layer, w.gate_bias, w.up_bias, c.intermediate, how.stored);
   std::vector<std::byte> const down_bias = elements(w.down_bias), shared_gate = elements(w.shared_gate);
   std::vector<std::byte> const output_bias = elements(w.output_bias);
+  std::vector<float> const unit_norms = c.norm_compensated ? floats(reference::unit_norms(c, w)) : std::vector<float>{};
   std::vector<float> const router = floats(w.router), bias = floats(w.router_bias);
   std::vector<float> const correction = floats(w.correction_bias);
 
@@ -151,6 +152,7 @@ outcome run(problem const& p, call const& how) {
   }
 
   args.output_bias = placed.place(output_bias);
+  args.unit_norms = placed.place(unit_norms);
 
   // The pattern between rows is a NaN, so that it is seen in the output if it is read.
   std::int64_t const stride = c.hidden + how.padding;

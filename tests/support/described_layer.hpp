@@ -163,6 +163,7 @@ reference::config reference_config() {
   c.expert_output_scale = double(expert.scale_numerator) / expert.scale_denominator;
   c.output_bias = expert.output_bias;
   c.kept_units = expert.kept_units;
+  c.norm_compensated = expert.ranking == sy::unit_ranking::norm_compensated;
   c.shared_intermediate = expert.shared_intermediate;
   if (expert.shared_intermediate > 0) {
     bool const gated = expert.gate == sy::shared_gate::sigmoid;

@@ -125,6 +125,10 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
   reference::weights& w = p.weights;
   w.up_proj = elements(c.experts * matrix, in);
   w.down_proj = elements(c.experts * matrix, out);
+  // Norms that change the order of units.
+  for (std::size_t i = 0; c.norm_compensated && i < w.down_proj.size(); ++i) {
+    w.down_proj[i] *= std::ldexp(1.0, static_cast<int>(i % std::size_t(c.intermediate) % 3) - 1);
+  }
   if (c.gated) w.gate_proj = elements(c.experts * matrix, in);
   if (layer.expert.bias) {
     w.up_bias = elements(std::size_t(c.experts) * c.intermediate, 0.5);
@@ -184,7 +188,7 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
         for (double& v : input) v *= chosen.weights[k];
       }
       reference::numbers const inner = reference::inner_values(c, w, chosen.ids[k], input);
-      if (!units_are_clear(inner, c.kept_units, units_margin)) return false;
+      if (!units_are_clear(reference::unit_ranks(c, w, chosen.ids[k], inner), c.kept_units, units_margin)) return false;
     }
     return true;
   };

@@ -37,6 +37,7 @@ struct optional_arguments {
   switchyard::expert_biases<Element> bias = {};
   switchyard::shared_expert_weights<Element> shared = {};
   Element const* output_bias = nullptr;
+  float const* unit_norms = nullptr;
   switchyard::precomputed_routes routes = {};
   std::int32_t const* words = nullptr;  ///< [tokens]; each has a row of `routes`
   std::int32_t vocabulary = 0;          ///< those rows
@@ -124,6 +125,9 @@ void set_all_but_weights(switchyard::forward_args<Layer>& args,
   if constexpr (Layer::expert_traits.bias) args.weights.bias = from.bias;
   if constexpr (Layer::expert_traits.shared_intermediate > 0) args.weights.shared = from.shared;
   if constexpr (Layer::expert_traits.output_bias) args.weights.output_bias = from.output_bias;
+  if constexpr (Layer::expert_traits.ranking == switchyard::unit_ranking::norm_compensated) {
+    args.weights.unit_norms = from.unit_norms;
+  }
 }
 template <class Layer>
 void set_arguments(switchyard::forward_args<Layer>& args,

@@ -16,6 +16,12 @@ enum class shared_gate {
   sigmoid  ///< sigmoid(token . gate vector), one value per token (Qwen2-MoE)
 };
 
+/// By what `expert::top_k_units` ranks the inner values of a row.
+enum class unit_ranking {
+  value,            ///< the value
+  norm_compensated  ///< the value times the L2 norm of what the down projection has for it
+};
+
 struct expert_traits {
   bool gated = false;       ///< true: gate, up and down projection; false: up and down
   bool bias = false;        ///< every projection of the routed experts has a bias
@@ -25,6 +31,7 @@ struct expert_traits {
   shared_gate gate = shared_gate::none;
   bool output_bias = false;  ///< one vector is added to the sum over a token's experts
   int kept_units = 0;        ///< the second product sees so many of a row's inner values, the largest; 0: all
+  unit_ranking ranking = unit_ranking::value;  ///< of inner values, where some are kept
   bool one_bias = false;  ///< biases of the routed experts' projections, where they have some, are one for all experts
 
   constexpr int input_projections() const { return gated ? 2 : 1; }

@@ -70,6 +70,15 @@ struct the_layer_has_no_output_bias {
   }
 };
 
+struct the_units_are_ranked_by_value {
+  template <class T>
+  static constexpr void refuse() {
+    static_assert(sizeof(T) == 0,
+                  "switchyard: no norms are read where inner values are not ranked by them. Give expert::top_k_units "
+                  "unit_ranking::norm_compensated, or leave .unit_norms out.");
+  }
+};
+
 /// `.bias` and `.shared` of an expert that has none, with the members of those that do.
 struct absent_biases {
   [[no_unique_address]] absent<the_expert_has_no_biases> gate = {};
@@ -117,6 +126,9 @@ struct feed_forward_weights {
   [[no_unique_address]] std::conditional_t<policy::traits.output_bias, element const*,
                                            absent<the_layer_has_no_output_bias>>
       output_bias = {};  ///< [hidden]
+  [[no_unique_address]] std::conditional_t<policy::traits.ranking == unit_ranking::norm_compensated, float const*,
+                                           absent<the_units_are_ranked_by_value>>
+      unit_norms = {};  ///< [experts, intermediate], the L2 norms of the columns of down_proj: `switchyard::unit_norms`
 };
 
 /// What an expert computes, named by it as `computation`. A backend has a step for each.
@@ -214,6 +226,10 @@ struct feed_forward {
       }
     }
     if constexpr (t.output_bias) checks::check_pointer(w.output_bias, "weights.output_bias", "[hidden]");
+    if constexpr (t.ranking == unit_ranking::norm_compensated) {
+      checks::check_pointer(w.unit_norms, "weights.unit_norms",
+                            "[experts, intermediate] float (unit_norms makes them)");
+    }
   }
 
   /// Names all that a call reads of the experts.
@@ -239,6 +255,9 @@ struct feed_forward {
       if constexpr (t.gate == shared_gate::sigmoid) memory.read("weights.shared.gate", w.shared.gate, hidden);
     }
     if constexpr (t.output_bias) memory.read("weights.output_bias", w.output_bias, hidden);
+    if constexpr (t.ranking == unit_ranking::norm_compensated) {
+      memory.read("weights.unit_norms", w.unit_norms, std::int64_t{experts} * inner);
+    }
   }
 
   /// The weights of the experts from `first` on, without a router's: what a layer of those experts takes.
@@ -253,6 +272,9 @@ struct feed_forward {
       if constexpr (t.gated) result.bias.gate = w.bias.gate.from(first);
       result.bias.up = w.bias.up.from(first);
       result.bias.down = w.bias.down.from(first);
+    }
+    if constexpr (t.ranking == unit_ranking::norm_compensated) {
+      result.unit_norms = w.unit_norms + std::int64_t{first} * From::dims.intermediate;
     }
     return result;
   }

@@ -4,6 +4,7 @@
 #include <switchyard/backend/cpu/panels.hpp>
 #include <switchyard/backend/cpu/product.hpp>
 #include <switchyard/backend/cpu/steps.hpp>
+#include <switchyard/backend/cpu/units.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/core/workspace.hpp>
@@ -237,6 +238,7 @@ struct expert_weights {
   Operand down;
   bias_view<typename Operand::element> down_bias;  ///< null data: no bias
   int hidden, intermediate;
+  unit_kernels<typename Operand::element> units = {};  ///< of experts that keep some units only
 };
 
 /// Both products over all rows. `activated` has room for `most_padded_rows` rows of `row_floats(intermediate)` floats, `results` for
@@ -260,22 +262,38 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   std::int64_t row_items = 0;  // without panels
   for (int e = 0; e < all.experts; ++e) row_items += all.by_panels(e) ? 0 : divide_up(all.rows(e), item_rows);
 
+  // Experts whose second product skips units that are zero.
+  auto const by_units = [&](int e) {
+    if constexpr (Operand::in_place) {
+      bool const lie_together = weights.units.add != nullptr && down.row_stride == 1;
+      return lie_together &&
+             (!all.by_panels(e) || (kernels.values_per_float == 1 && activation.kept_units * 8 <= intermediate));
+    } else {
+      return false;
+    }
+  };
+
   // How a product of so many features is cut into items.
   struct cut {
     int features, by_rows, by_panels;
-    int block_of(bool panels) const { return panels ? by_panels : by_rows; }
+    bool is_second;
+  };
+  auto const block_of = [&](cut const& c, int e) {
+    if (c.is_second && by_units(e)) return unit_features;
+    return all.by_panels(e) ? c.by_panels : c.by_rows;
   };
   auto const count_items = [&](cut const& c) {
     return all.count([&](int e) {
-      bool const panels = all.by_panels(e);
-      return divide_up(all.rows(e), panels ? rows_in_panels : item_rows) * divide_up(c.features, c.block_of(panels));
+      return divide_up(all.rows(e), all.by_panels(e) ? rows_in_panels : item_rows) *
+             divide_up(c.features, block_of(c, e));
     });
   };
   // The weights of an item, as far as they are multiplied row by row; none past the last item.
   auto const weights_of = [&](cut const& c, std::int64_t index, std::int64_t items, Operand const& matrix) {
     if (index >= items) return feature_tile<Operand>{};
     expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
-    int const first = item.feature_item * c.block_of(all.by_panels(item.expert));
+    if (c.is_second && by_units(item.expert)) return feature_tile<Operand>{};
+    int const first = item.feature_item * block_of(c, item.expert);
     return features_of(matrix, item.expert, first, std::min(c.by_rows, c.features - first));
   };
 
@@ -298,7 +316,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
 
   cut const in_cut{intermediate,
                    features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
-                   panel_item_features(kernels, activation.gated ? 2 : 1)};
+                   panel_item_features(kernels, activation.gated ? 2 : 1), false};
   std::int64_t const in_items = count_items(in_cut);
   parallel_for(context, in_items, [&](std::int64_t index, std::int64_t next) {
     expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
@@ -324,24 +342,38 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     std::int64_t const packed_items = count_packed();
     parallel_for(context, packed_items, [&](std::int64_t index) {
       expert_rows::item const item = all.at(index, item_rows, kernels.width);
+      float const* norms = activation.unit_norms;
+      if (norms != nullptr) norms += std::int64_t{item.expert} * intermediate;
       if (all.by_panels(item.expert)) {
         int const width = item.rows > kernels.lanes ? kernels.width : kernels.lanes;
-        kernels.keep_largest(activated_of(item), width, intermediate, activation.kept_units);
+        kernels.keep_largest(activated_of(item), width, intermediate, activation.kept_units, norms);
       } else {
-        few.keep_largest(activated_of(item), item.rows, intermediate, activation.kept_units);
+        few.keep_largest(activated_of(item), item.rows, intermediate, activation.kept_units, norms);
       }
     });
   }
 
   cut const out_cut{hidden,
                     features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
-                    panel_item_features(kernels, 1)};
+                    panel_item_features(kernels, 1), true};
   std::int64_t const out_items = count_items(out_cut);
   parallel_for(context, out_items, [&](std::int64_t index, std::int64_t next) {
     expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
     int const e = item.expert;
     float* const to = results + (all.offsets[e] + item.first_row) * hidden;
-    if (all.by_panels(e)) {
+    if (by_units(e)) {
+      if constexpr (Operand::in_place) {
+        int const first = item.feature_item * unit_features;
+        panel_rows const panels{activated_of(item), item.rows, kernels.lanes, kernels.width};
+        auto const row = [&](int r) -> row_among_others {
+          if (!all.by_panels(e)) return {panels.first, r, item.rows, intermediate, false};
+          int const panel = r / panels.width;
+          return {panels.at(panel, intermediate), r % panels.width, panels.width_of(panel), intermediate, true};
+        };
+        sum_units_out(weights.units, item.rows, row, down, down_bias, e, first, std::min(unit_features, hidden - first),
+                      hidden, to);
+      }
+    } else if (all.by_panels(e)) {
       project_panels_out(kernels, {activated_of(item), item.rows, kernels.lanes, kernels.width}, down, down_bias, e,
                          item.feature_item * out_cut.by_panels, hidden, intermediate, to);
     } else {
@@ -406,8 +438,12 @@ struct experts_step<expert::two_products> {
                                                      memory<Layer> const& m) {
     using element = typename Layer::element;
     constexpr expert_traits traits = Layer::expert_traits;
-    auto const weights = weights_of_experts<Layer>(args.weights);
-    expert_activation const activation = activation_of<typename Layer::expert>(context.instructions);
+    auto weights = weights_of_experts<Layer>(args.weights);
+    if constexpr (traits.kept_units > 0) {
+      weights.units = unit_kernels_of<element>(context.instructions);
+    }
+    expert_activation activation = activation_of<typename Layer::expert>(context.instructions);
+    if constexpr (traits.ranking == unit_ranking::norm_compensated) activation.unit_norms = args.weights.unit_norms;
     run_products(
         context, plan.offsets, Layer::dims.experts,
         {tokens, plan.pair_of, Layer::dims.top_k, Layer::router_traits.weighs_input ? combine_weights : nullptr},

@@ -18,8 +18,8 @@ struct row_kernels {
   void (*group)(element const* const* rows, int row_count, std::int64_t depth, float* to);
   void (*put)(float const* values, int count, std::int64_t first, int row, int row_count, std::int64_t depth,
               float* to);
-  /// Zeroes what is less than the `kept`-th largest value of each row.
-  void (*keep_largest)(float* rows, int row_count, std::int64_t depth, int kept);
+  /// Zeroes what is less than the `kept`-th largest value of each row; values are ranked times their factors [depth], unless that is null.
+  void (*keep_largest)(float* rows, int row_count, std::int64_t depth, int kept, float const* factors);
   void (*multiply)(float const* rows, int row_count, depth_slice const& piece, feature_tile<Operand> const& weights,
                    feature_tile<Operand> const& next, float* to, std::int64_t stride);
 };
@@ -77,6 +77,9 @@ void multiply_rows(row_kernels<Operand> const& kernels, grouped_rows const& rows
       depth_slice const piece{depth, k, std::min<std::int64_t>(packed_depth, depth - k)};
       for (std::int64_t i = 0; i < piece.length; ++i) {
         element const* const from = weights.rows + (k + i) * weights.column_stride;
+        for (int f = 0; f < weights.features; f += 64 / static_cast<int>(sizeof(element))) {
+          __builtin_prefetch(from + 32 * weights.column_stride + f * weights.row_stride);
+        }
         for (int f = 0; f < weights.features; ++f) packed[f * packed_depth + i] = from[f * weights.row_stride];
       }
       kernels.multiply(rows.first, rows.count, piece, {packed, packed_depth, 1, weights.features}, {}, part,

@@ -102,6 +102,14 @@ inline constexpr int item_rows = 32, item_features = 64;
 /// How many rows ahead of those that are added others are fetched: see rows.inl.
 inline constexpr int rows_ahead = 8;
 
+/// A row of the groups that `group_rows` of tile.inl makes of `count` rows, or of a panel of that width.
+struct row_among_others {
+  float const* first;  ///< of all
+  int row, count;
+  std::int64_t depth;
+  bool in_panel;
+};
+
 /// A part of the depth of a product; it begins at a multiple of 64.
 struct depth_slice {
   std::int64_t depth, first, length;

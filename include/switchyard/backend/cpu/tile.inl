@@ -108,6 +108,14 @@ inline std::int64_t depth_position(std::int64_t k, std::int64_t depth) {
   return k / step * step + k % parts * lanes + k % step / parts;
 }
 
+/// The element that stands at a `depth_position`.
+template <class Element>
+inline std::int64_t element_at(std::int64_t position, std::int64_t depth) {
+  constexpr int parts = stored<Element>::parts, step = lanes * parts;
+  if (stored<Element>::in_order || position >= depth / step * step) return position;
+  return position / step * step + position % lanes * parts + position % step / lanes;
+}
+
 /// to[depth_position(k)] = element k, as a float.
 template <class Element>
 SWITCHYARD_TILE_TARGET void widen_row(Element const* from, std::int64_t depth, float* to) {
@@ -206,47 +214,87 @@ SWITCHYARD_TILE_TARGET inline floats load_floats(float const* from) {
   return result;
 }
 /// Stores values whose keys are at least `least`, and zeros in the place of others.
-SWITCHYARD_TILE_TARGET inline void store_largest(floats values, integers least, float* to) {
-  integers const kept = reinterpret_cast<integers>(values) & reinterpret_cast<integers>(order_keys(values) >= least);
+SWITCHYARD_TILE_TARGET inline void store_largest(floats values, integers keys, integers least, float* to) {
+  integers const kept = reinterpret_cast<integers>(values) & reinterpret_cast<integers>(keys >= least);
   __builtin_memcpy(to, &kept, sizeof kept);
 }
 
-/// Zeroes what is less than the `kept`-th largest value of each row of a group. The threshold is found bit by bit: how many values
-/// are as large?
-template <class Element>
-SWITCHYARD_TILE_TARGET void keep_largest_in_group(float* to, int row_count, std::int64_t depth, int kept) {
+/// What stands for the values of a vector at `depth_position` k, by which they are ranked: the values, or their products with factors.
+template <class Element, bool Weighted>
+SWITCHYARD_TILE_TARGET inline integers ranks_of(floats values, float const* factors, std::int64_t k,
+                                                std::int64_t depth) {
+  if constexpr (Weighted) {
+    floats of_lanes;
+    for (int i = 0; i < lanes; ++i) of_lanes[i] = factors[element_at<Element>(k + i, depth)];
+    values *= of_lanes;
+  }
+  return order_keys(values);
+}
+
+/// Zeroes what is less than the `kept`-th largest value of a row, whose vectors are `stride` vectors apart and stand at `vectors`; what
+/// fills none stands at `rest`. The threshold is found bit by bit: how many values are as large?
+template <class Element, bool Weighted>
+SWITCHYARD_TILE_TARGET inline void keep_largest_of_row(float* vectors, float* rest, int stride, std::int64_t depth,
+                                                       int kept, float const* factors) {
   constexpr int step = lanes * stored<Element>::parts;
   std::int64_t const by_steps = depth / step * step;
+  auto const rank_of_rest = [&](std::int64_t k) {
+    float const value = rest[k * stride];
+    return order_key(Weighted ? value * factors[k] : value);
+  };
+  std::uint32_t least = 1u << 31;
+  for (int bit = 31; bit >= 0; --bit) {
+    auto const tried = static_cast<std::int32_t>(least + (1u << bit));
+    integers counts = {};
+    for (std::int64_t k = 0; k < by_steps; k += lanes) {
+      integers const ranks = ranks_of<Element, Weighted>(load_floats(vectors + k * stride), factors, k, depth);
+      counts -= reinterpret_cast<integers>(ranks >= tried);
+    }
+    int count = 0;
+    for (int i = 0; i < lanes; ++i) count += counts[i];
+    for (std::int64_t k = by_steps; k < depth; ++k) count += rank_of_rest(k) >= tried ? 1 : 0;
+    if (count >= kept) least += 1u << bit;
+  }
+  auto const threshold = static_cast<std::int32_t>(least);
+  for (std::int64_t k = 0; k < by_steps; k += lanes) {
+    floats const values = load_floats(vectors + k * stride);
+    store_largest(values, ranks_of<Element, Weighted>(values, factors, k, depth), integers{} + threshold,
+                  vectors + k * stride);
+  }
+  for (std::int64_t k = by_steps; k < depth; ++k) {
+    if (rank_of_rest(k) < threshold) rest[k * stride] = 0.0f;
+  }
+}
+
+/// The same for each row of some groups. `factors` of the values, by whose products they are ranked; null: by the values.
+template <class Element>
+SWITCHYARD_TILE_TARGET void keep_largest_in_group(float* to, int row_count, std::int64_t depth, int kept,
+                                                  float const* factors) {
   for (int g = 0; g < groups_of_rows(row_count); ++g) {
     row_group const group = group_of_rows(row_count, g);
+    float* const begin = to + group.first * row_floats(depth);
     for (int r = 0; r < group.rows; ++r) {
-      float* const vectors = to + group.first * row_floats(depth) + r * lanes;
-      float* const rest = to + group.first * row_floats(depth) + r;
-      std::uint32_t least = 1u << 31;
-      for (int bit = 31; bit >= 0; --bit) {
-        auto const tried = static_cast<std::int32_t>(least + (1u << bit));
-        integers counts = {};
-        for (std::int64_t k = 0; k < by_steps; k += lanes) {
-          counts -= reinterpret_cast<integers>(order_keys(load_floats(vectors + k * group.rows)) >= tried);
-        }
-        int count = 0;
-        for (int i = 0; i < lanes; ++i) count += counts[i];
-        for (std::int64_t k = by_steps; k < depth; ++k) count += order_key(rest[k * group.rows]) >= tried ? 1 : 0;
-        if (count >= kept) least += 1u << bit;
-      }
-      auto const threshold = static_cast<std::int32_t>(least);
-      for (std::int64_t k = 0; k < by_steps; k += lanes) {
-        store_largest(load_floats(vectors + k * group.rows), integers{} + threshold, vectors + k * group.rows);
-      }
-      for (std::int64_t k = by_steps; k < depth; ++k) {
-        if (order_key(rest[k * group.rows]) < threshold) rest[k * group.rows] = 0.0f;
+      if (factors == nullptr) {
+        keep_largest_of_row<Element, false>(begin + r * lanes, begin + r, group.rows, depth, kept, factors);
+      } else {
+        keep_largest_of_row<Element, true>(begin + r * lanes, begin + r, group.rows, depth, kept, factors);
       }
     }
   }
 }
 
+template <class Element>
+SWITCHYARD_TILE_TARGET inline integers ranks_in_panel(float const* rows, int width, std::int64_t depth,
+                                                      float const* factors, std::int64_t position) {
+  floats values = load_floats(rows + position * width);
+  if (factors != nullptr) values *= factors[element_at<Element>(position, depth)];
+  return order_keys(values);
+}
+
 /// The same of each row of a panel, a vector of rows at a time.
-SWITCHYARD_TILE_TARGET inline void keep_largest_in_panel(float* panel, int width, std::int64_t depth, int kept) {
+template <class Element>
+SWITCHYARD_TILE_TARGET void keep_largest_in_panel(float* panel, int width, std::int64_t depth, int kept,
+                                                  float const* factors) {
   for (int first = 0; first < width; first += lanes) {
     float* const rows = panel + first;
     words least = {};  // nvcc crashes where a vector begins as a sum of constants
@@ -255,14 +303,15 @@ SWITCHYARD_TILE_TARGET inline void keep_largest_in_panel(float* panel, int width
       words const tried = least + (1u << bit);
       integers counts = {};
       for (std::int64_t k = 0; k < depth; ++k) {
-        counts -=
-            reinterpret_cast<integers>(order_keys(load_floats(rows + k * width)) >= reinterpret_cast<integers>(tried));
+        integers const ranks = ranks_in_panel<Element>(rows, width, depth, factors, k);
+        counts -= reinterpret_cast<integers>(ranks >= reinterpret_cast<integers>(tried));
       }
       words const enough = reinterpret_cast<words>(counts >= kept);
       least = (enough & tried) | (~enough & least);
     }
     for (std::int64_t k = 0; k < depth; ++k) {
-      store_largest(load_floats(rows + k * width), reinterpret_cast<integers>(least), rows + k * width);
+      store_largest(load_floats(rows + k * width), ranks_in_panel<Element>(rows, width, depth, factors, k),
+                    reinterpret_cast<integers>(least), rows + k * width);
     }
   }
 }
@@ -490,16 +539,17 @@ SWITCHYARD_TILE_TARGET ready_weights widen_rows(feature_tile<weight_view<Element
   Element const* const from = tile.rows + first * tile.column_stride;
   float* to = memory;
   for (int f = 0; f < panel_features; ++f, to += panel_pitch) {
-    Element const* const row = from + f * tile.row_stride;
     if (f >= tile.features) {
       for (int k = 0; k < depth; ++k) to[k] = 0.0f;
     } else if (tile.column_stride == 1) {
-      widen_row(row, depth, to);
-    } else {
-      for (int k = 0; k < depth; ++k) {
-        to[depth_position<Element>(k, depth)] = static_cast<float>(row[k * tile.column_stride]);
-      }
+      widen_row(from + f * tile.row_stride, depth, to);
     }
+  }
+  // Features that lie beside each other are read beside each other.
+  for (int k = 0; k < depth && tile.column_stride != 1; ++k) {
+    Element const* const column = from + k * tile.column_stride;
+    float* const place = memory + depth_position<Element>(k, depth);
+    for (int f = 0; f < tile.features; ++f) place[f * panel_pitch] = static_cast<float>(column[f * tile.row_stride]);
   }
   return {memory, panel_pitch * static_cast<std::int64_t>(sizeof(float))};
 }

@@ -158,15 +158,18 @@ struct experts_step<expert::two_products, Products> {
     constexpr expert_traits traits = Layer::expert_traits;
     auto const products = products_of<Layer>(args, tokens, plan, m);
     auto const between = [&] {
-      if constexpr (Layer::expert_traits.kept_units > 0) {
-        enqueue_keep_largest<Layer::dims.intermediate>(
-            queue,
-            inner_rows<typename Layer::element>{.first = m.activated,
-                                                .stride = m.activated_stride,
-                                                .features = Layer::dims.intermediate,
-                                                .exponents = m.exponents,
-                                                .count = plan.plan.offsets + Layer::dims.experts},
-            tokens.rows * Layer::dims.top_k, Layer::expert_traits.kept_units);
+      if constexpr (traits.kept_units > 0) {
+        constexpr bool compensated = traits.ranking == unit_ranking::norm_compensated;
+        inner_rows<typename Layer::element> rows{.first = m.activated,
+                                                 .stride = m.activated_stride,
+                                                 .features = Layer::dims.intermediate,
+                                                 .exponents = m.exponents,
+                                                 .offsets = plan.plan.offsets,
+                                                 .experts = Layer::dims.experts,
+                                                 .unit_norms = nullptr};
+        if constexpr (compensated) rows.unit_norms = args.weights.unit_norms;
+        enqueue_keep_largest<Layer::dims.intermediate, compensated>(queue, rows, tokens.rows * Layer::dims.top_k,
+                                                                    traits.kept_units);
       }
     };
     Products::template enqueue<Layer>(queue, products.in, products.out, between);
