@@ -16,6 +16,17 @@ enum class shared_gate {
   sigmoid  ///< sigmoid(token . gate vector), one value per token (Qwen2-MoE)
 };
 
+/// How many experts a router may choose that compute nothing, of each kind: see expert/null_experts.hpp.
+struct null_experts {
+  int zero = 0;            ///< add nothing
+  int identity = 0;        ///< add the token
+  int constant = 0;        ///< add a vector
+  int mixed_constant = 0;  ///< add a mixture of the token and a vector
+
+  constexpr int count() const { return zero + identity + constant + mixed_constant; }
+  constexpr int vectors() const { return constant + mixed_constant; }
+};
+
 struct expert_traits {
   bool gated = false;       ///< true: gate, up and down projection; false: up and down
   bool bias = false;        ///< every projection of the routed experts has a bias
@@ -26,6 +37,7 @@ struct expert_traits {
   bool output_bias = false;  ///< one vector is added to the sum over a token's experts
   int kept_units = 0;        ///< the second product sees so many of a row's inner values, the largest; 0: all
   bool one_bias = false;  ///< biases of the routed experts' projections, where they have some, are one for all experts
+  null_experts nulls = {};  ///< experts of the router's beyond those of the shape
 
   constexpr int input_projections() const { return gated ? 2 : 1; }
 };
@@ -38,7 +50,8 @@ struct expert_costs {
   std::int64_t output = 0;    ///< of what is added to every token's sum
   std::int64_t common = 0;    ///< of a routed expert's, those that all have in common
   std::int64_t copies =
-      0;  ///< so many there are of the rest, by which experts may be put together; 0: each has its own
+      0;                   ///< so many there are of the rest, by which experts may be put together; 0: each has its own
+  std::int64_t nulls = 0;  ///< of the null experts together
 };
 
 /// An expert says what it computes, and what its weights are: see expert/feed_forward.hpp, which it inherits.

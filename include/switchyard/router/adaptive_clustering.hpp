@@ -195,6 +195,15 @@ struct adaptive_clustering : Base {
   template <class Layer>
   using report = clustering_report;
 
+  template <class Self, shape Dims, class Capacity, class Expert>
+  static constexpr bool fits() {
+    static_assert(
+        Expert::traits.nulls.count() == 0,
+        "switchyard: router::adaptive_clustering puts a token into the cluster of its first choice, and no publication "
+        "says whether an expert that computes nothing has one. Take expert::with_null_experts away.");
+    return Base::template fits<Self, Dims, Capacity, Expert>();
+  }
+
   template <class Layer>
   static void check(forward_args<Layer> const& args) {
     Base::template check<Layer>(args);

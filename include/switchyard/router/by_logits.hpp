@@ -203,12 +203,12 @@ struct by_logits {
   /// Names what a call writes, and then what it reads, so that what overlaps is refused.
   template <class Layer>
   static void list_written(forward_args<Layer> const& args, checks::written_memory& memory) {
-    memory.write("report.logits", args.report.logits, args.tokens.rows * Layer::dims.experts);
+    memory.write("report.logits", args.report.logits, args.tokens.rows * Layer::all_experts);
     memory.write("auxiliary", args.auxiliary, 1);
   }
   template <class Layer>
   static void list_read(forward_args<Layer> const& args, checks::written_memory const& memory) {
-    list_weights<typename Layer::router>(weights_of(args), Layer::dims.experts, Layer::dims.hidden, memory);
+    list_weights<typename Layer::router>(weights_of(args), Layer::all_experts, Layer::dims.hidden, memory);
   }
   template <class Router>
   static void list_weights(router_weights const& w, int experts, int hidden, checks::written_memory const& memory) {
@@ -223,8 +223,8 @@ struct by_logits {
   static constexpr router_costs costs() {
     constexpr router_traits t = Layer::router::traits;
     router_costs result;
-    result.matrix = std::int64_t{Layer::dims.experts} * Layer::dims.hidden;
-    result.vectors = std::int64_t{Layer::dims.experts} * ((t.bias ? 1 : 0) + (t.correction_bias ? 1 : 0));
+    result.matrix = std::int64_t{Layer::all_experts} * Layer::dims.hidden;
+    result.vectors = std::int64_t{Layer::all_experts} * ((t.bias ? 1 : 0) + (t.correction_bias ? 1 : 0));
     result.all = result.matrix + result.vectors;
     return result;
   }

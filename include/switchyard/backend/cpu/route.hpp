@@ -250,8 +250,8 @@ struct route_step<router::from_logits> {
     typename features<Layer>::template memory<Layer> of_features;
 
     constexpr memory(carver& from, std::int64_t tokens)
-        : logits(from.take<float>(tokens * Layer::dims.experts)),
-          sums(from.take<double>(switchyard::detail::auxiliary_doubles * Layer::dims.experts)),
+        : logits(from.take<float>(tokens * Layer::all_experts)),
+          sums(from.take<double>(switchyard::detail::auxiliary_doubles * Layer::all_experts)),
           of_features(from, tokens) {}
   };
 
@@ -260,20 +260,20 @@ struct route_step<router::from_logits> {
                   names const& called) {
     constexpr shape dims = Layer::dims;
     router_weights const router = router::weights_of(args);
-    router_product<typename Layer::element> product{args.tokens, dims.hidden, dims.experts, router.weight,
+    router_product<typename Layer::element> product{args.tokens, dims.hidden, Layer::all_experts, router.weight,
                                                     Layer::router_traits.bias ? router.bias : nullptr};
     features<Layer>::template prepare<Layer>(args, context, m.of_features, product);
     make_logits(product, context, m.logits);
-    select_experts<typename Layer::router, dims.experts, dims.top_k>(args.tokens.rows, args.active, router, context,
-                                                                     m.logits, to.experts, to.weights, to.priority,
-                                                                     called, args.inputs);
+    select_experts<typename Layer::router, Layer::all_experts, dims.top_k>(args.tokens.rows, args.active, router,
+                                                                           context, m.logits, to.experts, to.weights,
+                                                                           to.priority, called, args.inputs);
   }
 
   template <class Layer>
   static void report(forward_args<Layer> const& args, memory<Layer> const& m) {
     if constexpr (requires { *args.report.logits; }) {
       if (args.report.logits != nullptr) {
-        std::copy(m.logits, m.logits + args.tokens.rows * Layer::dims.experts, args.report.logits);
+        std::copy(m.logits, m.logits + args.tokens.rows * Layer::all_experts, args.report.logits);
       }
     }
     features<Layer>::template report<Layer>(args, m.of_features);
@@ -290,7 +290,7 @@ struct route_step<router::from_logits> {
                                 .weights = made.weights,
                                 .dropped = dropped,
                                 .active = args.active};
-    *args.auxiliary = switchyard::detail::auxiliary_of(record, Layer::dims.experts, Layer::dims.top_k, m.sums);
+    *args.auxiliary = switchyard::detail::auxiliary_of(record, Layer::all_experts, Layer::dims.top_k, m.sums);
   }
 
   template <class Layer>
@@ -310,7 +310,7 @@ struct route_step<router::from_inputs> {
   template <class Layer>
   static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const&, routes const& to,
                   names const&) {
-    take_pairs<typename Layer::router>(args.inputs, args.tokens.rows, Layer::dims.top_k, Layer::dims.experts,
+    take_pairs<typename Layer::router>(args.inputs, args.tokens.rows, Layer::dims.top_k, Layer::all_experts,
                                        args.active, context, to);
   }
   template <class Layer>

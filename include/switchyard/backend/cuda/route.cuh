@@ -116,10 +116,9 @@ struct routing_of {
   static constexpr bool scales = feature_step<typename Router::features>::scales;
 };
 template <class Layer>
-using layer_routing =
-    routing_of<typename Layer::element, typename Layer::router, Layer::dims.experts, Layer::dims.top_k,
-               std::conditional_t<decides_by_inputs<typename Layer::router>,
-                                  typename Layer::router::template inputs<Layer>, no_choices>>;
+using layer_routing = routing_of<typename Layer::element, typename Layer::router, Layer::all_experts, Layer::dims.top_k,
+                                 std::conditional_t<decides_by_inputs<typename Layer::router>,
+                                                    typename Layer::router::template inputs<Layer>, no_choices>>;
 
 /// How a block of `route_tokens` is cut. Sixteen tokens, or a multiple of them, meet all experts, `sweep` experts at a time;
 /// warps share the experts of a sweep, and the depth of the product where there are few experts.
@@ -536,7 +535,7 @@ struct route_step<router::from_logits> {
     typename features<Layer>::template memory<Layer> of_features;
 
     constexpr memory(carver& from, std::int64_t tokens)
-        : logits(from.take<float>(tokens * Layer::dims.experts)), of_features(from, tokens) {}
+        : logits(from.take<float>(tokens * Layer::all_experts)), of_features(from, tokens) {}
   };
 
   /// With more tokens in a block the router weight is read less often, with fewer there are more blocks, and they fit devices with less
@@ -585,7 +584,7 @@ struct route_step<router::from_logits> {
     constexpr shape dims = Layer::dims;
     float const* const asked = logits_asked(args);
     launch(queue, "auxiliary_of_pass", auxiliary_of_pass<auxiliary_threads>, 1, auxiliary_threads,
-           2 * dims.experts * sizeof(double),
+           2 * Layer::all_experts * sizeof(double),
            routing_record{.tokens = args.tokens.rows,
                           .tokens_per_group = args.tokens_per_group,
                           .logits = asked != nullptr ? asked : m.logits,
@@ -593,7 +592,7 @@ struct route_step<router::from_logits> {
                           .weights = plan.weights,
                           .dropped = plan.dropped,
                           .active = args.active},
-           dims.experts, dims.top_k, pass, log_sums, args.auxiliary);
+           Layer::all_experts, dims.top_k, pass, log_sums, args.auxiliary);
   }
 
   template <class Layer>
@@ -644,7 +643,7 @@ struct route_step<router::from_inputs> {
   static void enqueue(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const&,
                       route_results const& results, pass_size const*) {
     constexpr shape dims = Layer::dims;
-    constexpr std::size_t shared_bytes = take_pairs_tile::shared_bytes(dims.experts, dims.top_k);
+    constexpr std::size_t shared_bytes = take_pairs_tile::shared_bytes(Layer::all_experts, dims.top_k);
     static_assert(
         shared_bytes <= most_shared_bytes,
         "switchyard: backend::cuda keeps the pairs of 32 tokens in shared memory, a bit for every expert, which "
@@ -653,7 +652,7 @@ struct route_step<router::from_inputs> {
     using inputs = typename Layer::router::template inputs<Layer>;
     launch(queue, "take_pairs", take_pairs<typename Layer::router, inputs, take_pairs_tile>,
            results.chosen.token_blocks, take_pairs_tile::threads, shared_bytes, args.inputs, args.tokens.rows,
-           dims.experts, dims.top_k, args.active, results);
+           Layer::all_experts, dims.top_k, args.active, results);
   }
   template <class Layer>
   static void enqueue_auxiliary(forward_args<Layer> const&, launch_queue const&, memory<Layer> const&,
