@@ -68,8 +68,8 @@ layer_costs costs(std::int64_t tokens, double experts_used = -1.0) {
   if (tokens > 0) {
     result.bytes = element_bytes * (copies_used * static_cast<double>(own) +
                                     static_cast<double>(expert.common + expert.shared + expert.output + expert.nulls)) +
-                   4.0 * static_cast<double>(router.matrix + router.vectors) +
-                   2.0 * element_bytes * count * dims.hidden;
+                   router.matrix_bytes * static_cast<double>(router.matrix) +
+                   4.0 * static_cast<double>(router.vectors) + 2.0 * element_bytes * count * dims.hidden;
   }
   return result;
 }

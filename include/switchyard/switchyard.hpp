@@ -49,6 +49,7 @@
 #include <switchyard/router/stratified.hpp>
 #include <switchyard/router/switch_top1.hpp>
 #include <switchyard/router/top_k.hpp>
+#include <switchyard/router/weight_element.hpp>
 #include <switchyard/router/with_router_input.hpp>
 #include <switchyard/router/wrappers.hpp>
 #include <switchyard/version.hpp>

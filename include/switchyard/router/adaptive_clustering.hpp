@@ -171,6 +171,9 @@ struct adaptive_clustering : Base {
                 "switchyard: router::adaptive_clustering takes .inputs, and the router that it wraps "
                 "(router::replayed, router::with_router_input or router::with_expert_dropout) takes "
                 "them, too. Take one of the two.");
+  static_assert(std::is_same_v<typename Base::weight_element, float>,
+                "switchyard: router::adaptive_clustering reads its router weight as floats, for it also takes the "
+                "lengths of its rows. Take router::with_weight_element away.");
   static_assert(std::is_same_v<typename Base::features, features_as_they_are>,
                 "switchyard: router::adaptive_clustering inside another one. Wrap the base router once.");
   static_assert(std::is_same_v<typename Base::schedule, one_pass>,

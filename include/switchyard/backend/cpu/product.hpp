@@ -14,7 +14,7 @@ namespace switchyard::cpu {
 /// The kernels of products of few rows, of one instruction set: see tile.inl.
 template <class Operand>
 struct row_kernels {
-  using element = typename Operand::element;
+  using element = typename row_element<typename Operand::element>::type;
   void (*group)(element const* const* rows, int row_count, std::int64_t depth, float* to);
   void (*put)(float const* values, int count, std::int64_t first, int row, int row_count, std::int64_t depth,
               float* to);
@@ -27,7 +27,7 @@ struct row_kernels {
 #define SWITCHYARD_ROW_KERNELS(space)                                                                                \
   if constexpr (Operand::in_place) {                                                                                 \
     return {&space::group_rows<element>, &space::put_in_group<element>, &space::keep_largest_in_group<element>,      \
-            &space::multiply_rows_by_features<element>};                                                             \
+            &space::multiply_rows_by_features<typename Operand::element>};                                           \
   } else {                                                                                                           \
     return {&space::group_rows_in_order<element>, &space::put_in_group<float>, &space::keep_largest_in_group<float>, \
             &space::multiply_rows_by_restored<Operand>};                                                             \
@@ -35,7 +35,7 @@ struct row_kernels {
 /// `set` must not be `automatic`.
 template <class Operand>
 row_kernels<Operand> row_kernels_of(instruction_set set) {
-  using element = typename Operand::element;
+  using element = typename row_kernels<Operand>::element;
 #if defined(__x86_64__)
   if (set >= instruction_set::avx512) {
     SWITCHYARD_ROW_KERNELS(avx512)
@@ -108,7 +108,7 @@ void multiply_block(row_kernels<weight_view<Element>> const& kernels, int rows, 
       load(r, k, length, loaded + r * most);
       piece[r] = loaded + r * most;
     }
-    if constexpr (std::is_same_v<Element, float>) {
+    if constexpr (std::is_same_v<typename row_element<Element>::type, float>) {
       kernels.group(piece, rows, length, grouped);
     } else {
       for (int r = 0; r < rows; ++r) kernels.put(piece[r], length, 0, r, rows, length, grouped);

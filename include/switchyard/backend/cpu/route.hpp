@@ -17,6 +17,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 /// Step 1 of `backend::cpu`: tokens to logits to expert ids and combine weights.
 namespace switchyard::cpu {
@@ -53,26 +54,27 @@ struct feature_weights {
   }
 };
 
-/// What the product of tokens and a router weight reads.
-template <class Element>
+/// What the product of tokens and a router weight, stored as `Weight`, reads.
+template <class Element, class Weight = float>
 struct router_product {
   using element = Element;
   view<Element const> tokens;
   int hidden, experts;
-  float const* weight;                     ///< [experts, hidden]
+  Weight const* weight;                    ///< [experts, hidden]
   float const* bias = nullptr;             ///< [experts], null: none
   feature_weights features = {};           ///< factors of the tokens' features
   float const* inverse_lengths = nullptr;  ///< [experts], factors of the logits; null: none
 };
 
 /// logits[t][e] = token t . router weight e (+ bias): float products whatever the tokens are stored as.
-template <class Element>
-void make_logits(router_product<Element> const& of, cpu_context const& context, float* logits) {
+template <class Element, class Weight>
+void make_logits(router_product<Element, Weight> const& of, cpu_context const& context, float* logits) {
+  using stored = std::conditional_t<std::is_same_v<Weight, float>, float, summed_as_float<Weight>>;
   int const hidden = of.hidden, experts = of.experts;
   int const expert_blocks = static_cast<int>(divide_up(experts, route_experts));
   std::int64_t const tokens = of.tokens.rows;
   std::int64_t const token_blocks = divide_up(tokens, route_tokens);
-  row_kernels<weight_view<float>> const kernels = row_kernels_of<weight_view<float>>(context.instructions);
+  row_kernels<weight_view<stored>> const kernels = row_kernels_of<weight_view<stored>>(context.instructions);
   parallel_for(context, token_blocks * expert_blocks, [&](std::int64_t item) {
     std::int64_t const first_token = item / expert_blocks * route_tokens;
     int const rows = static_cast<int>(std::min<std::int64_t>(route_tokens, tokens - first_token));
@@ -87,8 +89,8 @@ void make_logits(router_product<Element> const& of, cpu_context const& context, 
         loaded[i] = scale == nullptr ? x : x * scale[k + i];
       }
     };
-    multiply_block<float>(kernels, rows, hidden, {of.weight + first * std::int64_t{hidden}, hidden, 1, count}, load, to,
-                          experts);
+    auto const* const weight = reinterpret_cast<stored const*>(of.weight + first * std::int64_t{hidden});
+    multiply_block<stored>(kernels, rows, hidden, {weight, hidden, 1, count}, load, to, experts);
     for (int r = 0; r < rows; ++r) {
       float* const row = to + std::int64_t{r} * experts;
       for (int e = 0; of.inverse_lengths != nullptr && e < count; ++e) row[e] *= of.inverse_lengths[first + e];
@@ -260,8 +262,9 @@ struct route_step<router::from_logits> {
                   names const& called) {
     constexpr shape dims = Layer::dims;
     router_weights const router = router::weights_of(args);
-    router_product<typename Layer::element> product{args.tokens, dims.hidden, Layer::all_experts, router.weight,
-                                                    Layer::router_traits.bias ? router.bias : nullptr};
+    router_product<typename Layer::element, typename Layer::router::weight_element> product{
+        args.tokens, dims.hidden, Layer::all_experts, router::weights_of(args).weight,
+        Layer::router_traits.bias ? router.bias : nullptr};
     features<Layer>::template prepare<Layer>(args, context, m.of_features, product);
     make_logits(product, context, m.logits);
     select_experts<typename Layer::router, Layer::all_experts, dims.top_k>(args.tokens.rows, args.active, router,
