@@ -45,8 +45,8 @@ using routers = std::tuple<
     routed<8, 2, with_router_input<top_k_softmax, 36>>,
     routed<8, 3, router::scaled<with_expert_dropout<router::with_bias<softmax_top_k>, 1, 2>, 5, 2>>,  // often fewer than three left
     routed<8, 6, router::scaled<softmax_top_k_raw, 16>>,
-    routed<8, 2, with_weight_element<router::with_bias<softmax_top_k>, bfloat16>>,
-    routed<4, 4, with_weight_element<top_k_softmax, half>, 33>>;
+    routed<8, 2, with_weight_element<softmax_top_k, bfloat16>>,
+    routed<4, 4, with_weight_element<router::with_bias<top_k_softmax>, half>, 33>>;
 using more_routers = std::tuple<
     routed<3, 3, softmax_top_k, 2>,
     routed<16, 2, sparsemixer<1, 4>>,
@@ -143,7 +143,7 @@ using experts = std::tuple<
     computed<with_output_bias<expert::with_bias<mlp<relu>>>, 33, 40, on_drop<factor<1, 2>, dropped::input>>,
     computed<top_k_units<mlp<relu>, 7>>,
     computed<expert::with_bias<top_k_units<gated_mlp<silu>, 30>>, 20, 71, factor<1>, on_input<sigmoid_top_k>>,
-    computed<with_null_experts<gated_mlp<silu>, null_experts{.identity = 2}>, 64, 32>,
+    computed<with_null_experts<gated_mlp<silu>, null_experts{.identity = 5}>, 64, 32>,
     computed<expert::scaled<with_null_experts<mlp<relu>, null_experts{.zero = 1, .identity = 1, .constant = 1, .mixed_constant = 2}>, 4, 5>, 33, 40, on_drop<factor<1, 2>, dropped::input>>,
     computed<with_null_experts<mlp<relu>, null_experts{.zero = 2, .identity = 1}>, 33, 40, renormalised<queued<fixed<9>, queue::priority>>, precomputed>>;
 using more_experts = std::tuple<
