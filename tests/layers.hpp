@@ -144,8 +144,8 @@ using experts = std::tuple<
     computed<top_k_units<mlp<relu>, 7>>,
     computed<expert::with_bias<top_k_units<gated_mlp<silu>, 30>>, 20, 71, factor<1>, on_input<sigmoid_top_k>>,
     computed<with_null_experts<gated_mlp<silu>, null_experts{.identity = 5}>, 64, 32>,
-    computed<expert::scaled<with_null_experts<mlp<relu>, null_experts{.zero = 1, .identity = 1, .constant = 1, .mixed_constant = 2}>, 4, 5>, 33, 40, on_drop<factor<1, 2>, dropped::input>>,
-    computed<with_null_experts<mlp<relu>, null_experts{.zero = 2, .identity = 1}>, 33, 40, renormalised<queued<fixed<9>, queue::priority>>, precomputed>>;
+    computed<expert::scaled<with_null_experts<mlp<relu>, null_experts{.constant = 1, .mixed_constant = 2, .identity = 1, .zero = 1}>, 4, 5>, 33, 40, on_drop<factor<1, 2>, dropped::input>>,
+    computed<with_null_experts<mlp<relu>, null_experts{.identity = 1, .zero = 2}>, 33, 40, renormalised<queued<fixed<9>, queue::priority>>, precomputed>>;
 using more_experts = std::tuple<
     computed<mlp<relu_squared>>,
     computed<gated_mlp<clamped_swiglu<7, 4, 1, 1, 0>>>,
@@ -174,7 +174,7 @@ using stored_as = std::tuple<
     stored<Element, 3, 2, on_input<sigmoid_top_k>, factor<1>, with_shared<gated_mlp<silu>, 17, shared_gate::sigmoid>>,
     stored<Element, 6, 2, stratified<softmax_top_k, 3, 3>, dropless, gated_mlp<silu>>,
     stored<Element, 3, 2, softmax_top_k, dropless, top_k_units<mlp<relu>, 9>>,
-    stored<Element, 3, 2, with_weight_element<softmax_top_k, Element>, dropless, with_null_experts<mlp<relu>, null_experts{.zero = 1, .identity = 2, .constant = 1, .mixed_constant = 1}>>,
+    stored<Element, 3, 2, with_weight_element<softmax_top_k, Element>, dropless, with_null_experts<mlp<relu>, null_experts{.constant = 1, .mixed_constant = 1, .identity = 2, .zero = 1}>>,
     layer<shape{1043, 270, 2, 1}, switch_top1, dropless, mlp<relu>, backend::cpu, Element>>;  // more than one piece
 template <class Element>
 using more_stored_as = std::tuple<

@@ -84,11 +84,11 @@ numbers expert(config const& c, int intermediate, double const* gate_proj, doubl
 
 /// An expert without rows, by its number among those.
 numbers null_expert(config const& c, weights const& w, int number, numbers const& x) {
-  if (number < c.zero_experts) return numbers(c.hidden, 0.0);
-  if (number < c.zero_experts + c.identity_experts) return x;
-  int const vector = number - c.zero_experts - c.identity_experts, mixed = vector - c.constant_experts;
-  numbers out(w.constant_vectors.begin() + std::size_t(vector) * c.hidden,
-              w.constant_vectors.begin() + std::size_t(vector + 1) * c.hidden);
+  int const vectors = c.constant_experts + c.mixed_constant_experts, mixed = number - c.constant_experts;
+  if (number >= vectors + c.identity_experts) return numbers(c.hidden, 0.0);
+  if (number >= vectors) return x;
+  numbers out(w.constant_vectors.begin() + std::size_t(number) * c.hidden,
+              w.constant_vectors.begin() + std::size_t(number + 1) * c.hidden);
   if (mixed < 0) return out;
   numbers const share = softmax(product(w.constant_mixing.data() + std::size_t(mixed) * 2 * c.hidden, 2, c.hidden, x));
   for (int i = 0; i < c.hidden; ++i) out[i] = share[0] * x[i] + share[1] * out[i];

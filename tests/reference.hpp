@@ -90,10 +90,10 @@ struct config {
   double expert_output_scale = 1.0;
   bool output_bias = false;  ///< a vector is added to the sum over a token's experts
   /// Of `experts`, the last ones, in this order: they take no row and no slot (Jin et al. 2024, MoE++, section 3.2).
-  int zero_experts = 0;            ///< add nothing
-  int identity_experts = 0;        ///< add the token
   int constant_experts = 0;        ///< add a vector
   int mixed_constant_experts = 0;  ///< add a softmax-weighted sum of the token and a vector
+  int identity_experts = 0;        ///< add the token
+  int zero_experts = 0;            ///< add nothing
   shared_expert shared = shared_expert::none;
   int shared_intermediate = 0;
 

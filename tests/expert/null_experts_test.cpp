@@ -16,8 +16,8 @@ using support::same_bits;
 namespace {
 
 /// The ids of a layer of two experts, of which the first gives 10 x and the second 100 x.
-enum : std::int32_t { ten, hundred, zero, identity, other_identity, constant, mixed };
-constexpr sy::null_experts nulls{.zero = 1, .identity = 2, .constant = 1, .mixed_constant = 1};
+enum : std::int32_t { ten, hundred, constant, mixed, identity, other_identity, zero };
+constexpr sy::null_experts nulls{.constant = 1, .mixed_constant = 1, .identity = 2, .zero = 1};
 
 template <class Element, int Hidden, int TopK, class Capacity, class Router, class Expert>
 using layer_of = sy::layer<sy::shape{Hidden, Hidden, 2, TopK}, Router, Capacity, Expert, sy::backend::cpu, Element>;
@@ -107,7 +107,7 @@ TEMPLATE_TEST_CASE("a token whose choices compute nothing gets exactly 0, w x or
   CHECK(c.weights == w);
   CHECK(c.dropped == std::vector<std::uint8_t>(10));
   CHECK(c.counts == std::vector<std::int64_t>(7));
-  CHECK(c.load == std::vector<std::int64_t>{0, 0, 5, 2, 1, 1, 1});
+  CHECK(c.load == std::vector<std::int64_t>{0, 0, 1, 1, 2, 1, 5});
 }
 
 TEST_CASE("what computes nothing is added to the rows of a token's other experts", "[expert]") {
@@ -116,7 +116,7 @@ TEST_CASE("what computes nothing is added to the rows of a token's other experts
   CHECK(c.y ==
         std::vector<float>{5.0f + 0.25f - 2.0f, 10.0f + 0.5f + 2.0f * -0.625f, 300.0f + 0.375f, 50.0f + 0.0625f});
   CHECK(c.counts == std::vector<std::int64_t>{1, 1, 0, 0, 0, 0, 0});
-  CHECK(c.load == std::vector<std::int64_t>{1, 1, 1, 1, 1, 1, 0});
+  CHECK(c.load == std::vector<std::int64_t>{1, 1, 1, 0, 1, 1, 1});
 
   // In the place of the tokens, and with padding, which gets zeros whatever its ids say.
   std::vector<std::uint8_t> const active{1, 0};
@@ -125,7 +125,7 @@ TEST_CASE("what computes nothing is added to the rows of a token's other experts
   std::vector<std::int32_t> const ids{ten, identity, constant, identity, identity, identity};
   c.run(ids, {0.5f, 0.25f, 2.0f, 1.0f, 1.0f, 1.0f});
   CHECK(c.x == std::vector<float>{5.0f + 0.25f - 2.0f, 10.0f + 0.5f - 1.25f, 0.0f, 0.0f});
-  CHECK(c.load == std::vector<std::int64_t>{1, 0, 0, 1, 0, 1, 0});
+  CHECK(c.load == std::vector<std::int64_t>{1, 0, 1, 0, 1, 0, 0});
 }
 
 TEST_CASE("choices that compute nothing take no slot, and are never dropped", "[expert]") {
@@ -140,7 +140,7 @@ TEST_CASE("choices that compute nothing take no slot, and are never dropped", "[
     CHECK(c.y == std::vector<float>{0.5f, 5.0f + 1.0f, 10.0f, 16.0f});
     CHECK(c.weights == std::vector<float>{0.5f, 0.0f, 0.25f, 0.5f, 0.25f, 0.5f, 2.0f, 0.0f});
     CHECK(c.counts == std::vector<std::int64_t>{2, 0, 0, 0, 0, 0, 0});
-    CHECK(c.load == std::vector<std::int64_t>{4, 0, 1, 2, 1, 0, 0});
+    CHECK(c.load == std::vector<std::int64_t>{4, 0, 0, 0, 2, 1, 1});
   }
   {
     // A token with a choice that was not dropped is not handed through.
@@ -172,7 +172,7 @@ TEST_CASE("choices that compute nothing take no slot, and are never dropped", "[
 TEST_CASE("weights are made over all that was chosen, and balance is that of all experts", "[expert]") {
   // Logits are ln 1 to ln 7 for a token of 1.
   call<float, 1, 3, sy::capacity::dropless, sy::router::softmax_top_k> c({1.0f});
-  for (float share : {1.0f, 5.0f, 2.0f, 6.0f, 3.0f, 7.0f, 4.0f}) c.router.push_back(std::log(share));
+  for (float share : {1.0f, 5.0f, 7.0f, 4.0f, 6.0f, 3.0f, 2.0f}) c.router.push_back(std::log(share));
   c.args.weights.router.weight = c.router.data();
   sy::auxiliary_values values;
   c.args.auxiliary = &values;
@@ -200,7 +200,7 @@ TEST_CASE("weights are made over all that was chosen, and balance is that of all
 
 TEST_CASE("routers that are given experts may be given ones that compute nothing", "[expert]") {
   call<float, 1, 2, sy::capacity::dropless, sy::router::replayed<sy::router::softmax_top_k>> again({2.0f});
-  again.router = {0.0f, 0.0f, 0.0f, std::log(3.0f) / 2.0f, 0.0f, 0.0f, 0.0f};
+  again.router = {0.0f, 0.0f, 0.0f, 0.0f, std::log(3.0f) / 2.0f, 0.0f, 0.0f};
   again.args.weights.router.weight = again.router.data();
   std::vector<std::int32_t> const ids{identity, ten};
   again.args.inputs.experts = ids.data();
@@ -222,11 +222,11 @@ TEST_CASE("routers that are given experts may be given ones that compute nothing
 
 TEST_CASE("a router that weighs the input may choose the identity", "[expert]") {
   using expert =
-      sy::expert::with_null_experts<sy::expert::mlp<sy::relu_squared>, sy::null_experts{.zero = 1, .identity = 1}>;
+      sy::expert::with_null_experts<sy::expert::mlp<sy::relu_squared>, sy::null_experts{.identity = 1, .zero = 1}>;
   using layer = layer_of<float, 1, 2, sy::capacity::dropless, sy::router::on_input<sy::router::precomputed>, expert>;
   std::vector<float> const x{3.0f}, ones(2, 1.0f), w{2.0f, 0.5f};
   std::vector<float> y(1);
-  std::vector<std::int32_t> const ids{0, 3};
+  std::vector<std::int32_t> const ids{0, 2};
   std::vector<std::byte> scratch(layer::workspace_bytes(1));
   layer::forward({.tokens = layer::rows(x.data(), 1),
                   .weights = {.up_proj = layer::in_proj(ones.data()), .down_proj = layer::out_proj(ones.data())},
@@ -245,7 +245,7 @@ TEST_CASE("experts that compute nothing are in the name, and cost what is read o
   CHECK(plain::all_experts == 2);
   CHECK(sy::describe<more>() ==
         "softmax_top_k:2of2/dropless/"
-        "with_null_experts<mlp<relu>,zero:1,identity:2,constant:1,mixed_constant:1>/3x3/cpu/float");
+        "with_null_experts<mlp<relu>,constant:1,mixed_constant:1,identity:2,zero:1>/3x3/cpu/float");
   CHECK(sy::costs<more>(0).parameters == 2 * 18 + 7 * 3 + (2 + 2) * 3);
   CHECK(sy::costs<more>(0).active_parameters == 2 * 18 + 7 * 3);
   // Two choices of seven alike, of which two are experts.

@@ -16,14 +16,14 @@ enum class shared_gate {
   sigmoid  ///< sigmoid(token . gate vector), one value per token (Qwen2-MoE)
 };
 
-/// How many experts a router may choose that compute nothing, of each kind: see expert/null_experts.hpp.
+/// How many experts a router may choose that compute nothing, of each kind, in the order of their ids: see expert/null_experts.hpp.
 struct null_experts {
-  int zero = 0;            ///< add nothing
-  int identity = 0;        ///< add the token
   int constant = 0;        ///< add a vector
   int mixed_constant = 0;  ///< add a mixture of the token and a vector
+  int identity = 0;        ///< add the token
+  int zero = 0;            ///< add nothing
 
-  constexpr int count() const { return zero + identity + constant + mixed_constant; }
+  constexpr int count() const { return constant + mixed_constant + identity + zero; }
   constexpr int vectors() const { return constant + mixed_constant; }
 };
 

@@ -27,20 +27,21 @@ constexpr auto counted(text<Size> const& kind) {
 }  // namespace detail
 
 /// Experts beyond those of the shape that a router may choose and that compute nothing, so that tokens that need less get less. The router
-/// scores `shape.experts` and all of these, in this order of ids: experts of the shape, zero, identity, constant, mixed constant.
+/// scores `shape.experts` and all of these, in this order of ids: experts of the shape, constant, mixed constant, identity, zero.
 ///
 ///   layer<shape{.hidden = 6144, .intermediate = 2048, .experts = 512, .top_k = 12}, router, capacity::dropless,
 ///         expert::with_null_experts<expert::gated_mlp<silu>, null_experts{.identity = 256}>>
 ///
-/// Where w is its combine weight and x the token as experts see it, a zero expert adds 0, an identity expert w x, a constant one w v, and
-/// a mixed constant one w (a x + (1 - a) v) with a = exp(m0 . x) / (exp(m0 . x) + exp(m1 . x)), m0 and m1 being its rows of `mixing`. Their
-/// part of a token is summed after its rows: identities as one factor of x, constants in the order of choice.
+/// Where w is its combine weight and x the token as experts see it, a constant expert adds w v, a mixed constant one w (a x + (1 - a) v)
+/// with a = exp(m0 . x) / (exp(m0 . x) + exp(m1 . x)), m0 and m1 being its rows of `mixing`, an identity expert w x, and a zero expert
+/// nothing. Their part of a token is summed after its rows: x with one factor, then vectors in the order of choice.
 ///
 /// They take no row and no slot, and never drop: capacities count the experts of the shape alone. The weights are made over all that was
 /// chosen, as the router says. `decisions` have their ids, weights and load; their count, of rows, is 0.
-/// Source: Jin et al. 2024, MoE++: Accelerating Mixture-of-Experts Methods with Zero-Computation Experts, section 3.2 (zero, copy and
-/// constant experts; the last is `mixed_constant` here; its gating residuals are not part of this); Meituan 2025, LongCat-Flash Technical
-/// Report, section 2.1 (identity).
+/// Source: Jin et al. 2024, MoE++: Accelerating Mixture-of-Experts Methods with Zero-Computation Experts, section 3 (zero, copy and constant
+/// experts, the last being `mixed_constant` here; ids in the order of its code). Its code takes the zero expert's weight out before the
+/// others are divided by their sum, and has a gate of two layers with a residual: such routes come by `router::precomputed`. Meituan 2025,
+/// LongCat-Flash Technical Report (identity experts, with weights as scored).
 template <class Base, null_experts Nulls>
 struct with_null_experts : Base {
   static_assert(
@@ -59,10 +60,10 @@ struct with_null_experts : Base {
       !requires { typename Base::paths; },
       "switchyard: expert::low_rank has an expert for each path, and a token's languages are always one of them, so "
       "that nothing would choose expert::with_null_experts. Take one of the two.");
-  static constexpr auto label = "with_null_experts<" + name_of<Base>() + detail::counted<Nulls.zero>(text(",zero:")) +
-                                detail::counted<Nulls.identity>(text(",identity:")) +
-                                detail::counted<Nulls.constant>(text(",constant:")) +
-                                detail::counted<Nulls.mixed_constant>(text(",mixed_constant:")) + ">";
+  static constexpr auto label =
+      "with_null_experts<" + name_of<Base>() + detail::counted<Nulls.constant>(text(",constant:")) +
+      detail::counted<Nulls.mixed_constant>(text(",mixed_constant:")) +
+      detail::counted<Nulls.identity>(text(",identity:")) + detail::counted<Nulls.zero>(text(",zero:")) + ">";
   static constexpr std::string_view name = label;
   static constexpr expert_traits traits = with(Base::traits, &expert_traits::nulls, Nulls);
 
@@ -83,17 +84,17 @@ struct with_null_experts : Base {
 struct no_nulls {
   static constexpr int count = 0, vectors = 0, mixed = 0, top_k = 0;
 };
-template <int First, int Zero, int Identity, int Constant, int MixedConstant, int TopK>
+template <int First, int Constant, int MixedConstant, int Identity, int Zero, int TopK>
 struct nulls_of_choices {
-  static constexpr int count = Zero + Identity + Constant + MixedConstant, vectors = Constant + MixedConstant,
+  static constexpr int count = Constant + MixedConstant + Identity + Zero, vectors = Constant + MixedConstant,
                        mixed = MixedConstant, top_k = TopK;
 
   SWITCHYARD_HD static constexpr bool is_null(int expert) { return expert >= First; }
   SWITCHYARD_HD static constexpr bool is_identity(int expert) {
-    return expert >= First + Zero && expert < First + Zero + Identity;
+    return expert >= First + vectors && expert < First + vectors + Identity;
   }
-  /// The vector that an expert adds; negative: none.
-  SWITCHYARD_HD static constexpr int vector_of(int expert) { return expert - (First + Zero + Identity); }
+  /// The vector that a null expert adds; -1: none.
+  SWITCHYARD_HD static constexpr int vector_of(int expert) { return expert < First + vectors ? expert - First : -1; }
   /// The number of a vector among those that are mixed with the token; negative: it is not.
   SWITCHYARD_HD static constexpr int mixing_of(int vector) { return vector - Constant; }
 };
@@ -104,7 +105,7 @@ constexpr auto nulls_of() {
     return std::type_identity<no_nulls>{};
   } else {
     return std::type_identity<
-        nulls_of_choices<Layer::dims.experts, n.zero, n.identity, n.constant, n.mixed_constant, Layer::dims.top_k>>{};
+        nulls_of_choices<Layer::dims.experts, n.constant, n.mixed_constant, n.identity, n.zero, Layer::dims.top_k>>{};
   }
 }
 
@@ -123,10 +124,10 @@ struct null_part {
     if (Nulls::is_identity(expert)) of_token += weight;
     if constexpr (Nulls::vectors > 0) {
       int const v = Nulls::vector_of(expert), m = Nulls::mixing_of(v);
-      vector[choice] = v >= 0 ? v : -1;
+      vector[choice] = v;
       of_vector[choice] = weight;
       if constexpr (Nulls::mixed > 0) {
-        if (v >= 0 && m >= 0) {
+        if (m >= 0) {
           float const share = share_of_token(m);
           of_token += weight * share;
           of_vector[choice] = weight * (1.0f - share);
