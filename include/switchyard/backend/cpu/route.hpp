@@ -75,6 +75,7 @@ void make_logits(router_product<Element, Weight> const& of, cpu_context const& c
   std::int64_t const tokens = of.tokens.rows;
   std::int64_t const token_blocks = divide_up(tokens, route_tokens);
   row_kernels<weight_view<stored>> const kernels = row_kernels_of<weight_view<stored>>(context.instructions);
+  kernels_of_floats<stored> const of_floats(context.instructions);
   parallel_for(context, token_blocks * expert_blocks, [&](std::int64_t item) {
     std::int64_t const first_token = item / expert_blocks * route_tokens;
     int const rows = static_cast<int>(std::min<std::int64_t>(route_tokens, tokens - first_token));
@@ -90,7 +91,7 @@ void make_logits(router_product<Element, Weight> const& of, cpu_context const& c
       }
     };
     auto const* const weight = reinterpret_cast<stored const*>(of.weight + first * std::int64_t{hidden});
-    multiply_block<stored>(kernels, rows, hidden, {weight, hidden, 1, count}, load, to, experts);
+    multiply_block<stored>(kernels, rows, hidden, {weight, hidden, 1, count}, load, to, experts, of_floats);
     for (int r = 0; r < rows; ++r) {
       float* const row = to + std::int64_t{r} * experts;
       for (int e = 0; of.inverse_lengths != nullptr && e < count; ++e) row[e] *= of.inverse_lengths[first + e];
