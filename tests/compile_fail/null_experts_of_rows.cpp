@@ -1,4 +1,4 @@
-// expect: switchyard: expert::with_null_experts stands beside experts with two products, expert::mlp or expert::gated_mlp.
+// expect: switchyard: expert::with_null_experts goes with expert::mlp and expert::gated_mlp.
 #include <switchyard/switchyard.hpp>
 
 namespace sy = switchyard;

@@ -34,7 +34,7 @@ constexpr auto counted(text<Size> const& kind) {
 ///
 /// Where w is its combine weight and x the token as experts see it, a constant expert adds w v, a mixed constant one w (a x + (1 - a) v)
 /// with a = exp(m0 . x) / (exp(m0 . x) + exp(m1 . x)), m0 and m1 being its rows of `mixing`, an identity expert w x, and a zero expert
-/// nothing. Their part of a token is summed after its rows: x with one factor, then vectors in the order of choice.
+/// nothing; `expert::scaled` scales that, too. It is summed after a token's rows: x with one factor, then vectors in the order of choice.
 ///
 /// They take no row and no slot, and never drop: capacities count the experts of the shape alone. The weights are made over all that was
 /// chosen, as the router says. `decisions` have their ids, weights and load; their count, of rows, is 0.
@@ -44,12 +44,9 @@ constexpr auto counted(text<Size> const& kind) {
 /// LongCat-Flash Technical Report (identity experts, with weights as scored).
 template <class Base, null_experts Nulls>
 struct with_null_experts : Base {
-  static_assert(
-      std::is_same_v<typename Base::computation, two_products>,
-      "switchyard: expert::with_null_experts stands beside experts with two products, expert::mlp or "
-      "expert::gated_mlp. "
-      "Rows cost nothing but what is read of them: take the wrapper away, and give those that add nothing a row of "
-      "zeros.");
+  static_assert(std::is_same_v<typename Base::computation, two_products>,
+                "switchyard: expert::with_null_experts goes with expert::mlp and expert::gated_mlp. Rows cost nothing "
+                "but what is read of them: take the wrapper away, and give those that add nothing a row of zeros.");
   static_assert(Nulls.zero >= 0 && Nulls.identity >= 0 && Nulls.constant >= 0 && Nulls.mixed_constant >= 0 &&
                     Nulls.count() >= 1,
                 "switchyard: expert::with_null_experts takes how many there are of each kind, at least one together: "
