@@ -100,6 +100,19 @@ numbers expert(config const& c, int intermediate, double const* gate_proj, doubl
   return product(down_proj, c.hidden, intermediate, inner, down_bias);
 }
 
+/// An expert without rows, by its number among those.
+numbers null_expert(config const& c, weights const& w, int number, numbers const& x) {
+  int const vectors = c.constant_experts + c.mixed_constant_experts, mixed = number - c.constant_experts;
+  if (number >= vectors + c.identity_experts) return numbers(c.hidden, 0.0);
+  if (number >= vectors) return x;
+  numbers out(w.constant_vectors.begin() + std::size_t(number) * c.hidden,
+              w.constant_vectors.begin() + std::size_t(number + 1) * c.hidden);
+  if (mixed < 0) return out;
+  numbers const share = softmax(product(w.constant_mixing.data() + std::size_t(mixed) * 2 * c.hidden, 2, c.hidden, x));
+  for (int i = 0; i < c.hidden; ++i) out[i] = share[0] * x[i] + share[1] * out[i];
+  return out;
+}
+
 /// Two (or more) choices one after the other. For the best remaining logit s, experts with
 /// (s - s_e) / max(|s_e|, s) > 2 jitter are masked; the weight is the softmax over the others. Then the chosen expert
 /// leaves (Liu et al. 2024, GRIN, section 2; evaluation mode, so the choice is the maximum and not a sample).
@@ -176,7 +189,7 @@ std::vector<std::uint8_t> drop(config const& c, std::vector<int> const& ids, num
     }
     std::vector<std::int64_t> waiting(c.experts, 0);
     for (std::int64_t pair : pairs)
-      if (ids[pair] >= 0) dropped[pair] = waiting[ids[pair]]++ >= slots;
+      if (ids[pair] >= 0 && ids[pair] < experts_with_rows(c)) dropped[pair] = waiting[ids[pair]]++ >= slots;
   }
   return dropped;
 }
@@ -346,7 +359,7 @@ numbers inner_values(config const& c, weights const& w, int expert, numbers cons
 
 numbers unit_norms(config const& c, weights const& w) {
   numbers norms;
-  for (int e = 0; e < c.experts; ++e) {
+  for (int e = 0; e < experts_with_rows(c); ++e) {
     double const* const down = w.down_proj.data() + std::size_t(e) * c.hidden * c.intermediate;
     for (int i = 0; i < c.intermediate; ++i) norms.push_back(norm_of_column(c, down, c.intermediate, i));
   }
@@ -495,7 +508,7 @@ result decide(config const& c, numbers logits, numbers const& correction_bias, s
     r.load[r.ids[pair]] += 1;
     if (r.dropped[pair])
       r.weights[pair] = 0;
-    else
+    else if (r.ids[pair] < experts_with_rows(c))
       r.counts[r.ids[pair]] += 1;
   }
   if (c.normalise_after_dropping && c.scores != score::sparsemixer) {
@@ -679,6 +692,11 @@ result forward(config const& c, weights const& w, numbers const& tokens_in, inpu
         continue;
       }
       any_kept = true;
+      if (int const null = r.ids[pair] - experts_with_rows(c); null >= 0) {
+        numbers const out = null_expert(c, w, null, token);
+        for (int i = 0; i < c.hidden; ++i) y[i] += r.weights[pair] * c.expert_output_scale * out[i];
+        continue;
+      }
       numbers input = token;
       if (c.weight_on_input)
         for (double& v : input) v *= r.weights[pair];

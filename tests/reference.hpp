@@ -90,6 +90,11 @@ struct config {
   bool weight_on_input = false;  ///< the weight multiplies the token before the expert, not the result
   double expert_output_scale = 1.0;
   bool output_bias = false;  ///< a vector is added to the sum over a token's experts
+  /// Of `experts`, the last ones, in this order: they take no row and no slot (Jin et al. 2024, MoE++, section 3.2).
+  int constant_experts = 0;        ///< add a vector
+  int mixed_constant_experts = 0;  ///< add a softmax-weighted sum of the token and a vector
+  int identity_experts = 0;        ///< add the token
+  int zero_experts = 0;            ///< add nothing
   shared_expert shared = shared_expert::none;
   int shared_intermediate = 0;
 
@@ -108,6 +113,11 @@ struct config {
   bool normalised_residual = true;  ///< the residual of a later pass is the token after the norm, not before it
   double norm_epsilon = 1e-5;
 };
+
+/// Experts with weights of their own, which come first.
+inline int experts_with_rows(config const& c) {
+  return c.experts - c.zero_experts - c.identity_experts - c.constant_experts - c.mixed_constant_experts;
+}
 
 /// Rows of a router weight: the gate of stratum i has experts of that stratum and all above it.
 inline int router_rows(config const& c) {
@@ -136,6 +146,8 @@ struct weights {
   numbers shared_down_proj = {};  ///< [hidden, shared_intermediate]
   numbers shared_gate = {};       ///< [hidden], for shared_expert::sigmoid_gated
   numbers output_bias = {};       ///< [hidden]
+  numbers constant_vectors = {};  ///< [constant + mixed constant experts, hidden]
+  numbers constant_mixing = {};   ///< [mixed constant experts, 2, hidden]
   numbers norm_weight = {};       ///< [strata, hidden]
   numbers norm_bias = {};         ///< [strata, hidden]
 };
@@ -292,7 +304,8 @@ result decide(config const& c, numbers logits, numbers const& correction_bias, s
 ///
 /// y_t = sum over kept choices of weight * expert(x_t) + shared(x_t) (Fedus et al. 2021, Switch
 /// Transformers, equation 2; DeepSeek-AI 2024, DeepSeek-V2, equation 20, for the shared expert) + output bias (Csordas et
-/// al. 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, its layer). A padding row gives 0.
+/// al. 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, its layer). A padding row gives 0. Experts without
+/// rows (Jin et al. 2024, MoE++, equations 3 to 6): 0, x, v, or a1 x + a2 v with (a1, a2) = softmax(mixing x).
 result forward(config const& c, weights const& w, numbers const& tokens_in, inputs const& in = {});
 
 }  // namespace reference

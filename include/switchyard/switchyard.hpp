@@ -27,6 +27,7 @@
 #include <switchyard/expert/gated_mlp.hpp>
 #include <switchyard/expert/low_rank.hpp>
 #include <switchyard/expert/mlp.hpp>
+#include <switchyard/expert/null_experts.hpp>
 #include <switchyard/expert/rows.hpp>
 #include <switchyard/expert/top_k_units.hpp>
 #include <switchyard/expert/wrappers.hpp>
@@ -48,6 +49,7 @@
 #include <switchyard/router/stratified.hpp>
 #include <switchyard/router/switch_top1.hpp>
 #include <switchyard/router/top_k.hpp>
+#include <switchyard/router/weight_element.hpp>
 #include <switchyard/router/with_router_input.hpp>
 #include <switchyard/router/wrappers.hpp>
 #include <switchyard/version.hpp>

@@ -47,6 +47,7 @@ typed_args<Element>::typed_args(any_args const& from, int hidden) {
                      data(from.shared_gate)};
   optional.output_bias = data(from.output_bias);
   optional.unit_norms = from.unit_norms;
+  optional.constant_experts = {data(from.constant_vectors), data(from.constant_mixing)};
   optional.routes = from.routes;
   optional.words = from.words;
   optional.vocabulary = static_cast<std::int32_t>(from.rows);

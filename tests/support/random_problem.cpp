@@ -31,6 +31,16 @@ reference::numbers random_floats(random_numbers& random, std::size_t count, doub
   return values;
 }
 
+/// The same that the elements of the router's weight hold exactly.
+reference::numbers random_router(any_layer const& layer, random_numbers& random, std::size_t count, double deviation) {
+  reference::numbers values = random_floats(random, count, deviation);
+  std::vector<std::byte> stored(count * layer.router.weight_bytes);
+  std::vector<float> loaded(count);
+  layer.store_router(values.data(), count, stored.data());
+  layer.load_router(stored.data(), count, loaded.data());
+  return {loaded.begin(), loaded.end()};
+}
+
 /// Draws tokens again until no decision of a layer with clusters hangs on rounding: the weights of the features depend on
 /// all tokens. One cluster in four has no token.
 void redraw_until_clear(problem& p, random_numbers& random) {
@@ -123,17 +133,18 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     return random_elements(layer, random, count, deviation);
   };
   reference::weights& w = p.weights;
-  w.up_proj = elements(c.experts * matrix, in);
-  w.down_proj = elements(c.experts * matrix, out);
+  std::size_t const with_rows = reference::experts_with_rows(c);
+  w.up_proj = elements(with_rows * matrix, in);
+  w.down_proj = elements(with_rows * matrix, out);
   // Norms that change the order of units.
   for (std::size_t i = 0; c.norm_compensated && i < w.down_proj.size(); ++i) {
     w.down_proj[i] *= std::ldexp(1.0, static_cast<int>(i % std::size_t(c.intermediate) % 3) - 1);
   }
-  if (c.gated) w.gate_proj = elements(c.experts * matrix, in);
+  if (c.gated) w.gate_proj = elements(with_rows * matrix, in);
   if (layer.expert.bias) {
-    w.up_bias = elements(std::size_t(c.experts) * c.intermediate, 0.5);
-    w.down_bias = elements(std::size_t(c.experts) * c.hidden, 0.5);
-    if (c.gated) w.gate_bias = elements(std::size_t(c.experts) * c.intermediate, 0.5);
+    w.up_bias = elements(with_rows * c.intermediate, 0.5);
+    w.down_bias = elements(with_rows * c.hidden, 0.5);
+    if (c.gated) w.gate_bias = elements(with_rows * c.intermediate, 0.5);
   }
   if (c.shared_intermediate > 0) {
     std::size_t const shared = std::size_t(c.hidden) * c.shared_intermediate;
@@ -143,6 +154,8 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     if (layer.expert.gate == sy::shared_gate::sigmoid) w.shared_gate = elements(c.hidden, in);
   }
   if (c.output_bias) w.output_bias = elements(c.hidden, 0.5);
+  w.constant_vectors = elements(std::size_t(c.constant_experts + c.mixed_constant_experts) * c.hidden, 1.0);
+  w.constant_mixing = elements(std::size_t(c.mixed_constant_experts) * 2 * c.hidden, in);
 
   // The first feature of every token is 1, so the first column of the router weight moves all tokens.
   int const hot = c.experts / 2;
@@ -151,7 +164,7 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
   };
   if (c.scores != reference::score::precomputed) {
     std::size_t const rows = reference::router_rows(c), width = c.router_width > 0 ? c.router_width : c.hidden;
-    w.router = random_floats(random, rows * width, in);
+    w.router = random_router(layer, random, rows * width, in);
     for (int e = 0; e < c.experts; ++e) {  // with strata: of the first gate
       double& constant = w.router[std::size_t(e) * width];
       if (closed(e)) constant = -8.0;
@@ -183,6 +196,7 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
   double const units_margin = layer.element_bytes < 4 ? 1e-2 : least_margin;
   auto const units_clear = [&](reference::numbers const& token, reference::choice const& chosen) {
     for (int k = 0; c.kept_units > 0 && k < c.top_k; ++k) {
+      if (chosen.ids[k] >= reference::experts_with_rows(c)) continue;
       reference::numbers input = token;
       if (c.weight_on_input) {
         for (double& v : input) v *= chosen.weights[k];

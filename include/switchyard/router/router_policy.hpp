@@ -33,6 +33,17 @@ struct router_weights {
   float const* correction_bias = nullptr;  ///< [experts]
 };
 
+/// `router_weights` whose matrix is stored as other elements: see `router::with_weight_element`.
+template <class Element>
+struct stored_router_weights {
+  Element const* weight = nullptr;         ///< [experts, hidden], row-major
+  float const* bias = nullptr;             ///< [experts]
+  float const* correction_bias = nullptr;  ///< [experts]
+
+  /// What a decision sees: the biases.
+  constexpr operator router_weights() const { return {.bias = bias, .correction_bias = correction_bias}; }
+};
+
 /// What a router decides for one token.
 template <int TopK>
 struct route {

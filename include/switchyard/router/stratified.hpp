@@ -162,6 +162,10 @@ struct stratified : Base {
   template <class Self, shape Dims, class Capacity, class Expert>
   static constexpr bool fits() {
     static_assert(
+        Expert::traits.nulls.count() == 0,
+        "switchyard: router::stratified lets a token climb by its first choice, and no publication says in which "
+        "stratum an expert stands that computes nothing. Take expert::with_null_experts away.");
+    static_assert(
         (0 + ... + Experts) == Dims.experts,
         "switchyard: the strata of router::stratified have together not as many experts as the layer. Make their "
         "sizes add up to shape.experts.");

@@ -452,6 +452,10 @@ struct experts_step<expert::two_products> {
         .rows = m.results,
         .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
     if constexpr (traits.output_bias) results.output_bias = args.weights.output_bias;
+    if constexpr (traits.nulls.vectors() > 0) results.constant_experts.vectors = args.weights.constant_experts.vectors;
+    if constexpr (traits.nulls.mixed_constant > 0) {
+      results.constant_experts.mixing = args.weights.constant_experts.mixing;
+    }
     if constexpr (traits.shared_intermediate > 0) {
       // One more expert, that every token visits.
       expert_weights<weight_view<element>> shared{};

@@ -96,6 +96,23 @@ feature_tile<weight_view<Element>> features_of(weight_view<Element> const& matri
   return {matrix.at(expert, first, 0), matrix.row_stride, matrix.column_stride, features};
 }
 
+/// A stored element whose products with floats are summed in the order of those of float elements, so that they have their bits.
+template <class Element>
+struct __attribute__((may_alias)) summed_as_float {
+  using stored = Element;
+  Element value;
+  explicit operator float() const { return static_cast<float>(value); }
+};
+/// What the rows of a product with such weights come as.
+template <class Element>
+struct row_element {
+  using type = Element;
+};
+template <class Element>
+struct row_element<summed_as_float<Element>> {
+  using type = float;
+};
+
 /// Most rows and features of a product without panels, whose sums are on the stack.
 inline constexpr int item_rows = 32, item_features = 64;
 

@@ -45,6 +45,27 @@ SWITCHYARD_TILE_TARGET inline quad sums_of(floats a, floats b, floats c, floats 
   return piece[0];
 }
 
+/// Two-byte elements, a word for each.
+SWITCHYARD_TILE_TARGET inline words widen_words(void const* from) {
+  typedef std::uint16_t shorts __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 2)));
+  shorts elements;
+  __builtin_memcpy(&elements, from, sizeof elements);
+  return __builtin_convertvector(elements, words);
+}
+
+#if !defined(SWITCHYARD_TILE_HALF)
+/// Half elements, a word for each, as floats: what half::operator float does.
+SWITCHYARD_TILE_TARGET inline floats floats_of_halves(words bits) {
+  words const magnitude = bits & 0x7fffu;
+  floats const small = __builtin_convertvector(reinterpret_cast<integers>(magnitude), floats) * 0x1p-24f;
+  words const special = reinterpret_cast<words>(magnitude >= 0x7c00u) & (112u << 23);
+  words const usual = (magnitude << 13) + (112u << 23) + special;
+  words const is_small = reinterpret_cast<words>(magnitude < 0x0400u);
+  words const absolute = (reinterpret_cast<words>(small) & is_small) | (usual & ~is_small);
+  return reinterpret_cast<floats>(absolute | ((bits & 0x8000u) << 16));
+}
+#endif
+
 /// A vector of stored elements as floats, in `parts` of `lanes`. Those of two-byte elements are the even and the odd ones,
 /// unless they come `in_order`: a product over depth may take its terms in any order as long as both operands agree.
 template <class Element>
@@ -85,18 +106,35 @@ struct stored<half> {
   }
 #else
   static constexpr bool in_order = false;
-  SWITCHYARD_TILE_TARGET static floats load(half const* from, int part) {  // as half::operator float
+  SWITCHYARD_TILE_TARGET static floats load(half const* from, int part) {
     words pair;
     __builtin_memcpy(&pair, from, sizeof(words));
-    words const bits = part == 0 ? pair & 0xffffu : pair >> 16, magnitude = bits & 0x7fffu;
-    floats const small = __builtin_convertvector(reinterpret_cast<integers>(magnitude), floats) * 0x1p-24f;
-    words const special = reinterpret_cast<words>(magnitude >= 0x7c00u) & (112u << 23);
-    words const usual = (magnitude << 13) + (112u << 23) + special;
-    words const is_small = reinterpret_cast<words>(magnitude < 0x0400u);
-    words const absolute = (reinterpret_cast<words>(small) & is_small) | (usual & ~is_small);
-    return reinterpret_cast<floats>(absolute | ((bits & 0x8000u) << 16));
+    return floats_of_halves(part == 0 ? pair & 0xffffu : pair >> 16);
   }
 #endif
+};
+
+/// Elements in their order, a vector of floats at a time: as `stored<float>` has them.
+template <>
+struct stored<summed_as_float<bfloat16>> {
+  static constexpr int parts = 1;
+  static constexpr bool in_order = true;
+  SWITCHYARD_TILE_TARGET static floats load(summed_as_float<bfloat16> const* from, int) {
+    return reinterpret_cast<floats>(widen_words(from) << 16);
+  }
+};
+
+template <>
+struct stored<summed_as_float<half>> {
+  static constexpr int parts = 1;
+  static constexpr bool in_order = true;
+  SWITCHYARD_TILE_TARGET static floats load(summed_as_float<half> const* from, int) {
+#if defined(SWITCHYARD_TILE_HALF)
+    return stored<half>::load(&from->value, 0);
+#else
+    return floats_of_halves(widen_words(from));
+#endif
+  }
 };
 
 /// The elements of a row or of a panel stand in the order in which loads of weights come: most two-byte elements as even and

@@ -46,7 +46,7 @@ product_weights<Operand> weights_of(Operand const& operand) {
 /// Rows that an expert has on average, rounded up.
 template <class Layer>
 std::int64_t rows_per_expert(std::int64_t tokens) {
-  return divide_up(tokens * Layer::dims.top_k, Layer::dims.experts);
+  return divide_up(tokens * Layer::dims.top_k, Layer::all_experts);
 }
 
 /// One product with one tile.
@@ -180,6 +180,10 @@ struct experts_step<expert::two_products, Products> {
         .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
     if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
     if constexpr (traits.output_bias) results.output_bias = args.weights.output_bias;
+    if constexpr (traits.nulls.vectors() > 0) results.constant_experts.vectors = args.weights.constant_experts.vectors;
+    if constexpr (traits.nulls.mixed_constant > 0) {
+      results.constant_experts.mixing = args.weights.constant_experts.mixing;
+    }
     return results;
   }
 
