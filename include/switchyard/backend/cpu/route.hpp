@@ -258,12 +258,26 @@ struct route_step<router::from_logits> {
   template <class Layer>
   static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m, routes const& to,
                   names const& called) {
+    logits_of(args, context, m);
+    choose(args, context, m, router::weights_of(args), to, called);
+  }
+
+  /// The first half of `run`: the logits of all tokens.
+  template <class Layer>
+  static void logits_of(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m) {
     constexpr shape dims = Layer::dims;
     router_weights const router = router::weights_of(args);
     router_product<typename Layer::element> product{args.tokens, dims.hidden, dims.experts, router.weight,
                                                     Layer::router_traits.bias ? router.bias : nullptr};
     features<Layer>::template prepare<Layer>(args, context, m.of_features, product);
     make_logits(product, context, m.logits);
+  }
+
+  /// The second half: what the router makes of them.
+  template <class Layer>
+  static void choose(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m,
+                     router_weights const& router, routes const& to, names const& called) {
+    constexpr shape dims = Layer::dims;
     select_experts<typename Layer::router, dims.experts, dims.top_k>(args.tokens.rows, args.active, router, context,
                                                                      m.logits, to.experts, to.weights, to.priority,
                                                                      called, args.inputs);
