@@ -44,6 +44,12 @@ TEST_CASE("on the GPU a router chooses among hundreds of experts as the referenc
   check<on_gpu<8, 600, 2, softmax_top_k>>(20, routing::one_expert);
 }
 
+TEST_CASE("on the GPU many tokens and experts are balanced as the reference balances them", "[gpu]") {
+  if (!has_device()) return;
+  check<on_gpu<8, 300, 2, s_base<>>>(100);   // more experts than a block has threads
+  check<on_gpu<20, 16, 4, s_base<>>>(2100);  // more tiles of tokens than a warp has lanes
+}
+
 TEST_CASE("on the GPU products find their tiles among more experts than a block has threads", "[gpu]") {
   if (!has_device()) return;
   using layer = on_gpu<8, 300, 2, softmax_top_k>;

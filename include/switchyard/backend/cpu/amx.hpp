@@ -270,6 +270,7 @@ panel_kernels<Operand> panel_kernels_with() {
           [] { Tiles().end(); },
           &pack_panel<element>,
           &put_values<element>,
+          &avx512::put_rows,
           &keep_largest<element>,
           &prepare<Operand>,
           &multiply_panel<Tiles, element, 2 * lanes>,

@@ -219,14 +219,12 @@ void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const&
   for (int f = 0; f < features; ++f) biases[f] = bias.at(expert, first + f);
   for (int p = 0; p < activated.count(); ++p) {
     int const width = activated.width_of(p);
-    for (int i = 0; i < activated.rows_of(p); ++i) {
-      float* const to = results + (std::int64_t{p} * activated.width + i) * hidden + first;
-      for (int t = 0; t < kernels.item_tiles; ++t) {
-        float const* const from = sums_at(kernels, sums, t, p) + i;
-        int const begin = t * kernels.features;
-        for (int f = 0; f < tiles[t].features; ++f) to[begin + f] = from[f * width] + biases[begin + f];
-      }
+    float const* products[most_item_features];
+    for (int f = 0; f < features; ++f) {
+      products[f] = sums_at(kernels, sums, f / kernels.features, p) + f % kernels.features * width;
     }
+    kernels.put_rows(products, features, activated.rows_of(p), biases,
+                     results + std::int64_t{p} * activated.width * hidden + first, hidden);
   }
 }
 

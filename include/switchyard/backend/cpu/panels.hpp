@@ -34,6 +34,9 @@ struct panel_kernels {
   void (*pack)(element const* const* rows, int row_count, int width, std::int64_t depth, float* panel);
   /// Puts what the rows of a panel have for one element of their depth.
   void (*put)(float const* values, int width, std::int64_t k, std::int64_t depth, float* panel);
+  /// Products of some features, each of which has `width` rows side by side, to rows of results, biases added.
+  void (*put_rows)(float const* const* features, int feature_count, int row_count, float const* bias, float* to,
+                   std::int64_t stride);
   /// Zeroes what is less than the `kept`-th largest value of each row.
   void (*keep_largest)(float* panel, int width, std::int64_t depth, int kept);
   /// A piece of the weights of a tile, `depth` deep from `first` on.
@@ -66,6 +69,7 @@ panel_kernels<Operand> panel_kernels_with();
                                  &nothing,                      \
                                  nullptr,                       \
                                  nullptr,                       \
+                                 &space::put_rows,              \
                                  &space::keep_largest_in_panel, \
                                  nullptr,                       \
                                  &space::multiply_panel<2>,     \

@@ -454,23 +454,83 @@ inline constexpr int panel_features = SWITCHYARD_PANEL_FEATURES;
 inline constexpr int item_panels = lanes < 16 ? 12 : 4, item_tiles = lanes < 16 ? 6 : 4;
 static_assert(item_panels * item_tiles * panel_features * panel_width + panel_features * panel_pitch <= item_floats);
 
+/// Lane l of the result comes from lane l - `Distance` of the other vector where l has the bit `Distance`, else from x; `Low` is the
+/// other way round.
+template <int Distance, bool Low, int... Lane>
+SWITCHYARD_TILE_TARGET inline floats exchange_lanes(floats x, floats y, std::integer_sequence<int, Lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(
+      x, y, ((Lane & Distance) == 0 ? Lane + (Low ? 0 : Distance) : lanes + Lane - (Low ? Distance : 0))...);
+#else
+  return __builtin_shuffle(
+      x, y,
+      words{static_cast<std::uint32_t>((Lane & Distance) == 0 ? Lane + (Low ? 0 : Distance)
+                                                              : lanes + Lane - (Low ? Distance : 0))...});
+#endif
+}
+
+/// Lane j of vector i and lane i of vector j change places.
+template <int Distance = 1>
+SWITCHYARD_TILE_TARGET inline void transpose(floats (&square)[lanes]) {
+  constexpr auto all = std::make_integer_sequence<int, lanes>{};
+  SWITCHYARD_TILE_UNROLL
+  for (int i = 0; i < lanes; ++i) {
+    if ((i & Distance) != 0) continue;
+    floats const x = square[i], y = square[i + Distance];
+    square[i] = exchange_lanes<Distance, true>(x, y, all);
+    square[i + Distance] = exchange_lanes<Distance, false>(x, y, all);
+  }
+  if constexpr (2 * Distance < lanes) transpose<2 * Distance>(square);
+}
+
 /// panel[depth_position(k) * width + i] = element k of row i, as a float; rows past the last are zero. `Order` is the type whose
 /// loads say where an element stands.
 template <class Element, class Order = Element>
 SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth,
                                        float* panel) {
-  constexpr int piece = 64;  // a multiple of two vectors
-  for (std::int64_t k = 0; k < depth; k += piece) {
-    int const length = depth - k < piece ? static_cast<int>(depth - k) : piece;
-    float* to[piece];
-    for (int j = 0; j < length; ++j) to[j] = panel + depth_position<Order>(k + j, depth) * width;
-    for (int i = 0; i < row_count; ++i) {
-      Element const* const from = rows[i] + k;
-      for (int j = 0; j < length; ++j) to[j][i] = static_cast<float>(from[j]);
+  using source = stored<Element>;
+  constexpr int step = lanes * source::parts;
+  constexpr bool by_vectors = std::is_same_v<Element, Order> || source::in_order;
+  std::int64_t const by_steps = by_vectors ? depth / step * step : 0;
+  for (std::int64_t k = 0; k < by_steps; k += step) {
+    for (int begin = 0; begin < width; begin += lanes) {
+      for (int part = 0; part < source::parts; ++part) {
+        floats square[lanes];
+        for (int i = 0; i < lanes; ++i) {
+          square[i] = begin + i < row_count ? source::load(rows[begin + i] + k, part) : floats{};
+        }
+        transpose(square);
+        float* const to = panel + (k + part * lanes) * width + begin;
+        for (int j = 0; j < lanes; ++j) __builtin_memcpy(to + j * width, &square[j], sizeof(floats));
+      }
     }
-    for (int j = 0; j < length; ++j) {
-      for (int i = row_count; i < width; ++i) to[j][i] = 0.0f;
+  }
+  for (std::int64_t k = by_steps; k < depth; ++k) {
+    float* const to = panel + depth_position<Order>(k, depth) * width;
+    for (int i = 0; i < width; ++i) to[i] = i < row_count ? static_cast<float>(rows[i][k]) : 0.0f;
+  }
+}
+
+/// to[i * stride + f] = features[f][i] + bias[f], for the rows and features of products by panels.
+SWITCHYARD_TILE_TARGET inline void put_rows(float const* const* features, int feature_count, int row_count,
+                                            float const* bias, float* to, std::int64_t stride) {
+  int f = 0;
+  for (; f + lanes <= feature_count; f += lanes) {
+    floats shift;
+    __builtin_memcpy(&shift, bias + f, sizeof shift);
+    for (int begin = 0; begin < row_count; begin += lanes) {
+      floats square[lanes];
+      for (int j = 0; j < lanes; ++j) __builtin_memcpy(&square[j], features[f + j] + begin, sizeof(floats));
+      transpose(square);
+      int const rows = row_count - begin < lanes ? row_count - begin : lanes;
+      for (int i = 0; i < rows; ++i) {
+        square[i] += shift;
+        __builtin_memcpy(to + (begin + i) * stride + f, &square[i], sizeof(floats));
+      }
     }
+  }
+  for (int i = 0; i < row_count; ++i) {
+    for (int j = f; j < feature_count; ++j) to[i * stride + j] = features[j][i] + bias[j];
   }
 }
 
