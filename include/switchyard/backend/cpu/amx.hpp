@@ -265,6 +265,7 @@ panel_kernels<Operand> panel_kernels_with() {
           item_panels,
           item_tiles,
           2 / parts_of<element>,
+          false,
           lanes,
           [] { Tiles().begin(); },
           [] { Tiles().end(); },

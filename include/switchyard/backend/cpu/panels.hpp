@@ -27,6 +27,7 @@ struct panel_kernels {
   int depth;                    ///< that weights are made ready for at a time
   int item_panels, item_tiles;  ///< of one item
   int values_per_float;         ///< of a panel
+  bool in_order;                ///< element k of a panel's rows stands at k * width
   int usual_rows;               ///< of an expert, from which on panels are usually faster than groups of rows
   void (*begin)();              ///< before the products of an item
   void (*end)();
@@ -64,6 +65,7 @@ panel_kernels<Operand> panel_kernels_with();
                                  space::item_panels,            \
                                  space::item_tiles,             \
                                  1,                             \
+                                 true,                          \
                                  32,                            \
                                  &nothing,                      \
                                  &nothing,                      \
@@ -75,6 +77,7 @@ panel_kernels<Operand> panel_kernels_with();
                                  &space::multiply_panel<2>,     \
                                  &space::multiply_panel<1>};    \
   if constexpr (Operand::in_place) {                            \
+    kernels.in_order = space::stored<element>::in_order;        \
     kernels.pack = &space::pack_panel<element>;                 \
     kernels.put = &space::put_values<element>;                  \
     kernels.prepare = &space::widen_rows<element>;              \

@@ -17,6 +17,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 /// Step 1 of `backend::cpu`: tokens to logits to expert ids and combine weights.
 namespace switchyard::cpu {
@@ -79,13 +80,17 @@ void make_logits(router_product<Element> const& of, cpu_context const& context, 
     int const first = static_cast<int>(item % expert_blocks) * route_experts;
     int const count = std::min(route_experts, experts - first);
     float* const to = logits + first_token * experts + first;
-    auto const load = [&](int r, int k, int length, float* loaded) {
+    auto const load = [&](int r, int k, int length, float* loaded) -> float const* {
       Element const* const token = of.tokens.row(first_token + r) + k;
       float const* const scale = of.features.of(first_token + r, hidden);
+      if constexpr (std::is_same_v<Element, float>) {
+        if (scale == nullptr) return token;
+      }
       for (int i = 0; i < length; ++i) {
         float const x = static_cast<float>(token[i]);
         loaded[i] = scale == nullptr ? x : x * scale[k + i];
       }
+      return loaded;
     };
     multiply_block<float>(kernels, rows, hidden, {of.weight + first * std::int64_t{hidden}, hidden, 1, count}, load, to,
                           experts);

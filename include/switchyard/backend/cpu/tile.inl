@@ -276,22 +276,22 @@ struct fetched_streams {
   int groups;
 };
 
-/// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows.
+/// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows: `depth` by vectors, then one by one to `end`.
 template <class Element, int Rows, int Streams>
 SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* const (&weights)[Streams],
                                            fetched_streams<Element, Streams> const& fetched, std::int64_t depth,
-                                           float* products) {
+                                           std::int64_t end, float* products) {
   using source = stored<Element>;
   constexpr int step = lanes * source::parts;
   floats sum[Rows][Streams] = {};
   std::int64_t k = 0, ahead = 0;
   std::int64_t const ahead_step = step / fetched.groups;
   for (int part = 0; part < 2; ++part) {
-    std::int64_t const end = part == 0 ? fetched.turn : depth;
+    std::int64_t const until = part == 0 ? fetched.turn : depth;
     Element const* next[Streams];
     SWITCHYARD_TILE_UNROLL
     for (int s = 0; s < Streams; ++s) next[s] = part == 0 ? fetched.from[s] : fetched.then[s];
-    for (; k < end; k += step, ahead += ahead_step, rows += step * Rows) {
+    for (; k < until; k += step, ahead += ahead_step, rows += step * Rows) {
       SWITCHYARD_TILE_UNROLL
       for (int s = 0; s < Streams; ++s) __builtin_prefetch(next[s] + ahead);
       SWITCHYARD_TILE_UNROLL
@@ -322,6 +322,19 @@ SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* con
     quad const together = sums_of(four[0], four[1], four[2], four[3]);
     __builtin_memcpy(products + i, &together, sizeof together);
   }
+  if (k == end) return;
+  quad rest[Rows];  // of a row, with up to four streams
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < Rows; ++r) __builtin_memcpy(&rest[r], products + r * Streams, Streams * sizeof(float));
+  for (; k < end; ++k, rows += Rows) {
+    quad right = {};
+    SWITCHYARD_TILE_UNROLL
+    for (int s = 0; s < Streams; ++s) right[s] = static_cast<float>(weights[s][k]);
+    SWITCHYARD_TILE_UNROLL
+    for (int r = 0; r < Rows; ++r) rest[r] += rows[r] * right;
+  }
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < Rows; ++r) __builtin_memcpy(products + r * Streams, &rest[r], Streams * sizeof(float));
 }
 
 /// to[r][f] = row r . feature f over a piece of the depth, for any number of rows in groups of up to `Rows` and of features of
@@ -367,22 +380,16 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row
       }
       row_group const group = group_of_rows(row_count, g);
       float const* const from = rows + group.first * row_floats(piece.depth) + piece.first * group.rows;
-      float products[Rows * streams + 3];
+      float products[Rows * streams + 3] = {};
       if (group.rows == Rows) {
-        multiply_group<Element, Rows, streams>(from, now, fetched, by_steps, products);
+        multiply_group<Element, Rows, streams>(from, now, fetched, by_steps, piece.length, products);
       } else {
         constexpr int fewer = Rows > 1 ? Rows - 1 : 1;
-        multiply_group<Element, fewer, streams>(from, now, fetched, by_steps, products);
+        multiply_group<Element, fewer, streams>(from, now, fetched, by_steps, piece.length, products);
       }
       for (int s = 0; s < streams && s * each + i < weights.features; ++s) {
         float* const column = to + group.first * stride + s * each + i;
-        for (int r = 0; r < group.rows; ++r) {
-          float sum = products[r * streams + s];
-          for (std::int64_t k = by_steps; k < piece.length; ++k) {
-            sum += from[k * group.rows + r] * static_cast<float>(now[s][k]);
-          }
-          column[r * stride] = sum;
-        }
+        for (int r = 0; r < group.rows; ++r) column[r * stride] = products[r * streams + s];
       }
     }
   }
