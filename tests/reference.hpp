@@ -262,7 +262,7 @@ numbers inner_values(config const& c, weights const& w, int expert, numbers cons
 
 /// What the choice adds to each expert's logit so that the experts of all tokens that are active are balanced, [experts]; zeros for one
 /// token. Sinkhorn's iterations, in logarithms: every row of exp(logits + u + v) is made to sum to 1 by u, then every column to
-/// tokens / experts by v; the last v is returned. (Clark et al. 2022, Unified Scaling Laws for Routed Language Models, appendix B.) The
+/// tokens / experts by v; the last v is returned. (Clark et al. 2022, Unified Scaling Laws for Routed Language Models.) The
 /// published code of sigma-MoE has u = -log sum exp(logits - v) and v = -log sum exp(logits - u), but for constants. A column of minus
 /// infinities gets 0.
 numbers balancing_bias(config const& c, numbers const& logits, std::vector<std::uint8_t> const& active = {});

@@ -48,11 +48,11 @@ constexpr auto sinkhorn_label() {
 ///
 /// For n tokens and E experts, from u[t] = v[e] = 0, `iterations` times: u[t] = -log(sum over e of exp(logit[t][e] + v[e])), so that every
 /// token has a mass of 1, then v[e] = log(n / E) - log(sum over t of exp(logit[t][e] + u[t])), so that every expert has n / E. The `top_k`
-/// largest logit + v are chosen; u is the same for all experts of a token. Sums are in the domain of logarithms, so that logits may have
-/// any size. Only active tokens that can be routed count, whatever `tokens_per_group` says. One token alone has nothing to be balanced
+/// largest logit + v are chosen; u is the same for all experts of a token. Sums are in the domain of logarithms, so that large logits do
+/// no harm. Only active tokens that can be routed count, whatever `tokens_per_group` says. One token alone has nothing to be balanced
 /// with: it gets the experts of its largest logits. Where all tokens have the same logits, every expert is as good as any other, and
 /// rounding decides. An expert that a bias closes stays closed.
-/// Source: Clark et al. 2022, Unified Scaling Laws for Routed Language Models, appendix B; Csordás et al. 2023, Approximating Two-Layer
+/// Source: Clark et al. 2022, Unified Scaling Laws for Routed Language Models; Csordás et al. 2023, Approximating Two-Layer
 /// Feedforward Networks for Efficient Transformers, section 5 (sigmoids, several experts, 3 iterations), see `as_published`.
 template <sinkhorn_traits Form = sinkhorn_traits{}>
 struct s_base : top_k<scores::logits, selection::corrected, weighting::sigmoid> {
