@@ -54,7 +54,7 @@ using more_routers = std::tuple<
     routed<70, 3, shared<s_base<>>, 48>,
     routed<8, 3, router::scaled<with_expert_dropout<s_base<sinkhorn_traits{.iterations = 1}>, 1, 2>, 5, 2>>,
     routed<8, 2, replayed<s_base<>>>,
-    layer<shape{20, 17, 4, 2}, adaptive_clustering<s_base<>>, queued<factor<1>, queue::priority>, mlp<relu>>>;
+    layer<shape{20, 17, 4, 1}, adaptive_clustering<s_base<>>, queued<factor<1>, queue::priority>, mlp<relu>>>;
 
 using composed_routers = std::tuple<
     routed<3, 2, top_k<scores::softmax, selection::best, weighting::l2>>,
