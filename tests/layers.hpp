@@ -44,6 +44,7 @@ using routers = std::tuple<
     routed<8, 3, router::scaled<replayed<router::with_bias<softmax_top_k>>, 5, 2>>,
     routed<8, 2, with_router_input<top_k_softmax, 36>>,
     routed<8, 3, router::scaled<with_expert_dropout<router::with_bias<softmax_top_k>, 1, 2>, 5, 2>>,  // often fewer than three left
+    routed<8, 2, router::with_bias<s_base<as_published>>>,
     routed<8, 6, router::scaled<softmax_top_k_raw, 16>>,
     routed<8, 2, with_weight_element<softmax_top_k, bfloat16>>,
     routed<4, 4, with_weight_element<router::with_bias<top_k_softmax>, half>, 33>>;
@@ -51,7 +52,11 @@ using more_routers = std::tuple<
     routed<3, 3, softmax_top_k, 2>,
     routed<16, 2, sparsemixer<1, 4>>,
     routed<4, 2, router::with_bias<top_k_softmax>>,
-    routed<4, 2, on_input<sigmoid_top_k>>>;
+    routed<4, 2, on_input<sigmoid_top_k>>,
+    routed<70, 3, shared<s_base<>>, 48>,
+    routed<8, 3, router::scaled<with_expert_dropout<s_base<sinkhorn_traits{.iterations = 1}>, 1, 2>, 5, 2>>,
+    routed<8, 2, replayed<s_base<>>>,
+    layer<shape{20, 17, 4, 1}, adaptive_clustering<s_base<>>, queued<factor<1>, queue::priority>, mlp<relu>>>;
 
 using composed_routers = std::tuple<
     routed<3, 2, top_k<scores::softmax, selection::best, weighting::l2>>,

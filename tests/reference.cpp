@@ -370,6 +370,30 @@ numbers unit_ranks(config const& c, weights const& w, int expert, numbers const&
   return ranks_of_units(c, inner, w.down_proj.data() + std::size_t(expert) * c.hidden * c.intermediate);
 }
 
+numbers balancing_bias(config const& c, numbers const& logits, std::vector<std::uint8_t> const& active) {
+  std::size_t const experts = c.experts;
+  std::vector<std::size_t> rows;  // that count
+  for (std::size_t t = 0; t < logits.size() / experts; ++t)
+    if (active.empty() || active[t]) rows.push_back(t);
+  numbers u(rows.size(), 0.0), v(experts, 0.0);
+  if (rows.size() < 2) return v;
+  double const sign = c.balancing_subtracts ? -1.0 : 1.0;
+  for (int i = 0; i < c.balancing_iterations; ++i) {
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      numbers row(logits.begin() + rows[r] * experts, logits.begin() + (rows[r] + 1) * experts);
+      for (std::size_t e = 0; e < experts; ++e) row[e] += sign * v[e];
+      u[r] = -log_sum_exp(row);
+    }
+    for (std::size_t e = 0; e < experts; ++e) {
+      numbers column;
+      for (std::size_t r = 0; r < rows.size(); ++r) column.push_back(logits[rows[r] * experts + e] + sign * u[r]);
+      bool const closed = *std::max_element(column.begin(), column.end()) == -std::numeric_limits<double>::infinity();
+      v[e] = closed ? 0.0 : std::log(double(rows.size()) / double(experts)) - log_sum_exp(column);
+    }
+  }
+  return v;
+}
+
 double load_importance(numbers const& p, int experts, int top_k, double gate_noise) {
   numbers importance(experts, 0.0), load(experts, 0.0);
   for (std::size_t row = 0; row < p.size(); row += experts) {
@@ -469,9 +493,10 @@ numbers router_logits(config const& c, weights const& w, numbers const& x) {
   return logits;
 }
 
-result decide(config const& c, numbers logits, numbers const& correction_bias, std::int64_t tokens, inputs const& in) {
+result decide(config const& c, numbers logits, numbers const& given_bias, std::int64_t tokens, inputs const& in) {
   result r;
   r.logits = std::move(logits);
+  numbers const correction_bias = c.balancing_iterations > 0 ? balancing_bias(c, r.logits, in.active) : given_bias;
   r.ids.assign(tokens * c.top_k, -1);
   r.weights.assign(tokens * c.top_k, 0.0);
   numbers priority(tokens, 0.0);

@@ -74,11 +74,13 @@ struct config {
   bool sigmoid_after_top_k = false;  ///< weights are the sigmoids of the chosen logits
   norm normalise = norm::none;
   bool normalise_after_dropping = false;  ///< false: over all choices of a token; true: over those that got a slot
-  double least_sum = 0x1p-23;  ///< least denominator after dropping: the float epsilon, as in fairseq and NLLB
-  double scaling = 1.0;        ///< factor on the weights, after normalising
-  double jitter = 0.01;        ///< sparsemixer: half the relative distance at which an expert is masked
-  bool given_ids = false;      ///< experts are inputs.ids, weights are those of the logits
-  int router_width = 0;        ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
+  double least_sum = 0x1p-23;        ///< least denominator after dropping: the float epsilon, as in fairseq and NLLB
+  double scaling = 1.0;              ///< factor on the weights, after normalising
+  double jitter = 0.01;              ///< sparsemixer: half the relative distance at which an expert is masked
+  int balancing_iterations = 0;      ///< 0: tokens choose by themselves
+  bool balancing_subtracts = false;  ///< with the signs of sigma-MoE's published code
+  bool given_ids = false;            ///< experts are inputs.ids, weights are those of the logits
+  int router_width = 0;              ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
 
   activation act = activation::silu;
   bool gated = true;
@@ -276,6 +278,13 @@ numbers unit_norms(config const& c, weights const& w);
 
 /// What the inner values of an expert are ranked by: themselves, or with `norm_compensated` times those norms.
 numbers unit_ranks(config const& c, weights const& w, int expert, numbers const& inner);
+
+/// What the choice adds to each expert's logit so that the experts of all tokens that are active are balanced, [experts]; zeros for one
+/// token. Sinkhorn's iterations, in logarithms: every row of exp(logits + u + v) is made to sum to 1 by u, then every column to
+/// tokens / experts by v; the last v is returned. (Clark et al. 2022, Unified Scaling Laws for Routed Language Models.) The
+/// published code of sigma-MoE has u = -log sum exp(logits - v) and v = -log sum exp(logits - u), but for constants. A column of minus
+/// infinities gets 0.
+numbers balancing_bias(config const& c, numbers const& logits, std::vector<std::uint8_t> const& active = {});
 
 /// Mean of two squared coefficients of variation (unbiased variance / (mean^2 + 1e-10)) over experts: of the summed
 /// probabilities, and of the summed chance that an expert stays among the best top_k when its score gets normal noise

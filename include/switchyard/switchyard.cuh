@@ -14,6 +14,7 @@
 #include <switchyard/backend/cuda/cuda.cuh>
 #include <switchyard/backend/cuda/product_keys.cuh>
 #include <switchyard/backend/cuda/rows.cuh>
+#include <switchyard/backend/cuda/sinkhorn.cuh>
 #include <switchyard/backend/cuda/strata.cuh>
 #include <switchyard/backend/hopper/hopper.cuh>
 #include <switchyard/switchyard.hpp>

@@ -15,6 +15,7 @@
 #include <switchyard/backend/cpu/cpu.hpp>
 #include <switchyard/backend/cpu/product_keys.hpp>
 #include <switchyard/backend/cpu/rows.hpp>
+#include <switchyard/backend/cpu/sinkhorn.hpp>
 #include <switchyard/backend/cpu/strata.hpp>
 #include <switchyard/calibration.hpp>
 #include <switchyard/capacity/dropless.hpp>
@@ -44,6 +45,7 @@
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/product_keys.hpp>
 #include <switchyard/router/replayed.hpp>
+#include <switchyard/router/s_base.hpp>
 #include <switchyard/router/shared.hpp>
 #include <switchyard/router/sparsemixer.hpp>
 #include <switchyard/router/stratified.hpp>

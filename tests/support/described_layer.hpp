@@ -42,6 +42,13 @@ void describe_router(reference::config& c, sy::router::top_k<Scores, Selection, 
   describe_selection(c, Selection{});
   describe_weighting(c, Weighting{});
 }
+template <sy::sinkhorn_traits Form>
+void describe_router(reference::config& c, sy::router::s_base<Form> const*) {
+  c.scores = reference::score::logits;
+  c.sigmoid_after_top_k = true;
+  c.balancing_iterations = Form.iterations;
+  c.balancing_subtracts = Form.subtracts;
+}
 template <int Numerator, int Denominator>
 void describe_router(reference::config& c, sy::router::sparsemixer<Numerator, Denominator> const*) {
   c.scores = reference::score::sparsemixer;

@@ -41,31 +41,43 @@ reference::numbers random_router(any_layer const& layer, random_numbers& random,
   return {loaded.begin(), loaded.end()};
 }
 
-/// Draws tokens again until no decision of a layer with clusters hangs on rounding: the weights of the features depend on
-/// all tokens. One cluster in four has no token.
+/// Clusters of which one in four has no token.
+void draw_labels(problem& p, random_numbers& random) {
+  p.inputs.label_choices = 2;
+  for (std::size_t t = 0; t < p.tokens.size() / p.config.hidden; ++t) {
+    int label = 0;
+    do label = random.below(p.config.experts);
+    while (label % 4 == 1);
+    p.inputs.labels.insert(p.inputs.labels.end(), {label, random.below(p.config.experts)});
+  }
+}
+
+/// Draws tokens again until no decision of a layer hangs on rounding where each depends on all tokens: by the weights of the features of
+/// clusters, or by a balance of the experts.
 void redraw_until_clear(problem& p, random_numbers& random) {
   reference::config const& c = p.config;
   std::size_t const hidden = c.hidden, tokens = p.tokens.size() / hidden;
-  p.inputs.label_choices = 2;
-  for (std::size_t t = 0; t < tokens; ++t) {
-    int label = 0;
-    do label = random.below(c.experts);
-    while (label % 4 == 1);
-    p.inputs.labels.insert(p.inputs.labels.end(), {label, random.below(c.experts)});
-  }
   for (int round = 0; round < 10000; ++round) {
-    reference::cluster_table const table = reference::cluster_features(c, p.tokens, p.inputs);
-    reference::numbers const logits =
-        reference::router_logits(c, p.weights, reference::scaled_tokens(c, p.tokens, p.inputs, table.scale));
+    reference::numbers seen = p.tokens;
+    if (c.clusters.scales) {
+      seen = reference::scaled_tokens(c, seen, p.inputs, reference::cluster_features(c, seen, p.inputs).scale);
+    }
+    reference::numbers const logits = reference::router_logits(c, p.weights, seen);
+    reference::numbers const correction =
+        c.balancing_iterations > 0 ? reference::balancing_bias(c, logits) : p.weights.correction_bias;
     bool clear = true;
     std::vector<double> queue;
     for (std::size_t t = 0; t < tokens; ++t) {
       reference::numbers const mine(logits.begin() + t * c.experts, logits.begin() + (t + 1) * c.experts);
-      double const priority = reference::route(c, mine, p.weights.correction_bias).priority;
+      std::vector<std::uint8_t> masked;
+      if (!p.inputs.masked.empty()) {
+        masked.assign(p.inputs.masked.begin() + t * c.experts, p.inputs.masked.begin() + (t + 1) * c.experts);
+      }
+      double const priority = reference::route(c, mine, correction, masked).priority;
       auto const close = [&](double other) { return std::abs(other - priority) < least_queue_margin; };
       bool const tied = c.order == reference::queue::priority && std::any_of(queue.begin(), queue.end(), close);
       queue.push_back(priority);
-      if (!tied && choice_is_clear(c, mine, p.weights.correction_bias)) continue;
+      if (!tied && choice_is_clear(c, mine, correction, least_margin, masked)) continue;
       clear = false;
       reference::numbers token = random_elements(*p.layer, random, hidden, 1.0);
       token[0] = 1.0;
@@ -259,7 +271,8 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     p.tokens.insert(p.tokens.end(), token.begin(), token.end());
     ++t;
   }
-  if (c.clusters.scales) redraw_until_clear(p, random);
+  if (c.clusters.scales) draw_labels(p, random);
+  if (c.clusters.scales || c.balancing_iterations > 0) redraw_until_clear(p, random);
   if (!c.strata.empty()) redraw_until_each_pass_is_clear(p, random);
   return p;
 }

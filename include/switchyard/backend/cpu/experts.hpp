@@ -55,19 +55,20 @@ struct expert_rows {
     int rows;
     int feature_item;
   };
-  /// The item at an index below the last count, if items of an expert have so many rows at most. Items that read the same
-  /// weights follow each other.
-  item at(std::int64_t index, int rows_one_by_one, int rows_in_panels) const {
+  /// The item at an index below the last count, if items of an expert have so many rows at most. Items that read the same weights follow
+  /// each other or, where panels meet as many blocks of features as are given, those of the same rows.
+  item at(std::int64_t index, int rows_one_by_one, int rows_in_panels, int feature_blocks = 0) const {
     int low = 0, high = experts;  // the last expert whose items begin at or before the index
     while (high - low > 1) {
       int const middle = (low + high) / 2;
       (first_item[middle] <= index ? low : high) = middle;
     }
+    bool const rows_stay = by_panels(low) && feature_blocks > 0;
     int const most = by_panels(low) ? rows_in_panels : rows_one_by_one;
     std::int64_t const number = index - first_item[low], blocks = divide_up(rows(low), most);
-    std::int64_t const first = number % blocks * most;
+    std::int64_t const first = (rows_stay ? number / feature_blocks : number % blocks) * most;
     return {low, first, static_cast<int>(std::min<std::int64_t>(most, rows(low) - first)),
-            static_cast<int>(number / blocks)};
+            static_cast<int>(rows_stay ? number % feature_blocks : number / blocks)};
   }
 };
 
@@ -184,8 +185,19 @@ void project_panels_in(expert_activation const& activation, panel_kernels<Operan
   }
   multiply_panels(kernels, tiles, tokens, hidden, sums);
 
+  // Products of a tile stand as the second product takes them in, unless there is something to add to each feature or row.
+  bool const tile_by_tile =
+      kernels.in_order && row_weight == nullptr && weights.up_bias.data == nullptr && weights.gate_bias.data == nullptr;
   for (int t = 0; t < half; ++t) {
-    for (int f = 0; f < tiles[step * t].features; ++f) {
+    int const features = tiles[step * t].features;
+    for (int p = 0; tile_by_tile && p < tokens.count(); ++p) {
+      int const width = tokens.width_of(p);
+      std::int64_t const to = p * tokens.width * row_floats(intermediate) + (first + t * kernels.features) * width;
+      activation.apply(sums_at(kernels, sums, step * t, p), sums_at(kernels, sums, step * t + step - 1, p), nullptr,
+                       0.0f, 0.0f, features * width, activated + to);
+    }
+    if (tile_by_tile) continue;
+    for (int f = 0; f < features; ++f) {
       int const feature = first + t * kernels.features + f;
       float const up_bias = weights.up_bias.at(expert, feature);
       float const gate_bias = weights.gate_bias.at(expert, feature);
@@ -220,14 +232,12 @@ void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const&
   for (int f = 0; f < features; ++f) biases[f] = bias.at(expert, first + f);
   for (int p = 0; p < activated.count(); ++p) {
     int const width = activated.width_of(p);
-    for (int i = 0; i < activated.rows_of(p); ++i) {
-      float* const to = results + (std::int64_t{p} * activated.width + i) * hidden + first;
-      for (int t = 0; t < kernels.item_tiles; ++t) {
-        float const* const from = sums_at(kernels, sums, t, p) + i;
-        int const begin = t * kernels.features;
-        for (int f = 0; f < tiles[t].features; ++f) to[begin + f] = from[f * width] + biases[begin + f];
-      }
+    float const* products[most_item_features];
+    for (int f = 0; f < features; ++f) {
+      products[f] = sums_at(kernels, sums, f / kernels.features, p) + f % kernels.features * width;
     }
+    kernels.put_rows(products, features, activated.rows_of(p), biases,
+                     results + std::int64_t{p} * activated.width * hidden + first, hidden);
   }
 }
 
@@ -263,10 +273,11 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   for (int e = 0; e < all.experts; ++e) row_items += all.by_panels(e) ? 0 : divide_up(all.rows(e), item_rows);
 
   // Experts whose second product skips units that are zero.
+  bool units_lie_together = false;
+  if constexpr (Operand::in_place) units_lie_together = weights.units.add != nullptr && down.row_stride == 1;
   auto const by_units = [&](int e) {
     if constexpr (Operand::in_place) {
-      bool const lie_together = weights.units.add != nullptr && down.row_stride == 1;
-      return lie_together &&
+      return units_lie_together &&
              (!all.by_panels(e) || (kernels.values_per_float == 1 && activation.kept_units * 8 <= intermediate));
     } else {
       return false;
@@ -277,6 +288,13 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   struct cut {
     int features, by_rows, by_panels;
     bool is_second;
+    /// How many blocks of features rows meet one after the other. Where an expert's weights fit the second-level cache, its rows are read
+    /// once; else, and so is it with 0, blocks meet all rows one after the other, and the weights are read once.
+    int blocks_in_turn(std::int64_t depth) const {
+      constexpr std::int64_t cached_bytes = 1 << 20;
+      bool const fit = depth * features * static_cast<std::int64_t>(sizeof(typename Operand::element)) <= cached_bytes;
+      return fit ? static_cast<int>(divide_up(features, by_panels)) : 0;
+    }
   };
   auto const block_of = [&](cut const& c, int e) {
     if (c.is_second && by_units(e)) return unit_features;
@@ -319,7 +337,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
                    panel_item_features(kernels, activation.gated ? 2 : 1), false};
   std::int64_t const in_items = count_items(in_cut);
   parallel_for(context, in_items, [&](std::int64_t index, std::int64_t next) {
-    expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
+    expert_rows::item const item = all.at(index, item_rows, rows_in_panels, in_cut.blocks_in_turn(hidden));
     int const e = item.expert;
     float weight[most_panel_rows];
     if (tokens.weights != nullptr) {
@@ -358,7 +376,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
                     panel_item_features(kernels, 1), true};
   std::int64_t const out_items = count_items(out_cut);
   parallel_for(context, out_items, [&](std::int64_t index, std::int64_t next) {
-    expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
+    expert_rows::item const item =
+        all.at(index, item_rows, rows_in_panels, units_lie_together ? 0 : out_cut.blocks_in_turn(intermediate));
     int const e = item.expert;
     float* const to = results + (all.offsets[e] + item.first_row) * hidden;
     if (by_units(e)) {

@@ -94,7 +94,7 @@ void multiply_rows(row_kernels<Operand> const& kernels, grouped_rows const& rows
   }
 }
 
-inline constexpr int block_rows = 8, block_features = 32;
+inline constexpr int block_rows = 6, block_features = 32;
 
 /// The kernels of floats, for elements whose products have the bits of theirs; nothing for others.
 template <class Element>
@@ -124,8 +124,9 @@ struct kernels_of_floats<summed_as_float<Element>> {
   }
 };
 
-/// to[r][f] = row r . weights[f] for a block of a product, rows given as floats: `load(r, k, length, to)` puts `length` of row r's
-/// elements at `to`, from element k on. Sums are taken piece by piece, so that no row or feature depends on what stands beside it.
+/// to[r][f] = row r . weights[f] for a block of a product, rows given as floats: `load(r, k, length, to)` says where `length` of row r's
+/// elements stand, from element k on, and may put them at `to`. Sums are taken piece by piece, so that no row or feature depends on what
+/// stands beside it.
 template <class Element, class Load>
 void multiply_block(row_kernels<weight_view<Element>> const& kernels, int rows, int depth,
                     feature_tile<weight_view<Element>> weights, Load const& load, float* to, std::int64_t stride,
@@ -137,8 +138,7 @@ void multiply_block(row_kernels<weight_view<Element>> const& kernels, int rows, 
     int const length = std::min(most, depth - k);
     float const* piece[block_rows] = {};
     for (int r = 0; r < rows; ++r) {
-      load(r, k, length, loaded + r * most);
-      piece[r] = loaded + r * most;
+      piece[r] = load(r, k, length, loaded + r * most);
     }
     if constexpr (std::is_same_v<typename row_element<Element>::type, float>) {
       kernels.group(piece, rows, length, grouped);

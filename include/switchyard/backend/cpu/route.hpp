@@ -82,13 +82,17 @@ void make_logits(router_product<Element, Weight> const& of, cpu_context const& c
     int const first = static_cast<int>(item % expert_blocks) * route_experts;
     int const count = std::min(route_experts, experts - first);
     float* const to = logits + first_token * experts + first;
-    auto const load = [&](int r, int k, int length, float* loaded) {
+    auto const load = [&](int r, int k, int length, float* loaded) -> float const* {
       Element const* const token = of.tokens.row(first_token + r) + k;
       float const* const scale = of.features.of(first_token + r, hidden);
+      if constexpr (std::is_same_v<Element, float>) {
+        if (scale == nullptr) return token;
+      }
       for (int i = 0; i < length; ++i) {
         float const x = static_cast<float>(token[i]);
         loaded[i] = scale == nullptr ? x : x * scale[k + i];
       }
+      return loaded;
     };
     auto const* const weight = reinterpret_cast<stored const*>(of.weight + first * std::int64_t{hidden});
     multiply_block<stored>(kernels, rows, hidden, {weight, hidden, 1, count}, load, to, experts, of_floats);
@@ -261,6 +265,13 @@ struct route_step<router::from_logits> {
   template <class Layer>
   static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m, routes const& to,
                   names const& called) {
+    logits_of(args, context, m);
+    choose(args, context, m, router::weights_of(args), to, called);
+  }
+
+  /// The first half of `run`: the logits of all tokens.
+  template <class Layer>
+  static void logits_of(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m) {
     constexpr shape dims = Layer::dims;
     router_weights const router = router::weights_of(args);
     router_product<typename Layer::element, typename Layer::router::weight_element> product{
@@ -268,6 +279,13 @@ struct route_step<router::from_logits> {
         Layer::router_traits.bias ? router.bias : nullptr};
     features<Layer>::template prepare<Layer>(args, context, m.of_features, product);
     make_logits(product, context, m.logits);
+  }
+
+  /// The second half: what the router makes of them.
+  template <class Layer>
+  static void choose(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m,
+                     router_weights const& router, routes const& to, names const& called) {
+    constexpr shape dims = Layer::dims;
     select_experts<typename Layer::router, Layer::all_experts, dims.top_k>(args.tokens.rows, args.active, router,
                                                                            context, m.logits, to.experts, to.weights,
                                                                            to.priority, called, args.inputs);

@@ -363,22 +363,22 @@ struct fetched_streams {
   int groups;
 };
 
-/// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows.
+/// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows: `depth` by vectors, then one by one to `end`.
 template <class Element, int Rows, int Streams>
 SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* const (&weights)[Streams],
                                            fetched_streams<Element, Streams> const& fetched, std::int64_t depth,
-                                           float* products) {
+                                           std::int64_t end, float* products) {
   using source = stored<Element>;
   constexpr int step = lanes * source::parts;
   floats sum[Rows][Streams] = {};
   std::int64_t k = 0, ahead = 0;
   std::int64_t const ahead_step = step / fetched.groups;
   for (int part = 0; part < 2; ++part) {
-    std::int64_t const end = part == 0 ? fetched.turn : depth;
+    std::int64_t const until = part == 0 ? fetched.turn : depth;
     Element const* next[Streams];
     SWITCHYARD_TILE_UNROLL
     for (int s = 0; s < Streams; ++s) next[s] = part == 0 ? fetched.from[s] : fetched.then[s];
-    for (; k < end; k += step, ahead += ahead_step, rows += step * Rows) {
+    for (; k < until; k += step, ahead += ahead_step, rows += step * Rows) {
       SWITCHYARD_TILE_UNROLL
       for (int s = 0; s < Streams; ++s) __builtin_prefetch(next[s] + ahead);
       SWITCHYARD_TILE_UNROLL
@@ -409,6 +409,19 @@ SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* con
     quad const together = sums_of(four[0], four[1], four[2], four[3]);
     __builtin_memcpy(products + i, &together, sizeof together);
   }
+  if (k == end) return;
+  quad rest[Rows];  // of a row, with up to four streams
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < Rows; ++r) __builtin_memcpy(&rest[r], products + r * Streams, Streams * sizeof(float));
+  for (; k < end; ++k, rows += Rows) {
+    quad right = {};
+    SWITCHYARD_TILE_UNROLL
+    for (int s = 0; s < Streams; ++s) right[s] = static_cast<float>(weights[s][k]);
+    SWITCHYARD_TILE_UNROLL
+    for (int r = 0; r < Rows; ++r) rest[r] += rows[r] * right;
+  }
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < Rows; ++r) __builtin_memcpy(products + r * Streams, &rest[r], Streams * sizeof(float));
 }
 
 /// to[r][f] = row r . feature f over a piece of the depth, for any number of rows in groups of up to `Rows` and of features of
@@ -454,22 +467,16 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row
       }
       row_group const group = group_of_rows(row_count, g);
       float const* const from = rows + group.first * row_floats(piece.depth) + piece.first * group.rows;
-      float products[Rows * streams + 3];
+      float products[Rows * streams + 3] = {};
       if (group.rows == Rows) {
-        multiply_group<Element, Rows, streams>(from, now, fetched, by_steps, products);
+        multiply_group<Element, Rows, streams>(from, now, fetched, by_steps, piece.length, products);
       } else {
         constexpr int fewer = Rows > 1 ? Rows - 1 : 1;
-        multiply_group<Element, fewer, streams>(from, now, fetched, by_steps, products);
+        multiply_group<Element, fewer, streams>(from, now, fetched, by_steps, piece.length, products);
       }
       for (int s = 0; s < streams && s * each + i < weights.features; ++s) {
         float* const column = to + group.first * stride + s * each + i;
-        for (int r = 0; r < group.rows; ++r) {
-          float sum = products[r * streams + s];
-          for (std::int64_t k = by_steps; k < piece.length; ++k) {
-            sum += from[k * group.rows + r] * static_cast<float>(now[s][k]);
-          }
-          column[r * stride] = sum;
-        }
+        for (int r = 0; r < group.rows; ++r) column[r * stride] = products[r * streams + s];
       }
     }
   }
@@ -541,23 +548,83 @@ inline constexpr int panel_features = SWITCHYARD_PANEL_FEATURES;
 inline constexpr int item_panels = lanes < 16 ? 12 : 4, item_tiles = lanes < 16 ? 6 : 4;
 static_assert(item_panels * item_tiles * panel_features * panel_width + panel_features * panel_pitch <= item_floats);
 
+/// Lane l of the result comes from lane l - `Distance` of the other vector where l has the bit `Distance`, else from x; `Low` is the
+/// other way round.
+template <int Distance, bool Low, int... Lane>
+SWITCHYARD_TILE_TARGET inline floats exchange_lanes(floats x, floats y, std::integer_sequence<int, Lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(
+      x, y, ((Lane & Distance) == 0 ? Lane + (Low ? 0 : Distance) : lanes + Lane - (Low ? Distance : 0))...);
+#else
+  return __builtin_shuffle(
+      x, y,
+      words{static_cast<std::uint32_t>((Lane & Distance) == 0 ? Lane + (Low ? 0 : Distance)
+                                                              : lanes + Lane - (Low ? Distance : 0))...});
+#endif
+}
+
+/// Lane j of vector i and lane i of vector j change places.
+template <int Distance = 1>
+SWITCHYARD_TILE_TARGET inline void transpose(floats (&square)[lanes]) {
+  constexpr auto all = std::make_integer_sequence<int, lanes>{};
+  SWITCHYARD_TILE_UNROLL
+  for (int i = 0; i < lanes; ++i) {
+    if ((i & Distance) != 0) continue;
+    floats const x = square[i], y = square[i + Distance];
+    square[i] = exchange_lanes<Distance, true>(x, y, all);
+    square[i + Distance] = exchange_lanes<Distance, false>(x, y, all);
+  }
+  if constexpr (2 * Distance < lanes) transpose<2 * Distance>(square);
+}
+
 /// panel[depth_position(k) * width + i] = element k of row i, as a float; rows past the last are zero. `Order` is the type whose
 /// loads say where an element stands.
 template <class Element, class Order = Element>
 SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth,
                                        float* panel) {
-  constexpr int piece = 64;  // a multiple of two vectors
-  for (std::int64_t k = 0; k < depth; k += piece) {
-    int const length = depth - k < piece ? static_cast<int>(depth - k) : piece;
-    float* to[piece];
-    for (int j = 0; j < length; ++j) to[j] = panel + depth_position<Order>(k + j, depth) * width;
-    for (int i = 0; i < row_count; ++i) {
-      Element const* const from = rows[i] + k;
-      for (int j = 0; j < length; ++j) to[j][i] = static_cast<float>(from[j]);
+  using source = stored<Element>;
+  constexpr int step = lanes * source::parts;
+  constexpr bool by_vectors = std::is_same_v<Element, Order> || source::in_order;
+  std::int64_t const by_steps = by_vectors ? depth / step * step : 0;
+  for (std::int64_t k = 0; k < by_steps; k += step) {
+    for (int begin = 0; begin < width; begin += lanes) {
+      for (int part = 0; part < source::parts; ++part) {
+        floats square[lanes];
+        for (int i = 0; i < lanes; ++i) {
+          square[i] = begin + i < row_count ? source::load(rows[begin + i] + k, part) : floats{};
+        }
+        transpose(square);
+        float* const to = panel + (k + part * lanes) * width + begin;
+        for (int j = 0; j < lanes; ++j) __builtin_memcpy(to + j * width, &square[j], sizeof(floats));
+      }
     }
-    for (int j = 0; j < length; ++j) {
-      for (int i = row_count; i < width; ++i) to[j][i] = 0.0f;
+  }
+  for (std::int64_t k = by_steps; k < depth; ++k) {
+    float* const to = panel + depth_position<Order>(k, depth) * width;
+    for (int i = 0; i < width; ++i) to[i] = i < row_count ? static_cast<float>(rows[i][k]) : 0.0f;
+  }
+}
+
+/// to[i * stride + f] = features[f][i] + bias[f], for the rows and features of products by panels.
+SWITCHYARD_TILE_TARGET inline void put_rows(float const* const* features, int feature_count, int row_count,
+                                            float const* bias, float* to, std::int64_t stride) {
+  int f = 0;
+  for (; f + lanes <= feature_count; f += lanes) {
+    floats shift;
+    __builtin_memcpy(&shift, bias + f, sizeof shift);
+    for (int begin = 0; begin < row_count; begin += lanes) {
+      floats square[lanes];
+      for (int j = 0; j < lanes; ++j) __builtin_memcpy(&square[j], features[f + j] + begin, sizeof(floats));
+      transpose(square);
+      int const rows = row_count - begin < lanes ? row_count - begin : lanes;
+      for (int i = 0; i < rows; ++i) {
+        square[i] += shift;
+        __builtin_memcpy(to + (begin + i) * stride + f, &square[i], sizeof(floats));
+      }
     }
+  }
+  for (int i = 0; i < row_count; ++i) {
+    for (int j = f; j < feature_count; ++j) to[i * stride + j] = features[j][i] + bias[j];
   }
 }
 

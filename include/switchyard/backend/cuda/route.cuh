@@ -431,22 +431,20 @@ __device__ __forceinline__ void decide_routes(block_tokens<typename Routing::arg
   sets.write(experts, results);
 }
 
-/// A block's tokens to their routes.
-///
-/// tokens, router weight --copies--> stages in shared memory --tensor cores--> sums of each warp --> logits in shared
-/// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
+/// The tokens of this block; none where the count is not positive.
+template <class Tile, class Args>
+__device__ __forceinline__ block_tokens<Args> tokens_of_block(Args const& args) {
+  std::int64_t const first = static_cast<std::int64_t>(blockIdx.x) * Tile::tokens;
+  std::int64_t const left = tokens_at_hand(args.tokens.rows, args.pass) - first;
+  return {args, first, left < 0 ? 0 : left < Tile::tokens ? static_cast<int>(left) : Tile::tokens};
+}
+
+/// The logits [tokens, experts] of a block's tokens. `memory` has room for the stages.
 template <class Routing, int TokenBlocks>
-__global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, route_tile<Routing, TokenBlocks>::resident)
-    route_tokens(typename Routing::args const args, typename Routing::inputs const inputs) {
+__device__ __forceinline__ void make_logits(block_tokens<typename Routing::args> const& tokens, char* memory,
+                                            float* logits) {
   using tile = route_tile<Routing, TokenBlocks>;
-  extern __shared__ __align__(128) char memory[];
-  float* const logits = reinterpret_cast<float*>(memory + tile::work_bytes);  // [tokens, experts]
-  std::int64_t const first_token = static_cast<std::int64_t>(blockIdx.x) * tile::tokens;
-  std::int64_t const left = tokens_at_hand(args.tokens.rows, args.pass) - first_token;
-  if (left <= 0) return;
-  block_tokens<typename Routing::args> const tokens{args, first_token,
-                                                    left < tile::tokens ? static_cast<int>(left) : tile::tokens};
-  int const steps = static_cast<int>(divide_up(args.tokens.columns, tile::depth));
+  int const steps = static_cast<int>(divide_up(tokens.args.tokens.columns, tile::depth));
   route_stage_filler<Routing, TokenBlocks> filler(tokens);
 
   for (int first_expert = 0; first_expert < Routing::experts; first_expert += tile::sweep) {
@@ -470,6 +468,21 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
     __syncthreads();  // stages make room for the sums
     write_logits<Routing, TokenBlocks>(sums, tokens, first_expert, memory, logits);
   }
+}
+
+/// A block's tokens to their routes.
+///
+/// tokens, router weight --copies--> stages in shared memory --tensor cores--> sums of each warp --> logits in shared
+/// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
+template <class Routing, int TokenBlocks>
+__global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, route_tile<Routing, TokenBlocks>::resident)
+    route_tokens(typename Routing::args const args, typename Routing::inputs const inputs) {
+  using tile = route_tile<Routing, TokenBlocks>;
+  extern __shared__ __align__(128) char memory[];
+  float* const logits = reinterpret_cast<float*>(memory + tile::work_bytes);  // [tokens, experts]
+  auto const tokens = tokens_of_block<tile>(args);
+  if (tokens.count == 0) return;
+  make_logits<Routing, TokenBlocks>(tokens, memory, logits);
   decide_routes<Routing, TokenBlocks>(tokens, inputs, memory, logits);
 }
 
@@ -564,29 +577,58 @@ struct route_step<router::from_logits> {
     using routing = layer_routing<Layer>;
     std::int64_t const tokens = args.tokens.rows;
     if (tokens == 0 && !routing::scales) return;
-    typename routing::args to{.tokens = args.tokens,
-                              .pass = pass,
-                              .weight = router::weights_of(args).weight,
-                              .router = router::weights_of(args),
-                              .active = args.active,
-                              .aligned_tokens = false,
-                              .aligned_router = false,
-                              .features = {},
-                              .inverse_lengths = nullptr,
-                              .logits = logits_asked(args),
-                              .results = results};
+    typename layer_routing<Layer>::args const to = prepare(args, queue, m, results, pass);
+    if (tokens == 0) return;
+    typename routing::inputs const inputs = inputs_of(args);
+    if constexpr (fits_everywhere<Layer>()) {
+      if (block_tokens<Layer>(tokens) == 32) return enqueue_tile<routing, 2>(queue, to, inputs);
+    }
+    enqueue_tile<routing, 1>(queue, to, inputs);
+  }
+
+  /// What the kernel reads and writes; enqueues what has to be done before it.
+  template <class Layer>
+  static typename layer_routing<Layer>::args prepare(forward_args<Layer> const& args, launch_queue const& queue,
+                                                     memory<Layer> const& m, route_results const& results,
+                                                     pass_size const* pass) {
+    typename layer_routing<Layer>::args to{.tokens = args.tokens,
+                                           .pass = pass,
+                                           .weight = router::weights_of(args).weight,
+                                           .router = router::weights_of(args),
+                                           .active = args.active,
+                                           .aligned_tokens = false,
+                                           .aligned_router = false,
+                                           .features = {},
+                                           .inverse_lengths = nullptr,
+                                           .logits = logits_asked(args),
+                                           .results = results};
     if constexpr (!Layer::router_traits.bias) to.router.bias = nullptr;
     if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = m.logits;
     features<Layer>::template enqueue<Layer>(args, queue, m.of_features, to);
     to.aligned_tokens = is_aligned(to.tokens);
     to.aligned_router = is_aligned(to.weight, to.tokens.columns);
-    if (tokens == 0) return;
-    typename routing::inputs inputs{};
+    return to;
+  }
+
+  /// What the router's decisions see of the call's `.inputs`.
+  template <class Layer>
+  static typename layer_routing<Layer>::inputs inputs_of(forward_args<Layer> const& args) {
+    typename layer_routing<Layer>::inputs inputs{};
     if constexpr (decides_by_inputs<typename Layer::router>) inputs = args.inputs;
-    if constexpr (fits_everywhere<Layer>()) {
-      if (block_tokens<Layer>(tokens) == 32) return enqueue_tile<routing, 2>(queue, to, inputs);
-    }
-    enqueue_tile<routing, 1>(queue, to, inputs);
+    return inputs;
+  }
+
+  template <class Tile>
+  static constexpr void check_tile() {
+    static_assert(Tile::shared_bytes <= most_shared_bytes,
+                  "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
+                  "experts. Use fewer experts, or router::precomputed.");
+  }
+
+  /// A block has room for twice sixteen tokens, on every device.
+  template <class Layer>
+  static constexpr bool fits_everywhere() {
+    return route_tile<layer_routing<Layer>, 2>::shared_bytes <= least_shared_bytes;
   }
 
   template <class Layer>
@@ -614,12 +656,6 @@ struct route_step<router::from_logits> {
   }
 
  private:
-  /// A block has room for twice sixteen tokens, on every device.
-  template <class Layer>
-  static constexpr bool fits_everywhere() {
-    return route_tile<layer_routing<Layer>, 2>::shared_bytes <= least_shared_bytes;
-  }
-
   template <class Layer>
   static float* logits_asked(forward_args<Layer> const& args) {
     if constexpr (requires { *args.report.logits; }) return args.report.logits;
@@ -630,9 +666,7 @@ struct route_step<router::from_logits> {
   static void enqueue_tile(launch_queue const& queue, typename Routing::args const& to,
                            typename Routing::inputs const& inputs) {
     using tile = route_tile<Routing, TokenBlocks>;
-    static_assert(tile::shared_bytes <= most_shared_bytes,
-                  "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
-                  "experts. Use fewer experts, or router::precomputed.");
+    check_tile<tile>();
     launch(queue, "route_tokens", route_tokens<Routing, TokenBlocks>, to.results.chosen.token_blocks, tile::threads,
            tile::shared_bytes, to, inputs);
   }
