@@ -13,6 +13,7 @@
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/cpu/clustering.hpp>
 #include <switchyard/backend/cpu/cpu.hpp>
+#include <switchyard/backend/cpu/low_rank.hpp>
 #include <switchyard/backend/cpu/product_keys.hpp>
 #include <switchyard/backend/cpu/rows.hpp>
 #include <switchyard/backend/cpu/strata.hpp>

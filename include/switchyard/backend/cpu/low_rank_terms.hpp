@@ -1,0 +1,243 @@
+#pragma once
+
+#include <switchyard/backend/cpu/context.hpp>
+#include <switchyard/backend/cpu/panels.hpp>
+#include <switchyard/backend/cpu/product.hpp>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/view.hpp>
+#include <switchyard/expert/low_rank_terms.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+/// Terms of low rank beside the products of rows:
+///
+///   rows --wide, rows of an entry together--> narrow rows --tall, while the sums of a product are on the stack--> sums + terms
+namespace switchyard::cpu {
+
+/// Products without terms: nothing happens.
+struct no_terms {
+  static constexpr bool any = false;
+  int gate = 0, up = 0, down = 0;
+
+  template <class Tokens>
+  void before_in(cpu_context const&, Tokens const&, int, bool) const {}
+  void before_out(cpu_context const&, int) const {}
+  void keep_inner(std::int64_t, int, int, float const*, int = 1) const {}
+};
+
+/// Floats that a narrow row takes: its rank up to what every instruction set multiplies at once.
+constexpr std::int64_t narrow_floats(int rank) { return divide_up(rank, 32) * 32; }
+
+/// The term of one projection.
+template <class Element>
+struct low_rank_term {
+  low_rank_factors<Element> factors;
+  float* narrow;  ///< scale * wide x of every row: [rows, narrow_floats(rank)]
+};
+
+/// What the products of one call need for their terms. Rows are those of the plan.
+template <class Element>
+struct low_rank_terms {
+  static constexpr bool any = true;
+
+  low_rank_term<Element> gate, up, down;  ///< `gate` only where experts are gated; `up` and `down` share their narrow rows
+  term_kernels<Element> kernels;
+  int rank;
+  std::int64_t inner_stride;  ///< of `inner`
+  std::int64_t rows, entries;
+  std::int32_t *wide_of, *tall_of;  ///< [rows], entries
+  float* scale_of;                  ///< [rows]
+  std::int32_t* by_wide;            ///< [rows], numbers of rows, those of an entry together; written by `sort`
+  std::int32_t* first_of;           ///< [entries + 2], scratch of `sort`
+  float* inner;                     ///< [rows, inner_stride]: what goes into the second product
+
+  /// Before the first product: the narrow rows of tokens, as `tokens` locates them.
+  template <class Tokens>
+  void before_in(cpu_context const& context, Tokens const& tokens, int hidden, bool gated) const;
+  /// Before the second one: those of what has gone into `keep_inner`.
+  void before_out(cpu_context const& context, int intermediate) const;
+  /// Keeps values of a row, `step` apart, for `before_out`.
+  void keep_inner(std::int64_t row, int first, int count, float const* values, int step = 1) const {
+    float* const to = inner + row * inner_stride + first;
+    for (int i = 0; i < count; ++i) to[i] = values[i * step];
+  }
+
+  /// Puts the rows that have a wide factor in the order of their entries; returns how many there are.
+  std::int64_t sort() const {
+    std::fill(first_of, first_of + entries + 2, 0);
+    std::int32_t* const next = first_of + 1;  // behind the counting, where the rows of an entry go on
+    for (std::int64_t r = 0; r < rows; ++r) next[wide_of[r] + 1] += wide_of[r] >= 0 ? 1 : 0;
+    for (std::int64_t e = 0; e < entries; ++e) next[e + 1] += next[e];
+    for (std::int64_t r = 0; r < rows; ++r) {
+      if (wide_of[r] >= 0) by_wide[next[wide_of[r]]++] = static_cast<std::int32_t>(r);
+    }
+    return next[entries];
+  }
+};
+
+inline constexpr int narrow_group_rows = 12;
+
+/// Makes narrow rows for one or two projections, in float. `group(kernels, ids, rows, first, length, to)` puts a piece of some rows side by
+/// side.
+template <class Element, class Group>
+void make_narrow_rows(cpu_context const& context, low_rank_terms<Element> const& terms, int depth,
+                      low_rank_term<Element> const* projections, int count, Group const& group) {
+  constexpr int piece = 512, features = item_features;
+  std::int64_t const pitch = narrow_floats(terms.rank);
+  row_kernels<weight_view<Element>> const kernels = row_kernels_of<weight_view<Element>>(context.instructions);
+  std::int64_t const sorted = terms.sort();
+  // Enough items for all workers, long enough for entries that many rows have.
+  std::int64_t const item_rows = std::clamp<std::int64_t>(divide_up(sorted, 4 * context.threads), narrow_group_rows, 96);
+  std::int64_t const row_items = divide_up(sorted, item_rows), blocks = divide_up(terms.rank, features);
+  parallel_for(context, row_items * blocks, [&](std::int64_t item) {
+    std::int64_t const begin = item / blocks * item_rows, end = std::min(sorted, begin + item_rows);
+    int const first_feature = static_cast<int>(item % blocks) * features;
+    int const these = std::min(features, terms.rank - first_feature);
+    alignas(64) float grouped[narrow_group_rows * row_floats(piece)];
+    float part[narrow_group_rows * features], sums[2][narrow_group_rows * features];
+    for (std::int64_t i = begin; i < end;) {
+      std::int32_t const* const ids = terms.by_wide + i;
+      std::int32_t const entry = terms.wide_of[ids[0]];
+      int rows = 1;
+      while (rows < narrow_group_rows && i + rows < end && terms.wide_of[ids[rows]] == entry) ++rows;
+      i += rows;
+      for (int k = 0; k < depth; k += piece) {
+        int const length = std::min(piece, depth - k);
+        group(kernels, ids, rows, k, length, grouped);
+        for (int p = 0; p < count; ++p) {
+          Element const* const wide =
+              projections[p].factors.wide_of(entry) + first_feature * std::int64_t{depth} + k;
+          kernels.multiply(grouped, rows, {length, 0, length}, {wide, depth, 1, these}, {}, part, features);
+          for (int r = 0; r < rows; ++r) {
+            for (int f = 0; f < these; ++f) {
+              float const value = part[r * features + f];
+              float& sum = sums[p][r * features + f];
+              sum = k == 0 ? value : sum + value;
+            }
+          }
+        }
+      }
+      for (int p = 0; p < count; ++p) {
+        for (int r = 0; r < rows; ++r) {
+          float* const values = sums[p] + r * features;
+          float const scale = terms.scale_of[ids[r]];
+          for (int f = 0; f < these; ++f) values[f] *= scale;
+          int const padded = static_cast<int>(std::min<std::int64_t>(features, pitch - first_feature));
+          for (int f = these; f < padded; ++f) values[f] = 0.0f;
+          kernels.put(values, padded, first_feature, 0, 1, pitch, projections[p].narrow + ids[r] * pitch);
+        }
+      }
+    }
+  });
+}
+
+template <class Element>
+template <class Tokens>
+void low_rank_terms<Element>::before_in(cpu_context const& context, Tokens const& tokens, int hidden,
+                                        bool gated) const {
+  low_rank_term<Element> const projections[2] = {up, gate};
+  make_narrow_rows(context, *this, hidden, projections, gated ? 2 : 1,
+                   [&](row_kernels<weight_view<Element>> const& of_rows, std::int32_t const* ids, int count, int first,
+                       int length, float* to) {
+                     Element const* from[narrow_group_rows];
+                     for (int r = 0; r < count; ++r) {
+                       tokens.locate(ids[r], 1, from + r);
+                       from[r] += first;
+                     }
+                     of_rows.group(from, count, length, to);
+                   });
+}
+
+template <class Element>
+void low_rank_terms<Element>::before_out(cpu_context const& context, int intermediate) const {
+  make_narrow_rows(context, *this, intermediate, &down, 1,
+                   [&](row_kernels<weight_view<Element>> const& of_rows, std::int32_t const* ids, int count, int first,
+                       int length, float* to) {
+                     for (int r = 0; r < count; ++r) {
+                       of_rows.put(inner + ids[r] * inner_stride + first, length, 0, r, count, length, to);
+                     }
+                   });
+}
+
+/// Rows of a product that have the same tall factor, so many as a kernel takes: numbers among the rows that were looked at.
+struct rows_of_entry {
+  std::int32_t entry;
+  int count;
+  int row[4];
+};
+
+inline constexpr int most_term_rows = 32;
+
+/// Calls `use(rows_of_entry)` for rows `first` to `first + count - 1`, at most `most_term_rows`. Rows without a term are left out.
+template <class Element, class Use>
+void for_rows_by_entry(low_rank_terms<Element> const& terms, std::int64_t first, int count, Use const& use) {
+  std::int32_t const* const entries = terms.tall_of + first;
+  bool done[most_term_rows] = {};
+  for (int i = 0; i < count; ++i) {
+    if (done[i] || entries[i] < 0) continue;
+    rows_of_entry rows{entries[i], 0, {}};
+    for (int j = i; j < count; ++j) {
+      if (done[j] || entries[j] != rows.entry) continue;
+      done[j] = true;
+      rows.row[rows.count++] = j;
+      if (rows.count < terms.kernels.rows) continue;
+      use(rows);
+      rows.count = 0;
+    }
+    if (rows.count > 0) use(rows);
+  }
+}
+
+/// values[row][f] += terms of features from `first_feature` on, for rows of one entry: `at(row)` is where the first feature of a row
+/// stands, the next is `feature_step` behind it.
+template <class Element, class At>
+void add_terms(low_rank_terms<Element> const& terms, low_rank_term<Element> const& term, rows_of_entry const& rows,
+               std::int64_t first_row, int first_feature, int features, At const& at, std::int64_t feature_step) {
+  std::int64_t const pitch = narrow_floats(terms.rank);
+  float const* from[4] = {};
+  float* to[4] = {};
+  for (int r = 0; r < rows.count; ++r) {
+    from[r] = term.narrow + (first_row + rows.row[r]) * pitch;
+    to[r] = at(rows.row[r]);
+  }
+  terms.kernels.add(term.factors.tall_of(rows.entry) + first_feature * std::int64_t{terms.rank}, terms.rank, features,
+                    from, rows.count, to, feature_step);
+}
+
+/// The same of rows that stand one behind the other, `item_features` apart.
+template <class Terms, class Term>
+void add_terms_to_rows(Terms const& terms, Term Terms::*term, std::int64_t first_row, int count, int first_feature,
+                       int features, float* values) {
+  if constexpr (Terms::any) {
+    for_rows_by_entry(terms, first_row, count, [&](rows_of_entry const& rows) {
+      add_terms(
+          terms, terms.*term, rows, first_row, first_feature, features,
+          [&](int row) { return values + row * item_features; }, 1);
+    });
+  }
+}
+
+/// The same of rows that stand side by side in panels, in the sums of every `step`-th tile from `first_tile` on.
+template <class Terms, class Term, class Operand>
+void add_terms_to_panels(Terms const& terms, Term Terms::*term, panel_kernels<Operand> const& kernels,
+                         feature_tile<Operand> const* tiles, int first_tile, int step, panel_rows const& panels,
+                         std::int64_t first_row, int first_feature, float* sums) {
+  if constexpr (Terms::any) {
+    for (int p = 0; p < panels.count(); ++p) {
+      std::int64_t const first = first_row + std::int64_t{p} * panels.width;
+      for_rows_by_entry(terms, first, panels.rows_of(p), [&](rows_of_entry const& rows) {
+        for (int t = first_tile, feature = first_feature; t < kernels.item_tiles && tiles[t].features > 0;
+             t += step, feature += kernels.features) {
+          float* const of_tile = sums_at(kernels, sums, t, p);
+          add_terms(
+              terms, terms.*term, rows, first, feature, tiles[t].features, [&](int row) { return of_tile + row; },
+              panels.width_of(p));
+        }
+      });
+    }
+  }
+}
+
+}  // namespace switchyard::cpu
