@@ -24,9 +24,9 @@ template <sy::shape Dims, class Base, class Element>
 using plain_layer = sy::layer<sy::shape{Dims.hidden, Dims.intermediate, 1, 1}, sy::router::precomputed,
                               sy::capacity::dropless, Base, sy::backend::cpu, Element>;
 template <sy::shape Dims, class Base, class Element, int Rank, sy::low_rank_form Form>
-using low_rank_layer = sy::layer<sy::shape{Dims.hidden, Dims.intermediate, paths::count, 1},
-                                 sy::router::by_language_pair<languages>, sy::capacity::dropless,
-                                 sy::expert::low_rank<paths, Rank, Base, Form>, sy::backend::cpu, Element>;
+using low_rank_layer =
+    sy::layer<sy::shape{Dims.hidden, Dims.intermediate, paths::count, 1}, sy::router::by_language_pair<languages>,
+              sy::capacity::dropless, sy::expert::low_rank<paths, Rank, Base, Form>, sy::backend::cpu, Element>;
 
 double seconds_of(auto const& run) {
   auto const begin = std::chrono::steady_clock::now();
@@ -43,7 +43,8 @@ void measure(char const* name, sy::cpu_context const& where, int rounds) {
   constexpr int matrices = plain::expert_traits.gated ? 3 : 2;
   auto const noise = [](std::int64_t count, int seed) { return bench::noise_pages<Element>(count, seed, 0.02f); };
   auto const weights = noise(matrices * hidden * inner, 1);
-  auto const in_tall = noise(2 * paths::entries * inner * Rank, 2), in_wide = noise(2 * paths::entries * Rank * hidden, 3);
+  auto const in_tall = noise(2 * paths::entries * inner * Rank, 2),
+             in_wide = noise(2 * paths::entries * Rank * hidden, 3);
   auto const out_tall = noise(paths::entries * hidden * Rank, 4), out_wide = noise(paths::entries * Rank * inner, 5);
   auto const matrix = [&](int number) { return static_cast<Element const*>(weights.data()) + number * hidden * inner; };
 
@@ -144,9 +145,11 @@ int main(int argc, char** argv) {
   }
   sy::cpu_context const where = sy::cpu::resolved({.threads = threads});
   std::printf(
-      "low rank by 15 languages and a shared one, %s; the plain layer's least time in ms (and median), and how many times that "
+      "low rank by 15 languages and a shared one, %s; the plain layer's least time in ms (and median), and how many "
+      "times that "
       "the others take\n%-10s %4s %6s %5s %21s %17s %17s %17s\n",
-      sy::describe(where).c_str(), "layer", "rank", "tokens", "pairs", "plain", "low rank", "call per pair", "restored");
+      sy::describe(where).c_str(), "layer", "rank", "tokens", "pairs", "plain", "low rank", "call per pair",
+      "restored");
   constexpr sy::shape olmoe{.hidden = 2048, .intermediate = 1024, .experts = 1, .top_k = 1};
   constexpr sy::shape lms{.hidden = 1024, .intermediate = 4096, .experts = 1, .top_k = 1};
   measure_ranks<olmoe, sy::expert::gated_mlp<sy::silu>, float>("OLMoE f32", where, rounds);

@@ -55,8 +55,8 @@ layer_costs costs(std::int64_t tokens, double experts_used = -1.0) {
   double const count = static_cast<double>(tokens);
   double const element_bytes = sizeof(typename Layer::element);
   layer_costs result;
-  result.parameters = (owns_router ? router.all : std::int64_t{0}) + router.layers + expert.common + copies * own +
-                      expert.shared + expert.output;
+  result.parameters = (owns_router ? router.all : std::int64_t{0}) + router.layers + expert.common +
+                      copies * (own + expert.others) + expert.shared + expert.output;
   result.active_parameters = (owns_router ? router.matrix + router.vectors : std::int64_t{0}) + expert.common +
                              dims.top_k * own + expert.shared + expert.output;
   result.flops = 2.0 * count * static_cast<double>(router.matrix + dims.top_k * expert.matrices + expert.shared);

@@ -25,6 +25,7 @@
 #include <switchyard/core/counter_random.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/costs.hpp>
+#include <switchyard/expert/adapters.hpp>
 #include <switchyard/expert/gated_mlp.hpp>
 #include <switchyard/expert/low_rank.hpp>
 #include <switchyard/expert/mlp.hpp>

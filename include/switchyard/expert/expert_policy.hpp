@@ -40,6 +40,7 @@ struct expert_costs {
   std::int64_t common = 0;    ///< of a routed expert's, those that all have in common
   std::int64_t copies =
       0;  ///< so many there are of the rest, by which experts may be put together; 0: each has its own
+  std::int64_t others = 0;  ///< of one routed expert, what a row of it does not meet: other adapters
 };
 
 /// An expert says what it computes, and what its weights are: see expert/feed_forward.hpp, which it inherits.
@@ -53,9 +54,10 @@ concept expert_policy = requires {
 struct the_experts_take_no_inputs {
   template <class T>
   static constexpr void refuse() {
-    static_assert(sizeof(T) == 0,
-                  "switchyard: the experts of this layer take no inputs but the tokens. Wrap them in expert::adapters, or "
-                  "leave .expert_inputs out.");
+    static_assert(
+        sizeof(T) == 0,
+        "switchyard: the experts of this layer take no inputs but the tokens. Wrap them in expert::adapters, or "
+        "leave .expert_inputs out.");
   }
 };
 /// `.expert_inputs` of an expert that takes none, with the members of those that do.

@@ -36,6 +36,8 @@ namespace expert {
 ///   static constexpr std::int64_t entries;               // of each table
 ///   template <class Layer>
 ///   static auto entries_of(forward_args<Layer> const&);  // low_rank_entry of(expert, token) const, for kernels
+///   template <class Layer>
+///   static void check_entries(forward_args<Layer> const&);  // where tokens may name ones that there are not; on the host
 ///
 /// Its operands have the members `base`, which is W, and `change.factors()`.
 struct low_rank_products {};

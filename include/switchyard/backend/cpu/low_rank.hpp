@@ -25,10 +25,11 @@ struct experts_step<expert::low_rank_products> {
 
   template <class Layer>
   struct memory : products::template memory_of_experts<Layer, matrices<Layer>> {
-    std::int32_t *wide_of, *tall_of, *by_wide;  // [pairs]
-    std::int32_t* first_of;                     // [entries + 2]
-    float *scale_of, *inner;                    // [pairs], [pairs, row_floats(intermediate)]
-    float *narrow_gate = nullptr, *narrow_up;   // [pairs, narrow_floats(rank)]
+    std::int32_t *wide_of, *tall_of, *by_wide;   // [pairs]
+    std::int32_t* first_of;                      // [entries + 2]
+    float *scale_of, *inner;                     // [pairs], [pairs, row_floats(intermediate)]
+    float *narrow_gate = nullptr, *narrow_up;    // [pairs, narrow_floats(rank)]
+    float *gate_columns = nullptr, *up_columns;  // [rank, narrow_stride(pairs)]
 
     constexpr memory(carver& from, std::int64_t tokens)
         : products::template memory_of_experts<Layer, matrices<Layer>>(from, tokens) {
@@ -39,10 +40,23 @@ struct experts_step<expert::low_rank_products> {
       first_of = from.take<std::int32_t>(entries<Layer> + 2);
       scale_of = from.take<float>(pairs);
       inner = from.take<float>(pairs * row_floats(Layer::dims.intermediate));
-      narrow_up = from.take<float>(pairs * narrow_floats(Layer::expert::rank));
-      if (Layer::expert_traits.gated) narrow_gate = from.take<float>(pairs * narrow_floats(Layer::expert::rank));
+      constexpr int rank = Layer::expert::rank;
+      narrow_up = from.take<float>(pairs * narrow_floats(rank));
+      up_columns = from.take<float>(rank * narrow_stride(pairs));
+      if (Layer::expert_traits.gated) {
+        narrow_gate = from.take<float>(pairs * narrow_floats(rank));
+        gate_columns = from.take<float>(rank * narrow_stride(pairs));
+      }
     }
   };
+
+  /// Throws where a token names an entry that there is not, unless the context wants NaN of it.
+  template <class Layer>
+  static void check(forward_args<Layer> const& args, cpu_context const& context) {
+    if constexpr (requires { Layer::expert::template check_entries<Layer>(args); }) {
+      if (context.unroutable == unroutable_tokens::throw_error) Layer::expert::template check_entries<Layer>(args);
+    }
+  }
 
   template <class Layer>
   static expert_results<typename Layer::element> run(forward_args<Layer> const& args, cpu_context const& context,
@@ -54,9 +68,10 @@ struct experts_step<expert::low_rank_products> {
     std::int32_t const rows = plan.offsets[Layer::dims.experts], all_rows[2] = {0, rows};
     name_entries(args, plan, m);
     low_rank_terms<element> terms{};
-    if constexpr (Layer::expert_traits.gated) terms.gate = {w.gate_proj.change.factors(), m.narrow_gate};
-    terms.up = {w.up_proj.change.factors(), m.narrow_up};
-    terms.down = {w.down_proj.change.factors(), m.narrow_up};
+    if constexpr (Layer::expert_traits.gated)
+      terms.gate = {w.gate_proj.change.factors(), m.narrow_gate, m.gate_columns};
+    terms.up = {w.up_proj.change.factors(), m.narrow_up, m.up_columns};
+    terms.down = {w.down_proj.change.factors(), m.narrow_up, m.up_columns};
     terms.kernels = term_kernels_of<element>(context.instructions);
     terms.rank = Layer::expert::rank;
     terms.inner_stride = row_floats(Layer::dims.intermediate);

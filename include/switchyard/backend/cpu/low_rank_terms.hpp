@@ -34,15 +34,21 @@ constexpr std::int64_t narrow_floats(int rank) { return divide_up(rank, 32) * 32
 template <class Element>
 struct low_rank_term {
   low_rank_factors<Element> factors;
-  float* narrow;  ///< scale * wide x of every row: [rows, narrow_floats(rank)]
+  float* narrow;          ///< scale * wide x of every row: [rows, narrow_floats(rank)]
+  float* narrow_columns;  ///< the same the other way round, [rank, narrow_stride]: what panels take in
 };
+
+/// Floats from one number of the narrow rows to the next, where these stand side by side: a panel may reach behind the last row, and rows
+/// that are a power of two apart would take the same places of the cache.
+constexpr std::int64_t narrow_stride(std::int64_t rows) { return divide_up(rows, 32) * 32 + 32 + 16; }
 
 /// What the products of one call need for their terms. Rows are those of the plan.
 template <class Element>
 struct low_rank_terms {
   static constexpr bool any = true;
 
-  low_rank_term<Element> gate, up, down;  ///< `gate` only where experts are gated; `up` and `down` share their narrow rows
+  low_rank_term<Element> gate, up,
+      down;  ///< `gate` only where experts are gated; `up` and `down` share their narrow rows
   term_kernels<Element> kernels;
   int rank;
   std::int64_t inner_stride;  ///< of `inner`
@@ -85,11 +91,12 @@ template <class Element, class Group>
 void make_narrow_rows(cpu_context const& context, low_rank_terms<Element> const& terms, int depth,
                       low_rank_term<Element> const* projections, int count, Group const& group) {
   constexpr int piece = 512, features = item_features;
-  std::int64_t const pitch = narrow_floats(terms.rank);
+  std::int64_t const pitch = narrow_floats(terms.rank), columns_apart = narrow_stride(terms.rows);
   row_kernels<weight_view<Element>> const kernels = row_kernels_of<weight_view<Element>>(context.instructions);
   std::int64_t const sorted = terms.sort();
   // Enough items for all workers, long enough for entries that many rows have.
-  std::int64_t const item_rows = std::clamp<std::int64_t>(divide_up(sorted, 4 * context.threads), narrow_group_rows, 96);
+  std::int64_t const item_rows =
+      std::clamp<std::int64_t>(divide_up(sorted, 4 * context.threads), narrow_group_rows, 96);
   std::int64_t const row_items = divide_up(sorted, item_rows), blocks = divide_up(terms.rank, features);
   parallel_for(context, row_items * blocks, [&](std::int64_t item) {
     std::int64_t const begin = item / blocks * item_rows, end = std::min(sorted, begin + item_rows);
@@ -107,8 +114,7 @@ void make_narrow_rows(cpu_context const& context, low_rank_terms<Element> const&
         int const length = std::min(piece, depth - k);
         group(kernels, ids, rows, k, length, grouped);
         for (int p = 0; p < count; ++p) {
-          Element const* const wide =
-              projections[p].factors.wide_of(entry) + first_feature * std::int64_t{depth} + k;
+          Element const* const wide = projections[p].factors.wide_of(entry) + first_feature * std::int64_t{depth} + k;
           kernels.multiply(grouped, rows, {length, 0, length}, {wide, depth, 1, these}, {}, part, features);
           for (int r = 0; r < rows; ++r) {
             for (int f = 0; f < these; ++f) {
@@ -127,6 +133,8 @@ void make_narrow_rows(cpu_context const& context, low_rank_terms<Element> const&
           int const padded = static_cast<int>(std::min<std::int64_t>(features, pitch - first_feature));
           for (int f = these; f < padded; ++f) values[f] = 0.0f;
           kernels.put(values, padded, first_feature, 0, 1, pitch, projections[p].narrow + ids[r] * pitch);
+          float* const column = projections[p].narrow_columns + first_feature * columns_apart + ids[r];
+          for (int f = 0; f < these; ++f) column[f * columns_apart] = values[f];
         }
       }
     }
@@ -161,49 +169,38 @@ void low_rank_terms<Element>::before_out(cpu_context const& context, int interme
                    });
 }
 
-/// Rows of a product that have the same tall factor, so many as a kernel takes: numbers among the rows that were looked at.
-struct rows_of_entry {
-  std::int32_t entry;
-  int count;
-  int row[4];
-};
-
-inline constexpr int most_term_rows = 32;
-
-/// Calls `use(rows_of_entry)` for rows `first` to `first + count - 1`, at most `most_term_rows`. Rows without a term are left out.
+/// Calls `use(entry, rows)` for every entry of rows `first` to `first + count - 1`, at most 32: a bit for each row that has it. Rows without
+/// a term are left out.
 template <class Element, class Use>
-void for_rows_by_entry(low_rank_terms<Element> const& terms, std::int64_t first, int count, Use const& use) {
+void for_each_entry(low_rank_terms<Element> const& terms, std::int64_t first, int count, Use const& use) {
   std::int32_t const* const entries = terms.tall_of + first;
-  bool done[most_term_rows] = {};
+  std::uint32_t done = 0;
   for (int i = 0; i < count; ++i) {
-    if (done[i] || entries[i] < 0) continue;
-    rows_of_entry rows{entries[i], 0, {}};
-    for (int j = i; j < count; ++j) {
-      if (done[j] || entries[j] != rows.entry) continue;
-      done[j] = true;
-      rows.row[rows.count++] = j;
-      if (rows.count < terms.kernels.rows) continue;
-      use(rows);
-      rows.count = 0;
-    }
-    if (rows.count > 0) use(rows);
+    if ((done >> i & 1) != 0 || entries[i] < 0) continue;
+    std::uint32_t rows = 0;
+    for (int j = i; j < count; ++j) rows |= entries[j] == entries[i] ? std::uint32_t{1} << j : 0;
+    done |= rows;
+    use(entries[i], rows);
   }
 }
 
 /// values[row][f] += terms of features from `first_feature` on, for rows of one entry: `at(row)` is where the first feature of a row
 /// stands, the next is `feature_step` behind it.
 template <class Element, class At>
-void add_terms(low_rank_terms<Element> const& terms, low_rank_term<Element> const& term, rows_of_entry const& rows,
-               std::int64_t first_row, int first_feature, int features, At const& at, std::int64_t feature_step) {
+void add_terms(low_rank_terms<Element> const& terms, low_rank_term<Element> const& term, Element const* tall,
+               std::uint32_t rows, std::int64_t first_row, int features, At const& at, std::int64_t feature_step) {
   std::int64_t const pitch = narrow_floats(terms.rank);
-  float const* from[4] = {};
-  float* to[4] = {};
-  for (int r = 0; r < rows.count; ++r) {
-    from[r] = term.narrow + (first_row + rows.row[r]) * pitch;
-    to[r] = at(rows.row[r]);
+  while (rows != 0) {
+    float const* from[4] = {};
+    float* to[4] = {};
+    int count = 0;
+    for (; rows != 0 && count < terms.kernels.rows; ++count, rows &= rows - 1) {
+      int const row = __builtin_ctz(rows);
+      from[count] = term.narrow + (first_row + row) * pitch;
+      to[count] = at(row);
+    }
+    terms.kernels.add(tall, terms.rank, features, from, count, to, feature_step);
   }
-  terms.kernels.add(term.factors.tall_of(rows.entry) + first_feature * std::int64_t{terms.rank}, terms.rank, features,
-                    from, rows.count, to, feature_step);
 }
 
 /// The same of rows that stand one behind the other, `item_features` apart.
@@ -211,10 +208,10 @@ template <class Terms, class Term>
 void add_terms_to_rows(Terms const& terms, Term Terms::*term, std::int64_t first_row, int count, int first_feature,
                        int features, float* values) {
   if constexpr (Terms::any) {
-    for_rows_by_entry(terms, first_row, count, [&](rows_of_entry const& rows) {
+    for_each_entry(terms, first_row, count, [&](std::int32_t entry, std::uint32_t rows) {
       add_terms(
-          terms, terms.*term, rows, first_row, first_feature, features,
-          [&](int row) { return values + row * item_features; }, 1);
+          terms, terms.*term, (terms.*term).factors.tall_of(entry) + first_feature * std::int64_t{terms.rank}, rows,
+          first_row, features, [&](int row) { return values + row * item_features; }, 1);
     });
   }
 }
@@ -225,15 +222,28 @@ void add_terms_to_panels(Terms const& terms, Term Terms::*term, panel_kernels<Op
                          feature_tile<Operand> const* tiles, int first_tile, int step, panel_rows const& panels,
                          std::int64_t first_row, int first_feature, float* sums) {
   if constexpr (Terms::any) {
+    auto const& of = terms.*term;
+    int const rank = terms.rank, lanes = terms.kernels.lanes;
     for (int p = 0; p < panels.count(); ++p) {
       std::int64_t const first = first_row + std::int64_t{p} * panels.width;
-      for_rows_by_entry(terms, first, panels.rows_of(p), [&](rows_of_entry const& rows) {
+      int const width = panels.width_of(p);
+      for_each_entry(terms, first, panels.rows_of(p), [&](std::int32_t entry, std::uint32_t rows) {
+        // A vector of rows side by side costs `rank` steps however many of them have the entry; a row alone, a vector of its rank at
+        // a time and what it takes to add that up.
+        int vectors = 0;
+        for (int v = 0; v < width; v += lanes) vectors += (rows >> v & ((std::uint64_t{1} << lanes) - 1)) != 0 ? 1 : 0;
+        std::int64_t const alone = __builtin_popcount(rows) * (divide_up(rank, lanes) + 4);
         for (int t = first_tile, feature = first_feature; t < kernels.item_tiles && tiles[t].features > 0;
              t += step, feature += kernels.features) {
           float* const of_tile = sums_at(kernels, sums, t, p);
-          add_terms(
-              terms, terms.*term, rows, first, feature, tiles[t].features, [&](int row) { return of_tile + row; },
-              panels.width_of(p));
+          auto const* const tall = of.factors.tall_of(entry) + feature * std::int64_t{rank};
+          if (vectors * (rank + 2) <= alone) {
+            terms.kernels.add_to_panel(tall, rank, tiles[t].features, of.narrow_columns + first,
+                                       narrow_stride(terms.rows), rows, of_tile, width);
+          } else {
+            add_terms(
+                terms, of, tall, rows, first, tiles[t].features, [&](int row) { return of_tile + row; }, width);
+          }
         }
       });
     }

@@ -625,13 +625,75 @@ SWITCHYARD_TILE_TARGET void add_low_rank_terms(Element const* tall, int rank, in
       for (int k = 0; k < by_steps; k += step) add(tall + k, rank, k);
       if (rest > 0) add(padded, step, by_steps);
       int const real = count - first < together ? count - first : together;
+      float terms[Rows][together];
       SWITCHYARD_TILE_UNROLL
       for (int r = 0; r < Rows; ++r) {
-        quad const terms = sums_of(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
-        float* const at = to[r] + (begin + first) * feature_step;
-        for (int f = 0; f < real; ++f) at[f * feature_step] += terms[f];
+        quad const of_row = sums_of(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+        __builtin_memcpy(terms[r], &of_row, sizeof of_row);
+      }
+      for (int f = 0; f < real; ++f) {
+        SWITCHYARD_TILE_UNROLL
+        for (int r = 0; r < Rows; ++r) to[r][(begin + first + f) * feature_step] += terms[r][f];
       }
     }
+  }
+}
+
+/// sums[f][i] += narrow row i . tall[f] for all features and those of `Vectors` vectors of rows that are `taken`. Narrow rows stand side
+/// by side: number k of row i at narrow[k * stride + i].
+template <class Element, int Vectors>
+SWITCHYARD_TILE_TARGET void add_low_rank_terms_to_vectors(Element const* tall, int rank, int features,
+                                                          float const* narrow, std::int64_t stride,
+                                                          integers const* taken, float* sums, int width) {
+  constexpr int together = 6;
+  for (int first = 0; first < features; first += together, tall += together * std::int64_t{rank}) {
+    int const real = features - first < together ? features - first : together;
+    floats sum[together][Vectors] = {};
+    std::int64_t next[together];
+    SWITCHYARD_TILE_UNROLL
+    for (int f = 0; f < together; ++f) next[f] = (f < real ? f : 0) * std::int64_t{rank};
+    float const* from = narrow;
+    for (int k = 0; k < rank; ++k, from += stride) {
+      floats rows[Vectors];
+      SWITCHYARD_TILE_UNROLL
+      for (int v = 0; v < Vectors; ++v) rows[v] = load_floats(from + v * lanes);
+      SWITCHYARD_TILE_UNROLL
+      for (int f = 0; f < together; ++f) {
+        float const weight = static_cast<float>(tall[next[f] + k]);
+        SWITCHYARD_TILE_UNROLL
+        for (int v = 0; v < Vectors; ++v) sum[f][v] += rows[v] * weight;
+      }
+    }
+    for (int f = 0; f < real; ++f) {
+      SWITCHYARD_TILE_UNROLL
+      for (int v = 0; v < Vectors; ++v) {
+        float* const at = sums + (first + f) * width + v * lanes;
+        // Other rows stay as they are, to the bit.
+        floats const old = load_floats(at), added = old + sum[f][v];
+        integers const result =
+            (reinterpret_cast<integers>(added) & taken[v]) | (reinterpret_cast<integers>(old) & ~taken[v]);
+        __builtin_memcpy(at, &result, sizeof result);
+      }
+    }
+  }
+}
+
+/// The same of those rows of a panel whose bit is set in `rows`.
+template <class Element>
+SWITCHYARD_TILE_TARGET void add_low_rank_terms_to_panel(Element const* tall, int rank, int features,
+                                                        float const* narrow, std::int64_t stride, std::uint32_t rows,
+                                                        float* sums, int width) {
+  integers taken[2] = {};
+  for (int i = 0; i < width; ++i) taken[i / lanes][i % lanes] = (rows >> i & 1) != 0 ? -1 : 0;
+  std::uint32_t const second = width > lanes ? rows >> lanes : 0,
+                      first = rows & static_cast<std::uint32_t>((std::uint64_t{1} << lanes) - 1);
+  if (first != 0 && second != 0) {
+    add_low_rank_terms_to_vectors<Element, 2>(tall, rank, features, narrow, stride, taken, sums, width);
+  } else if (first != 0) {
+    add_low_rank_terms_to_vectors<Element, 1>(tall, rank, features, narrow, stride, taken, sums, width);
+  } else if (second != 0) {
+    add_low_rank_terms_to_vectors<Element, 1>(tall, rank, features, narrow + lanes, stride, taken + 1, sums + lanes,
+                                              width);
   }
 }
 
