@@ -182,7 +182,7 @@ struct adapters : Base {
   template <class Layer>
   static constexpr std::int64_t entries = std::int64_t{Count} * Layer::dims.experts;
   template <class Layer>
-  static constexpr auto entries_of(forward_args<Layer> const& args) {
+  static auto entries_of(forward_args<Layer> const& args) {
     return switchyard::detail::adapter_entries{args.expert_inputs, Count, Layer::dims.experts};
   }
 

@@ -228,7 +228,7 @@ struct low_rank : Base {
   template <class Layer>
   static constexpr std::int64_t entries = Paths::entries;
   template <class Layer>
-  static constexpr auto entries_of(forward_args<Layer> const&) {
+  static auto entries_of(forward_args<Layer> const&) {
     return switchyard::detail::path_entries<Paths>{};
   }
 
