@@ -182,13 +182,12 @@ struct low_rank_views : feed_forward_views<Dims, Expert, Element> {
 template <class Paths, int Rank, class Base, low_rank_form Form = low_rank_form::factored>
 struct low_rank : Base {
   static_assert(
-      std::is_same_v<typename Base::computation, two_products>,
-      "switchyard: expert::low_rank changes the matrices of expert::mlp or expert::gated_mlp, plain, with biases "
+      std::is_same_v<typename Base::computation, two_products> || requires { typename Base::paths; },
+      "switchyard: expert::low_rank changes the matrices of expert::mlp or expert::gated_mlp, plain, with biases, "
       "or with a shared expert. Take what stands between off.");
-  static_assert(
-      Base::traits.kept_units == 0 || Form == low_rank_form::restored,
-      "switchyard: expert::top_k_units goes with low_rank_form::restored alone. Say so as the fourth argument of "
-      "expert::low_rank.");
+  static_assert(Base::traits.kept_units == 0 || Form == low_rank_form::restored,
+                "switchyard: the factored form of expert::low_rank goes with no expert::top_k_units. Give "
+                "low_rank_form::restored as the fourth argument of expert::low_rank.");
   static_assert(Rank >= 1, "switchyard: expert::low_rank needs the rank of its factors, at least 1.");
   static_assert(
       requires { Paths::pair_wise; },
