@@ -95,11 +95,11 @@ void make_narrow_rows(cpu_context const& context, low_rank_terms<Element> const&
   row_kernels<weight_view<Element>> const kernels = row_kernels_of<weight_view<Element>>(context.instructions);
   std::int64_t const sorted = terms.sort();
   // Enough items for all workers, long enough for entries that many rows have.
-  std::int64_t const item_rows =
+  std::int64_t const rows_of_item =
       std::clamp<std::int64_t>(divide_up(sorted, 4 * context.threads), narrow_group_rows, 96);
-  std::int64_t const row_items = divide_up(sorted, item_rows), blocks = divide_up(terms.rank, features);
+  std::int64_t const row_items = divide_up(sorted, rows_of_item), blocks = divide_up(terms.rank, features);
   parallel_for(context, row_items * blocks, [&](std::int64_t item) {
-    std::int64_t const begin = item / blocks * item_rows, end = std::min(sorted, begin + item_rows);
+    std::int64_t const begin = item / blocks * rows_of_item, end = std::min(sorted, begin + rows_of_item);
     int const first_feature = static_cast<int>(item % blocks) * features;
     int const these = std::min(features, terms.rank - first_feature);
     alignas(64) float grouped[narrow_group_rows * row_floats(piece)];
