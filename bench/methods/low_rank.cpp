@@ -10,7 +10,7 @@
 #include <vector>
 
 // What low rank by language costs beside the plain layer of the same matrices, and what its other forms cost: a call for each pair, and
-// weights that are restored. All are timed in turns, on the same tokens and matrices, on one thread, by the time that the process has had.
+// weights that are restored; and what adapters on experts cost. All are timed in turns, on the same tokens and matrices, on one thread, by the time that the process has had.
 namespace {
 
 namespace sy = switchyard;
@@ -146,6 +146,70 @@ void measure_ranks(char const* name, sy::cpu_context const& where, int rounds) {
   measure<Dims, Base, Element, 64>(name, where, rounds);
 }
 
+/// Adapters on the experts of OLMoE: what a call takes where no token has one, all have the same, and each has any of eight.
+void measure_adapters(sy::cpu_context const& where, int rounds) {
+  constexpr int count = 8, rank = 16;
+  constexpr sy::shape dims{.hidden = 2048, .intermediate = 1024, .experts = 64, .top_k = 8};
+  using base = sy::expert::gated_mlp<sy::silu>;
+  using plain =
+      sy::layer<dims, sy::router::softmax_top_k_raw, sy::capacity::dropless, base, sy::backend::cpu, bfloat16>;
+  using adapted = sy::layer<dims, sy::router::softmax_top_k_raw, sy::capacity::dropless,
+                            sy::expert::adapters<count, rank, base>, sy::backend::cpu, bfloat16>;
+  constexpr std::int64_t hidden = dims.hidden, inner = dims.intermediate, matrix = dims.experts * hidden * inner;
+  constexpr std::int64_t entries = count * dims.experts * rank;
+  auto const noise = [](std::int64_t many, std::uint32_t seed) {
+    return bench::noise_pages<bfloat16>(many, seed, 0.02f);
+  };
+  auto const weights = noise(3 * matrix, 1), a = noise(2 * entries * hidden, 2), b = noise(2 * entries * inner, 3);
+  auto const down_a = noise(entries * inner, 4), down_b = noise(entries * hidden, 5);
+  auto const router = bench::noise_pages<float>(dims.experts * hidden, 6, 0.02f);
+  bfloat16 const *const gate = weights.data(), *const up = gate + matrix, *const down = up + matrix;
+  std::printf("%-10s %4s %6s %21s %17s %17s %17s\n", "adapters", "rank", "tokens", "plain", "no adapter", "one",
+              "eight");
+  for (std::int64_t const tokens : {1, 8, 64, 512}) {
+    auto const x = bench::noise_pages<bfloat16>(tokens * hidden, 7, 1.0f);
+    auto const y = bench::zero_pages<bfloat16>(tokens * hidden);
+    std::size_t const bytes = adapted::workspace_bytes(tokens);
+    auto const workspace = bench::zero_pages<std::byte>(static_cast<std::int64_t>(bytes));
+    plain::args of_plain{};
+    adapted::args of_adapted{};
+    of_plain.tokens = of_adapted.tokens = plain::rows(static_cast<bfloat16 const*>(x.data()), tokens);
+    of_plain.output = of_adapted.output = plain::rows(y.data(), tokens);
+    of_plain.workspace = of_adapted.workspace = {workspace.data(), bytes};
+    of_plain.weights.router.weight = of_adapted.weights.router.weight = router.data();
+    of_plain.weights.gate_proj = plain::in_proj(gate);
+    of_plain.weights.up_proj = plain::in_proj(up);
+    of_plain.weights.down_proj = plain::out_proj(down);
+    of_adapted.weights.gate_proj = adapted::in_proj(gate, a.data(), b.data());
+    of_adapted.weights.up_proj = adapted::in_proj(up, a.data() + entries * hidden, b.data() + entries * inner);
+    of_adapted.weights.down_proj = adapted::out_proj(down, down_a.data(), down_b.data());
+    std::vector<std::int32_t> ids[3];
+    for (int t = 0; t < static_cast<int>(tokens); ++t) {
+      ids[0].push_back(-1);
+      ids[1].push_back(5);
+      ids[2].push_back(t * 5 % count);
+    }
+    std::vector<double> seconds[4];
+    for (int round = 0; round <= rounds; ++round) {
+      for (int i = 0; i < 4; ++i) {
+        if (i > 0) of_adapted.expert_inputs.adapter = ids[i - 1].data();
+        double const time =
+            seconds_of([&] { i == 0 ? plain::forward(of_plain, where) : adapted::forward(of_adapted, where); });
+        if (round > 0) seconds[i].push_back(time);
+      }
+    }
+    auto const alone = bench::range_of(seconds[0]);
+    std::printf("%-10s %4d %6lld %9.2f (%9.2f)", "OLMoE bf16", rank, static_cast<long long>(tokens), alone.least * 1e3,
+                alone.median * 1e3);
+    for (int i = 1; i < 4; ++i) {
+      auto const range = bench::range_of(seconds[i]);
+      std::printf(" %7.2f (%7.2f)", range.least / alone.least, range.median / alone.median);
+    }
+    std::printf("\n");
+    std::fflush(stdout);
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -166,5 +230,6 @@ int main(int argc, char** argv) {
   measure_ranks<lms, sy::expert::mlp<sy::relu>, float>("LMS f32", where, rounds);
   measure_ranks<olmoe, sy::expert::gated_mlp<sy::silu>, bfloat16>("OLMoE bf16", where, rounds);
   measure_ranks<lms, sy::expert::mlp<sy::relu>, bfloat16>("LMS bf16", where, rounds);
+  measure_adapters(where, rounds);
   return 0;
 }
