@@ -8,6 +8,9 @@
 /// Terms of low rank: what a row of a product gets beside W x where its language or its adapter has factors of its own.
 namespace switchyard {
 
+template <class Layer>
+struct forward_args;
+
 /// The tables of one projection. A row with an entry of both gets tall[entry] (wide[entry] x) beside W x.
 template <class Element>
 struct low_rank_factors {
