@@ -264,10 +264,10 @@ struct expert_weights {
 
 /// Both products over all rows, and their terms. `activated` has room for `most_padded_rows` rows of `row_floats(intermediate)` floats, `results` for
 /// as many of `row_floats(hidden)`: until the first product is done, it has the tokens as that wants them.
-template <class Operand, class Terms>
+template <class Operand, class Terms = no_terms>
 void run_products(cpu_context const& context, panel_kernels<Operand> const& kernels, expert_rows const& all,
                   token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
-                  expert_weights<Operand> const& weights, float* activated, float* results, Terms const& terms) {
+                  expert_weights<Operand> const& weights, float* activated, float* results, Terms const& terms = {}) {
   input_projection<Operand> const& in = weights.in;
   Operand const& down = weights.down;
   bias_view<typename Operand::element> const& down_bias = weights.down_bias;
