@@ -19,7 +19,7 @@ namespace switchyard::cpu {
 /// Products without terms: nothing happens.
 struct no_terms {
   static constexpr bool any = false;
-  int gate = 0, up = 0, down = 0;
+  int gate = 0, up = 0, down = 0;  ///< names, as terms have them
 
   template <class Tokens>
   void before_in(cpu_context const&, Tokens const&, int, bool) const {}
@@ -47,8 +47,8 @@ template <class Element>
 struct low_rank_terms {
   static constexpr bool any = true;
 
-  low_rank_term<Element> gate, up,
-      down;  ///< `gate` only where experts are gated; `up` and `down` share their narrow rows
+  low_rank_term<Element> gate;      ///< only where experts are gated
+  low_rank_term<Element> up, down;  ///< have their narrow rows one after the other, in the same memory
   term_kernels<Element> kernels;
   int rank;
   std::int64_t inner_stride;  ///< of `inner`
@@ -83,6 +83,7 @@ struct low_rank_terms {
   }
 };
 
+/// Rows that are multiplied together at most.
 inline constexpr int narrow_group_rows = 12;
 
 /// Makes narrow rows for one or two projections, in float. `group(kernels, ids, rows, first, length, to)` puts a piece of some rows side by
@@ -90,20 +91,21 @@ inline constexpr int narrow_group_rows = 12;
 template <class Element, class Group>
 void make_narrow_rows(cpu_context const& context, low_rank_terms<Element> const& terms, int depth,
                       low_rank_term<Element> const* projections, int count, Group const& group) {
-  constexpr int piece = 512, features = item_features;
+  constexpr int piece = 512, most_features = item_features;
   std::int64_t const pitch = narrow_floats(terms.rank), columns_apart = narrow_stride(terms.rows);
   row_kernels<weight_view<Element>> const kernels = row_kernels_of<weight_view<Element>>(context.instructions);
   std::int64_t const sorted = terms.sort();
-  // Enough items for all workers, long enough for entries that many rows have.
-  std::int64_t const rows_of_item =
-      std::clamp<std::int64_t>(divide_up(sorted, 4 * context.threads), narrow_group_rows, 96);
-  std::int64_t const row_items = divide_up(sorted, rows_of_item), blocks = divide_up(terms.rank, features);
+  // Rows of an entry share its numbers, but all workers want something to do. No result depends on it.
+  std::int64_t const rows_of_item = std::clamp<std::int64_t>(divide_up(sorted, 2 * context.threads), 1, 96);
+  std::int64_t const row_items = divide_up(sorted, rows_of_item);
+  int const features = row_items < 2 * context.threads && context.threads > 1 ? 16 : most_features;
+  std::int64_t const blocks = divide_up(terms.rank, features);
   parallel_for(context, row_items * blocks, [&](std::int64_t item) {
     std::int64_t const begin = item / blocks * rows_of_item, end = std::min(sorted, begin + rows_of_item);
     int const first_feature = static_cast<int>(item % blocks) * features;
     int const these = std::min(features, terms.rank - first_feature);
     alignas(64) float grouped[narrow_group_rows * row_floats(piece)];
-    float part[narrow_group_rows * features], sums[2][narrow_group_rows * features];
+    float part[narrow_group_rows * most_features], sums[2][narrow_group_rows * most_features];
     for (std::int64_t i = begin; i < end;) {
       std::int32_t const* const ids = terms.by_wide + i;
       std::int32_t const entry = terms.wide_of[ids[0]];
@@ -115,11 +117,11 @@ void make_narrow_rows(cpu_context const& context, low_rank_terms<Element> const&
         group(kernels, ids, rows, k, length, grouped);
         for (int p = 0; p < count; ++p) {
           Element const* const wide = projections[p].factors.wide_of(entry) + first_feature * std::int64_t{depth} + k;
-          kernels.multiply(grouped, rows, {length, 0, length}, {wide, depth, 1, these}, {}, part, features);
+          kernels.multiply(grouped, rows, {length, 0, length}, {wide, depth, 1, these}, {}, part, most_features);
           for (int r = 0; r < rows; ++r) {
             for (int f = 0; f < these; ++f) {
-              float const value = part[r * features + f];
-              float& sum = sums[p][r * features + f];
+              float const value = part[r * most_features + f];
+              float& sum = sums[p][r * most_features + f];
               sum = k == 0 ? value : sum + value;
             }
           }
@@ -127,10 +129,11 @@ void make_narrow_rows(cpu_context const& context, low_rank_terms<Element> const&
       }
       for (int p = 0; p < count; ++p) {
         for (int r = 0; r < rows; ++r) {
-          float* const values = sums[p] + r * features;
+          float* const values = sums[p] + r * most_features;
           float const scale = terms.scale_of[ids[r]];
           for (int f = 0; f < these; ++f) values[f] *= scale;
-          int const padded = static_cast<int>(std::min<std::int64_t>(features, pitch - first_feature));
+          // Zeros behind the last.
+          int const padded = first_feature + these < terms.rank ? these : static_cast<int>(pitch) - first_feature;
           for (int f = these; f < padded; ++f) values[f] = 0.0f;
           kernels.put(values, padded, first_feature, 0, 1, pitch, projections[p].narrow + ids[r] * pitch);
           float* const column = projections[p].narrow_columns + first_feature * columns_apart + ids[r];
