@@ -44,12 +44,19 @@ using routers = std::tuple<
     routed<8, 3, router::scaled<replayed<router::with_bias<softmax_top_k>>, 5, 2>>,
     routed<8, 2, with_router_input<top_k_softmax, 36>>,
     routed<8, 3, router::scaled<with_expert_dropout<router::with_bias<softmax_top_k>, 1, 2>, 5, 2>>,  // often fewer than three left
-    routed<8, 6, router::scaled<softmax_top_k_raw, 16>>>;
+    routed<8, 2, router::with_bias<s_base<as_published>>>,
+    routed<8, 6, router::scaled<softmax_top_k_raw, 16>>,
+    routed<8, 2, with_weight_element<softmax_top_k, bfloat16>>,
+    routed<4, 4, with_weight_element<router::with_bias<top_k_softmax>, half>, 33>>;
 using more_routers = std::tuple<
     routed<3, 3, softmax_top_k, 2>,
     routed<16, 2, sparsemixer<1, 4>>,
     routed<4, 2, router::with_bias<top_k_softmax>>,
-    routed<4, 2, on_input<sigmoid_top_k>>>;
+    routed<4, 2, on_input<sigmoid_top_k>>,
+    routed<70, 3, shared<s_base<>>, 48>,
+    routed<8, 3, router::scaled<with_expert_dropout<s_base<sinkhorn_traits{.iterations = 1}>, 1, 2>, 5, 2>>,
+    routed<8, 2, replayed<s_base<>>>,
+    layer<shape{20, 17, 4, 1}, adaptive_clustering<s_base<>>, queued<factor<1>, queue::priority>, mlp<relu>>>;
 
 using composed_routers = std::tuple<
     routed<3, 2, top_k<scores::softmax, selection::best, weighting::l2>>,
@@ -139,8 +146,12 @@ using experts = std::tuple<
     computed<expert::with_bias<gated_mlp<silu>>>,
     computed<expert::scaled<expert::with_bias<mlp<relu>>, 4, 5>>,
     computed<with_output_bias<expert::with_bias<mlp<relu>>>, 33, 40, on_drop<factor<1, 2>, dropped::input>>,
-    computed<top_k_units<mlp<relu>, 7>>,
-    computed<expert::with_bias<top_k_units<gated_mlp<silu>, 30>>, 20, 71, factor<1>, on_input<sigmoid_top_k>>>;
+    computed<top_k_units<mlp<relu>, 5>>,
+    computed<top_k_units<gated_mlp<silu>, 30, unit_ranking::norm_compensated>, 20, 71>,
+    computed<expert::with_bias<top_k_units<gated_mlp<silu>, 30>>, 20, 71, factor<1>, on_input<sigmoid_top_k>>,
+    computed<with_null_experts<gated_mlp<silu>, null_experts{.identity = 5}>, 64, 32>,
+    computed<expert::scaled<with_null_experts<mlp<relu>, null_experts{.constant = 1, .mixed_constant = 2, .identity = 1, .zero = 1}>, 4, 5>, 33, 40, on_drop<factor<1, 2>, dropped::input>>,
+    computed<with_null_experts<mlp<relu>, null_experts{.identity = 1, .zero = 2}>, 33, 40, renormalised<queued<fixed<9>, queue::priority>>, precomputed>>;
 using more_experts = std::tuple<
     computed<mlp<relu_squared>>,
     computed<gated_mlp<clamped_swiglu<7, 4, 1, 1, 0>>>,
@@ -168,7 +179,8 @@ using stored_as = std::tuple<
     stored<Element, 4, 1, switch_top1, on_drop<factor<5, 4>, dropped::weighted_input>, mlp<gelu>>,
     stored<Element, 3, 2, on_input<sigmoid_top_k>, factor<1>, with_shared<gated_mlp<silu>, 17, shared_gate::sigmoid>>,
     stored<Element, 6, 2, stratified<softmax_top_k, 3, 3>, dropless, gated_mlp<silu>>,
-    stored<Element, 3, 2, softmax_top_k, dropless, top_k_units<mlp<relu>, 9>>,
+    stored<Element, 3, 2, softmax_top_k, dropless, top_k_units<mlp<relu>, 5, unit_ranking::norm_compensated>>,
+    stored<Element, 3, 2, with_weight_element<softmax_top_k, Element>, dropless, with_null_experts<mlp<relu>, null_experts{.constant = 1, .mixed_constant = 1, .identity = 2, .zero = 1}>>,
     layer<shape{1043, 270, 2, 1}, switch_top1, dropless, mlp<relu>, backend::cpu, Element>>;  // more than one piece
 template <class Element>
 using more_stored_as = std::tuple<

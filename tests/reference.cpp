@@ -68,6 +68,23 @@ numbers inner_values(config const& c, int intermediate, double const* gate_proj,
   return inner;
 }
 
+/// The L2 norm of a column of down [hidden, intermediate].
+double norm_of_column(config const& c, double const* down_proj, int intermediate, int column) {
+  double squares = 0;
+  for (int h = 0; h < c.hidden; ++h) squares += std::pow(down_proj[std::size_t(h) * intermediate + column], 2);
+  return std::sqrt(squares);
+}
+
+/// What inner values are ranked by.
+numbers ranks_of_units(config const& c, numbers const& inner, double const* down_proj) {
+  numbers ranks = inner;
+  int const intermediate = static_cast<int>(inner.size());
+  for (int i = 0; c.norm_compensated && i < intermediate; ++i) {
+    ranks[i] *= norm_of_column(c, down_proj, intermediate, i);
+  }
+  return ranks;
+}
+
 /// One expert on one token: down of its inner values, or of those that are at least the `kept_units`-th largest (Csordas et al.
 /// 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, section 3.1).
 numbers expert(config const& c, int intermediate, double const* gate_proj, double const* up_proj,
@@ -75,11 +92,25 @@ numbers expert(config const& c, int intermediate, double const* gate_proj, doubl
                numbers const& x) {
   numbers inner = inner_values(c, intermediate, gate_proj, up_proj, gate_bias, up_bias, x);
   if (c.kept_units > 0) {
-    double const least = inner[largest(inner, c.kept_units).back()];
-    for (double& v : inner)
-      if (v < least) v = 0;
+    numbers const ranks = ranks_of_units(c, inner, down_proj);
+    double const least = ranks[largest(ranks, c.kept_units).back()];
+    for (int i = 0; i < intermediate; ++i)
+      if (ranks[i] < least) inner[i] = 0;
   }
   return product(down_proj, c.hidden, intermediate, inner, down_bias);
+}
+
+/// An expert without rows, by its number among those.
+numbers null_expert(config const& c, weights const& w, int number, numbers const& x) {
+  int const vectors = c.constant_experts + c.mixed_constant_experts, mixed = number - c.constant_experts;
+  if (number >= vectors + c.identity_experts) return numbers(c.hidden, 0.0);
+  if (number >= vectors) return x;
+  numbers out(w.constant_vectors.begin() + std::size_t(number) * c.hidden,
+              w.constant_vectors.begin() + std::size_t(number + 1) * c.hidden);
+  if (mixed < 0) return out;
+  numbers const share = softmax(product(w.constant_mixing.data() + std::size_t(mixed) * 2 * c.hidden, 2, c.hidden, x));
+  for (int i = 0; i < c.hidden; ++i) out[i] = share[0] * x[i] + share[1] * out[i];
+  return out;
 }
 
 /// Two (or more) choices one after the other. For the best remaining logit s, experts with
@@ -158,7 +189,7 @@ std::vector<std::uint8_t> drop(config const& c, std::vector<int> const& ids, num
     }
     std::vector<std::int64_t> waiting(c.experts, 0);
     for (std::int64_t pair : pairs)
-      if (ids[pair] >= 0) dropped[pair] = waiting[ids[pair]]++ >= slots;
+      if (ids[pair] >= 0 && ids[pair] < experts_with_rows(c)) dropped[pair] = waiting[ids[pair]]++ >= slots;
   }
   return dropped;
 }
@@ -326,6 +357,43 @@ numbers inner_values(config const& c, weights const& w, int expert, numbers cons
                       at(w.gate_bias, c.intermediate), at(w.up_bias, c.intermediate), x);
 }
 
+numbers unit_norms(config const& c, weights const& w) {
+  numbers norms;
+  for (int e = 0; e < experts_with_rows(c); ++e) {
+    double const* const down = w.down_proj.data() + std::size_t(e) * c.hidden * c.intermediate;
+    for (int i = 0; i < c.intermediate; ++i) norms.push_back(norm_of_column(c, down, c.intermediate, i));
+  }
+  return norms;
+}
+
+numbers unit_ranks(config const& c, weights const& w, int expert, numbers const& inner) {
+  return ranks_of_units(c, inner, w.down_proj.data() + std::size_t(expert) * c.hidden * c.intermediate);
+}
+
+numbers balancing_bias(config const& c, numbers const& logits, std::vector<std::uint8_t> const& active) {
+  std::size_t const experts = c.experts;
+  std::vector<std::size_t> rows;  // that count
+  for (std::size_t t = 0; t < logits.size() / experts; ++t)
+    if (active.empty() || active[t]) rows.push_back(t);
+  numbers u(rows.size(), 0.0), v(experts, 0.0);
+  if (rows.size() < 2) return v;
+  double const sign = c.balancing_subtracts ? -1.0 : 1.0;
+  for (int i = 0; i < c.balancing_iterations; ++i) {
+    for (std::size_t r = 0; r < rows.size(); ++r) {
+      numbers row(logits.begin() + rows[r] * experts, logits.begin() + (rows[r] + 1) * experts);
+      for (std::size_t e = 0; e < experts; ++e) row[e] += sign * v[e];
+      u[r] = -log_sum_exp(row);
+    }
+    for (std::size_t e = 0; e < experts; ++e) {
+      numbers column;
+      for (std::size_t r = 0; r < rows.size(); ++r) column.push_back(logits[rows[r] * experts + e] + sign * u[r]);
+      bool const closed = *std::max_element(column.begin(), column.end()) == -std::numeric_limits<double>::infinity();
+      v[e] = closed ? 0.0 : std::log(double(rows.size()) / double(experts)) - log_sum_exp(column);
+    }
+  }
+  return v;
+}
+
 double load_importance(numbers const& p, int experts, int top_k, double gate_noise) {
   numbers importance(experts, 0.0), load(experts, 0.0);
   for (std::size_t row = 0; row < p.size(); row += experts) {
@@ -425,9 +493,10 @@ numbers router_logits(config const& c, weights const& w, numbers const& x) {
   return logits;
 }
 
-result decide(config const& c, numbers logits, numbers const& correction_bias, std::int64_t tokens, inputs const& in) {
+result decide(config const& c, numbers logits, numbers const& given_bias, std::int64_t tokens, inputs const& in) {
   result r;
   r.logits = std::move(logits);
+  numbers const correction_bias = c.balancing_iterations > 0 ? balancing_bias(c, r.logits, in.active) : given_bias;
   r.ids.assign(tokens * c.top_k, -1);
   r.weights.assign(tokens * c.top_k, 0.0);
   numbers priority(tokens, 0.0);
@@ -464,7 +533,7 @@ result decide(config const& c, numbers logits, numbers const& correction_bias, s
     r.load[r.ids[pair]] += 1;
     if (r.dropped[pair])
       r.weights[pair] = 0;
-    else
+    else if (r.ids[pair] < experts_with_rows(c))
       r.counts[r.ids[pair]] += 1;
   }
   if (c.normalise_after_dropping && c.scores != score::sparsemixer) {
@@ -648,6 +717,11 @@ result forward(config const& c, weights const& w, numbers const& tokens_in, inpu
         continue;
       }
       any_kept = true;
+      if (int const null = r.ids[pair] - experts_with_rows(c); null >= 0) {
+        numbers const out = null_expert(c, w, null, token);
+        for (int i = 0; i < c.hidden; ++i) y[i] += r.weights[pair] * c.expert_output_scale * out[i];
+        continue;
+      }
       numbers input = token;
       if (c.weight_on_input)
         for (double& v : input) v *= r.weights[pair];

@@ -74,21 +74,29 @@ struct config {
   bool sigmoid_after_top_k = false;  ///< weights are the sigmoids of the chosen logits
   norm normalise = norm::none;
   bool normalise_after_dropping = false;  ///< false: over all choices of a token; true: over those that got a slot
-  double least_sum = 0x1p-23;  ///< least denominator after dropping: the float epsilon, as in fairseq and NLLB
-  double scaling = 1.0;        ///< factor on the weights, after normalising
-  double jitter = 0.01;        ///< sparsemixer: half the relative distance at which an expert is masked
-  bool given_ids = false;      ///< experts are inputs.ids, weights are those of the logits
-  int router_width = 0;        ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
+  double least_sum = 0x1p-23;        ///< least denominator after dropping: the float epsilon, as in fairseq and NLLB
+  double scaling = 1.0;              ///< factor on the weights, after normalising
+  double jitter = 0.01;              ///< sparsemixer: half the relative distance at which an expert is masked
+  int balancing_iterations = 0;      ///< 0: tokens choose by themselves
+  bool balancing_subtracts = false;  ///< with the signs of sigma-MoE's published code
+  bool given_ids = false;            ///< experts are inputs.ids, weights are those of the logits
+  int router_width = 0;              ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
 
   activation act = activation::silu;
   bool gated = true;
-  int kept_units = 0;        ///< of an expert's inner values, the largest; those equal to the last one, too; 0: all
-  double clamp_limit = 7.0;  ///< clamped_swiglu
+  int kept_units = 0;  ///< of an expert's inner values, the largest; those equal to the last one, too; 0: all
+  bool norm_compensated = false;  ///< they are ranked times the norm of their column of down
+  double clamp_limit = 7.0;       ///< clamped_swiglu
   double clamp_shift = 1.0;
   double clamp_alpha = 1.702;
   bool weight_on_input = false;  ///< the weight multiplies the token before the expert, not the result
   double expert_output_scale = 1.0;
   bool output_bias = false;  ///< a vector is added to the sum over a token's experts
+  /// Of `experts`, the last ones, in this order: they take no row and no slot (Jin et al. 2024, MoE++, section 3.2).
+  int constant_experts = 0;        ///< add a vector
+  int mixed_constant_experts = 0;  ///< add a softmax-weighted sum of the token and a vector
+  int identity_experts = 0;        ///< add the token
+  int zero_experts = 0;            ///< add nothing
   shared_expert shared = shared_expert::none;
   int shared_intermediate = 0;
 
@@ -107,6 +115,11 @@ struct config {
   bool normalised_residual = true;  ///< the residual of a later pass is the token after the norm, not before it
   double norm_epsilon = 1e-5;
 };
+
+/// Experts with weights of their own, which come first.
+inline int experts_with_rows(config const& c) {
+  return c.experts - c.zero_experts - c.identity_experts - c.constant_experts - c.mixed_constant_experts;
+}
 
 /// Rows of a router weight: the gate of stratum i has experts of that stratum and all above it.
 inline int router_rows(config const& c) {
@@ -135,6 +148,8 @@ struct weights {
   numbers shared_down_proj = {};  ///< [hidden, shared_intermediate]
   numbers shared_gate = {};       ///< [hidden], for shared_expert::sigmoid_gated
   numbers output_bias = {};       ///< [hidden]
+  numbers constant_vectors = {};  ///< [constant + mixed constant experts, hidden]
+  numbers constant_mixing = {};   ///< [mixed constant experts, 2, hidden]
   numbers norm_weight = {};       ///< [strata, hidden]
   numbers norm_bias = {};         ///< [strata, hidden]
 };
@@ -258,6 +273,19 @@ choice weigh(config const& c, numbers const& logits, std::vector<int> const& ids
 /// What one expert has between its two products: act(up x), or act(gate x) * up x with a gate.
 numbers inner_values(config const& c, weights const& w, int expert, numbers const& x);
 
+/// The L2 norms of the columns of down, [experts, intermediate].
+numbers unit_norms(config const& c, weights const& w);
+
+/// What the inner values of an expert are ranked by: themselves, or with `norm_compensated` times those norms.
+numbers unit_ranks(config const& c, weights const& w, int expert, numbers const& inner);
+
+/// What the choice adds to each expert's logit so that the experts of all tokens that are active are balanced, [experts]; zeros for one
+/// token. Sinkhorn's iterations, in logarithms: every row of exp(logits + u + v) is made to sum to 1 by u, then every column to
+/// tokens / experts by v; the last v is returned. (Clark et al. 2022, Unified Scaling Laws for Routed Language Models.) The
+/// published code of sigma-MoE has u = -log sum exp(logits - v) and v = -log sum exp(logits - u), but for constants. A column of minus
+/// infinities gets 0.
+numbers balancing_bias(config const& c, numbers const& logits, std::vector<std::uint8_t> const& active = {});
+
 /// Mean of two squared coefficients of variation (unbiased variance / (mean^2 + 1e-10)) over experts: of the summed
 /// probabilities, and of the summed chance that an expert stays among the best top_k when its score gets normal noise
 /// of standard deviation gate_noise / experts. p: [tokens, experts].
@@ -285,7 +313,8 @@ result decide(config const& c, numbers logits, numbers const& correction_bias, s
 ///
 /// y_t = sum over kept choices of weight * expert(x_t) + shared(x_t) (Fedus et al. 2021, Switch
 /// Transformers, equation 2; DeepSeek-AI 2024, DeepSeek-V2, equation 20, for the shared expert) + output bias (Csordas et
-/// al. 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, its layer). A padding row gives 0.
+/// al. 2023, Approximating Two-Layer Feedforward Networks for Efficient Transformers, its layer). A padding row gives 0. Experts without
+/// rows (Jin et al. 2024, MoE++, equations 3 to 6): 0, x, v, or a1 x + a2 v with (a1, a2) = softmax(mixing x).
 result forward(config const& c, weights const& w, numbers const& tokens_in, inputs const& in = {});
 
 }  // namespace reference

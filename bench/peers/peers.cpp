@@ -33,6 +33,12 @@ template <class Element>
 using switch_base = sy::layer<sy::presets::switch_base_8<>::dims, sy::router::switch_top1, sy::capacity::dropless,
                               sy::expert::mlp<sy::relu>, sy::backend::cpu, Element>;
 
+/// As `presets::sigma_moe_wikitext103_small`, with as many experts as the published variant of that width has.
+template <class Element>
+using sigma_of_128 =
+    sy::layer<sy::shape{.hidden = 412, .intermediate = 128, .experts = 128, .top_k = 4}, sy::router::sigma_moe,
+              sy::capacity::dropless, sy::expert::mlp<sy::relu>, sy::backend::cpu, Element>;
+
 template <class Element>
 double distance(std::vector<Element> const& a, std::vector<Element> const& b) {
   double difference = 0.0, length = 0.0;
@@ -224,6 +230,14 @@ void compare(std::string const& name, options& with, std::initializer_list<std::
   for (auto const& [tokens, rounds] : cases) layer.at(tokens, rounds);
 }
 
+template <class Element>
+void compare_sigma(options& with) {
+  auto const cases = {std::pair{std::int64_t{64}, 41}, {256, 25}, {1024, 15}, {8192, 7}};
+  compare<sy::presets::sigma_moe_wikitext103_small<Element>>("sigma_16", with, cases);
+  compare<sy::presets::sigma_moe_wikitext103_big<Element>>("sigma_32", with, cases);
+  compare<sigma_of_128<Element>>("sigma_128", with, cases);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -248,9 +262,11 @@ int main(int argc, char** argv) {
   compare<sy::presets::qwen3_30b_a3b<bfloat16>>("qwen3", with, {{1, 41}, {8, 25}, {64, 15}, {1024, 7}});
   compare<switch_base<bfloat16>>("switch", with, {{1, 101}, {64, 41}, {1024, 15}, {4096, 7}});
   compare<sy::presets::mixtral_8x7b<bfloat16>>("mixtral", with, {{1, 15}, {128, 7}});
+  compare_sigma<bfloat16>(with);
   compare<sy::presets::olmoe_1b_7b<float>>("olmoe", with, {{1, 41}, {8, 25}, {64, 15}, {512, 9}, {2048, 5}});
   compare<sy::presets::qwen3_30b_a3b<float>>("qwen3", with, {{1, 41}, {64, 15}, {1024, 7}});
   compare<switch_base<float>>("switch", with, {{1, 101}, {64, 41}, {1024, 15}, {4096, 7}});
+  compare_sigma<float>(with);
 
   std::printf(
       "\nMedians of calls in turn, on cold weights, and in brackets the least and the most. limit: the least time for "

@@ -38,7 +38,8 @@ struct shared_router {
                                   typename router::template no_shared_weights<Layer>>;
 };
 
-/// Where `forward` writes what it decided: every value is written anew, none is added to. Pointers may be null.
+/// Where `forward` writes what it decided: every value is written anew, none is added to. Pointers may be null. `experts` in a size is
+/// `layer::all_experts`: those of the shape, and those after them that compute nothing (expert/null_experts.hpp).
 ///
 /// A pair that goes nowhere has the expert -1. Its weight is 0 where the row is not active or the caller's route says -1, and NaN
 /// where the token could not be routed (see `decide`): that is how such a token is told from others.
@@ -49,7 +50,7 @@ struct decisions {
   std::int32_t* experts = nullptr;  ///< [tokens, top_k] in the order of choice; -1 for pairs that go nowhere
   float* weights = nullptr;         ///< [tokens, top_k] combine weights of the experts' outputs; 0 where dropped
   std::uint8_t* dropped = nullptr;  ///< [tokens, top_k] 1 where the expert had no slot left
-  std::int64_t* counts = nullptr;   ///< [experts] rows that each expert computed
+  std::int64_t* counts = nullptr;   ///< [experts] rows that each expert computed; 0 for those that compute nothing
   std::int64_t* load = nullptr;     ///< [experts] pairs that chose each expert, dropped ones included
 };
 
@@ -85,6 +86,11 @@ namespace detail {
 
 struct no_views {};
 
+constexpr shape with_experts(shape dims, int experts) {
+  dims.experts = experts;
+  return dims;
+}
+
 /// What an expert offers to make views of its weights.
 template <shape Dims, class Expert, class Element>
 constexpr auto views_of() {
@@ -114,8 +120,6 @@ struct layer : decltype(detail::views_of<Dims, Expert, Element>())::type {
       router_policy<Router>,
       "switchyard: the second argument of layer is no router. A router has a name, and inherits router::by_logits and "
       "has select, or inherits router::by_inputs and has pair; see router/by_logits.hpp.");
-  static_assert(Dims.top_k / Router::choices <= Dims.experts,
-                "switchyard: shape.top_k is larger than shape.experts. Lower top_k or add experts.");
   static_assert(capacity_policy<Capacity>,
                 "switchyard: the third argument of layer is no capacity. A capacity has a name, traits and "
                 "static std::int64_t slots_per_expert(shape, std::int64_t tokens); see "
@@ -124,7 +128,11 @@ struct layer : decltype(detail::views_of<Dims, Expert, Element>())::type {
       expert_policy<Expert>,
       "switchyard: the fourth argument of layer is no expert. An expert has a name and an activation, and inherits "
       "expert::feed_forward; see expert/feed_forward.hpp.");
-  static_assert(Router::template fits<Router, Dims, Capacity, Expert>(),
+  /// What the router chooses from: the experts of the shape, and those after them that compute nothing.
+  static constexpr int all_experts = Dims.experts + Expert::traits.nulls.count();
+  static_assert(Dims.top_k / Router::choices <= all_experts,
+                "switchyard: shape.top_k is larger than shape.experts. Lower top_k or add experts.");
+  static_assert(Router::template fits<Router, detail::with_experts(Dims, all_experts), Capacity, Expert>(),
                 "switchyard: the router does not go with the shape, the capacity or the expert.");
   static_assert(switchyard::element<Element>,
                 "switchyard: tokens and weights are stored as float, switchyard::bfloat16 or switchyard::half. Choose "
@@ -204,8 +212,8 @@ struct layer : decltype(detail::views_of<Dims, Expert, Element>())::type {
     list.write("decisions.experts", a.decisions.experts, pairs);
     list.write("decisions.weights", a.decisions.weights, pairs);
     list.write("decisions.dropped", a.decisions.dropped, pairs);
-    list.write("decisions.counts", a.decisions.counts, Dims.experts);
-    list.write("decisions.load", a.decisions.load, Dims.experts);
+    list.write("decisions.counts", a.decisions.counts, all_experts);
+    list.write("decisions.load", a.decisions.load, all_experts);
     Router::template list_written<layer>(a, list);
     list.read("active", a.active, tokens);
     Router::template list_read<layer>(a, list);

@@ -7,6 +7,7 @@
 #include <switchyard/capacity/wrappers.hpp>
 #include <switchyard/expert/gated_mlp.hpp>
 #include <switchyard/expert/mlp.hpp>
+#include <switchyard/expert/null_experts.hpp>
 #include <switchyard/expert/wrappers.hpp>
 #include <switchyard/layer.hpp>
 #include <switchyard/router/sparsemixer.hpp>
@@ -68,6 +69,15 @@ using deepseek_v3 =
                                        router::weighting::sum>,
                          5, 2>,
           capacity::dropless, expert::with_shared<expert::gated_mlp<silu>, 2048>, Backend, Element>;
+
+/// LongCat-Flash-Lite: of 384 experts that a token may choose, 128 hand it through.
+template <class Element = bfloat16, class Backend = backend::cpu>
+using longcat_flash_lite =
+    layer<shape{.hidden = 3072, .intermediate = 1024, .experts = 256, .top_k = 12},
+          router::scaled<
+              router::top_k<router::scores::softmax, router::selection::corrected, router::weighting::as_scored>, 6>,
+          capacity::dropless, expert::with_null_experts<expert::gated_mlp<silu>, null_experts{.identity = 128}>,
+          Backend, Element>;
 
 template <class Element = bfloat16, class Backend = backend::cpu>
 using gpt_oss_20b = layer<shape{.hidden = 2880, .intermediate = 2880, .experts = 32, .top_k = 4},

@@ -16,6 +16,7 @@
 #include <switchyard/backend/cpu/low_rank.hpp>
 #include <switchyard/backend/cpu/product_keys.hpp>
 #include <switchyard/backend/cpu/rows.hpp>
+#include <switchyard/backend/cpu/sinkhorn.hpp>
 #include <switchyard/backend/cpu/strata.hpp>
 #include <switchyard/calibration.hpp>
 #include <switchyard/capacity/dropless.hpp>
@@ -29,6 +30,7 @@
 #include <switchyard/expert/gated_mlp.hpp>
 #include <switchyard/expert/low_rank.hpp>
 #include <switchyard/expert/mlp.hpp>
+#include <switchyard/expert/null_experts.hpp>
 #include <switchyard/expert/rows.hpp>
 #include <switchyard/expert/top_k_units.hpp>
 #include <switchyard/expert/wrappers.hpp>
@@ -45,11 +47,13 @@
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/product_keys.hpp>
 #include <switchyard/router/replayed.hpp>
+#include <switchyard/router/s_base.hpp>
 #include <switchyard/router/shared.hpp>
 #include <switchyard/router/sparsemixer.hpp>
 #include <switchyard/router/stratified.hpp>
 #include <switchyard/router/switch_top1.hpp>
 #include <switchyard/router/top_k.hpp>
+#include <switchyard/router/weight_element.hpp>
 #include <switchyard/router/with_router_input.hpp>
 #include <switchyard/router/wrappers.hpp>
 #include <switchyard/version.hpp>

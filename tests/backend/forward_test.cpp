@@ -83,7 +83,7 @@ TEST_CASE("the special routings are what they say", "[forward]") {
   for_each_layer([](any_layer const& layer) {
     reference::config const& c = layer.reference;
     if (layer.router.correction_bias || c.groups > 1 || c.clusters.scales || !c.strata.empty()) return;
-    if (layer.router.expert_dropout > 0.0) return;
+    if (layer.router.expert_dropout > 0.0 || c.balancing_iterations > 0) return;
     problem const hot = random_problem(layer, 50, routing::one_expert, 1);
     CHECK(run(hot).load[c.experts / 2] >= 45);
     problem const cold = random_problem(layer, 50, routing::half_of_the_experts, 1);
@@ -151,7 +151,7 @@ TEST_CASE("a pool that runs fewer workers than it is asked for, or none, gives t
 
 TEST_CASE("a row has the same bits whatever rows stand beside it, where no expert is computed by panels", "[forward]") {
   for_each_layer([](any_layer const& layer) {
-    if (layer.capacity.drops) return;
+    if (layer.capacity.drops || layer.reference.balancing_iterations > 0) return;
     problem const all = usual_problem(layer);
     call const by_rows{.context = {.threads = 1, .least_panel_rows = 1'000'000}};
     outcome const together = run(all, by_rows);

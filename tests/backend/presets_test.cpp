@@ -20,10 +20,10 @@ std::int64_t parameters() {
 using all = std::tuple<presets::switch_base_8<>, presets::switch_base_128<>, presets::mixtral_8x7b<>,
                        presets::qwen1_5_moe_a2_7b<>, presets::qwen2_57b_a14b<>, presets::qwen3_30b_a3b<>,
                        presets::olmoe_1b_7b<>, presets::deepseek_v2_lite<>, presets::deepseek_v3<>,
-                       presets::gpt_oss_20b<>, presets::granite_1b_a400m<>, presets::granite_3b_a800m<>,
-                       presets::llama4_scout<>, presets::llama4_maverick<>, presets::phi3_5_moe<>, presets::dbrx<>,
-                       presets::sigma_moe_wikitext103_small<>, presets::sigma_moe_wikitext103_big<>,
-                       presets::sigma_moe_enwik8<>, presets::nllb_moe_54b<>>;
+                       presets::longcat_flash_lite<>, presets::gpt_oss_20b<>, presets::granite_1b_a400m<>,
+                       presets::granite_3b_a800m<>, presets::llama4_scout<>, presets::llama4_maverick<>,
+                       presets::phi3_5_moe<>, presets::dbrx<>, presets::sigma_moe_wikitext103_small<>,
+                       presets::sigma_moe_wikitext103_big<>, presets::sigma_moe_enwik8<>, presets::nllb_moe_54b<>>;
 
 template <class... Layers>
 bool all_have_forward(std::tuple<Layers...>*) {
@@ -53,6 +53,9 @@ TEST_CASE("presets are the layers of the published models", "[presets]") {
   CHECK(sy::describe<presets::deepseek_v3<>>() ==
         "scaled<top_k(sigmoid,grouped<8,4,top2_sum,corrected>,sum),5:2>:8of256/dropless/"
         "with_shared<gated_mlp<silu>,2048>/7168x2048/cpu/bfloat16");
+  CHECK(sy::describe<presets::longcat_flash_lite<>>() ==
+        "scaled<top_k(softmax,corrected,as_scored),6>:12of256/dropless/"
+        "with_null_experts<gated_mlp<silu>,identity:128>/3072x1024/cpu/bfloat16");
   CHECK(
       sy::describe<presets::gpt_oss_20b<>>() ==
       "with_bias<top_k_softmax>:4of32/dropless/with_bias<gated_mlp<clamped_swiglu<7,851:500>>>/2880x2880/cpu/bfloat16");
@@ -88,21 +91,22 @@ TEST_CASE("every preset compiles", "[presets]") { CHECK(all_have_forward(static_
 
 TEST_CASE("presets have the published shapes: parameters of one layer by hand", "[presets]") {
   CHECK(parameters<presets::switch_base_8<>>() == 8 * (2 * 768 * 3072) + 8 * 768);
-  CHECK(parameters<presets::switch_base_128<>>() == 604'078'080);     // 128 * 4718592 + 98304
-  CHECK(parameters<presets::mixtral_8x7b<>>() == 1'409'318'912);      // 8 * 176160768 + 32768
-  CHECK(parameters<presets::qwen1_5_moe_a2_7b<>>() == 553'773'056);   // 60 * 8650752 + 122880 + 34603008 + 2048
-  CHECK(parameters<presets::qwen2_57b_a14b<>>() == 1'982'041'600);    // 64 * 27525120 + 229376 + 220200960 + 3584
-  CHECK(parameters<presets::qwen3_30b_a3b<>>() == 604'241'920);       // 128 * 4718592 + 262144
-  CHECK(parameters<presets::olmoe_1b_7b<>>() == 402'784'256);         // 64 * 6291456 + 131072
-  CHECK(parameters<presets::deepseek_v2_lite<>>() == 571'080'704);    // 64 * 8650752 + 131072 + 2 * 8650752
-  CHECK(parameters<presets::deepseek_v3<>>() == 11'320'164'608);      // 257 * 44040192 + 1835008 + 256
-  CHECK(parameters<presets::gpt_oss_20b<>>() == 796'631'072);         // 32 * (24883200 + 8640) + 92160 + 32
-  CHECK(parameters<presets::granite_1b_a400m<>>() == 50'364'416);     // 32 * 1572864 + 32768
-  CHECK(parameters<presets::granite_3b_a800m<>>() == 94'433'280);     // 40 * 2359296 + 61440
-  CHECK(parameters<presets::llama4_scout<>>() == 2'139'176'960);      // 17 * 125829120 + 81920
-  CHECK(parameters<presets::llama4_maverick<>>() == 16'232'611'840);  // 129 * 125829120 + 655360
-  CHECK(parameters<presets::phi3_5_moe<>>() == 1'258'356'736);        // 16 * 78643200 + 65536
-  CHECK(parameters<presets::dbrx<>>() == 3'170'992'128);              // 16 * 198180864 + 98304
+  CHECK(parameters<presets::switch_base_128<>>() == 604'078'080);       // 128 * 4718592 + 98304
+  CHECK(parameters<presets::mixtral_8x7b<>>() == 1'409'318'912);        // 8 * 176160768 + 32768
+  CHECK(parameters<presets::qwen1_5_moe_a2_7b<>>() == 553'773'056);     // 60 * 8650752 + 122880 + 34603008 + 2048
+  CHECK(parameters<presets::qwen2_57b_a14b<>>() == 1'982'041'600);      // 64 * 27525120 + 229376 + 220200960 + 3584
+  CHECK(parameters<presets::qwen3_30b_a3b<>>() == 604'241'920);         // 128 * 4718592 + 262144
+  CHECK(parameters<presets::olmoe_1b_7b<>>() == 402'784'256);           // 64 * 6291456 + 131072
+  CHECK(parameters<presets::deepseek_v2_lite<>>() == 571'080'704);      // 64 * 8650752 + 131072 + 2 * 8650752
+  CHECK(parameters<presets::deepseek_v3<>>() == 11'320'164'608);        // 257 * 44040192 + 1835008 + 256
+  CHECK(parameters<presets::longcat_flash_lite<>>() == 2'417'099'136);  // 256 * 9437184 + 384 * 3073
+  CHECK(parameters<presets::gpt_oss_20b<>>() == 796'631'072);           // 32 * (24883200 + 8640) + 92160 + 32
+  CHECK(parameters<presets::granite_1b_a400m<>>() == 50'364'416);       // 32 * 1572864 + 32768
+  CHECK(parameters<presets::granite_3b_a800m<>>() == 94'433'280);       // 40 * 2359296 + 61440
+  CHECK(parameters<presets::llama4_scout<>>() == 2'139'176'960);        // 17 * 125829120 + 81920
+  CHECK(parameters<presets::llama4_maverick<>>() == 16'232'611'840);    // 129 * 125829120 + 655360
+  CHECK(parameters<presets::phi3_5_moe<>>() == 1'258'356'736);          // 16 * 78643200 + 65536
+  CHECK(parameters<presets::dbrx<>>() == 3'170'992'128);                // 16 * 198180864 + 98304
   CHECK(parameters<presets::sigma_moe_wikitext103_small<>>() == 1'694'144);  // 16 * 105472 + 6592
   CHECK(parameters<presets::sigma_moe_wikitext103_big<>>() == 8'421'376);    // 32 * 262144 + 32768
   CHECK(parameters<presets::sigma_moe_enwik8<>>() == 2'105'344);             // 16 * 131072 + 8192

@@ -41,6 +41,11 @@ std::vector<float> outputs(float const (&inner)[Units], int tokens, sy::cpu_cont
   args.weights.up_proj = layer::in_proj(up.data());
   if constexpr (Expert::traits.gated) args.weights.gate_proj = layer::in_proj(gate.data());
   args.weights.down_proj = layer::out_proj(down.data());
+  std::vector<float> norms(Units);
+  if constexpr (Expert::traits.ranking == sy::unit_ranking::norm_compensated) {
+    sy::unit_norms(args.weights.down_proj, 1, 1, Units, norms.data());
+    args.weights.unit_norms = norms.data();
+  }
   args.output = layer::rows(y.data(), tokens);
   args.workspace = scratch;
   layer::forward(args, context);
@@ -85,6 +90,34 @@ TEST_CASE("down sees the largest inner values, and all that are equal to the las
   check<scaled<top_k_units<mlp<sy::relu>, 2>, 1, 2>>(inner, 250.45);
 }
 
+TEST_CASE("inner values may be ranked times the norms of what down has for them", "[expert]") {
+  constexpr auto compensated = sy::unit_ranking::norm_compensated;
+  float const inner[] = {0.9f, -1.0f, 0.3f, 0.5f, 0.3f};  // ranks are 0.9, 0, 30, 500, 3000
+  check<top_k_units<mlp<sy::relu>, 1, compensated>>(inner, 3000.0);
+  check<top_k_units<mlp<sy::relu>, 2, compensated>>(inner, 3500.0);
+  check<top_k_units<gated_mlp<as_it_is>, 4, compensated>>(inner, 3530.9);
+  check<top_k_units<mlp<sy::relu>, 2, compensated>, sy::bfloat16>(inner, 3500.0, 1e-2);
+}
+
+TEST_CASE("the norms of units are those of the columns of down, in either storage order", "[expert]") {
+  float const down[] = {3.0f, 0.0f, -1.0f, 4.0f,  -2.0f, 1.0f,   // two output features, three units
+                        5.0f, 1.0f, 2.0f,  12.0f, 0.0f,  2.0f};  // and of another expert
+  double const expected[] = {5.0, 2.0, std::sqrt(2.0), 13.0, 1.0, std::sqrt(8.0)};
+  float transposed[12];
+  for (int e = 0; e < 2; ++e) {
+    for (int row = 0; row < 2; ++row) {
+      for (int i = 0; i < 3; ++i) transposed[e * 6 + i * 2 + row] = down[e * 6 + row * 3 + i];
+    }
+  }
+  for (auto const& view :
+       {sy::weight_view<float>::packed(down, 2, 3), sy::weight_view<float>::transposed(transposed, 2, 3)}) {
+    float norms[6] = {};
+    sy::unit_norms(view, 2, 2, 3, norms);
+    for (int i = 0; i < 6; ++i) CHECK(norms[i] == Catch::Approx(expected[i]).epsilon(1e-7));
+  }
+  CHECK_THROWS_AS(sy::unit_norms(sy::weight_view<float>::packed(down, 2, 3), 2, 2, 3, nullptr), sy::error);
+}
+
 TEST_CASE("inner values are compared as numbers, negative ones too", "[expert]") {
   float const inner[] = {-3.0f, -0.5f, -2.0f, -0.25f, -1.0f};
   check<top_k_units<mlp<as_it_is>, 1>>(inner, -250.0);
@@ -112,4 +145,6 @@ TEST_CASE("top-k units is a trait that wrappers keep", "[expert]") {
   CHECK(inside::traits.bias);
   CHECK(inside::name == "with_bias<top_k_units<gated_mlp<silu>,64>>");
   CHECK(gated_mlp<sy::silu>::traits.kept_units == 0);
+  CHECK(top_k_units<mlp<sy::relu>, 3, sy::unit_ranking::norm_compensated>::name ==
+        "top_k_units<mlp<relu>,3,norm_compensated>");
 }

@@ -34,6 +34,8 @@ struct any_args {
   any_matrix shared_gate_proj, shared_up_proj, shared_down_proj;
   void const* shared_gate = nullptr;
   void const* output_bias = nullptr;
+  float const* unit_norms = nullptr;
+  void const *constant_vectors = nullptr, *constant_mixing = nullptr;
   void* output = nullptr;
   std::int64_t output_stride = 0;
   std::span<std::byte> workspace;
@@ -66,7 +68,8 @@ struct router_facts {
   bool by_words = false;         ///< it takes its experts from a table, with weights of 1
   double expert_dropout = 0.0;   ///< the probability that it masks an expert with
   bool bias = false, correction_bias = false;
-  int strata = 0;  ///< 0: it makes one pass
+  std::size_t weight_bytes = sizeof(float);  ///< of an element of its weight
+  int strata = 0;                            ///< 0: it makes one pass
 };
 
 struct any_layer {
@@ -83,6 +86,8 @@ struct any_layer {
   void (*forward)(any_args const& args, sy::cpu_context const& context);
   void (*store)(double const* from, std::size_t count, void* to);  ///< as elements
   void (*load)(void const* from, std::size_t count, float* to);
+  void (*store_router)(double const* from, std::size_t count, void* to);  ///< as elements of the router's weight
+  void (*load_router)(void const* from, std::size_t count, float* to);
 };
 
 /// The layers that the program has compiled, from the lists of layers.hpp.

@@ -98,7 +98,11 @@ outcome run(problem const& p, call const& how) {
   stored_biases const in_bias = store_biases(layer, w.gate_bias, w.up_bias, c.intermediate, how.stored);
   std::vector<std::byte> const down_bias = elements(w.down_bias), shared_gate = elements(w.shared_gate);
   std::vector<std::byte> const output_bias = elements(w.output_bias);
-  std::vector<float> const router = floats(w.router), bias = floats(w.router_bias);
+  std::vector<float> const unit_norms = c.norm_compensated ? floats(reference::unit_norms(c, w)) : std::vector<float>{};
+  std::vector<std::byte> const constant_vectors = elements(w.constant_vectors), mixing = elements(w.constant_mixing);
+  std::vector<std::byte> router(w.router.size() * layer.router.weight_bytes);
+  layer.store_router(w.router.data(), w.router.size(), router.data());
+  std::vector<float> const bias = floats(w.router_bias);
   std::vector<float> const correction = floats(w.correction_bias);
 
   placement placed(layer.memory);
@@ -120,13 +124,14 @@ outcome run(problem const& p, call const& how) {
   args.rows = tokens;
   std::vector<float> const norm_weight = floats(w.norm_weight), norm_bias = floats(w.norm_bias);
   {
-    float const *const weight = placed.place(router), *const b = placed.place(bias),
-                       *const cb = placed.place(correction);
+    std::byte const* const weight = placed.place(router);
+    std::int64_t const row_bytes = c.hidden * static_cast<std::int64_t>(layer.router.weight_bytes);
+    float const *const b = placed.place(bias), *const cb = placed.place(correction);
     float const *const norms = placed.place(norm_weight), *const norm_biases = placed.place(norm_bias);
     int row = 0, closed = 0;
     for (std::size_t i = 0; i < std::max<std::size_t>(c.strata.size(), 1); ++i) {
-      args.router[i] = {weight + std::int64_t{row} * c.hidden, b == nullptr ? nullptr : b + row,
-                        cb == nullptr ? nullptr : cb + row};
+      args.router[i] = {weight == nullptr ? nullptr : reinterpret_cast<float const*>(weight + row * row_bytes),
+                        b == nullptr ? nullptr : b + row, cb == nullptr ? nullptr : cb + row};
       if (c.strata.empty()) break;
       if (!norm_weight.empty())
         args.norm[i] = {norms + i * c.hidden, norm_biases + i * c.hidden, static_cast<float>(c.norm_epsilon)};
@@ -151,6 +156,9 @@ outcome run(problem const& p, call const& how) {
   }
 
   args.output_bias = placed.place(output_bias);
+  args.unit_norms = placed.place(unit_norms);
+  args.constant_vectors = placed.place(constant_vectors);
+  args.constant_mixing = placed.place(mixing);
 
   // The pattern between rows is a NaN, so that it is seen in the output if it is read.
   std::int64_t const stride = c.hidden + how.padding;

@@ -46,6 +46,8 @@ typed_args<Element>::typed_args(any_args const& from, int hidden) {
   optional.shared = {matrix(from.shared_gate_proj), matrix(from.shared_up_proj), matrix(from.shared_down_proj),
                      data(from.shared_gate)};
   optional.output_bias = data(from.output_bias);
+  optional.unit_norms = from.unit_norms;
+  optional.constant_experts = {data(from.constant_vectors), data(from.constant_mixing)};
   optional.routes = from.routes;
   optional.words = from.words;
   optional.vocabulary = static_cast<std::int32_t>(from.rows);

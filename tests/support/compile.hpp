@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 
 #include "layers.hpp"
@@ -67,6 +68,17 @@ double dropout_probability(sy::router::with_expert_dropout<Base, Numerator, Deno
 }
 
 template <class Router>
+constexpr auto weight_element_type() {
+  if constexpr (requires { typename Router::weight_element; }) {
+    return std::type_identity<typename Router::weight_element>{};
+  } else {
+    return std::type_identity<float>{};
+  }
+}
+template <class Router>
+using weight_element_of = typename decltype(weight_element_type<Router>())::type;
+
+template <class Router>
 router_facts facts_of() {
   router_facts facts;
   facts.precomputed = !sy::makes_logits<Router>;
@@ -75,6 +87,7 @@ router_facts facts_of() {
   facts.by_words = std::is_base_of_v<sy::router::hash_layer, Router>;
   facts.bias = Router::traits.bias;
   facts.correction_bias = Router::traits.correction_bias;
+  facts.weight_bytes = sizeof(weight_element_of<Router>);
   facts.expert_dropout = dropout_probability(static_cast<Router const*>(nullptr));
   if constexpr (sy::router::climbs<typename Router::schedule>) facts.strata = Router::schedule::strata;
   return facts;
@@ -94,7 +107,9 @@ any_layer erase() {
           .workspace_bytes = &Layer::workspace_bytes,
           .forward = &forward_any<Layer>,
           .store = &store_elements<element>,
-          .load = &load_elements<element>};
+          .load = &load_elements<element>,
+          .store_router = &store_elements<weight_element_of<typename Layer::router>>,
+          .load_router = &load_elements<weight_element_of<typename Layer::router>>};
 }
 
 /// Adds a layer to those of the program.

@@ -42,6 +42,13 @@ void describe_router(reference::config& c, sy::router::top_k<Scores, Selection, 
   describe_selection(c, Selection{});
   describe_weighting(c, Weighting{});
 }
+template <sy::sinkhorn_traits Form>
+void describe_router(reference::config& c, sy::router::s_base<Form> const*) {
+  c.scores = reference::score::logits;
+  c.sigmoid_after_top_k = true;
+  c.balancing_iterations = Form.iterations;
+  c.balancing_subtracts = Form.subtracts;
+}
 template <int Numerator, int Denominator>
 void describe_router(reference::config& c, sy::router::sparsemixer<Numerator, Denominator> const*) {
   c.scores = reference::score::sparsemixer;
@@ -89,7 +96,7 @@ template <int Numerator, int Denominator, sy::capacity::rounding Rounding, int M
 void describe_capacity(reference::config& c,
                        sy::capacity::factor<Numerator, Denominator, Rounding, Minimum, Alignment> const*) {
   c.slot_rule = [](reference::config const& of, std::int64_t tokens) {
-    int const experts = of.experts, top_k = of.top_k;
+    int const experts = reference::experts_with_rows(of), top_k = of.top_k;
     using sy::capacity::rounding;
     std::int64_t slots = 0;
     switch (Rounding) {
@@ -122,7 +129,7 @@ reference::config reference_config() {
   reference::config c;
   c.hidden = Layer::dims.hidden;
   c.intermediate = Layer::dims.intermediate;
-  c.experts = Layer::dims.experts;
+  c.experts = Layer::all_experts;
   c.top_k = Layer::dims.top_k;
   describe_router(c, static_cast<typename Layer::router const*>(nullptr));
   c.weight_on_input = Layer::router_traits.weighs_input;
@@ -162,7 +169,12 @@ reference::config reference_config() {
   c.gated = expert.gated;
   c.expert_output_scale = double(expert.scale_numerator) / expert.scale_denominator;
   c.output_bias = expert.output_bias;
+  c.zero_experts = expert.nulls.zero;
+  c.identity_experts = expert.nulls.identity;
+  c.constant_experts = expert.nulls.constant;
+  c.mixed_constant_experts = expert.nulls.mixed_constant;
   c.kept_units = expert.kept_units;
+  c.norm_compensated = expert.ranking == sy::unit_ranking::norm_compensated;
   c.shared_intermediate = expert.shared_intermediate;
   if (expert.shared_intermediate > 0) {
     bool const gated = expert.gate == sy::shared_gate::sigmoid;

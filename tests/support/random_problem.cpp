@@ -31,31 +31,53 @@ reference::numbers random_floats(random_numbers& random, std::size_t count, doub
   return values;
 }
 
-/// Draws tokens again until no decision of a layer with clusters hangs on rounding: the weights of the features depend on
-/// all tokens. One cluster in four has no token.
+/// The same that the elements of the router's weight hold exactly.
+reference::numbers random_router(any_layer const& layer, random_numbers& random, std::size_t count, double deviation) {
+  reference::numbers values = random_floats(random, count, deviation);
+  std::vector<std::byte> stored(count * layer.router.weight_bytes);
+  std::vector<float> loaded(count);
+  layer.store_router(values.data(), count, stored.data());
+  layer.load_router(stored.data(), count, loaded.data());
+  return {loaded.begin(), loaded.end()};
+}
+
+/// Clusters of which one in four has no token.
+void draw_labels(problem& p, random_numbers& random) {
+  p.inputs.label_choices = 2;
+  for (std::size_t t = 0; t < p.tokens.size() / p.config.hidden; ++t) {
+    int label = 0;
+    do label = random.below(p.config.experts);
+    while (label % 4 == 1);
+    p.inputs.labels.insert(p.inputs.labels.end(), {label, random.below(p.config.experts)});
+  }
+}
+
+/// Draws tokens again until no decision of a layer hangs on rounding where each depends on all tokens: by the weights of the features of
+/// clusters, or by a balance of the experts.
 void redraw_until_clear(problem& p, random_numbers& random) {
   reference::config const& c = p.config;
   std::size_t const hidden = c.hidden, tokens = p.tokens.size() / hidden;
-  p.inputs.label_choices = 2;
-  for (std::size_t t = 0; t < tokens; ++t) {
-    int label = 0;
-    do label = random.below(c.experts);
-    while (label % 4 == 1);
-    p.inputs.labels.insert(p.inputs.labels.end(), {label, random.below(c.experts)});
-  }
   for (int round = 0; round < 10000; ++round) {
-    reference::cluster_table const table = reference::cluster_features(c, p.tokens, p.inputs);
-    reference::numbers const logits =
-        reference::router_logits(c, p.weights, reference::scaled_tokens(c, p.tokens, p.inputs, table.scale));
+    reference::numbers seen = p.tokens;
+    if (c.clusters.scales) {
+      seen = reference::scaled_tokens(c, seen, p.inputs, reference::cluster_features(c, seen, p.inputs).scale);
+    }
+    reference::numbers const logits = reference::router_logits(c, p.weights, seen);
+    reference::numbers const correction =
+        c.balancing_iterations > 0 ? reference::balancing_bias(c, logits) : p.weights.correction_bias;
     bool clear = true;
     std::vector<double> queue;
     for (std::size_t t = 0; t < tokens; ++t) {
       reference::numbers const mine(logits.begin() + t * c.experts, logits.begin() + (t + 1) * c.experts);
-      double const priority = reference::route(c, mine, p.weights.correction_bias).priority;
+      std::vector<std::uint8_t> masked;
+      if (!p.inputs.masked.empty()) {
+        masked.assign(p.inputs.masked.begin() + t * c.experts, p.inputs.masked.begin() + (t + 1) * c.experts);
+      }
+      double const priority = reference::route(c, mine, correction, masked).priority;
       auto const close = [&](double other) { return std::abs(other - priority) < least_queue_margin; };
       bool const tied = c.order == reference::queue::priority && std::any_of(queue.begin(), queue.end(), close);
       queue.push_back(priority);
-      if (!tied && choice_is_clear(c, mine, p.weights.correction_bias)) continue;
+      if (!tied && choice_is_clear(c, mine, correction, least_margin, masked)) continue;
       clear = false;
       reference::numbers token = random_elements(*p.layer, random, hidden, 1.0);
       token[0] = 1.0;
@@ -123,13 +145,18 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     return random_elements(layer, random, count, deviation);
   };
   reference::weights& w = p.weights;
-  w.up_proj = elements(c.experts * matrix, in);
-  w.down_proj = elements(c.experts * matrix, out);
-  if (c.gated) w.gate_proj = elements(c.experts * matrix, in);
+  std::size_t const with_rows = reference::experts_with_rows(c);
+  w.up_proj = elements(with_rows * matrix, in);
+  w.down_proj = elements(with_rows * matrix, out);
+  // Norms that change the order of units.
+  for (std::size_t i = 0; c.norm_compensated && i < w.down_proj.size(); ++i) {
+    w.down_proj[i] *= std::ldexp(1.0, static_cast<int>(i % std::size_t(c.intermediate) % 3) - 1);
+  }
+  if (c.gated) w.gate_proj = elements(with_rows * matrix, in);
   if (layer.expert.bias) {
-    w.up_bias = elements(std::size_t(c.experts) * c.intermediate, 0.5);
-    w.down_bias = elements(std::size_t(c.experts) * c.hidden, 0.5);
-    if (c.gated) w.gate_bias = elements(std::size_t(c.experts) * c.intermediate, 0.5);
+    w.up_bias = elements(with_rows * c.intermediate, 0.5);
+    w.down_bias = elements(with_rows * c.hidden, 0.5);
+    if (c.gated) w.gate_bias = elements(with_rows * c.intermediate, 0.5);
   }
   if (c.shared_intermediate > 0) {
     std::size_t const shared = std::size_t(c.hidden) * c.shared_intermediate;
@@ -139,6 +166,8 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     if (layer.expert.gate == sy::shared_gate::sigmoid) w.shared_gate = elements(c.hidden, in);
   }
   if (c.output_bias) w.output_bias = elements(c.hidden, 0.5);
+  w.constant_vectors = elements(std::size_t(c.constant_experts + c.mixed_constant_experts) * c.hidden, 1.0);
+  w.constant_mixing = elements(std::size_t(c.mixed_constant_experts) * 2 * c.hidden, in);
 
   // The first feature of every token is 1, so the first column of the router weight moves all tokens.
   int const hot = c.experts / 2;
@@ -147,7 +176,7 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
   };
   if (c.scores != reference::score::precomputed) {
     std::size_t const rows = reference::router_rows(c), width = c.router_width > 0 ? c.router_width : c.hidden;
-    w.router = random_floats(random, rows * width, in);
+    w.router = random_router(layer, random, rows * width, in);
     for (int e = 0; e < c.experts; ++e) {  // with strata: of the first gate
       double& constant = w.router[std::size_t(e) * width];
       if (closed(e)) constant = -8.0;
@@ -179,12 +208,13 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
   double const units_margin = layer.element_bytes < 4 ? 1e-2 : least_margin;
   auto const units_clear = [&](reference::numbers const& token, reference::choice const& chosen) {
     for (int k = 0; c.kept_units > 0 && k < c.top_k; ++k) {
+      if (chosen.ids[k] >= reference::experts_with_rows(c)) continue;
       reference::numbers input = token;
       if (c.weight_on_input) {
         for (double& v : input) v *= chosen.weights[k];
       }
       reference::numbers const inner = reference::inner_values(c, w, chosen.ids[k], input);
-      if (!units_are_clear(inner, c.kept_units, units_margin)) return false;
+      if (!units_are_clear(reference::unit_ranks(c, w, chosen.ids[k], inner), c.kept_units, units_margin)) return false;
     }
     return true;
   };
@@ -241,7 +271,8 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
     p.tokens.insert(p.tokens.end(), token.begin(), token.end());
     ++t;
   }
-  if (c.clusters.scales) redraw_until_clear(p, random);
+  if (c.clusters.scales) draw_labels(p, random);
+  if (c.clusters.scales || c.balancing_iterations > 0) redraw_until_clear(p, random);
   if (!c.strata.empty()) redraw_until_each_pass_is_clear(p, random);
   return p;
 }

@@ -37,6 +37,8 @@ struct optional_arguments {
   switchyard::expert_biases<Element> bias = {};
   switchyard::shared_expert_weights<Element> shared = {};
   Element const* output_bias = nullptr;
+  float const* unit_norms = nullptr;
+  switchyard::constant_expert_weights<Element> constant_experts = {};
   switchyard::precomputed_routes routes = {};
   std::int32_t const* words = nullptr;  ///< [tokens]; each has a row of `routes`
   std::int32_t vocabulary = 0;          ///< those rows
@@ -51,6 +53,15 @@ struct optional_arguments {
 inline void set(switchyard::router_weights& to, switchyard::router_weights const* from) { to = *from; }
 inline void set(switchyard::router::plain_weights& to, switchyard::router_weights const* from) {
   to.weight = from->weight;
+}
+// A weight that is stored as other elements stands where one of floats would.
+template <class Element>
+void set(switchyard::stored_router_weights<Element>& to, switchyard::router_weights const* from) {
+  to = {reinterpret_cast<Element const*>(from->weight), from->bias, from->correction_bias};
+}
+template <class Element>
+void set(switchyard::router::plain_stored_weights<Element>& to, switchyard::router_weights const* from) {
+  to.weight = reinterpret_cast<Element const*>(from->weight);
 }
 template <int Strata, class Weights>
 void set(switchyard::router::stratum_weights<Strata, Weights>& to, switchyard::router_weights const* from) {
@@ -124,6 +135,12 @@ void set_all_but_weights(switchyard::forward_args<Layer>& args,
   if constexpr (Layer::expert_traits.bias) args.weights.bias = from.bias;
   if constexpr (Layer::expert_traits.shared_intermediate > 0) args.weights.shared = from.shared;
   if constexpr (Layer::expert_traits.output_bias) args.weights.output_bias = from.output_bias;
+  if constexpr (Layer::expert_traits.ranking == switchyard::unit_ranking::norm_compensated) {
+    args.weights.unit_norms = from.unit_norms;
+  }
+  constexpr switchyard::null_experts nulls = Layer::expert_traits.nulls;
+  if constexpr (nulls.vectors() > 0) args.weights.constant_experts.vectors = from.constant_experts.vectors;
+  if constexpr (nulls.mixed_constant > 0) args.weights.constant_experts.mixing = from.constant_experts.mixing;
 }
 template <class Layer>
 void set_arguments(switchyard::forward_args<Layer>& args,

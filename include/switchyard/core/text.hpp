@@ -47,6 +47,14 @@ constexpr auto name_of() {
   return copy;
 }
 
+/// A view whose characters are known to the compiler, as `text`.
+template <std::string_view const& View>
+constexpr auto text_of() {
+  text<View.size()> copy;
+  for (std::size_t i = 0; i < View.size(); ++i) copy.characters[i] = View[i];
+  return copy;
+}
+
 namespace detail {
 
 constexpr std::size_t decimal_digits(long long value) {

@@ -18,7 +18,8 @@ struct dispatch_plan {
 
 namespace dispatch {
 
-/// The decisions that a plan is made from, `[tokens, top_k]`. An id of -1 is a pair that goes nowhere (padding).
+/// The decisions that a plan is made from, `[tokens, top_k]`. An id of -1 is a pair that goes nowhere (padding). Ids beyond the experts
+/// of the shape compute nothing: they take no row and no slot, and `all experts` counts them, too.
 struct assignment {
   std::int64_t tokens = 0;
   std::int64_t tokens_per_group = 0;     ///< each group has its own queues; 0: one group
@@ -27,8 +28,8 @@ struct assignment {
   float* weights = nullptr;         ///< changed where the capacity renormalises
   float const* priority = nullptr;  ///< [tokens]; read by queue::priority
   std::uint8_t* dropped = nullptr;  ///< written
-  std::int64_t* load = nullptr;     ///< [experts], written: pairs that chose the expert, kept or not
-  std::int32_t* used = nullptr;     ///< [experts], scratch
+  std::int64_t* load = nullptr;     ///< [all experts], written: pairs that chose the expert, kept or not
+  std::int32_t* used = nullptr;     ///< [all experts], scratch
   std::int32_t* order = nullptr;    ///< [tokens], scratch of queue::priority
 };
 
@@ -39,9 +40,14 @@ namespace detail {
 
 /// What of a plan depends on the layer.
 struct plan_rules {
-  int experts, top_k;
+  int experts, all_experts, top_k;
   capacity_traits capacity;
   std::int64_t (*slots)(std::int64_t tokens);  ///< of each expert, for a group of so many tokens
+
+  /// Whether an id is that of an expert which computes something.
+  bool has_rows(std::int32_t expert) const {
+    return static_cast<std::uint32_t>(expert) < static_cast<std::uint32_t>(experts);
+  }
 };
 
 /// Says of every pair whether its expert takes it: the `slots` first in the order of the queue, group by group.
@@ -59,8 +65,9 @@ inline void drop_pairs(assignment const& a, plan_rules const& rules) {
     auto const visit = [&](std::int64_t token, int k) {
       std::int64_t const pair = token * rules.top_k + k;
       std::int32_t const expert = a.experts[pair];
-      a.dropped[pair] = expert >= 0 && a.used[expert] >= slots;
-      if (expert >= 0) ++a.used[expert];
+      bool const queues = rules.has_rows(expert);
+      a.dropped[pair] = queues && a.used[expert] >= slots;
+      if (queues) ++a.used[expert];
     };
     if (order == queue::token_order) {
       for (std::int64_t token = begin; token < begin + size; ++token) {
@@ -101,8 +108,8 @@ inline void make_plan(assignment const& a, plan_rules const& rules, dispatch_pla
     std::fill(a.dropped, a.dropped + pairs, std::uint8_t{0});
   }
 
-  std::fill(a.load, a.load + rules.experts, std::int64_t{0});
-  std::fill(a.used, a.used + rules.experts, 0);  // now: rows of each expert
+  std::fill(a.load, a.load + rules.all_experts, std::int64_t{0});
+  std::fill(a.used, a.used + rules.all_experts, 0);  // now: rows of each expert
   for (std::int64_t pair = 0; pair < pairs; ++pair) {
     std::int32_t const expert = a.experts[pair];
     if (expert < 0) continue;
@@ -116,7 +123,7 @@ inline void make_plan(assignment const& a, plan_rules const& rules, dispatch_pla
   }
   for (std::int64_t pair = 0; pair < pairs; ++pair) {
     std::int32_t const expert = a.experts[pair];
-    bool const kept = expert >= 0 && !a.dropped[pair];
+    bool const kept = rules.has_rows(expert) && !a.dropped[pair];
     plan.row_of[pair] = kept ? a.used[expert]++ : -1;
     if (kept) plan.pair_of[plan.row_of[pair]] = static_cast<std::int32_t>(pair);
   }
@@ -125,10 +132,10 @@ inline void make_plan(assignment const& a, plan_rules const& rules, dispatch_pla
 }  // namespace detail
 
 /// From decisions to rows, on one thread: O(tokens * top_k + groups * experts), and a sort under queue::priority.
-template <capacity_policy Capacity, shape Dims>
+template <capacity_policy Capacity, shape Dims, int AllExperts = Dims.experts>
 void make_plan(assignment const& a, dispatch_plan const& plan) {
   auto const slots = [](std::int64_t tokens) { return Capacity::slots_per_expert(Dims, tokens); };
-  detail::make_plan(a, {Dims.experts, Dims.top_k, Capacity::traits, slots}, plan);
+  detail::make_plan(a, {Dims.experts, AllExperts, Dims.top_k, Capacity::traits, slots}, plan);
 }
 
 }  // namespace dispatch

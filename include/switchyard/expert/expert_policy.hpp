@@ -17,6 +17,23 @@ enum class shared_gate {
   sigmoid  ///< sigmoid(token . gate vector), one value per token (Qwen2-MoE)
 };
 
+/// By what `expert::top_k_units` ranks the inner values of a row.
+enum class unit_ranking {
+  value,            ///< the value
+  norm_compensated  ///< the value times the L2 norm of what the down projection has for it
+};
+
+/// How many experts a router may choose that compute nothing, of each kind, in the order of their ids: see expert/null_experts.hpp.
+struct null_experts {
+  int constant = 0;        ///< add a vector
+  int mixed_constant = 0;  ///< add a mixture of the token and a vector
+  int identity = 0;        ///< add the token
+  int zero = 0;            ///< add nothing
+
+  constexpr int count() const { return constant + mixed_constant + identity + zero; }
+  constexpr int vectors() const { return constant + mixed_constant; }
+};
+
 struct expert_traits {
   bool gated = false;       ///< true: gate, up and down projection; false: up and down
   bool bias = false;        ///< every projection of the routed experts has a bias
@@ -26,7 +43,9 @@ struct expert_traits {
   shared_gate gate = shared_gate::none;
   bool output_bias = false;  ///< one vector is added to the sum over a token's experts
   int kept_units = 0;        ///< the second product sees so many of a row's inner values, the largest; 0: all
+  unit_ranking ranking = unit_ranking::value;  ///< of inner values, where some are kept
   bool one_bias = false;  ///< biases of the routed experts' projections, where they have some, are one for all experts
+  null_experts nulls = {};  ///< experts of the router's beyond those of the shape
 
   constexpr int input_projections() const { return gated ? 2 : 1; }
 };
@@ -41,6 +60,7 @@ struct expert_costs {
   std::int64_t copies =
       0;  ///< so many there are of the rest, by which experts may be put together; 0: each has its own
   std::int64_t others = 0;  ///< of one routed expert, what a row of it does not meet: other adapters
+  std::int64_t nulls = 0;   ///< of the null experts together
 };
 
 /// An expert says what it computes, and what its weights are: see expert/feed_forward.hpp, which it inherits.

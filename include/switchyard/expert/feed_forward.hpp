@@ -34,8 +34,32 @@ struct shared_expert_weights {
   Element const* gate = nullptr;                         ///< [hidden]; read by shared_gate::sigmoid
 };
 
+/// What constant experts add, one row after the other: first those that are constant alone, then those that mix it with the token.
+template <class Element>
+struct constant_expert_weights {
+  Element const* vectors = nullptr;  ///< [constant + mixed_constant, hidden]
+  Element const* mixing =
+      nullptr;  ///< [mixed_constant, 2, hidden], of the token and of the vector; read where there are some
+};
+
 namespace expert {
 
+struct the_layer_has_no_constant_experts {
+  template <class T>
+  static constexpr void refuse() {
+    static_assert(sizeof(T) == 0,
+                  "switchyard: this layer has no constant experts. Give expert::with_null_experts some, or leave "
+                  ".constant_experts out.");
+  }
+};
+struct no_constant_expert_mixes {
+  template <class T>
+  static constexpr void refuse() {
+    static_assert(sizeof(T) == 0,
+                  "switchyard: the constant experts of this layer are vectors alone. Make them .mixed_constant in "
+                  "expert::with_null_experts, or leave .constant_experts.mixing out.");
+  }
+};
 struct the_expert_is_not_gated {
   template <class T>
   static constexpr void refuse() {
@@ -70,6 +94,15 @@ struct the_layer_has_no_output_bias {
   }
 };
 
+struct the_units_are_ranked_by_value {
+  template <class T>
+  static constexpr void refuse() {
+    static_assert(sizeof(T) == 0,
+                  "switchyard: no norms are read where inner values are not ranked by them. Give expert::top_k_units "
+                  "unit_ranking::norm_compensated, or leave .unit_norms out.");
+  }
+};
+
 /// `.bias` and `.shared` of an expert that has none, with the members of those that do.
 struct absent_biases {
   [[no_unique_address]] absent<the_expert_has_no_biases> gate = {};
@@ -82,6 +115,21 @@ struct absent_shared_expert {
   [[no_unique_address]] absent<the_layer_has_no_shared_expert> down_proj = {};
   [[no_unique_address]] absent<the_layer_has_no_shared_expert> gate = {};
 };
+
+struct absent_constant_experts {
+  [[no_unique_address]] absent<the_layer_has_no_constant_experts> vectors = {};
+  [[no_unique_address]] absent<the_layer_has_no_constant_experts> mixing = {};
+};
+/// `constant_expert_weights` where none mixes.
+template <class Element>
+struct plain_constant_experts {
+  Element const* vectors = nullptr;  ///< [constant, hidden]
+  [[no_unique_address]] absent<no_constant_expert_mixes> mixing = {};
+};
+template <class Element, bool AreThere, bool Mix>  // g++ crashes where it is given the numbers
+using constant_experts_of =
+    std::conditional_t<Mix, constant_expert_weights<Element>,
+                       std::conditional_t<AreThere, plain_constant_experts<Element>, absent_constant_experts>>;
 
 /// The weights of a layer whose experts are feed-forward blocks, owned by the caller. They begin with the router's, whose type is the
 /// router's.
@@ -117,6 +165,12 @@ struct feed_forward_weights {
   [[no_unique_address]] std::conditional_t<policy::traits.output_bias, element const*,
                                            absent<the_layer_has_no_output_bias>>
       output_bias = {};  ///< [hidden]
+  [[no_unique_address]] std::conditional_t<policy::traits.ranking == unit_ranking::norm_compensated, float const*,
+                                           absent<the_units_are_ranked_by_value>>
+      unit_norms = {};  ///< [experts, intermediate], the L2 norms of the columns of down_proj: `switchyard::unit_norms`
+  [[no_unique_address]] constant_experts_of<element, (policy::traits.nulls.vectors() > 0),
+                                            (policy::traits.nulls.mixed_constant > 0)>
+      constant_experts = {};
 };
 
 /// What an expert computes, named by it as `computation`. A backend has a step for each.
@@ -214,6 +268,18 @@ struct feed_forward {
       }
     }
     if constexpr (t.output_bias) checks::check_pointer(w.output_bias, "weights.output_bias", "[hidden]");
+    if constexpr (t.ranking == unit_ranking::norm_compensated) {
+      checks::check_pointer(w.unit_norms, "weights.unit_norms",
+                            "[experts, intermediate] float (unit_norms makes them)");
+    }
+    if constexpr (t.nulls.vectors() > 0) {
+      checks::check_pointer(w.constant_experts.vectors, "weights.constant_experts.vectors",
+                            "[constant experts, hidden]");
+    }
+    if constexpr (t.nulls.mixed_constant > 0) {
+      checks::check_pointer(w.constant_experts.mixing, "weights.constant_experts.mixing",
+                            "[constant experts that mix, 2, hidden]");
+    }
   }
 
   /// Names all that a call reads of the experts.
@@ -239,6 +305,17 @@ struct feed_forward {
       if constexpr (t.gate == shared_gate::sigmoid) memory.read("weights.shared.gate", w.shared.gate, hidden);
     }
     if constexpr (t.output_bias) memory.read("weights.output_bias", w.output_bias, hidden);
+    if constexpr (t.ranking == unit_ranking::norm_compensated) {
+      memory.read("weights.unit_norms", w.unit_norms, std::int64_t{experts} * inner);
+    }
+    if constexpr (t.nulls.vectors() > 0) {
+      memory.read("weights.constant_experts.vectors", w.constant_experts.vectors,
+                  std::int64_t{t.nulls.vectors()} * hidden);
+    }
+    if constexpr (t.nulls.mixed_constant > 0) {
+      memory.read("weights.constant_experts.mixing", w.constant_experts.mixing,
+                  std::int64_t{2} * t.nulls.mixed_constant * hidden);
+    }
   }
 
   /// The weights of the experts from `first` on, without a router's: what a layer of those experts takes.
@@ -254,6 +331,9 @@ struct feed_forward {
       result.bias.up = w.bias.up.from(first);
       result.bias.down = w.bias.down.from(first);
     }
+    if constexpr (t.ranking == unit_ranking::norm_compensated) {
+      result.unit_norms = w.unit_norms + std::int64_t{first} * From::dims.intermediate;
+    }
     return result;
   }
 
@@ -266,6 +346,7 @@ struct feed_forward {
     result.vectors = t.bias ? in * inner + hidden : 0;
     result.shared = (in + 1) * hidden * t.shared_intermediate + (t.gate == shared_gate::sigmoid ? hidden : 0);
     result.output = t.output_bias ? hidden : 0;
+    result.nulls = (t.nulls.vectors() + 2 * t.nulls.mixed_constant) * hidden;
     return result;
   }
 

@@ -171,6 +171,9 @@ struct adaptive_clustering : Base {
                 "switchyard: router::adaptive_clustering takes .inputs, and the router that it wraps "
                 "(router::replayed, router::with_router_input or router::with_expert_dropout) takes "
                 "them, too. Take one of the two.");
+  static_assert(std::is_same_v<typename Base::weight_element, float>,
+                "switchyard: router::adaptive_clustering reads its router weight as floats, for it also takes the "
+                "lengths of its rows. Take router::with_weight_element away.");
   static_assert(std::is_same_v<typename Base::features, features_as_they_are>,
                 "switchyard: router::adaptive_clustering inside another one. Wrap the base router once.");
   static_assert(std::is_same_v<typename Base::schedule, one_pass>,
@@ -194,6 +197,15 @@ struct adaptive_clustering : Base {
   using inputs = token_clusters;
   template <class Layer>
   using report = clustering_report;
+
+  template <class Self, shape Dims, class Capacity, class Expert>
+  static constexpr bool fits() {
+    static_assert(
+        Expert::traits.nulls.count() == 0,
+        "switchyard: router::adaptive_clustering puts a token into the cluster of its first choice, and no publication "
+        "says whether an expert that computes nothing has one. Take expert::with_null_experts away.");
+    return Base::template fits<Self, Dims, Capacity, Expert>();
+  }
 
   template <class Layer>
   static void check(forward_args<Layer> const& args) {

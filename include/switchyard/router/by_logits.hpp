@@ -3,7 +3,9 @@
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/core/absent.hpp>
 #include <switchyard/core/checks.hpp>
+#include <switchyard/core/element.hpp>
 #include <switchyard/core/shape.hpp>
+#include <switchyard/core/text.hpp>
 #include <switchyard/router/router_policy.hpp>
 
 #include <concepts>
@@ -21,6 +23,7 @@ struct router_costs {
   std::int64_t vectors = 0;  ///< of its biases
   std::int64_t all = 0;      ///< parameters that its owner stores
   std::int64_t layers = 0;   ///< parameters that the layer stores, whoever owns the router
+  int matrix_bytes = 4;      ///< of a parameter of the matrix
 };
 
 namespace router {
@@ -94,6 +97,21 @@ struct plain_weights {
   constexpr operator router_weights() const { return {.weight = weight}; }
 };
 
+/// The same where the matrix is stored as other elements.
+template <class Element>
+struct plain_stored_weights {
+  Element const* weight = nullptr;  ///< [experts, hidden], row-major
+  [[no_unique_address]] absent<the_router_adds_no_bias> bias = {};
+  [[no_unique_address]] absent<the_router_adds_no_bias> correction_bias = {};
+
+  constexpr operator router_weights() const { return {}; }
+};
+
+template <class Element, bool Biases>
+using weights_stored_as =
+    std::conditional_t<std::is_same_v<Element, float>, std::conditional_t<Biases, router_weights, plain_weights>,
+                       std::conditional_t<Biases, stored_router_weights<Element>, plain_stored_weights<Element>>>;
+
 /// `inputs` of a router that takes none, with the members of those that do.
 template <class Why>
 struct absent_inputs {
@@ -140,14 +158,15 @@ auto const& weights_of(forward_args<Layer> const& args) {
 struct by_logits {
   static constexpr router_traits traits{};
   static constexpr int choices = 1;  ///< lists of chosen experts of a token, whose experts differ
+  using weight_element = float;      ///< what the router weight is stored as
   using source = from_logits;
   using features = features_as_they_are;
   using schedule = one_pass;
 
   /// What stands in `.weights.router`, or, where the model owns it, in `.shared_router`.
   template <class Layer>
-  using weights = std::conditional_t<Layer::router::traits.bias || Layer::router::traits.correction_bias,
-                                     router_weights, plain_weights>;
+  using weights = weights_stored_as<typename Layer::router::weight_element,
+                                    Layer::router::traits.bias || Layer::router::traits.correction_bias>;
   /// What stands in the place of the two that the router does not have.
   template <class Layer>
   using no_own_weights = absent_weights<the_model_owns_the_router>;
@@ -182,9 +201,12 @@ struct by_logits {
     constexpr bool of_model = Layer::router::traits.owner == router_owner::model;
     check_weights<typename Layer::router>(weights_of(args), {of_model ? "shared_router." : "weights.router."});
   }
-  template <class Router>
-  static void check_weights(router_weights const& w, checks::owner const& of) {
-    checks::check_pointer(w.weight, "weight", "[experts, hidden] float", of);
+  template <class Router, class Weights>
+  static void check_weights(Weights const& stored, checks::owner const& of) {
+    static constexpr auto shape_of_weight =
+        "[experts, hidden] " + text_of<element_name<typename Router::weight_element>>();
+    router_weights const w = stored;
+    checks::check_pointer(stored.weight, "weight", shape_of_weight.characters, of);
     // A bias that would not be read is refused, unless it is given as the other one, too.
     if constexpr (Router::traits.bias) {
       checks::check_pointer(w.bias, "bias", "[experts] float", of);
@@ -203,16 +225,17 @@ struct by_logits {
   /// Names what a call writes, and then what it reads, so that what overlaps is refused.
   template <class Layer>
   static void list_written(forward_args<Layer> const& args, checks::written_memory& memory) {
-    memory.write("report.logits", args.report.logits, args.tokens.rows * Layer::dims.experts);
+    memory.write("report.logits", args.report.logits, args.tokens.rows * Layer::all_experts);
     memory.write("auxiliary", args.auxiliary, 1);
   }
   template <class Layer>
   static void list_read(forward_args<Layer> const& args, checks::written_memory const& memory) {
-    list_weights<typename Layer::router>(weights_of(args), Layer::dims.experts, Layer::dims.hidden, memory);
+    list_weights<typename Layer::router>(weights_of(args), Layer::all_experts, Layer::dims.hidden, memory);
   }
-  template <class Router>
-  static void list_weights(router_weights const& w, int experts, int hidden, checks::written_memory const& memory) {
-    memory.read("the router's weight", w.weight, std::int64_t{experts} * hidden);
+  template <class Router, class Weights>
+  static void list_weights(Weights const& stored, int experts, int hidden, checks::written_memory const& memory) {
+    router_weights const w = stored;
+    memory.read("the router's weight", stored.weight, std::int64_t{experts} * hidden);
     if constexpr (Router::traits.bias) memory.read("the router's bias", w.bias, experts);
     if constexpr (Router::traits.correction_bias) {
       memory.read("the router's correction_bias", w.correction_bias, experts);
@@ -223,9 +246,10 @@ struct by_logits {
   static constexpr router_costs costs() {
     constexpr router_traits t = Layer::router::traits;
     router_costs result;
-    result.matrix = std::int64_t{Layer::dims.experts} * Layer::dims.hidden;
-    result.vectors = std::int64_t{Layer::dims.experts} * ((t.bias ? 1 : 0) + (t.correction_bias ? 1 : 0));
+    result.matrix = std::int64_t{Layer::all_experts} * Layer::dims.hidden;
+    result.vectors = std::int64_t{Layer::all_experts} * ((t.bias ? 1 : 0) + (t.correction_bias ? 1 : 0));
     result.all = result.matrix + result.vectors;
+    result.matrix_bytes = sizeof(typename Layer::router::weight_element);
     return result;
   }
 };

@@ -51,6 +51,7 @@ struct replayed : Base {
   static constexpr std::string_view name = label;
   static constexpr router_traits traits =
       with(with(Base::traits, &router_traits::correction_bias, false), &router_traits::takes_inputs, true);
+  using source = from_logits;  // whatever Base does to choose
   static constexpr char const* experts_name = "inputs.experts";
 
   template <class Layer>

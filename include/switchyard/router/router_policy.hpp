@@ -33,6 +33,17 @@ struct router_weights {
   float const* correction_bias = nullptr;  ///< [experts]
 };
 
+/// `router_weights` whose matrix is stored as other elements: see `router::with_weight_element`.
+template <class Element>
+struct stored_router_weights {
+  Element const* weight = nullptr;         ///< [experts, hidden], row-major
+  float const* bias = nullptr;             ///< [experts]
+  float const* correction_bias = nullptr;  ///< [experts]
+
+  /// What a decision sees: the biases.
+  constexpr operator router_weights() const { return {.bias = bias, .correction_bias = correction_bias}; }
+};
+
 /// What a router decides for one token.
 template <int TopK>
 struct route {
@@ -50,7 +61,7 @@ struct routed_pair {
 namespace router {
 
 /// How routes come about, named by a router as `source`. A backend has a step for each.
-struct from_logits {};  ///< tokens times a router weight, then `select`
+struct from_logits {};  ///< tokens times a router weight, then `select`; a source that inherits this makes logits, too
 struct from_inputs {};  ///< `pair`, from what the call hands in
 
 /// What happens to the features of tokens before the router product, named as `features`. A backend has a step for each.
@@ -80,7 +91,7 @@ concept router_policy = requires {
 
 /// Whether a router makes logits of tokens, as most do.
 template <class Router>
-inline constexpr bool makes_logits = std::is_same_v<typename Router::source, router::from_logits>;
+inline constexpr bool makes_logits = std::is_base_of_v<router::from_logits, typename Router::source>;
 
 /// Whether a router that makes logits takes a token's experts from what the call hands in, and the logits for their weights alone. Its
 /// `chosen_expert(inputs, token, top_k, choice)` says which, its `weigh` what they weigh.

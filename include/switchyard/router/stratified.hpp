@@ -137,6 +137,10 @@ struct stratified : Base {
       makes_logits<Base>,
       "switchyard: a router without logits, such as router::precomputed, has the routes of one pass, and "
       "router::stratified decides after each pass which tokens make another. Wrap a router that makes logits.");
+  static_assert(
+      !makes_logits<Base> || std::is_same_v<typename Base::source, from_logits>,
+      "switchyard: router::stratified around router::s_base: no publication says which tokens of which passes "
+      "balance the experts of a stratum. Take one of the two.");
   static_assert(!Base::traits.takes_inputs,
                 "switchyard: router::stratified takes .inputs, and the router that it wraps "
                 "(router::replayed, router::with_router_input or router::with_expert_dropout) takes "
@@ -161,6 +165,10 @@ struct stratified : Base {
 
   template <class Self, shape Dims, class Capacity, class Expert>
   static constexpr bool fits() {
+    static_assert(
+        Expert::traits.nulls.count() == 0,
+        "switchyard: router::stratified lets a token climb by its first choice, and no publication says in which "
+        "stratum an expert stands that computes nothing. Take expert::with_null_experts away.");
     static_assert(
         (0 + ... + Experts) == Dims.experts,
         "switchyard: the strata of router::stratified have together not as many experts as the layer. Make their "

@@ -7,10 +7,37 @@ namespace switchyard::router {
 /// The id of a choice, or -1 where it fell on an expert that is closed: fewer than `top_k` are open.
 SWITCHYARD_HD constexpr int open_or_none(candidate choice) { return choice.value == -infinity ? -1 : choice.id; }
 
+/// The first expert by `precedes` after `last` where one lane has them all: the largest value, for which no expert waits for the one
+/// before it, then the lowest id that has it.
+template <int Experts>
+constexpr candidate next_choice_alone(float const (&values)[Experts], candidate last) {
+  constexpr int together = 16;
+  float most[together];
+  for (float& m : most) m = -infinity;
+  auto const follows = [&](int id) { return values[id] < last.value || (values[id] == last.value && id > last.id); };
+  int id = 0;
+  for (; id + together <= Experts; id += together) {
+    for (int i = 0; i < together; ++i) {
+      float const value = follows(id + i) ? values[id + i] : -infinity;
+      most[i] = value > most[i] ? value : most[i];
+    }
+  }
+  float best = -infinity;
+  for (; id < Experts; ++id) best = follows(id) && values[id] > best ? values[id] : best;
+  for (float m : most) best = m > best ? m : best;
+  for (id = 0; id < Experts; ++id) {
+    if (values[id] == best && follows(id)) return {best, id};
+  }
+  return after_all;
+}
+
 /// The first expert by `precedes` after `last`, on every lane; `before_all` asks for the very first.
 template <int Experts, class Lanes>
 SWITCHYARD_HD constexpr candidate next_choice(Lanes lanes, per_expert<Experts, Lanes> const& values, candidate last) {
   using share = per_expert<Experts, Lanes>;
+#if !defined(__CUDA_ARCH__)
+  if constexpr (Lanes::size == 1 && Experts >= 32) return next_choice_alone(values.value, last);
+#endif
   candidate best = after_all;
   for (int i = 0; i < share::size; ++i) {
     candidate const c{values.value[i], share::expert(lanes, i)};

@@ -52,14 +52,14 @@ struct with_router_input : Base {
   }
   template <class Layer>
   static void list_read(forward_args<Layer> const& args, checks::written_memory const& memory) {
-    Base::template list_weights<typename Layer::router>(weights_of(args), Layer::dims.experts, Width, memory);
+    Base::template list_weights<typename Layer::router>(weights_of(args), Layer::all_experts, Width, memory);
     memory.read("inputs.tokens", args.inputs.tokens, {});
   }
   template <class Layer>
   static constexpr router_costs costs() {
     router_costs result = Base::template costs<Layer>();
     result.all -= result.matrix;
-    result.matrix = std::int64_t{Layer::dims.experts} * Width;
+    result.matrix = std::int64_t{Layer::all_experts} * Width;
     result.all += result.matrix;
     return result;
   }

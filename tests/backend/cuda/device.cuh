@@ -127,17 +127,18 @@ void forward_in_steps(typename Layer::args const& args, cudaStream_t on) {
     if constexpr (Layer::capacity_traits.order != sy::queue::priority) {
       auto const experts = copy(gpu::template routes_of<Layer>(args).experts, pairs);
       auto weights = copy(gpu::template routes_of<Layer>(args).weights, pairs);
-      std::vector<std::int32_t> used(dims.experts), offsets(dims.experts + 1), pair_of(pairs), row_of(pairs);
-      std::vector<std::int64_t> load(dims.experts);
+      std::vector<std::int32_t> used(Layer::all_experts), offsets(dims.experts + 1), pair_of(pairs), row_of(pairs);
+      std::vector<std::int64_t> load(Layer::all_experts);
       std::vector<std::uint8_t> dropped(pairs);
-      sy::dispatch::make_plan<typename Layer::capacity, dims>({.tokens = tokens,
-                                                               .tokens_per_group = args.tokens_per_group,
-                                                               .experts = experts.data(),
-                                                               .weights = weights.data(),
-                                                               .dropped = dropped.data(),
-                                                               .load = load.data(),
-                                                               .used = used.data()},
-                                                              {offsets.data(), pair_of.data(), row_of.data()});
+      sy::dispatch::make_plan<typename Layer::capacity, dims, Layer::all_experts>(
+          {.tokens = tokens,
+           .tokens_per_group = args.tokens_per_group,
+           .experts = experts.data(),
+           .weights = weights.data(),
+           .dropped = dropped.data(),
+           .load = load.data(),
+           .used = used.data()},
+          {offsets.data(), pair_of.data(), row_of.data()});
       pair_of.resize(offsets[dims.experts]);
       sy::dispatch_plan const plan = gpu::template plan_of<Layer>(args);
       if (copy(plan.offsets, dims.experts + 1) != offsets) throw std::runtime_error("other offsets than the CPU's");

@@ -224,12 +224,21 @@ void check_routes_of_equal_logits() {
       for (int e = 0; e < dims.experts; ++e) p.tokens[t * dims.hidden + e] = random.below(6) / 4.0;
     }
     outcome const got = run(p);
-    std::vector<float> const zeros(dims.experts);
+    std::vector<float> bias(dims.experts);
+    if (layer.reference.balancing_iterations > 0) {
+      reference::numbers logits;
+      for (int t = 0; t < tokens; ++t) {
+        auto const row = p.tokens.begin() + t * dims.hidden;
+        logits.insert(logits.end(), row, row + dims.experts);
+      }
+      reference::numbers const balancing = reference::balancing_bias(layer.reference, logits);
+      for (int e = 0; e < dims.experts; ++e) bias[e] = static_cast<float>(balancing[e]);
+    }
     for (int t = 0; t < tokens; ++t) {
       sy::per_expert<dims.experts, sy::serial_lanes> logits;
       for (int e = 0; e < dims.experts; ++e) logits.value[e] = static_cast<float>(p.tokens[t * dims.hidden + e]);
       auto const expected = Layer::router::template select<dims.top_k, dims.experts>(sy::serial_lanes{}, logits,
-                                                                                     {.correction_bias = zeros.data()});
+                                                                                     {.correction_bias = bias.data()});
       for (int k = 0; k < dims.top_k; ++k) {
         std::size_t const pair = t * dims.top_k + k;
         float const weight = expected.weight[k];

@@ -10,6 +10,7 @@
 #include "support/call.hpp"
 #include "support/compare.hpp"
 #include "support/compile.hpp"
+#include "support/margins.hpp"
 #include "support/random_problem.hpp"
 
 /// What the small layers of layers.hpp do not reach: loops that go round once with them, and kernels for large numbers.
@@ -42,6 +43,31 @@ TEST_CASE("on the GPU a router chooses among hundreds of experts as the referenc
   check<on_gpu<8, 300, 2, softmax_top_k>>(20);    // eight
   check<on_gpu<8, 600, 2, softmax_top_k>>(20);    // in three sweeps
   check<on_gpu<8, 600, 2, softmax_top_k>>(20, routing::one_expert);
+}
+
+TEST_CASE("on the GPU many tokens and experts are balanced as the reference balances them", "[gpu]") {
+  if (!has_device()) return;
+  check<on_gpu<8, 300, 2, s_base<>>>(100);   // more experts than a block has threads
+  check<on_gpu<20, 16, 4, s_base<>>>(2100);  // more tiles of tokens than a warp has lanes
+}
+
+TEST_CASE("on the GPU logits may be large where experts are balanced", "[gpu]") {
+  if (!has_device()) return;
+  any_layer const layer = erase<on_gpu<20, 16, 4, s_base<>>>();
+  problem p = random_problem(layer, 100, routing::free, 5);
+  for (double& w : p.weights.router) w *= 4096.0;
+  reference::numbers const logits = reference::router_logits(p.config, p.weights, p.tokens),
+                           bias = reference::balancing_bias(p.config, logits);
+  outcome const got = run(p);
+  int compared = 0;
+  for (std::size_t t = 0; t < 100; ++t) {
+    reference::numbers const mine(logits.begin() + t * 16, logits.begin() + (t + 1) * 16);
+    if (!choice_is_clear(p.config, mine, bias)) continue;
+    std::vector<int> const chosen = reference::route(p.config, mine, bias).ids;
+    CHECK(std::vector<int>(got.experts.begin() + t * 4, got.experts.begin() + (t + 1) * 4) == chosen);
+    ++compared;
+  }
+  CHECK(compared > 50);
 }
 
 TEST_CASE("on the GPU products find their tiles among more experts than a block has threads", "[gpu]") {

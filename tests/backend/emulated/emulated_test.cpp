@@ -30,6 +30,7 @@ using emulated = std::tuple<
     stored<Element, 4, 2, router::with_bias<top_k_softmax>, dropless, expert::with_bias<gated_mlp<clamped_swiglu<>>>>,
     stored<Element, 3, 2, on_input<sigmoid_top_k>, factor<1>, with_shared<gated_mlp<silu>, 17, shared_gate::sigmoid>>,
     stored<Element, 3, 2, softmax_top_k, dropless, top_k_units<mlp<relu>, 9>>,
+    stored<Element, 3, 2, softmax_top_k, dropless, top_k_units<mlp<relu>, 9, unit_ranking::norm_compensated>>,
     layer<shape{1043, 270, 2, 1}, switch_top1, dropless, mlp<relu>, backend::cpu, Element>>;  // more than one piece
 
 bool const here = compile_all(static_cast<emulated<float> const*>(nullptr)) &&

@@ -65,6 +65,7 @@ using hopper_shapes = std::tuple<
     shaped<136, 136, expert::with_bias<gated_mlp<clamped_swiglu<>>>, half>,
     shaped<136, 72, top_k_units<gated_mlp<silu>, 20>, bfloat16>,
     shaped<136, 72, top_k_units<mlp<relu>, 20>, half>,
+    shaped<136, 72, with_null_experts<gated_mlp<silu>, null_experts{.mixed_constant = 1, .identity = 4}>, bfloat16>,
     layer<shape{136, 264, 3, 2}, on_input<sigmoid_top_k>, factor<1>, expert::with_bias<mlp<relu>>, switchyard::backend::hopper, bfloat16>,
     layer<shape{136, 72, 3, 2}, softmax_top_k, dropless, with_shared<gated_mlp<silu>, 200>, switchyard::backend::hopper, bfloat16>,
     layer<shape{136, 72, 8, 2}, softmax_top_k, dropless, with_shared<mlp<gelu>, 328, shared_gate::sigmoid>, switchyard::backend::hopper, half>,

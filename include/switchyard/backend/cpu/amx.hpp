@@ -112,7 +112,7 @@ void put_values(float const* values, int width, std::int64_t k, std::int64_t dep
 
 /// Zeroes what is less than the `kept`-th largest value of each row, some neighbouring rows at a time.
 template <class Element>
-void keep_largest(float* panel, int width, std::int64_t depth, int kept) {
+void keep_largest(float* panel, int width, std::int64_t depth, int kept, float const* factors) {
   constexpr int parts = parts_of<Element>, together = portable::lanes;
   using portable::floats, portable::integers, portable::words;
   auto* const first = reinterpret_cast<bfloat16*>(panel);
@@ -128,12 +128,13 @@ void keep_largest(float* panel, int width, std::int64_t depth, int kept) {
       words const pairs = load(k, i, part);
       sum += reinterpret_cast<floats>(odd ? pairs & 0xffff0000u : pairs << 16);
     }
+    if (factors != nullptr) sum *= k + odd < depth ? factors[k + odd] : 1.0f;
     return portable::order_keys(sum);
   };
   for (int i = 0; i < width; i += together) {
     words least = {};  // nvcc crashes where a vector begins as a sum of constants
     least += 1u << 31;
-    for (int bit = 31; bit >= (parts == 1 ? 16 : 0); --bit) {
+    for (int bit = 31; bit >= (parts == 1 && factors == nullptr ? 16 : 0); --bit) {
       words const tried = least + (1u << bit);
       integers counts = {};
       for (std::int64_t k = 0; k < depth; ++k) {
@@ -265,11 +266,13 @@ panel_kernels<Operand> panel_kernels_with() {
           item_panels,
           item_tiles,
           2 / parts_of<element>,
+          false,
           lanes,
           [] { Tiles().begin(); },
           [] { Tiles().end(); },
           &pack_panel<element>,
           &put_values<element>,
+          &avx512::put_rows,
           &keep_largest<element>,
           &prepare<Operand>,
           &multiply_panel<Tiles, element, 2 * lanes>,

@@ -4,6 +4,7 @@
 #include <switchyard/backend/cpu/route.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/dispatch/plan.hpp>
+#include <switchyard/expert/null_experts.hpp>
 #include <switchyard/layer.hpp>
 
 #include <algorithm>
@@ -20,6 +21,7 @@ struct combination {
   view<Element> output;
   int hidden, top_k;
   std::uint8_t const* active;         ///< null: all
+  std::int32_t const* experts;        ///< [tokens, top_k], read where there are null experts
   std::int32_t const* row_of;         ///< [tokens, top_k]: the plan's
   float const* weights;               ///< [tokens, top_k]
   std::uint8_t const* dropped_pairs;  ///< [tokens, top_k]
@@ -36,10 +38,20 @@ float shared_expert_weight(Element const* token, Element const* gate, int hidden
   return 1.0f / (1.0f + std::exp(-sum));
 }
 
-/// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus the shared
-/// expert. A pair that goes nowhere adds its weight, which is 0, or NaN where the token could not be routed. A token that is
-/// not active gets zeros.
+/// The part of the token in a mixture with a constant expert's vector.
 template <class Element>
+float share_of_token(Element const* token, Element const* mixing, int hidden) {
+  float sum = 0.0f;
+  for (int h = 0; h < hidden; ++h) {
+    sum += static_cast<float>(token[h]) * (static_cast<float>(mixing[h]) - static_cast<float>(mixing[hidden + h]));
+  }
+  return 1.0f / (1.0f + std::exp(-sum));
+}
+
+/// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus what null experts add, plus the
+/// shared expert. A pair that goes nowhere adds its weight, which is 0, or NaN where the token could not be routed. A token that is
+/// not active gets zeros.
+template <class Element, class Nulls = no_nulls>
 void combine(combination<Element> const& of, cpu_context const& context) {
   constexpr int width = 256;  // output features at a time
   constexpr int tokens_per_item = 4;
@@ -54,9 +66,19 @@ void combine(combination<Element> const& of, cpu_context const& context) {
       bool const active = is_active(of.active, token);
       bool all_dropped = active;
       float start = 0.0f;
+      null_part<Nulls> nulls;
       for (int k = 0; k < top_k; ++k) {
         std::int64_t const pair = token * top_k + k;
         all_dropped = all_dropped && of.dropped_pairs[pair];
+        if constexpr (Nulls::count > 0) {
+          if (Nulls::is_null(of.experts[pair])) {
+            nulls.add(k, of.experts[pair], of.results.scale * of.weights[pair], [&](int mixing) {
+              return share_of_token(x, of.results.constant_experts.mixing + std::int64_t{2} * mixing * hidden, hidden);
+            });
+            continue;
+          }
+          nulls.skip(k);
+        }
         if (of.row_of[pair] < 0 && !of.dropped_pairs[pair]) start += of.weights[pair];
       }
       bool const hand_through = of.on_drop == dropped::input && all_dropped;
@@ -77,6 +99,19 @@ void combine(combination<Element> const& of, cpu_context const& context) {
             for (int h = 0; h < count; ++h) sum[h] += weight * from[h];
           } else if (of.on_drop == dropped::weighted_input && of.dropped_pairs[pair]) {
             for (int h = 0; h < count; ++h) sum[h] += of.weights[pair] * static_cast<float>(x[first + h]);
+          }
+        }
+        if constexpr (Nulls::count > 0) {
+          if (nulls.of_token != 0.0f) {
+            for (int h = 0; h < count; ++h) sum[h] += nulls.of_token * static_cast<float>(x[first + h]);
+          }
+        }
+        if constexpr (Nulls::vectors > 0) {
+          for (int k = 0; k < Nulls::top_k; ++k) {
+            if (nulls.vector[k] < 0) continue;
+            Element const* const vector =
+                of.results.constant_experts.vectors + std::int64_t{nulls.vector[k]} * hidden + first;
+            for (int h = 0; h < count; ++h) sum[h] += nulls.of_vector[k] * static_cast<float>(vector[h]);
           }
         }
         if (shared) {

@@ -40,8 +40,8 @@ struct schedule_step<router::one_pass> {
     routes routed;
     std::uint8_t* dropped;           // [tokens, top_k]
     std::int32_t* order = nullptr;   // [tokens]
-    std::int64_t* load;              // [experts]
-    std::int32_t *used, *offsets;    // [experts], [experts + 1]
+    std::int64_t* load;              // [all experts]
+    std::int32_t *used, *offsets;    // [all experts], [experts + 1]
     std::int32_t *pair_of, *row_of;  // [tokens * top_k]
     typename computing<Layer>::template memory<Layer> of_experts;
 
@@ -51,8 +51,8 @@ struct schedule_step<router::one_pass> {
                  from.take<float>(tokens)},
           dropped(from.take<std::uint8_t>(tokens * Layer::dims.top_k)),
           order(Layer::capacity_traits.order == queue::priority ? from.take<std::int32_t>(tokens) : nullptr),
-          load(from.take<std::int64_t>(Layer::dims.experts)),
-          used(from.take<std::int32_t>(Layer::dims.experts)),
+          load(from.take<std::int64_t>(Layer::all_experts)),
+          used(from.take<std::int32_t>(Layer::all_experts)),
           offsets(from.take<std::int32_t>(Layer::dims.experts + 1)),
           pair_of(from.take<std::int32_t>(tokens * Layer::dims.top_k)),
           row_of(from.take<std::int32_t>(tokens * Layer::dims.top_k)),
@@ -85,17 +85,17 @@ struct schedule_step<router::one_pass> {
   static void plan(forward_args<Layer> const& args, memory<Layer> const& m) {
     constexpr shape dims = Layer::dims;
     std::int64_t const tokens = args.tokens.rows, pairs = tokens * dims.top_k;
-    dispatch::make_plan<typename Layer::capacity, dims>({.tokens = tokens,
-                                                         .tokens_per_group = args.tokens_per_group,
-                                                         .active = args.active,
-                                                         .experts = m.routed.experts,
-                                                         .weights = m.routed.weights,
-                                                         .priority = m.routed.priority,
-                                                         .dropped = m.dropped,
-                                                         .load = m.load,
-                                                         .used = m.used,
-                                                         .order = m.order},
-                                                        m.plan());
+    dispatch::make_plan<typename Layer::capacity, dims, Layer::all_experts>({.tokens = tokens,
+                                                                             .tokens_per_group = args.tokens_per_group,
+                                                                             .active = args.active,
+                                                                             .experts = m.routed.experts,
+                                                                             .weights = m.routed.weights,
+                                                                             .priority = m.routed.priority,
+                                                                             .dropped = m.dropped,
+                                                                             .load = m.load,
+                                                                             .used = m.used,
+                                                                             .order = m.order},
+                                                                            m.plan());
     decisions const& to = args.decisions;
     if (to.experts != nullptr) std::copy(m.routed.experts, m.routed.experts + pairs, to.experts);
     for (std::int64_t pair = 0; to.weights != nullptr && pair < pairs; ++pair) {
@@ -103,7 +103,8 @@ struct schedule_step<router::one_pass> {
     }
     if (to.dropped != nullptr) std::copy(m.dropped, m.dropped + pairs, to.dropped);
     for (int e = 0; to.counts != nullptr && e < dims.experts; ++e) to.counts[e] = m.offsets[e + 1] - m.offsets[e];
-    if (to.load != nullptr) std::copy(m.load, m.load + dims.experts, to.load);
+    for (int e = dims.experts; to.counts != nullptr && e < Layer::all_experts; ++e) to.counts[e] = 0;
+    if (to.load != nullptr) std::copy(m.load, m.load + Layer::all_experts, to.load);
     routing<Layer>::template auxiliary<Layer>(args, m.of_routing, m.routed, m.dropped);
   }
 
@@ -121,18 +122,20 @@ struct schedule_step<router::one_pass> {
     using element = typename Layer::element;
     expert_results<element> const results =
         computing<Layer>::template run<Layer>(args, context, tokens, m.plan(), m.routed.weights, m.of_experts);
-    combine<element>({.tokens = tokens,
-                      .output = args.output,
-                      .hidden = Layer::dims.hidden,
-                      .top_k = Layer::dims.top_k,
-                      .active = args.active,
-                      .row_of = m.row_of,
-                      .weights = m.routed.weights,
-                      .dropped_pairs = m.dropped,
-                      .results = results,
-                      .weighs_input = Layer::router_traits.weighs_input,
-                      .on_drop = Layer::capacity_traits.on_drop},
-                     context);
+    using nulls = typename decltype(nulls_of<Layer>())::type;
+    combine<element, nulls>({.tokens = tokens,
+                             .output = args.output,
+                             .hidden = Layer::dims.hidden,
+                             .top_k = Layer::dims.top_k,
+                             .active = args.active,
+                             .experts = m.routed.experts,
+                             .row_of = m.row_of,
+                             .weights = m.routed.weights,
+                             .dropped_pairs = m.dropped,
+                             .results = results,
+                             .weighs_input = Layer::router_traits.weighs_input,
+                             .on_drop = Layer::capacity_traits.on_drop},
+                            context);
   }
 };
 

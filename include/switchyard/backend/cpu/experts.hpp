@@ -5,6 +5,7 @@
 #include <switchyard/backend/cpu/panels.hpp>
 #include <switchyard/backend/cpu/product.hpp>
 #include <switchyard/backend/cpu/steps.hpp>
+#include <switchyard/backend/cpu/units.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/core/workspace.hpp>
@@ -55,19 +56,20 @@ struct expert_rows {
     int rows;
     int feature_item;
   };
-  /// The item at an index below the last count, if items of an expert have so many rows at most. Items that read the same
-  /// weights follow each other.
-  item at(std::int64_t index, int rows_one_by_one, int rows_in_panels) const {
+  /// The item at an index below the last count, if items of an expert have so many rows at most. Items that read the same weights follow
+  /// each other or, where panels meet as many blocks of features as are given, those of the same rows.
+  item at(std::int64_t index, int rows_one_by_one, int rows_in_panels, int feature_blocks = 0) const {
     int low = 0, high = experts;  // the last expert whose items begin at or before the index
     while (high - low > 1) {
       int const middle = (low + high) / 2;
       (first_item[middle] <= index ? low : high) = middle;
     }
+    bool const rows_stay = by_panels(low) && feature_blocks > 0;
     int const most = by_panels(low) ? rows_in_panels : rows_one_by_one;
     std::int64_t const number = index - first_item[low], blocks = divide_up(rows(low), most);
-    std::int64_t const first = number % blocks * most;
+    std::int64_t const first = (rows_stay ? number / feature_blocks : number % blocks) * most;
     return {low, first, static_cast<int>(std::min<std::int64_t>(most, rows(low) - first)),
-            static_cast<int>(number / blocks)};
+            static_cast<int>(rows_stay ? number % feature_blocks : number / blocks)};
   }
 };
 
@@ -143,7 +145,7 @@ void project_rows_in(expert_activation const& activation, row_kernels<Operand> c
     int const at = r * item_features;
     activation.apply(gate + at, up + at, nullptr, 0.0f, 0.0f, features, values);
     kernels.put(values, features, first, r, rows.count, intermediate, activated);
-    terms.keep_inner(first_row + r, first, features, values);
+    if constexpr (Terms::any) std::copy(values, values + features, terms.inner_at(first_row + r, first));
   }
 }
 
@@ -194,8 +196,19 @@ void project_panels_in(expert_activation const& activation, panel_kernels<Operan
   if (gated) add_terms_to_panels(terms, &Terms::gate, kernels, tiles, 0, step, tokens, first_row, first, sums);
   add_terms_to_panels(terms, &Terms::up, kernels, tiles, step - 1, step, tokens, first_row, first, sums);
 
+  // Products of a tile stand as the second product takes them in, unless there is something to add to each feature or row.
+  bool const tile_by_tile =
+      kernels.in_order && row_weight == nullptr && weights.up_bias.data == nullptr && weights.gate_bias.data == nullptr;
   for (int t = 0; t < half; ++t) {
-    for (int f = 0; f < tiles[step * t].features; ++f) {
+    int const features = tiles[step * t].features;
+    for (int p = 0; tile_by_tile && p < tokens.count(); ++p) {
+      int const width = tokens.width_of(p);
+      std::int64_t const to = p * tokens.width * row_floats(intermediate) + (first + t * kernels.features) * width;
+      activation.apply(sums_at(kernels, sums, step * t, p), sums_at(kernels, sums, step * t + step - 1, p), nullptr,
+                       0.0f, 0.0f, features * width, activated + to);
+    }
+    if (tile_by_tile) continue;
+    for (int f = 0; f < features; ++f) {
       int const feature = first + t * kernels.features + f;
       float const up_bias = weights.up_bias.at(expert, feature);
       float const gate_bias = weights.gate_bias.at(expert, feature);
@@ -213,13 +226,20 @@ void project_panels_in(expert_activation const& activation, panel_kernels<Operan
     }
   }
   if constexpr (Terms::any) {
+    float const zeros[most_item_features] = {};
     for (int p = 0; p < tokens.count(); ++p) {
-      for (int i = 0; i < tokens.rows_of(p); ++i) {
-        for (int t = 0; t < half; ++t) {
-          terms.keep_inner(first_row + p * tokens.width + i, first + t * kernels.features, tiles[step * t].features,
-                           sums_at(kernels, sums, step * t + step - 1, p) + i, tokens.width_of(p));
+      int const width = tokens.width_of(p);
+      float const* values[most_item_features];
+      int count = 0;
+      for (int t = 0; t < half; ++t) {
+        float const* const in_place = activated + p * tokens.width * row_floats(intermediate) + first * width;
+        for (int f = 0; f < tiles[step * t].features; ++f, ++count) {
+          values[count] =
+              tile_by_tile ? in_place + count * width : sums_at(kernels, sums, step * t + step - 1, p) + f * width;
         }
       }
+      kernels.put_rows(values, count, tokens.rows_of(p), zeros, terms.inner_at(first_row + p * tokens.width, first),
+                       terms.inner_stride);
     }
   }
 }
@@ -242,14 +262,12 @@ void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const&
   for (int f = 0; f < features; ++f) biases[f] = bias.at(expert, first + f);
   for (int p = 0; p < activated.count(); ++p) {
     int const width = activated.width_of(p);
-    for (int i = 0; i < activated.rows_of(p); ++i) {
-      float* const to = results + (std::int64_t{p} * activated.width + i) * hidden + first;
-      for (int t = 0; t < kernels.item_tiles; ++t) {
-        float const* const from = sums_at(kernels, sums, t, p) + i;
-        int const begin = t * kernels.features;
-        for (int f = 0; f < tiles[t].features; ++f) to[begin + f] = from[f * width] + biases[begin + f];
-      }
+    float const* products[most_item_features];
+    for (int f = 0; f < features; ++f) {
+      products[f] = sums_at(kernels, sums, f / kernels.features, p) + f % kernels.features * width;
     }
+    kernels.put_rows(products, features, activated.rows_of(p), biases,
+                     results + std::int64_t{p} * activated.width * hidden + first, hidden);
   }
 }
 
@@ -260,6 +278,7 @@ struct expert_weights {
   Operand down;
   bias_view<typename Operand::element> down_bias;  ///< null data: no bias
   int hidden, intermediate;
+  unit_kernels<typename Operand::element> units = {};  ///< of experts that keep some units only
 };
 
 /// Both products over all rows, and their terms. `activated` has room for `most_padded_rows` rows of `row_floats(intermediate)` floats, `results` for
@@ -283,22 +302,46 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   std::int64_t row_items = 0;  // without panels
   for (int e = 0; e < all.experts; ++e) row_items += all.by_panels(e) ? 0 : divide_up(all.rows(e), item_rows);
 
+  // Experts whose second product skips units that are zero.
+  bool units_lie_together = false;
+  if constexpr (Operand::in_place) units_lie_together = weights.units.add != nullptr && down.row_stride == 1;
+  auto const by_units = [&](int e) {
+    if constexpr (Operand::in_place) {
+      return units_lie_together &&
+             (!all.by_panels(e) || (kernels.values_per_float == 1 && activation.kept_units * 8 <= intermediate));
+    } else {
+      return false;
+    }
+  };
+
   // How a product of so many features is cut into items.
   struct cut {
     int features, by_rows, by_panels;
-    int block_of(bool panels) const { return panels ? by_panels : by_rows; }
+    bool is_second;
+    /// How many blocks of features rows meet one after the other. Where an expert's weights fit the second-level cache, its rows are read
+    /// once; else, and so is it with 0, blocks meet all rows one after the other, and the weights are read once.
+    int blocks_in_turn(std::int64_t depth) const {
+      constexpr std::int64_t cached_bytes = 1 << 20;
+      bool const fit = depth * features * static_cast<std::int64_t>(sizeof(typename Operand::element)) <= cached_bytes;
+      return fit ? static_cast<int>(divide_up(features, by_panels)) : 0;
+    }
+  };
+  auto const block_of = [&](cut const& c, int e) {
+    if (c.is_second && by_units(e)) return unit_features;
+    return all.by_panels(e) ? c.by_panels : c.by_rows;
   };
   auto const count_items = [&](cut const& c) {
     return all.count([&](int e) {
-      bool const panels = all.by_panels(e);
-      return divide_up(all.rows(e), panels ? rows_in_panels : item_rows) * divide_up(c.features, c.block_of(panels));
+      return divide_up(all.rows(e), all.by_panels(e) ? rows_in_panels : item_rows) *
+             divide_up(c.features, block_of(c, e));
     });
   };
   // The weights of an item, as far as they are multiplied row by row; none past the last item.
   auto const weights_of = [&](cut const& c, std::int64_t index, std::int64_t items, Operand const& matrix) {
     if (index >= items) return feature_tile<Operand>{};
     expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
-    int const first = item.feature_item * c.block_of(all.by_panels(item.expert));
+    if (c.is_second && by_units(item.expert)) return feature_tile<Operand>{};
+    int const first = item.feature_item * block_of(c, item.expert);
     return features_of(matrix, item.expert, first, std::min(c.by_rows, c.features - first));
   };
 
@@ -322,10 +365,10 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   terms.before_in(context, tokens, hidden, activation.gated);
   cut const in_cut{intermediate,
                    features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
-                   panel_item_features(kernels, activation.gated ? 2 : 1)};
+                   panel_item_features(kernels, activation.gated ? 2 : 1), false};
   std::int64_t const in_items = count_items(in_cut);
   parallel_for(context, in_items, [&](std::int64_t index, std::int64_t next) {
-    expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
+    expert_rows::item const item = all.at(index, item_rows, rows_in_panels, in_cut.blocks_in_turn(hidden));
     int const e = item.expert;
     float weight[most_panel_rows];
     if (tokens.weights != nullptr) {
@@ -350,11 +393,13 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     std::int64_t const packed_items = count_packed();
     parallel_for(context, packed_items, [&](std::int64_t index) {
       expert_rows::item const item = all.at(index, item_rows, kernels.width);
+      float const* norms = activation.unit_norms;
+      if (norms != nullptr) norms += std::int64_t{item.expert} * intermediate;
       if (all.by_panels(item.expert)) {
         int const width = item.rows > kernels.lanes ? kernels.width : kernels.lanes;
-        kernels.keep_largest(activated_of(item), width, intermediate, activation.kept_units);
+        kernels.keep_largest(activated_of(item), width, intermediate, activation.kept_units, norms);
       } else {
-        few.keep_largest(activated_of(item), item.rows, intermediate, activation.kept_units);
+        few.keep_largest(activated_of(item), item.rows, intermediate, activation.kept_units, norms);
       }
     });
   }
@@ -362,13 +407,26 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   terms.before_out(context, intermediate);
   cut const out_cut{hidden,
                     features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
-                    panel_item_features(kernels, 1)};
+                    panel_item_features(kernels, 1), true};
   std::int64_t const out_items = count_items(out_cut);
   parallel_for(context, out_items, [&](std::int64_t index, std::int64_t next) {
-    expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
+    expert_rows::item const item =
+        all.at(index, item_rows, rows_in_panels, units_lie_together ? 0 : out_cut.blocks_in_turn(intermediate));
     int const e = item.expert;
     float* const to = results + (all.offsets[e] + item.first_row) * hidden;
-    if (all.by_panels(e)) {
+    if (by_units(e)) {
+      if constexpr (Operand::in_place) {
+        int const first = item.feature_item * unit_features;
+        panel_rows const panels{activated_of(item), item.rows, kernels.lanes, kernels.width};
+        auto const row = [&](int r) -> row_among_others {
+          if (!all.by_panels(e)) return {panels.first, r, item.rows, intermediate, false};
+          int const panel = r / panels.width;
+          return {panels.at(panel, intermediate), r % panels.width, panels.width_of(panel), intermediate, true};
+        };
+        sum_units_out(weights.units, item.rows, row, down, down_bias, e, first, std::min(unit_features, hidden - first),
+                      hidden, to);
+      }
+    } else if (all.by_panels(e)) {
       project_panels_out(kernels, {activated_of(item), item.rows, kernels.lanes, kernels.width}, down, down_bias, e,
                          item.feature_item * out_cut.by_panels, hidden, intermediate, to, terms,
                          all.offsets[e] + item.first_row);
@@ -436,10 +494,15 @@ struct experts_step<expert::two_products> {
                                                      view<typename Layer::element const> const& tokens,
                                                      dispatch_plan const& plan, float const* combine_weights,
                                                      memory<Layer> const& m) {
-    auto const& w = args.weights;
-    run_products(context, plan.offsets, Layer::dims.experts, rows_of<Layer>(tokens, plan, combine_weights),
-                 activation_of<typename Layer::expert>(context.instructions),
-                 weights_of<Layer>(w, [](auto const& operand) { return as_operand(operand); }), m.of_products());
+    constexpr expert_traits traits = Layer::expert_traits;
+    auto weights = weights_of<Layer>(args.weights, [](auto const& operand) { return as_operand(operand); });
+    if constexpr (traits.kept_units > 0) {
+      weights.units = unit_kernels_of<typename Layer::element>(context.instructions);
+    }
+    expert_activation activation = activation_of<typename Layer::expert>(context.instructions);
+    if constexpr (traits.ranking == unit_ranking::norm_compensated) activation.unit_norms = args.weights.unit_norms;
+    run_products(context, plan.offsets, Layer::dims.experts, rows_of<Layer>(tokens, plan, combine_weights), activation,
+                 weights, m.of_products());
     return results_of<Layer>(args, context, tokens, m);
   }
 
@@ -483,6 +546,10 @@ struct experts_step<expert::two_products> {
         .rows = m.results,
         .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
     if constexpr (traits.output_bias) results.output_bias = args.weights.output_bias;
+    if constexpr (traits.nulls.vectors() > 0) results.constant_experts.vectors = args.weights.constant_experts.vectors;
+    if constexpr (traits.nulls.mixed_constant > 0) {
+      results.constant_experts.mixing = args.weights.constant_experts.mixing;
+    }
     if constexpr (traits.shared_intermediate > 0) {
       // One more expert, that every token visits.
       expert_weights<weight_view<element>> shared{};

@@ -24,7 +24,6 @@ struct no_terms {
   template <class Tokens>
   void before_in(cpu_context const&, Tokens const&, int, bool) const {}
   void before_out(cpu_context const&, int) const {}
-  void keep_inner(std::int64_t, int, int, float const*, int = 1) const {}
 };
 
 /// Floats that a narrow row takes: its rank up to what every instruction set multiplies at once.
@@ -62,13 +61,9 @@ struct low_rank_terms {
   /// Before the first product: the narrow rows of tokens, as `tokens` locates them.
   template <class Tokens>
   void before_in(cpu_context const& context, Tokens const& tokens, int hidden, bool gated) const;
-  /// Before the second one: those of what has gone into `keep_inner`.
+  /// Before the second one: those of what stands in `inner`.
   void before_out(cpu_context const& context, int intermediate) const;
-  /// Keeps values of a row, `step` apart, for `before_out`.
-  void keep_inner(std::int64_t row, int first, int count, float const* values, int step = 1) const {
-    float* const to = inner + row * inner_stride + first;
-    for (int i = 0; i < count; ++i) to[i] = values[i * step];
-  }
+  float* inner_at(std::int64_t row, int feature) const { return inner + row * inner_stride + feature; }
 
   /// Puts the rows that have a wide factor in the order of their entries; returns how many there are.
   std::int64_t sort() const {

@@ -27,6 +27,7 @@ struct panel_kernels {
   int depth;                    ///< that weights are made ready for at a time
   int item_panels, item_tiles;  ///< of one item
   int values_per_float;         ///< of a panel
+  bool in_order;                ///< element k of a panel's rows stands at k * width
   int usual_rows;               ///< of an expert, from which on panels are usually faster than groups of rows
   void (*begin)();              ///< before the products of an item
   void (*end)();
@@ -34,8 +35,11 @@ struct panel_kernels {
   void (*pack)(element const* const* rows, int row_count, int width, std::int64_t depth, float* panel);
   /// Puts what the rows of a panel have for one element of their depth.
   void (*put)(float const* values, int width, std::int64_t k, std::int64_t depth, float* panel);
-  /// Zeroes what is less than the `kept`-th largest value of each row.
-  void (*keep_largest)(float* panel, int width, std::int64_t depth, int kept);
+  /// Products of some features, each of which has `width` rows side by side, to rows of results, biases added.
+  void (*put_rows)(float const* const* features, int feature_count, int row_count, float const* bias, float* to,
+                   std::int64_t stride);
+  /// Zeroes what is less than the `kept`-th largest value of each row; values are ranked times their factors [depth], unless that is null.
+  void (*keep_largest)(float* panel, int width, std::int64_t depth, int kept, float const* factors);
   /// A piece of the weights of a tile, `depth` deep from `first` on.
   ready_weights (*prepare)(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory);
   using product = void (*)(ready_weights const& weights, float const* panel, int depth, bool first, float* sums,
@@ -53,32 +57,37 @@ panel_kernels<Operand> panel_kernels_with();
 
 }  // namespace amx
 
-#define SWITCHYARD_PANEL_KERNELS(space)                         \
-  panel_kernels<Operand> kernels{space::lanes,                  \
-                                 space::panel_width,            \
-                                 space::panel_features,         \
-                                 panel_depth,                   \
-                                 space::item_panels,            \
-                                 space::item_tiles,             \
-                                 1,                             \
-                                 32,                            \
-                                 &nothing,                      \
-                                 &nothing,                      \
-                                 nullptr,                       \
-                                 nullptr,                       \
-                                 &space::keep_largest_in_panel, \
-                                 nullptr,                       \
-                                 &space::multiply_panel<2>,     \
-                                 &space::multiply_panel<1>};    \
-  if constexpr (Operand::in_place) {                            \
-    kernels.pack = &space::pack_panel<element>;                 \
-    kernels.put = &space::put_values<element>;                  \
-    kernels.prepare = &space::widen_rows<element>;              \
-  } else {                                                      \
-    kernels.pack = &space::pack_panel<element, float>;          \
-    kernels.put = &space::put_values<float>;                    \
-    kernels.prepare = &space::restore_rows<Operand>;            \
-  }                                                             \
+#define SWITCHYARD_PANEL_KERNELS(space)                            \
+  panel_kernels<Operand> kernels{space::lanes,                     \
+                                 space::panel_width,               \
+                                 space::panel_features,            \
+                                 panel_depth,                      \
+                                 space::item_panels,               \
+                                 space::item_tiles,                \
+                                 1,                                \
+                                 true,                             \
+                                 32,                               \
+                                 &nothing,                         \
+                                 &nothing,                         \
+                                 nullptr,                          \
+                                 nullptr,                          \
+                                 &space::put_rows,                 \
+                                 nullptr,                          \
+                                 nullptr,                          \
+                                 &space::multiply_panel<2>,        \
+                                 &space::multiply_panel<1>};       \
+  if constexpr (Operand::in_place) {                               \
+    kernels.in_order = space::stored<element>::in_order;           \
+    kernels.pack = &space::pack_panel<element>;                    \
+    kernels.put = &space::put_values<element>;                     \
+    kernels.keep_largest = &space::keep_largest_in_panel<element>; \
+    kernels.prepare = &space::widen_rows<element>;                 \
+  } else {                                                         \
+    kernels.pack = &space::pack_panel<element, float>;             \
+    kernels.put = &space::put_values<float>;                       \
+    kernels.keep_largest = &space::keep_largest_in_panel<float>;   \
+    kernels.prepare = &space::restore_rows<Operand>;               \
+  }                                                                \
   return kernels;
 /// `set` must not be `automatic`.
 template <class Operand>
@@ -108,7 +117,8 @@ struct expert_activation {
   bool gated;
   void (*apply)(float const* gate, float const* up, float const* weights, float gate_bias, float up_bias, int width,
                 float* to);
-  int kept_units = 0;  ///< of each row so many values, the largest, go into the second product; 0: all
+  int kept_units = 0;                 ///< of each row so many values, the largest, go into the second product; 0: all
+  float const* unit_norms = nullptr;  ///< [experts, intermediate], factors by which they are ranked; null: none
 };
 
 template <class Activation, bool Gated>

@@ -14,12 +14,12 @@ namespace switchyard::cpu {
 /// The kernels of products of few rows, of one instruction set: see tile.inl.
 template <class Operand>
 struct row_kernels {
-  using element = typename Operand::element;
+  using element = typename row_element<typename Operand::element>::type;
   void (*group)(element const* const* rows, int row_count, std::int64_t depth, float* to);
   void (*put)(float const* values, int count, std::int64_t first, int row, int row_count, std::int64_t depth,
               float* to);
-  /// Zeroes what is less than the `kept`-th largest value of each row.
-  void (*keep_largest)(float* rows, int row_count, std::int64_t depth, int kept);
+  /// Zeroes what is less than the `kept`-th largest value of each row; values are ranked times their factors [depth], unless that is null.
+  void (*keep_largest)(float* rows, int row_count, std::int64_t depth, int kept, float const* factors);
   void (*multiply)(float const* rows, int row_count, depth_slice const& piece, feature_tile<Operand> const& weights,
                    feature_tile<Operand> const& next, float* to, std::int64_t stride);
 };
@@ -27,7 +27,7 @@ struct row_kernels {
 #define SWITCHYARD_ROW_KERNELS(space)                                                                                \
   if constexpr (Operand::in_place) {                                                                                 \
     return {&space::group_rows<element>, &space::put_in_group<element>, &space::keep_largest_in_group<element>,      \
-            &space::multiply_rows_by_features<element>};                                                             \
+            &space::multiply_rows_by_features<typename Operand::element>};                                           \
   } else {                                                                                                           \
     return {&space::group_rows_in_order<element>, &space::put_in_group<float>, &space::keep_largest_in_group<float>, \
             &space::multiply_rows_by_restored<Operand>};                                                             \
@@ -35,7 +35,7 @@ struct row_kernels {
 /// `set` must not be `automatic`.
 template <class Operand>
 row_kernels<Operand> row_kernels_of(instruction_set set) {
-  using element = typename Operand::element;
+  using element = typename row_kernels<Operand>::element;
 #if defined(__x86_64__)
   if (set >= instruction_set::avx512) {
     SWITCHYARD_ROW_KERNELS(avx512)
@@ -107,6 +107,9 @@ void multiply_rows(row_kernels<Operand> const& kernels, grouped_rows const& rows
       depth_slice const piece{depth, k, std::min<std::int64_t>(packed_depth, depth - k)};
       for (std::int64_t i = 0; i < piece.length; ++i) {
         element const* const from = weights.rows + (k + i) * weights.column_stride;
+        for (int f = 0; f < weights.features; f += 64 / static_cast<int>(sizeof(element))) {
+          __builtin_prefetch(from + 32 * weights.column_stride + f * weights.row_stride);
+        }
         for (int f = 0; f < weights.features; ++f) packed[f * packed_depth + i] = from[f * weights.row_stride];
       }
       kernels.multiply(rows.first, rows.count, piece, {packed, packed_depth, 1, weights.features}, {}, part,
@@ -121,29 +124,64 @@ void multiply_rows(row_kernels<Operand> const& kernels, grouped_rows const& rows
   }
 }
 
-inline constexpr int block_rows = 8, block_features = 32;
+inline constexpr int block_rows = 6, block_features = 32;
 
-/// to[r][f] = row r . weights[f] for a block of a product, rows given as floats: `load(r, k, length, to)` puts `length` of row r's
-/// elements at `to`, from element k on. Sums are taken piece by piece, so that no row or feature depends on what stands beside it.
+/// The kernels of floats, for elements whose products have the bits of theirs; nothing for others.
+template <class Element>
+struct kernels_of_floats {
+  kernels_of_floats() = default;
+  explicit kernels_of_floats(instruction_set) {}
+};
+template <class Element>
+struct kernels_of_floats<summed_as_float<Element>> {
+  row_kernels<weight_view<float>> kernels;
+  explicit kernels_of_floats(instruction_set set) : kernels(row_kernels_of<weight_view<float>>(set)) {}
+
+  /// Products of grouped rows and a piece of some features, by the code of floats.
+  void multiply(float const* grouped, int rows, int length, feature_tile<weight_view<summed_as_float<Element>>> weights,
+                float* to) const {
+    constexpr int together = 4;
+    alignas(64) float widened[together * panel_pitch];
+    for (int begin = 0; begin < weights.features; begin += together) {
+      int const count = std::min(together, weights.features - begin);
+      for (int f = 0; f < count; ++f) {
+        auto const* const from = weights.rows + (begin + f) * weights.row_stride;
+        for (int i = 0; i < length; ++i) widened[f * panel_pitch + i] = static_cast<float>(from[i]);
+      }
+      kernels.multiply(grouped, rows, {length, 0, length}, {widened, panel_pitch, 1, count}, {}, to + begin,
+                       block_features);
+    }
+  }
+};
+
+/// to[r][f] = row r . weights[f] for a block of a product, rows given as floats: `load(r, k, length, to)` says where `length` of row r's
+/// elements stand, from element k on, and may put them at `to`. Sums are taken piece by piece, so that no row or feature depends on what
+/// stands beside it.
 template <class Element, class Load>
 void multiply_block(row_kernels<weight_view<Element>> const& kernels, int rows, int depth,
-                    feature_tile<weight_view<Element>> weights, Load const& load, float* to, std::int64_t stride) {
-  constexpr int most = 512;
+                    feature_tile<weight_view<Element>> weights, Load const& load, float* to, std::int64_t stride,
+                    kernels_of_floats<Element> const& of_floats = {}) {
+  constexpr int most = panel_depth;
   float loaded[block_rows * most], part[block_rows * block_features];
   alignas(64) float grouped[block_rows * row_floats(most)];
   for (int k = 0; k < depth; k += most) {
     int const length = std::min(most, depth - k);
     float const* piece[block_rows] = {};
     for (int r = 0; r < rows; ++r) {
-      load(r, k, length, loaded + r * most);
-      piece[r] = loaded + r * most;
+      piece[r] = load(r, k, length, loaded + r * most);
     }
-    if constexpr (std::is_same_v<Element, float>) {
+    if constexpr (std::is_same_v<typename row_element<Element>::type, float>) {
       kernels.group(piece, rows, length, grouped);
     } else {
       for (int r = 0; r < rows; ++r) kernels.put(piece[r], length, 0, r, rows, length, grouped);
     }
-    kernels.multiply(grouped, rows, {length, 0, length}, weights, {}, part, block_features);
+    bool multiplied = false;
+    if constexpr (!std::is_same_v<typename row_element<Element>::type, Element>) {
+      // What no vector is filled with is added up one by one, which compilers contract differently in other loops.
+      multiplied = length % 16 != 0;
+      if (multiplied) of_floats.multiply(grouped, rows, length, weights, part);
+    }
+    if (!multiplied) kernels.multiply(grouped, rows, {length, 0, length}, weights, {}, part, block_features);
     for (int r = 0; r < rows; ++r) {
       for (int f = 0; f < weights.features; ++f) {
         float const value = part[r * block_features + f];

@@ -17,6 +17,7 @@
 #include <limits>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 /// Step 1 of `backend::cpu`: tokens to logits to expert ids and combine weights.
 namespace switchyard::cpu {
@@ -53,42 +54,48 @@ struct feature_weights {
   }
 };
 
-/// What the product of tokens and a router weight reads.
-template <class Element>
+/// What the product of tokens and a router weight, stored as `Weight`, reads.
+template <class Element, class Weight = float>
 struct router_product {
   using element = Element;
   view<Element const> tokens;
   int hidden, experts;
-  float const* weight;                     ///< [experts, hidden]
+  Weight const* weight;                    ///< [experts, hidden]
   float const* bias = nullptr;             ///< [experts], null: none
   feature_weights features = {};           ///< factors of the tokens' features
   float const* inverse_lengths = nullptr;  ///< [experts], factors of the logits; null: none
 };
 
 /// logits[t][e] = token t . router weight e (+ bias): float products whatever the tokens are stored as.
-template <class Element>
-void make_logits(router_product<Element> const& of, cpu_context const& context, float* logits) {
+template <class Element, class Weight>
+void make_logits(router_product<Element, Weight> const& of, cpu_context const& context, float* logits) {
+  using stored = std::conditional_t<std::is_same_v<Weight, float>, float, summed_as_float<Weight>>;
   int const hidden = of.hidden, experts = of.experts;
   int const expert_blocks = static_cast<int>(divide_up(experts, route_experts));
   std::int64_t const tokens = of.tokens.rows;
   std::int64_t const token_blocks = divide_up(tokens, route_tokens);
-  row_kernels<weight_view<float>> const kernels = row_kernels_of<weight_view<float>>(context.instructions);
+  row_kernels<weight_view<stored>> const kernels = row_kernels_of<weight_view<stored>>(context.instructions);
+  kernels_of_floats<stored> const of_floats(context.instructions);
   parallel_for(context, token_blocks * expert_blocks, [&](std::int64_t item) {
     std::int64_t const first_token = item / expert_blocks * route_tokens;
     int const rows = static_cast<int>(std::min<std::int64_t>(route_tokens, tokens - first_token));
     int const first = static_cast<int>(item % expert_blocks) * route_experts;
     int const count = std::min(route_experts, experts - first);
     float* const to = logits + first_token * experts + first;
-    auto const load = [&](int r, int k, int length, float* loaded) {
+    auto const load = [&](int r, int k, int length, float* loaded) -> float const* {
       Element const* const token = of.tokens.row(first_token + r) + k;
       float const* const scale = of.features.of(first_token + r, hidden);
+      if constexpr (std::is_same_v<Element, float>) {
+        if (scale == nullptr) return token;
+      }
       for (int i = 0; i < length; ++i) {
         float const x = static_cast<float>(token[i]);
         loaded[i] = scale == nullptr ? x : x * scale[k + i];
       }
+      return loaded;
     };
-    multiply_block<float>(kernels, rows, hidden, {of.weight + first * std::int64_t{hidden}, hidden, 1, count}, load, to,
-                          experts);
+    auto const* const weight = reinterpret_cast<stored const*>(of.weight + first * std::int64_t{hidden});
+    multiply_block<stored>(kernels, rows, hidden, {weight, hidden, 1, count}, load, to, experts, of_floats);
     for (int r = 0; r < rows; ++r) {
       float* const row = to + std::int64_t{r} * experts;
       for (int e = 0; of.inverse_lengths != nullptr && e < count; ++e) row[e] *= of.inverse_lengths[first + e];
@@ -250,30 +257,45 @@ struct route_step<router::from_logits> {
     typename features<Layer>::template memory<Layer> of_features;
 
     constexpr memory(carver& from, std::int64_t tokens)
-        : logits(from.take<float>(tokens * Layer::dims.experts)),
-          sums(from.take<double>(switchyard::detail::auxiliary_doubles * Layer::dims.experts)),
+        : logits(from.take<float>(tokens * Layer::all_experts)),
+          sums(from.take<double>(switchyard::detail::auxiliary_doubles * Layer::all_experts)),
           of_features(from, tokens) {}
   };
 
   template <class Layer>
   static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m, routes const& to,
                   names const& called) {
+    logits_of(args, context, m);
+    choose(args, context, m, router::weights_of(args), to, called);
+  }
+
+  /// The first half of `run`: the logits of all tokens.
+  template <class Layer>
+  static void logits_of(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m) {
     constexpr shape dims = Layer::dims;
     router_weights const router = router::weights_of(args);
-    router_product<typename Layer::element> product{args.tokens, dims.hidden, dims.experts, router.weight,
-                                                    Layer::router_traits.bias ? router.bias : nullptr};
+    router_product<typename Layer::element, typename Layer::router::weight_element> product{
+        args.tokens, dims.hidden, Layer::all_experts, router::weights_of(args).weight,
+        Layer::router_traits.bias ? router.bias : nullptr};
     features<Layer>::template prepare<Layer>(args, context, m.of_features, product);
     make_logits(product, context, m.logits);
-    select_experts<typename Layer::router, dims.experts, dims.top_k>(args.tokens.rows, args.active, router, context,
-                                                                     m.logits, to.experts, to.weights, to.priority,
-                                                                     called, args.inputs);
+  }
+
+  /// The second half: what the router makes of them.
+  template <class Layer>
+  static void choose(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m,
+                     router_weights const& router, routes const& to, names const& called) {
+    constexpr shape dims = Layer::dims;
+    select_experts<typename Layer::router, Layer::all_experts, dims.top_k>(args.tokens.rows, args.active, router,
+                                                                           context, m.logits, to.experts, to.weights,
+                                                                           to.priority, called, args.inputs);
   }
 
   template <class Layer>
   static void report(forward_args<Layer> const& args, memory<Layer> const& m) {
     if constexpr (requires { *args.report.logits; }) {
       if (args.report.logits != nullptr) {
-        std::copy(m.logits, m.logits + args.tokens.rows * Layer::dims.experts, args.report.logits);
+        std::copy(m.logits, m.logits + args.tokens.rows * Layer::all_experts, args.report.logits);
       }
     }
     features<Layer>::template report<Layer>(args, m.of_features);
@@ -290,7 +312,7 @@ struct route_step<router::from_logits> {
                                 .weights = made.weights,
                                 .dropped = dropped,
                                 .active = args.active};
-    *args.auxiliary = switchyard::detail::auxiliary_of(record, Layer::dims.experts, Layer::dims.top_k, m.sums);
+    *args.auxiliary = switchyard::detail::auxiliary_of(record, Layer::all_experts, Layer::dims.top_k, m.sums);
   }
 
   template <class Layer>
@@ -310,7 +332,7 @@ struct route_step<router::from_inputs> {
   template <class Layer>
   static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const&, routes const& to,
                   names const&) {
-    take_pairs<typename Layer::router>(args.inputs, args.tokens.rows, Layer::dims.top_k, Layer::dims.experts,
+    take_pairs<typename Layer::router>(args.inputs, args.tokens.rows, Layer::dims.top_k, Layer::all_experts,
                                        args.active, context, to);
   }
   template <class Layer>

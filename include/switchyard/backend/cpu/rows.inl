@@ -104,3 +104,55 @@ SWITCHYARD_TILE_TARGET void multiply_in_order(float const* from, int columns, fl
   }
   for (int k = by_steps; k < columns; ++k) to[k] *= from[k];
 }
+
+/// to[k] += what stands at depth_position(k).
+template <class Element>
+SWITCHYARD_TILE_TARGET void add_in_order(float const* from, int columns, float* to) {
+  using source = stored<Element>;
+  constexpr int parts = source::in_order ? 1 : source::parts, step = lanes * source::parts;
+  int const by_steps = columns / step * step;
+  for (int k = 0; k < by_steps; k += step) {
+    for (int i = 0; i < step; ++i) to[k + i] += from[k + i % parts * (step / parts) + i / parts];
+  }
+  for (int k = by_steps; k < columns; ++k) to[k] += from[k];
+}
+
+/// The next elements of a row that are not zero, at most `most`, from depth position `from` on, which moves on: how many there are, their
+/// numbers, and the values.
+template <class Element>
+SWITCHYARD_TILE_TARGET int next_units(row_among_others const& of, std::int64_t& from, int most, std::int32_t* units,
+                                      float* values) {
+  constexpr int step = lanes * stored<Element>::parts;
+  row_group group = {0, of.count};
+  if (!of.in_panel) {
+    group = group_of_rows(of.count, 0);
+    for (int g = 1; of.row >= group.first + group.rows; ++g) group = group_of_rows(of.count, g);
+  }
+  // Element `lane` of the vector at a depth position stands at position * group.rows + row + lane * next.
+  float const* const begin = of.first + group.first * row_floats(of.depth);
+  int const r = of.row - group.first, next = of.in_panel ? group.rows : 1, row = of.in_panel ? r : r * lanes;
+  std::int64_t const by_steps = of.depth / step * step;
+  int count = 0;
+  for (; from < by_steps && count + lanes <= most; from += lanes) {
+    float const* const vector = begin + from * group.rows + row;
+    if (!of.in_panel) {
+      integers const is_there = reinterpret_cast<integers>(load_floats(vector) != 0.0f);
+      std::int32_t any = 0;
+      for (int i = 0; i < lanes; ++i) any |= is_there[i];
+      if (any == 0) continue;
+    }
+    for (int i = 0; i < lanes; ++i) {
+      float const value = vector[i * next];
+      if (value == 0.0f) continue;
+      units[count] = static_cast<std::int32_t>(element_at<Element>(from + i, of.depth));
+      values[count++] = value;
+    }
+  }
+  for (; from >= by_steps && from < of.depth && count < most; ++from) {
+    float const value = begin[from * group.rows + r];
+    if (value == 0.0f) continue;
+    units[count] = static_cast<std::int32_t>(from);
+    values[count++] = value;
+  }
+  return count;
+}

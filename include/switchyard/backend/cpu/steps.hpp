@@ -1,5 +1,7 @@
 #pragma once
 
+#include <switchyard/expert/feed_forward.hpp>
+
 #include <cstdint>
 #include <string>
 
@@ -44,6 +46,7 @@ struct expert_results {
   Element const* shared_gate = nullptr;  ///< [hidden], null where nothing gates it
   float scale = 1.0f;                    ///< of the routed experts
   Element const* output_bias = nullptr;  ///< [hidden], null: nothing is added to the sums
+  constant_expert_weights<Element> constant_experts = {};
 };
 
 /// What the tokens and experts of a call are called in an error, where it is a part of another one.

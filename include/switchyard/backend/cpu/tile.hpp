@@ -96,11 +96,36 @@ feature_tile<weight_view<Element>> features_of(weight_view<Element> const& matri
   return {matrix.at(expert, first, 0), matrix.row_stride, matrix.column_stride, features};
 }
 
+/// A stored element whose products with floats are summed in the order of those of float elements, so that they have their bits.
+template <class Element>
+struct __attribute__((may_alias)) summed_as_float {
+  using stored = Element;
+  Element value;
+  explicit operator float() const { return static_cast<float>(value); }
+};
+/// What the rows of a product with such weights come as.
+template <class Element>
+struct row_element {
+  using type = Element;
+};
+template <class Element>
+struct row_element<summed_as_float<Element>> {
+  using type = float;
+};
+
 /// Most rows and features of a product without panels, whose sums are on the stack.
 inline constexpr int item_rows = 32, item_features = 64;
 
 /// How many rows ahead of those that are added others are fetched: see rows.inl.
 inline constexpr int rows_ahead = 8;
+
+/// A row of the groups that `group_rows` of tile.inl makes of `count` rows, or of a panel of that width.
+struct row_among_others {
+  float const* first;  ///< of all
+  int row, count;
+  std::int64_t depth;
+  bool in_panel;
+};
 
 /// A part of the depth of a product; it begins at a multiple of 64.
 struct depth_slice {

@@ -45,6 +45,27 @@ SWITCHYARD_TILE_TARGET inline quad sums_of(floats a, floats b, floats c, floats 
   return piece[0];
 }
 
+/// Two-byte elements, a word for each.
+SWITCHYARD_TILE_TARGET inline words widen_words(void const* from) {
+  typedef std::uint16_t shorts __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 2)));
+  shorts elements;
+  __builtin_memcpy(&elements, from, sizeof elements);
+  return __builtin_convertvector(elements, words);
+}
+
+#if !defined(SWITCHYARD_TILE_HALF)
+/// Half elements, a word for each, as floats: what half::operator float does.
+SWITCHYARD_TILE_TARGET inline floats floats_of_halves(words bits) {
+  words const magnitude = bits & 0x7fffu;
+  floats const small = __builtin_convertvector(reinterpret_cast<integers>(magnitude), floats) * 0x1p-24f;
+  words const special = reinterpret_cast<words>(magnitude >= 0x7c00u) & (112u << 23);
+  words const usual = (magnitude << 13) + (112u << 23) + special;
+  words const is_small = reinterpret_cast<words>(magnitude < 0x0400u);
+  words const absolute = (reinterpret_cast<words>(small) & is_small) | (usual & ~is_small);
+  return reinterpret_cast<floats>(absolute | ((bits & 0x8000u) << 16));
+}
+#endif
+
 /// A vector of stored elements as floats, in `parts` of `lanes`. Those of two-byte elements are the even and the odd ones,
 /// unless they come `in_order`: a product over depth may take its terms in any order as long as both operands agree.
 template <class Element>
@@ -85,18 +106,35 @@ struct stored<half> {
   }
 #else
   static constexpr bool in_order = false;
-  SWITCHYARD_TILE_TARGET static floats load(half const* from, int part) {  // as half::operator float
+  SWITCHYARD_TILE_TARGET static floats load(half const* from, int part) {
     words pair;
     __builtin_memcpy(&pair, from, sizeof(words));
-    words const bits = part == 0 ? pair & 0xffffu : pair >> 16, magnitude = bits & 0x7fffu;
-    floats const small = __builtin_convertvector(reinterpret_cast<integers>(magnitude), floats) * 0x1p-24f;
-    words const special = reinterpret_cast<words>(magnitude >= 0x7c00u) & (112u << 23);
-    words const usual = (magnitude << 13) + (112u << 23) + special;
-    words const is_small = reinterpret_cast<words>(magnitude < 0x0400u);
-    words const absolute = (reinterpret_cast<words>(small) & is_small) | (usual & ~is_small);
-    return reinterpret_cast<floats>(absolute | ((bits & 0x8000u) << 16));
+    return floats_of_halves(part == 0 ? pair & 0xffffu : pair >> 16);
   }
 #endif
+};
+
+/// Elements in their order, a vector of floats at a time: as `stored<float>` has them.
+template <>
+struct stored<summed_as_float<bfloat16>> {
+  static constexpr int parts = 1;
+  static constexpr bool in_order = true;
+  SWITCHYARD_TILE_TARGET static floats load(summed_as_float<bfloat16> const* from, int) {
+    return reinterpret_cast<floats>(widen_words(from) << 16);
+  }
+};
+
+template <>
+struct stored<summed_as_float<half>> {
+  static constexpr int parts = 1;
+  static constexpr bool in_order = true;
+  SWITCHYARD_TILE_TARGET static floats load(summed_as_float<half> const* from, int) {
+#if defined(SWITCHYARD_TILE_HALF)
+    return stored<half>::load(&from->value, 0);
+#else
+    return floats_of_halves(widen_words(from));
+#endif
+  }
 };
 
 /// The elements of a row or of a panel stand in the order in which loads of weights come: most two-byte elements as even and
@@ -106,6 +144,14 @@ inline std::int64_t depth_position(std::int64_t k, std::int64_t depth) {
   constexpr int parts = stored<Element>::parts, step = lanes * parts;
   if (stored<Element>::in_order || k >= depth / step * step) return k;
   return k / step * step + k % parts * lanes + k % step / parts;
+}
+
+/// The element that stands at a `depth_position`.
+template <class Element>
+inline std::int64_t element_at(std::int64_t position, std::int64_t depth) {
+  constexpr int parts = stored<Element>::parts, step = lanes * parts;
+  if (stored<Element>::in_order || position >= depth / step * step) return position;
+  return position / step * step + position % lanes * parts + position % step / lanes;
 }
 
 /// to[depth_position(k)] = element k, as a float.
@@ -206,47 +252,87 @@ SWITCHYARD_TILE_TARGET inline floats load_floats(float const* from) {
   return result;
 }
 /// Stores values whose keys are at least `least`, and zeros in the place of others.
-SWITCHYARD_TILE_TARGET inline void store_largest(floats values, integers least, float* to) {
-  integers const kept = reinterpret_cast<integers>(values) & reinterpret_cast<integers>(order_keys(values) >= least);
+SWITCHYARD_TILE_TARGET inline void store_largest(floats values, integers keys, integers least, float* to) {
+  integers const kept = reinterpret_cast<integers>(values) & reinterpret_cast<integers>(keys >= least);
   __builtin_memcpy(to, &kept, sizeof kept);
 }
 
-/// Zeroes what is less than the `kept`-th largest value of each row of a group. The threshold is found bit by bit: how many values
-/// are as large?
-template <class Element>
-SWITCHYARD_TILE_TARGET void keep_largest_in_group(float* to, int row_count, std::int64_t depth, int kept) {
+/// What stands for the values of a vector at `depth_position` k, by which they are ranked: the values, or their products with factors.
+template <class Element, bool Weighted>
+SWITCHYARD_TILE_TARGET inline integers ranks_of(floats values, float const* factors, std::int64_t k,
+                                                std::int64_t depth) {
+  if constexpr (Weighted) {
+    floats of_lanes;
+    for (int i = 0; i < lanes; ++i) of_lanes[i] = factors[element_at<Element>(k + i, depth)];
+    values *= of_lanes;
+  }
+  return order_keys(values);
+}
+
+/// Zeroes what is less than the `kept`-th largest value of a row, whose vectors are `stride` vectors apart and stand at `vectors`; what
+/// fills none stands at `rest`. The threshold is found bit by bit: how many values are as large?
+template <class Element, bool Weighted>
+SWITCHYARD_TILE_TARGET inline void keep_largest_of_row(float* vectors, float* rest, int stride, std::int64_t depth,
+                                                       int kept, float const* factors) {
   constexpr int step = lanes * stored<Element>::parts;
   std::int64_t const by_steps = depth / step * step;
+  auto const rank_of_rest = [&](std::int64_t k) {
+    float const value = rest[k * stride];
+    return order_key(Weighted ? value * factors[k] : value);
+  };
+  std::uint32_t least = 1u << 31;
+  for (int bit = 31; bit >= 0; --bit) {
+    auto const tried = static_cast<std::int32_t>(least + (1u << bit));
+    integers counts = {};
+    for (std::int64_t k = 0; k < by_steps; k += lanes) {
+      integers const ranks = ranks_of<Element, Weighted>(load_floats(vectors + k * stride), factors, k, depth);
+      counts -= reinterpret_cast<integers>(ranks >= tried);
+    }
+    int count = 0;
+    for (int i = 0; i < lanes; ++i) count += counts[i];
+    for (std::int64_t k = by_steps; k < depth; ++k) count += rank_of_rest(k) >= tried ? 1 : 0;
+    if (count >= kept) least += 1u << bit;
+  }
+  auto const threshold = static_cast<std::int32_t>(least);
+  for (std::int64_t k = 0; k < by_steps; k += lanes) {
+    floats const values = load_floats(vectors + k * stride);
+    store_largest(values, ranks_of<Element, Weighted>(values, factors, k, depth), integers{} + threshold,
+                  vectors + k * stride);
+  }
+  for (std::int64_t k = by_steps; k < depth; ++k) {
+    if (rank_of_rest(k) < threshold) rest[k * stride] = 0.0f;
+  }
+}
+
+/// The same for each row of some groups. `factors` of the values, by whose products they are ranked; null: by the values.
+template <class Element>
+SWITCHYARD_TILE_TARGET void keep_largest_in_group(float* to, int row_count, std::int64_t depth, int kept,
+                                                  float const* factors) {
   for (int g = 0; g < groups_of_rows(row_count); ++g) {
     row_group const group = group_of_rows(row_count, g);
+    float* const begin = to + group.first * row_floats(depth);
     for (int r = 0; r < group.rows; ++r) {
-      float* const vectors = to + group.first * row_floats(depth) + r * lanes;
-      float* const rest = to + group.first * row_floats(depth) + r;
-      std::uint32_t least = 1u << 31;
-      for (int bit = 31; bit >= 0; --bit) {
-        auto const tried = static_cast<std::int32_t>(least + (1u << bit));
-        integers counts = {};
-        for (std::int64_t k = 0; k < by_steps; k += lanes) {
-          counts -= reinterpret_cast<integers>(order_keys(load_floats(vectors + k * group.rows)) >= tried);
-        }
-        int count = 0;
-        for (int i = 0; i < lanes; ++i) count += counts[i];
-        for (std::int64_t k = by_steps; k < depth; ++k) count += order_key(rest[k * group.rows]) >= tried ? 1 : 0;
-        if (count >= kept) least += 1u << bit;
-      }
-      auto const threshold = static_cast<std::int32_t>(least);
-      for (std::int64_t k = 0; k < by_steps; k += lanes) {
-        store_largest(load_floats(vectors + k * group.rows), integers{} + threshold, vectors + k * group.rows);
-      }
-      for (std::int64_t k = by_steps; k < depth; ++k) {
-        if (order_key(rest[k * group.rows]) < threshold) rest[k * group.rows] = 0.0f;
+      if (factors == nullptr) {
+        keep_largest_of_row<Element, false>(begin + r * lanes, begin + r, group.rows, depth, kept, factors);
+      } else {
+        keep_largest_of_row<Element, true>(begin + r * lanes, begin + r, group.rows, depth, kept, factors);
       }
     }
   }
 }
 
+template <class Element>
+SWITCHYARD_TILE_TARGET inline integers ranks_in_panel(float const* rows, int width, std::int64_t depth,
+                                                      float const* factors, std::int64_t position) {
+  floats values = load_floats(rows + position * width);
+  if (factors != nullptr) values *= factors[element_at<Element>(position, depth)];
+  return order_keys(values);
+}
+
 /// The same of each row of a panel, a vector of rows at a time.
-SWITCHYARD_TILE_TARGET inline void keep_largest_in_panel(float* panel, int width, std::int64_t depth, int kept) {
+template <class Element>
+SWITCHYARD_TILE_TARGET void keep_largest_in_panel(float* panel, int width, std::int64_t depth, int kept,
+                                                  float const* factors) {
   for (int first = 0; first < width; first += lanes) {
     float* const rows = panel + first;
     words least = {};  // nvcc crashes where a vector begins as a sum of constants
@@ -255,14 +341,15 @@ SWITCHYARD_TILE_TARGET inline void keep_largest_in_panel(float* panel, int width
       words const tried = least + (1u << bit);
       integers counts = {};
       for (std::int64_t k = 0; k < depth; ++k) {
-        counts -=
-            reinterpret_cast<integers>(order_keys(load_floats(rows + k * width)) >= reinterpret_cast<integers>(tried));
+        integers const ranks = ranks_in_panel<Element>(rows, width, depth, factors, k);
+        counts -= reinterpret_cast<integers>(ranks >= reinterpret_cast<integers>(tried));
       }
       words const enough = reinterpret_cast<words>(counts >= kept);
       least = (enough & tried) | (~enough & least);
     }
     for (std::int64_t k = 0; k < depth; ++k) {
-      store_largest(load_floats(rows + k * width), reinterpret_cast<integers>(least), rows + k * width);
+      store_largest(load_floats(rows + k * width), ranks_in_panel<Element>(rows, width, depth, factors, k),
+                    reinterpret_cast<integers>(least), rows + k * width);
     }
   }
 }
@@ -276,22 +363,22 @@ struct fetched_streams {
   int groups;
 };
 
-/// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows.
+/// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows: `depth` by vectors, then one by one to `end`.
 template <class Element, int Rows, int Streams>
 SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* const (&weights)[Streams],
                                            fetched_streams<Element, Streams> const& fetched, std::int64_t depth,
-                                           float* products) {
+                                           std::int64_t end, float* products) {
   using source = stored<Element>;
   constexpr int step = lanes * source::parts;
   floats sum[Rows][Streams] = {};
   std::int64_t k = 0, ahead = 0;
   std::int64_t const ahead_step = step / fetched.groups;
   for (int part = 0; part < 2; ++part) {
-    std::int64_t const end = part == 0 ? fetched.turn : depth;
+    std::int64_t const until = part == 0 ? fetched.turn : depth;
     Element const* next[Streams];
     SWITCHYARD_TILE_UNROLL
     for (int s = 0; s < Streams; ++s) next[s] = part == 0 ? fetched.from[s] : fetched.then[s];
-    for (; k < end; k += step, ahead += ahead_step, rows += step * Rows) {
+    for (; k < until; k += step, ahead += ahead_step, rows += step * Rows) {
       SWITCHYARD_TILE_UNROLL
       for (int s = 0; s < Streams; ++s) __builtin_prefetch(next[s] + ahead);
       SWITCHYARD_TILE_UNROLL
@@ -322,6 +409,19 @@ SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* con
     quad const together = sums_of(four[0], four[1], four[2], four[3]);
     __builtin_memcpy(products + i, &together, sizeof together);
   }
+  if (k == end) return;
+  quad rest[Rows];  // of a row, with up to four streams
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < Rows; ++r) __builtin_memcpy(&rest[r], products + r * Streams, Streams * sizeof(float));
+  for (; k < end; ++k, rows += Rows) {
+    quad right = {};
+    SWITCHYARD_TILE_UNROLL
+    for (int s = 0; s < Streams; ++s) right[s] = static_cast<float>(weights[s][k]);
+    SWITCHYARD_TILE_UNROLL
+    for (int r = 0; r < Rows; ++r) rest[r] += rows[r] * right;
+  }
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < Rows; ++r) __builtin_memcpy(products + r * Streams, &rest[r], Streams * sizeof(float));
 }
 
 /// to[r][f] = row r . feature f over a piece of the depth, for any number of rows in groups of up to `Rows` and of features of
@@ -367,22 +467,16 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row
       }
       row_group const group = group_of_rows(row_count, g);
       float const* const from = rows + group.first * row_floats(piece.depth) + piece.first * group.rows;
-      float products[Rows * streams + 3];
+      float products[Rows * streams + 3] = {};
       if (group.rows == Rows) {
-        multiply_group<Element, Rows, streams>(from, now, fetched, by_steps, products);
+        multiply_group<Element, Rows, streams>(from, now, fetched, by_steps, piece.length, products);
       } else {
         constexpr int fewer = Rows > 1 ? Rows - 1 : 1;
-        multiply_group<Element, fewer, streams>(from, now, fetched, by_steps, products);
+        multiply_group<Element, fewer, streams>(from, now, fetched, by_steps, piece.length, products);
       }
       for (int s = 0; s < streams && s * each + i < weights.features; ++s) {
         float* const column = to + group.first * stride + s * each + i;
-        for (int r = 0; r < group.rows; ++r) {
-          float sum = products[r * streams + s];
-          for (std::int64_t k = by_steps; k < piece.length; ++k) {
-            sum += from[k * group.rows + r] * static_cast<float>(now[s][k]);
-          }
-          column[r * stride] = sum;
-        }
+        for (int r = 0; r < group.rows; ++r) column[r * stride] = products[r * streams + s];
       }
     }
   }
@@ -454,23 +548,83 @@ inline constexpr int panel_features = SWITCHYARD_PANEL_FEATURES;
 inline constexpr int item_panels = lanes < 16 ? 12 : 4, item_tiles = lanes < 16 ? 6 : 4;
 static_assert(item_panels * item_tiles * panel_features * panel_width + panel_features * panel_pitch <= item_floats);
 
+/// Lane l of the result comes from lane l - `Distance` of the other vector where l has the bit `Distance`, else from x; `Low` is the
+/// other way round.
+template <int Distance, bool Low, int... Lane>
+SWITCHYARD_TILE_TARGET inline floats exchange_lanes(floats x, floats y, std::integer_sequence<int, Lane...>) {
+#if defined(__clang__)
+  return __builtin_shufflevector(
+      x, y, ((Lane & Distance) == 0 ? Lane + (Low ? 0 : Distance) : lanes + Lane - (Low ? Distance : 0))...);
+#else
+  return __builtin_shuffle(
+      x, y,
+      words{static_cast<std::uint32_t>((Lane & Distance) == 0 ? Lane + (Low ? 0 : Distance)
+                                                              : lanes + Lane - (Low ? Distance : 0))...});
+#endif
+}
+
+/// Lane j of vector i and lane i of vector j change places.
+template <int Distance = 1>
+SWITCHYARD_TILE_TARGET inline void transpose(floats (&square)[lanes]) {
+  constexpr auto all = std::make_integer_sequence<int, lanes>{};
+  SWITCHYARD_TILE_UNROLL
+  for (int i = 0; i < lanes; ++i) {
+    if ((i & Distance) != 0) continue;
+    floats const x = square[i], y = square[i + Distance];
+    square[i] = exchange_lanes<Distance, true>(x, y, all);
+    square[i + Distance] = exchange_lanes<Distance, false>(x, y, all);
+  }
+  if constexpr (2 * Distance < lanes) transpose<2 * Distance>(square);
+}
+
 /// panel[depth_position(k) * width + i] = element k of row i, as a float; rows past the last are zero. `Order` is the type whose
 /// loads say where an element stands.
 template <class Element, class Order = Element>
 SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth,
                                        float* panel) {
-  constexpr int piece = 64;  // a multiple of two vectors
-  for (std::int64_t k = 0; k < depth; k += piece) {
-    int const length = depth - k < piece ? static_cast<int>(depth - k) : piece;
-    float* to[piece];
-    for (int j = 0; j < length; ++j) to[j] = panel + depth_position<Order>(k + j, depth) * width;
-    for (int i = 0; i < row_count; ++i) {
-      Element const* const from = rows[i] + k;
-      for (int j = 0; j < length; ++j) to[j][i] = static_cast<float>(from[j]);
+  using source = stored<Element>;
+  constexpr int step = lanes * source::parts;
+  constexpr bool by_vectors = std::is_same_v<Element, Order> || source::in_order;
+  std::int64_t const by_steps = by_vectors ? depth / step * step : 0;
+  for (std::int64_t k = 0; k < by_steps; k += step) {
+    for (int begin = 0; begin < width; begin += lanes) {
+      for (int part = 0; part < source::parts; ++part) {
+        floats square[lanes];
+        for (int i = 0; i < lanes; ++i) {
+          square[i] = begin + i < row_count ? source::load(rows[begin + i] + k, part) : floats{};
+        }
+        transpose(square);
+        float* const to = panel + (k + part * lanes) * width + begin;
+        for (int j = 0; j < lanes; ++j) __builtin_memcpy(to + j * width, &square[j], sizeof(floats));
+      }
     }
-    for (int j = 0; j < length; ++j) {
-      for (int i = row_count; i < width; ++i) to[j][i] = 0.0f;
+  }
+  for (std::int64_t k = by_steps; k < depth; ++k) {
+    float* const to = panel + depth_position<Order>(k, depth) * width;
+    for (int i = 0; i < width; ++i) to[i] = i < row_count ? static_cast<float>(rows[i][k]) : 0.0f;
+  }
+}
+
+/// to[i * stride + f] = features[f][i] + bias[f], for the rows and features of products by panels.
+SWITCHYARD_TILE_TARGET inline void put_rows(float const* const* features, int feature_count, int row_count,
+                                            float const* bias, float* to, std::int64_t stride) {
+  int f = 0;
+  for (; f + lanes <= feature_count; f += lanes) {
+    floats shift;
+    __builtin_memcpy(&shift, bias + f, sizeof shift);
+    for (int begin = 0; begin < row_count; begin += lanes) {
+      floats square[lanes];
+      for (int j = 0; j < lanes; ++j) __builtin_memcpy(&square[j], features[f + j] + begin, sizeof(floats));
+      transpose(square);
+      int const rows = row_count - begin < lanes ? row_count - begin : lanes;
+      for (int i = 0; i < rows; ++i) {
+        square[i] += shift;
+        __builtin_memcpy(to + (begin + i) * stride + f, &square[i], sizeof(floats));
+      }
     }
+  }
+  for (int i = 0; i < row_count; ++i) {
+    for (int j = f; j < feature_count; ++j) to[i * stride + j] = features[j][i] + bias[j];
   }
 }
 
@@ -490,16 +644,17 @@ SWITCHYARD_TILE_TARGET ready_weights widen_rows(feature_tile<weight_view<Element
   Element const* const from = tile.rows + first * tile.column_stride;
   float* to = memory;
   for (int f = 0; f < panel_features; ++f, to += panel_pitch) {
-    Element const* const row = from + f * tile.row_stride;
     if (f >= tile.features) {
       for (int k = 0; k < depth; ++k) to[k] = 0.0f;
     } else if (tile.column_stride == 1) {
-      widen_row(row, depth, to);
-    } else {
-      for (int k = 0; k < depth; ++k) {
-        to[depth_position<Element>(k, depth)] = static_cast<float>(row[k * tile.column_stride]);
-      }
+      widen_row(from + f * tile.row_stride, depth, to);
     }
+  }
+  // Features that lie beside each other are read beside each other.
+  for (int k = 0; k < depth && tile.column_stride != 1; ++k) {
+    Element const* const column = from + k * tile.column_stride;
+    float* const place = memory + depth_position<Element>(k, depth);
+    for (int f = 0; f < tile.features; ++f) place[f * panel_pitch] = static_cast<float>(column[f * tile.row_stride]);
   }
   return {memory, panel_pitch * static_cast<std::int64_t>(sizeof(float))};
 }

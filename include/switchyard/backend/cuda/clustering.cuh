@@ -350,7 +350,7 @@ struct feature_step<router::features_scaled_by_cluster<Form>> {
                                             .tokens = args.tokens,
                                             .active = args.active,
                                             .clusters = args.inputs,
-                                            .router = to.router.weight,
+                                            .router = to.weight,
                                             .counted = m.counted,
                                             .offsets = m.offsets,
                                             .order = m.order,

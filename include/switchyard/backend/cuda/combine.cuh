@@ -6,6 +6,7 @@
 #include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/backend/cuda/steps.cuh>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/expert/null_experts.hpp>
 #include <switchyard/layer.hpp>
 
 #include <cmath>
@@ -40,23 +41,34 @@ constexpr int combine_threads(int hidden) {
 }
 
 /// What a token's pairs bring, the same on all threads of its block.
-template <int TopK>
+template <int TopK, class Nulls>
 struct token_pairs {
   std::int32_t rows[TopK];
   float weights[TopK];  ///< of the row; of the token where the pair was dropped
   unsigned lost[(TopK + 31) / 32];
   bool all_lost;
   float start;  ///< what pairs add that go nowhere
+  null_part<Nulls> nulls;
 
   __device__ bool is_lost(int k) const { return (lost[k / 32] >> k % 32 & 1u) != 0; }
 };
 
-/// Reads what belongs to the pairs of a token, a lane one pair, and writes what was decided about them. Called by whole warps.
-template <int TopK, class Element>
-__device__ __forceinline__ token_pairs<TopK> read_pairs(combine_args<Element> const& args, std::int64_t token,
-                                                        bool active) {
+/// The part of the token in a mixture with a constant expert's vector, by a block. All threads of it have then read the token.
+template <class Element>
+__device__ float share_of_token(Element const* token, Element const* mixing, int hidden) {
+  float sum = 0.0f;
+  for (int h = static_cast<int>(threadIdx.x); h < hidden; h += static_cast<int>(blockDim.x)) {
+    sum += static_cast<float>(token[h]) * (static_cast<float>(mixing[h]) - static_cast<float>(mixing[hidden + h]));
+  }
+  return 1.0f / (1.0f + std::exp(-sum_over_block<most_combine_threads / 32>(sum)));
+}
+
+/// Reads what belongs to the pairs of a token, a lane one pair, and writes what was decided about them. Called by whole blocks.
+template <int TopK, class Nulls, class Element>
+__device__ __forceinline__ token_pairs<TopK, Nulls> read_pairs(combine_args<Element> const& args, std::int64_t token,
+                                                               bool active) {
   int const thread = static_cast<int>(threadIdx.x), lane = thread % 32;
-  token_pairs<TopK> pairs;
+  token_pairs<TopK, Nulls> pairs;
   pairs.all_lost = active;
   pairs.start = 0.0f;
 #pragma unroll
@@ -67,6 +79,8 @@ __device__ __forceinline__ token_pairs<TopK> read_pairs(combine_args<Element> co
     float const weight = args.weights[pair];
     bool const lost = args.dropped != nullptr && args.dropped[pair] != 0;
     float const factor = row < 0 ? weight : args.weighs_input ? args.results.scale : args.results.scale * weight;
+    std::int32_t chosen = -1;
+    if constexpr (Nulls::count > 0) chosen = args.experts[pair];
     unsigned const lost_lanes = __ballot_sync(~0u, lost);
     pairs.lost[first / 32] = lost_lanes;
 #pragma unroll
@@ -75,6 +89,18 @@ __device__ __forceinline__ token_pairs<TopK> read_pairs(combine_args<Element> co
       pairs.weights[k] = __shfl_sync(~0u, factor, k - first);
       bool const is_lost = (lost_lanes >> (k - first) & 1u) != 0;
       pairs.all_lost = pairs.all_lost && is_lost;
+      if constexpr (Nulls::count > 0) {
+        std::int32_t const expert = __shfl_sync(~0u, chosen, k - first);
+        if (Nulls::is_null(expert)) {
+          int const hidden = static_cast<int>(args.tokens.columns);
+          pairs.nulls.add(k, expert, args.results.scale * pairs.weights[k], [&](int mixing) {
+            return share_of_token(args.tokens.row(token),
+                                  args.results.constant_experts.mixing + std::int64_t{2} * mixing * hidden, hidden);
+          });
+          continue;
+        }
+        pairs.nulls.skip(k);
+      }
       if (pairs.rows[k] < 0 && !is_lost) pairs.start += pairs.weights[k];
     }
     if (thread < 32 && has) {
@@ -100,10 +126,11 @@ __device__ __forceinline__ float shared_weight_of(combine_args<Element> const& a
   return 1.0f / (1.0f + std::exp(-sum));
 }
 
-/// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus the shared expert.
+/// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus what null experts add, plus the
+/// shared expert.
 /// A block per token; each thread has its own features. A pair that goes nowhere adds its weight, which is 0, or NaN where the
 /// token could not be routed. A token that is not active gets zeros.
-template <class Element, int TopK, dropped OnDrop, bool OutputBias = false>
+template <class Element, int TopK, dropped OnDrop, bool OutputBias = false, class Nulls = no_nulls>
 __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_args<Element> const args) {
   constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
   std::int64_t const token = blockIdx.x;
@@ -113,7 +140,7 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
   Element const* const x = args.tokens.row(token);
   Element* const y = args.output.row(token);
   bool const active = args.active == nullptr || args.active[token] != 0;
-  token_pairs<TopK> const pairs = read_pairs<TopK>(args, token, active);
+  token_pairs<TopK, Nulls> const pairs = read_pairs<TopK, Nulls>(args, token, active);
   bool const hand_through = OnDrop == dropped::input && pairs.all_lost;
   float const shared_weight = shared_weight_of(args, x, hidden);
 
@@ -134,7 +161,7 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
       }
     };
     float token_values[width];
-    if (OnDrop != dropped::zero && active) {
+    if ((OnDrop != dropped::zero || Nulls::count > 0) && active) {
       if (whole) {
         to_floats<Element>(*reinterpret_cast<chunk const*>(x + first), token_values);
       } else {
@@ -152,6 +179,24 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
       } else if (OnDrop == dropped::weighted_input && pairs.is_lost(k)) {
 #pragma unroll
         for (int i = 0; i < width; ++i) sum[i] += pairs.weights[k] * token_values[i];
+      }
+    }
+    if constexpr (Nulls::count > 0) {
+      if (pairs.nulls.of_token != 0.0f) {
+#pragma unroll
+        for (int i = 0; i < width; ++i) sum[i] += pairs.nulls.of_token * token_values[i];
+      }
+    }
+    if constexpr (Nulls::vectors > 0) {
+#pragma unroll
+      for (int k = 0; k < TopK; ++k) {
+        if (pairs.nulls.vector[k] < 0) continue;
+        Element const* const vector =
+            args.results.constant_experts.vectors + std::int64_t{pairs.nulls.vector[k]} * hidden + first;
+#pragma unroll
+        for (int i = 0; i < width; ++i) {
+          if (i < count) sum[i] += pairs.nulls.of_vector[k] * static_cast<float>(vector[i]);
+        }
       }
     }
     if (args.results.shared_rows != nullptr && active) {

@@ -44,6 +44,7 @@ struct schedule_step<router::one_pass, Products> {
     constexpr memory(carver& from, std::int64_t tokens)
         : of_routing(from, tokens),
           of_plan({.experts = Layer::dims.experts,
+                   .all_experts = Layer::all_experts,
                    .top_k = Layer::dims.top_k,
                    .capacity = Layer::capacity_traits,
                    .block_tokens = routing<Layer>::template block_tokens<Layer>(tokens),
@@ -125,7 +126,8 @@ struct schedule_step<router::one_pass, Products> {
                groups * dims.experts, plan_threads, 0, plan);
       }
     }
-    launch(queue, "assign_rows", assign_rows<plan_threads>, dims.experts, plan_threads, 0, plan);
+    launch(queue, "assign_rows", assign_rows<plan_threads, (Layer::all_experts > dims.experts)>, Layer::all_experts,
+           plan_threads, 0, plan);
   }
 
   /// Rows to results, and each token's sum over its experts.
@@ -139,7 +141,8 @@ struct schedule_step<router::one_pass, Products> {
       expert_results<element> const results =
           computing<Layer>::template enqueue<Layer>(args, queue, seen, p, m.of_experts);
       constexpr dropped on_drop = Layer::capacity_traits.drops ? Layer::capacity_traits.on_drop : dropped::zero;
-      launch(queue, "combine_rows", combine_rows<element, dims.top_k, on_drop, Layer::expert_traits.output_bias>,
+      using nulls = typename decltype(nulls_of<Layer>())::type;
+      launch(queue, "combine_rows", combine_rows<element, dims.top_k, on_drop, Layer::expert_traits.output_bias, nulls>,
              seen.rows, combine_threads<element>(dims.hidden), 0,
              combine_args<element>{.results = results,
                                    .weighs_input = Layer::router_traits.weighs_input,

@@ -22,15 +22,19 @@ struct inner_rows {
   Element* first;  ///< [rows, stride], each row at a multiple of 16 bytes
   std::int64_t stride;
   int features;
-  row_exponents exponents;    ///< of half elements
-  std::int32_t const* count;  ///< of rows, on the device
+  row_exponents exponents;      ///< of half elements
+  std::int32_t const* offsets;  ///< [experts + 1] of the plan, on the device: the last is the number of rows
+  int experts;
+  float const* unit_norms;  ///< [experts, features], factors by which values are ranked; null: none
 };
 
-/// The highest bits of a float that tell the elements of a type apart, whatever power of two they are multiplied by.
-template <class Element>
-inline constexpr int key_bits = std::is_same_v<Element, bfloat16> ? 16
-                                : std::is_same_v<Element, half>   ? 19
-                                                                  : 32;
+/// The highest bits of a float that tell the elements of a type apart, whatever power of two they are multiplied by; of products with
+/// norms, all.
+template <class Element, bool Compensated>
+inline constexpr int key_bits = Compensated                         ? 32
+                                : std::is_same_v<Element, bfloat16> ? 16
+                                : std::is_same_v<Element, half>     ? 19
+                                                                    : 32;
 
 /// Integers in the order of floats. What is no number comes after all others.
 __device__ inline std::uint32_t order_key(float value) {
@@ -39,16 +43,29 @@ __device__ inline std::uint32_t order_key(float value) {
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
 
+/// The expert of a row.
+__device__ inline int expert_of_row(std::int32_t const* offsets, int experts, std::int64_t row) {
+  int low = 0, high = experts;  // the last expert whose rows begin at or before it
+  while (high - low > 1) {
+    int const middle = (low + high) / 2;
+    (offsets[middle] <= row ? low : high) = middle;
+  }
+  return low;
+}
+
 inline constexpr int most_keep_threads = 512, most_keep_chunks = 8;
 
 /// Zeroes what is less than the `kept`-th largest value of a row, a block per row, `Chunks` times 16 bytes per thread.
 ///
 /// row --> keys in registers --the threshold, bit by bit: how many are as large?--> row.
-template <class Element, int Chunks>
+template <class Element, int Chunks, bool Compensated>
 __global__ void __launch_bounds__(most_keep_threads) keep_largest(inner_rows<Element> const rows, int kept) {
   constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
   std::int64_t const row = blockIdx.x;
-  if (row >= *rows.count) return;
+  if (row >= rows.offsets[rows.experts]) return;
+  float const* const norms =
+      Compensated ? rows.unit_norms + std::int64_t{expert_of_row(rows.offsets, rows.experts, row)} * rows.features
+                  : nullptr;
   Element* const values = rows.first + row * rows.stride;
   int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   bool const has_exponents = rows.exponents.any != nullptr && *rows.exponents.any != 0;
@@ -63,12 +80,17 @@ __global__ void __launch_bounds__(most_keep_threads) keep_largest(inner_rows<Ele
       if (has_exponents) factor = power_of_two(rows.exponents.of(row, feature));
     }
 #pragma unroll
-    for (int i = 0; i < width; ++i) keys[c][i] = feature + i < rows.features ? order_key(floats[i] * factor) : 0u;
+    for (int i = 0; i < width; ++i) {
+      bool const is_there = feature + i < rows.features;
+      float rank = floats[i] * factor;
+      if (Compensated && is_there) rank *= norms[feature + i];
+      keys[c][i] = is_there ? order_key(rank) : 0u;
+    }
   }
 
   std::uint32_t least = 0;
 #pragma unroll 1
-  for (int bit = 31; bit >= 32 - key_bits<Element>; --bit) {
+  for (int bit = 31; bit >= 32 - key_bits<Element, Compensated>; --bit) {
     std::uint32_t const tried = least | 1u << bit;
     int count = 0;
 #pragma unroll
@@ -95,7 +117,7 @@ __global__ void __launch_bounds__(most_keep_threads) keep_largest(inner_rows<Ele
 }
 
 /// Enqueues it for at most so many rows.
-template <int Features, class Element>
+template <int Features, bool Compensated, class Element>
 void enqueue_keep_largest(launch_queue const& queue, inner_rows<Element> const& rows, std::int64_t most_rows,
                           int kept) {
   constexpr int chunks =
@@ -106,7 +128,7 @@ void enqueue_keep_largest(launch_queue const& queue, inner_rows<Element> const& 
                 "shape.intermediate.");
   constexpr int each = chunks <= most_keep_threads ? 1 : most_keep_chunks;
   constexpr int threads = static_cast<int>(divide_up(divide_up(chunks, each), 32)) * 32;
-  launch(queue, "keep_largest", keep_largest<Element, each>, most_rows, threads, 0, rows, kept);
+  launch(queue, "keep_largest", keep_largest<Element, each, Compensated>, most_rows, threads, 0, rows, kept);
 }
 
 }  // namespace switchyard::cuda

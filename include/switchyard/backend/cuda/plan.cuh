@@ -22,7 +22,7 @@ namespace switchyard::cuda {
 // A parameter of the kernels, so that only those are compiled that somebody launches.
 inline constexpr int plan_threads = 512, plan_warps = plan_threads / 32;
 
-/// What planning reads and writes, all on the device.
+/// What planning reads and writes, all on the device. Pairs of experts beyond `experts` compute nothing: they take no row and no slot.
 struct plan_args {
   int experts, top_k;
   queue served;  ///< the order in which pairs ask for slots
@@ -45,8 +45,8 @@ struct plan_args {
   float* weights;                 ///< [tokens, top_k], renormalised; may be `routed_weights`
   dispatch_plan plan;             ///< row_of is -1 already where a pair goes nowhere
   std::int32_t* any_exponent;     ///< made 0 for the products, see half_rows.cuh; null without it
-  std::int64_t* counts;           ///< [experts], null: nobody asks
-  std::int64_t* load;             ///< [experts], null: nobody asks
+  std::int64_t* counts;           ///< [all experts], null: nobody asks
+  std::int64_t* load;             ///< [all experts], null: nobody asks
 };
 
 /// The sum of `count` numbers, on every thread of the block.
@@ -206,10 +206,32 @@ __global__ void __launch_bounds__(Threads, 2) queue_pairs(plan_args const args) 
   }
 }
 
-/// Gives the pairs that an expert keeps their rows, in the order of tokens; no rows between experts are left free.
-template <int Threads>
+/// Says that the pairs of an expert which computes nothing have no rows.
+__device__ inline void assign_none(plan_args const& args, std::int32_t expert) {
+  std::int64_t const pairs = tokens_at_hand(args.tokens, args.pass) * args.top_k;
+  std::int64_t const words = divide_up(pairs, args.chosen.block_pairs) * args.chosen.block_words();
+  std::uint32_t const* const chosen = args.chosen.of(expert);
+  for (std::int64_t word = threadIdx.x; word < words; word += plan_threads) {
+    std::int64_t const pair = args.chosen.first_pair(word);
+    for (std::uint32_t bits = chosen[word]; bits != 0; bits &= bits - 1) {
+      args.plan.row_of[pair + __ffs(static_cast<int>(bits)) - 1] = -1;
+    }
+  }
+  if (args.load != nullptr) {
+    std::int32_t const load = size_of(chosen, words);
+    if (threadIdx.x == 0) args.load[expert] = load;
+  }
+  if (args.counts != nullptr && threadIdx.x == 0) args.counts[expert] = 0;
+}
+
+/// Gives the pairs that an expert keeps their rows, in the order of tokens; no rows between experts are left free. A block for each
+/// expert; `Nulls`: those that compute nothing have one, too.
+template <int Threads, bool Nulls = false>
 __global__ void __launch_bounds__(Threads, 2) assign_rows(plan_args const args) {
   int const experts = args.experts, top_k = args.top_k;
+  if constexpr (Nulls) {
+    if (static_cast<int>(blockIdx.x) >= experts) return assign_none(args, static_cast<std::int32_t>(blockIdx.x));
+  }
   bool const drops = args.rows != nullptr;
   std::int32_t const expert = static_cast<std::int32_t>(blockIdx.x);
   int const thread = static_cast<int>(threadIdx.x);

@@ -46,7 +46,7 @@ product_weights<Operand> weights_of(Operand const& operand) {
 /// Rows that an expert has on average, rounded up.
 template <class Layer>
 std::int64_t rows_per_expert(std::int64_t tokens) {
-  return divide_up(tokens * Layer::dims.top_k, Layer::dims.experts);
+  return divide_up(tokens * Layer::dims.top_k, Layer::all_experts);
 }
 
 /// One product with one tile.
@@ -156,15 +156,19 @@ struct experts_step<expert::two_products, Products> {
                                                          plan_memory const& plan, memory<Layer> const& m) {
     auto const products = products_of<Layer>(args, tokens, plan, m);
     auto const between = [&] {
-      if constexpr (Layer::expert_traits.kept_units > 0) {
-        enqueue_keep_largest<Layer::dims.intermediate>(
-            queue,
-            inner_rows<typename Layer::element>{.first = m.activated,
-                                                .stride = m.activated_stride,
-                                                .features = Layer::dims.intermediate,
-                                                .exponents = m.exponents,
-                                                .count = plan.plan.offsets + Layer::dims.experts},
-            tokens.rows * Layer::dims.top_k, Layer::expert_traits.kept_units);
+      constexpr expert_traits traits = Layer::expert_traits;
+      if constexpr (traits.kept_units > 0) {
+        constexpr bool compensated = traits.ranking == unit_ranking::norm_compensated;
+        inner_rows<typename Layer::element> rows{.first = m.activated,
+                                                 .stride = m.activated_stride,
+                                                 .features = Layer::dims.intermediate,
+                                                 .exponents = m.exponents,
+                                                 .offsets = plan.plan.offsets,
+                                                 .experts = Layer::dims.experts,
+                                                 .unit_norms = nullptr};
+        if constexpr (compensated) rows.unit_norms = args.weights.unit_norms;
+        enqueue_keep_largest<Layer::dims.intermediate, compensated>(queue, rows, tokens.rows * Layer::dims.top_k,
+                                                                    traits.kept_units);
       }
     };
     Products::template enqueue<Layer>(queue, products.in, products.out, between);
@@ -183,6 +187,10 @@ struct experts_step<expert::two_products, Products> {
         .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
     if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
     if constexpr (traits.output_bias) results.output_bias = args.weights.output_bias;
+    if constexpr (traits.nulls.vectors() > 0) results.constant_experts.vectors = args.weights.constant_experts.vectors;
+    if constexpr (traits.nulls.mixed_constant > 0) {
+      results.constant_experts.mixing = args.weights.constant_experts.mixing;
+    }
     return results;
   }
 

@@ -45,12 +45,13 @@ struct scaled_features {
   bool aligned = false;  ///< 16-byte copies may be used
 };
 
-/// What `route_tokens` reads and writes, all on the device.
-template <class Element>
+/// What `route_tokens` reads and writes, all on the device. The router weight is stored as `Weight`.
+template <class Element, class Weight = float>
 struct route_args {
   view<Element const> tokens;
-  pass_size const* pass;  ///< null: all tokens
-  router_weights router;
+  pass_size const* pass;                ///< null: all tokens
+  Weight const* weight;                 ///< [experts, columns of tokens]
+  router_weights router;                ///< its biases
   std::uint8_t const* active;           ///< null: all
   bool aligned_tokens, aligned_router;  ///< 16-byte copies may be used
   scaled_features features;             ///< read where the router's features are scaled
@@ -111,25 +112,27 @@ template <class Element, class Router, int Experts, int TopK, class Inputs>
 struct routing_of {
   using element = Element;
   using router = Router;
+  using weight_element = typename Router::weight_element;
   using inputs = Inputs;  ///< that the router's decisions see, or none
+  using args = route_args<Element, weight_element>;
   static constexpr int experts = Experts, top_k = TopK;
   static constexpr bool scales = feature_step<typename Router::features>::scales;
 };
 template <class Layer>
-using layer_routing =
-    routing_of<typename Layer::element, typename Layer::router, Layer::dims.experts, Layer::dims.top_k,
-               std::conditional_t<decides_by_inputs<typename Layer::router>,
-                                  typename Layer::router::template inputs<Layer>, no_choices>>;
+using layer_routing = routing_of<typename Layer::element, typename Layer::router, Layer::all_experts, Layer::dims.top_k,
+                                 std::conditional_t<decides_by_inputs<typename Layer::router>,
+                                                    typename Layer::router::template inputs<Layer>, no_choices>>;
 
 /// How a block of `route_tokens` is cut. Sixteen tokens, or a multiple of them, meet all experts, `sweep` experts at a time;
 /// warps share the experts of a sweep, and the depth of the product where there are few experts.
 template <class Routing, int TokenBlocks>
 struct route_tile {
   using element = typename Routing::element;
+  using weight_element = typename Routing::weight_element;
   static constexpr int experts = Routing::experts;
   static constexpr int threads = 256, warps = threads / 32;
   static constexpr int tokens = 16 * TokenBlocks;
-  static constexpr int depth = 32;  // features per stage: 128 bytes of the router weight
+  static constexpr int depth = 32;  // features per stage: 128 bytes of a router weight of floats
   static constexpr int most = experts <= 512 ? experts : 256;
   static constexpr int expert_warps = most <= 128 ? 2 : most <= 256 ? 4 : 8;
   static constexpr int depth_warps = warps / expert_warps;
@@ -137,7 +140,7 @@ struct route_tile {
   static constexpr int sweep = blocks * 8 * expert_warps;
 
   static constexpr int token_chunks = depth * static_cast<int>(sizeof(element)) / chunk_bytes;  // of a line
-  static constexpr int weight_chunks = depth * 4 / chunk_bytes;
+  static constexpr int weight_chunks = depth * static_cast<int>(sizeof(weight_element)) / chunk_bytes;
   static constexpr int weight_copies = static_cast<int>(divide_up(sweep * weight_chunks, threads));
   static constexpr bool scales = Routing::scales;
   static constexpr int token_tile = tokens * token_chunks * chunk_bytes;
@@ -155,6 +158,7 @@ struct route_tile {
   static constexpr int logits_bytes = tokens * experts * 4;
   static constexpr std::size_t shared_bytes = static_cast<std::size_t>(work_bytes) + logits_bytes;
   static constexpr int resident = TokenBlocks * blocks < 16 ? 2 : 1;  // blocks per multiprocessor, for their registers
+  static_assert(!scales || sizeof(weight_element) == 4, "weights of features are floats, as many as a router weight");
   static_assert(tokens * token_chunks <= threads, "a thread has at most one copy of the tokens");
   static_assert(tokens * weight_chunks <= threads, "a thread has at most one copy of the weights of features");
 };
@@ -188,9 +192,9 @@ __device__ void copy_elements(char* to, Element const* from, int count) {
 }
 
 /// The tokens of one block.
-template <class Element>
+template <class Args>
 struct block_tokens {
-  route_args<Element> const& args;
+  Args const& args;
   std::int64_t first;
   int count;
 
@@ -207,12 +211,14 @@ struct block_tokens {
 template <class Routing, int TokenBlocks>
 class route_stage_filler {
   using element = typename Routing::element;
+  using weight_element = typename Routing::weight_element;
   using tile = route_tile<Routing, TokenBlocks>;
-  static constexpr int element_chunk = chunk_bytes / static_cast<int>(sizeof(element)), float_chunk = 4;
+  static constexpr int element_chunk = chunk_bytes / static_cast<int>(sizeof(element));
+  static constexpr int weight_chunk_size = chunk_bytes / static_cast<int>(sizeof(weight_element));
   static constexpr int rows_apart = tile::threads / tile::weight_chunks;
 
  public:
-  __device__ explicit route_stage_filler(block_tokens<element> const& tokens)
+  __device__ explicit route_stage_filler(block_tokens<typename Routing::args> const& tokens)
       : args_(tokens.args), hidden_(static_cast<int>(tokens.args.tokens.columns)) {
     token_copy_.set(0, token_row() < tokens.count ? args_.tokens.row(tokens.first + token_row()) : nullptr,
                     token_chunk() * element_chunk, args_.tokens.data);
@@ -220,7 +226,7 @@ class route_stage_filler {
       int const row = weight_row();
       bool const scaled = row < tokens.count && tokens.is_active(row) && tokens.has_label(row, Routing::experts);
       scale_copy_.set(0, scaled ? args_.features.table + std::int64_t{tokens.label_of(row)} * hidden_ : nullptr,
-                      weight_chunk() * float_chunk, args_.features.table);
+                      weight_chunk() * weight_chunk_size, args_.features.table);
     }
   }
 
@@ -229,8 +235,8 @@ class route_stage_filler {
     for (int i = 0; i < tile::weight_copies; ++i) {
       int const row = weight_row() + i * rows_apart, e = first_expert + row;
       bool const exists = row < tile::sweep && e < Routing::experts;
-      weight_copies_.set(i, exists ? args_.router.weight + std::int64_t{e} * hidden_ : nullptr,
-                         weight_chunk() * float_chunk, args_.router.weight);
+      weight_copies_.set(i, exists ? args_.weight + std::int64_t{e} * hidden_ : nullptr,
+                         weight_chunk() * weight_chunk_size, args_.weight);
     }
   }
 
@@ -240,7 +246,7 @@ class route_stage_filler {
       fill_one(stage + swizzled_line<sizeof(element)>(token_row(), token_chunk()), token_copy_, args_.aligned_tokens, k,
                hidden_ - k - token_chunk() * element_chunk);
     }
-    int const rest = hidden_ - k - weight_chunk() * float_chunk;
+    int const rest = hidden_ - k - weight_chunk() * weight_chunk_size;
     if constexpr (tile::scales) {
       if (thread() < tile::tokens * tile::weight_chunks) {
         fill_one(stage + tile::token_tile + swizzled_line<4>(weight_row(), weight_chunk()), scale_copy_,
@@ -249,7 +255,8 @@ class route_stage_filler {
     }
     constexpr int pitch = rows_apart * tile::weight_chunks * chunk_bytes;
     if (tile::weight_copies == 1 && weight_row() >= tile::sweep) return;
-    char* const to = stage + tile::token_tile + tile::scale_tile + swizzled_line<4>(weight_row(), weight_chunk());
+    char* const to = stage + tile::token_tile + tile::scale_tile +
+                     swizzled_line<sizeof(weight_element)>(weight_row(), weight_chunk());
     if (args_.aligned_router) {
       weight_copies_.enqueue(shared_address(to), pitch, k, rest);
     } else {
@@ -275,11 +282,11 @@ class route_stage_filler {
     }
   }
 
-  route_args<element> const& args_;
+  typename Routing::args const& args_;
   int hidden_;
   row_copies<element, 1> token_copy_;
   row_copies<float, 1> scale_copy_;
-  row_copies<float, tile::weight_copies> weight_copies_;
+  row_copies<weight_element, tile::weight_copies> weight_copies_;
 };
 
 /// sums += this warp's part of a stage: its experts, and its share of the depth.
@@ -287,6 +294,7 @@ template <class Routing, int TokenBlocks>
 __device__ __forceinline__ void multiply_route_stage(
     float (&sums)[TokenBlocks][route_tile<Routing, TokenBlocks>::blocks][4], char const* stage) {
   using element = typename Routing::element;
+  using weight_element = typename Routing::weight_element;
   using tile = route_tile<Routing, TokenBlocks>;
   int const warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   int const expert_warp = warp % tile::expert_warps, depth_warp = warp / tile::expert_warps;
@@ -317,12 +325,15 @@ __device__ __forceinline__ void multiply_route_stage(
 #pragma unroll
     for (int b = 0; b < tile::blocks; ++b) {
       int const row = (expert_warp * tile::blocks + b) * 8 + lane / 4;
-      int const at = tile::token_tile + tile::scale_tile + swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8;
-      uint2 const weight = *reinterpret_cast<uint2 const*>(stage + at);
-      tf32_parts const first(weight.x), second(weight.y);
+      int const at = tile::token_tile + tile::scale_tile +
+                     (sizeof(weight_element) == 2 ? swizzled_line<2>(row, eighth) + pair * 4
+                                                  : swizzled_line<4>(row, 2 * eighth + pair / 2) + pair % 2 * 8);
+      float2 const weight = load_pair<weight_element>(stage + at);
+      tf32_parts const first(__float_as_uint(weight.x)), second(__float_as_uint(weight.y));
 #pragma unroll
       for (int i = 0; i < TokenBlocks; ++i) {
-        multiply_tf32(sums[i][b], high[i], first.low, second.low);
+        // The low parts of two-byte elements are zeros, which a sum keeps its bits with.
+        if constexpr (sizeof(weight_element) == 4) multiply_tf32(sums[i][b], high[i], first.low, second.low);
         // Two-byte elements are tf32 numbers already.
         if constexpr (sizeof(element) == 4 || tile::scales) multiply_tf32(sums[i][b], low[i], first.high, second.high);
         multiply_tf32(sums[i][b], high[i], first.high, second.high);
@@ -335,10 +346,10 @@ __device__ __forceinline__ void multiply_route_stage(
 template <class Routing, int TokenBlocks>
 __device__ __forceinline__ void write_logits(
     float const (&sums)[TokenBlocks][route_tile<Routing, TokenBlocks>::blocks][4],
-    block_tokens<typename Routing::element> const& tokens, int first_expert, char* memory, float* logits) {
+    block_tokens<typename Routing::args> const& tokens, int first_expert, char* memory, float* logits) {
   using tile = route_tile<Routing, TokenBlocks>;
   constexpr int experts = Routing::experts;
-  route_args<typename Routing::element> const& args = tokens.args;
+  typename Routing::args const& args = tokens.args;
   int const thread = static_cast<int>(threadIdx.x), warp = thread / 32, lane = thread % 32;
   int const expert_warp = warp % tile::expert_warps, depth_warp = warp / tile::expert_warps;
   float* const partial = reinterpret_cast<float*>(memory);  // [depth warps, tokens, experts of this sweep]
@@ -373,7 +384,7 @@ __device__ __forceinline__ void write_logits(
 
 /// The logits of a block's tokens to their routes, a warp per token. `memory` was that of the sums.
 template <class Routing, int TokenBlocks>
-__device__ __forceinline__ void decide_routes(block_tokens<typename Routing::element> const& tokens,
+__device__ __forceinline__ void decide_routes(block_tokens<typename Routing::args> const& tokens,
                                               typename Routing::inputs const& inputs, char* memory,
                                               float const* logits) {
   using tile = route_tile<Routing, TokenBlocks>;
@@ -420,22 +431,20 @@ __device__ __forceinline__ void decide_routes(block_tokens<typename Routing::ele
   sets.write(experts, results);
 }
 
-/// A block's tokens to their routes.
-///
-/// tokens, router weight --copies--> stages in shared memory --tensor cores--> sums of each warp --> logits in shared
-/// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
+/// The tokens of this block; none where the count is not positive.
+template <class Tile, class Args>
+__device__ __forceinline__ block_tokens<Args> tokens_of_block(Args const& args) {
+  std::int64_t const first = static_cast<std::int64_t>(blockIdx.x) * Tile::tokens;
+  std::int64_t const left = tokens_at_hand(args.tokens.rows, args.pass) - first;
+  return {args, first, left < 0 ? 0 : left < Tile::tokens ? static_cast<int>(left) : Tile::tokens};
+}
+
+/// The logits [tokens, experts] of a block's tokens. `memory` has room for the stages.
 template <class Routing, int TokenBlocks>
-__global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, route_tile<Routing, TokenBlocks>::resident)
-    route_tokens(route_args<typename Routing::element> const args, typename Routing::inputs const inputs) {
+__device__ __forceinline__ void make_logits(block_tokens<typename Routing::args> const& tokens, char* memory,
+                                            float* logits) {
   using tile = route_tile<Routing, TokenBlocks>;
-  extern __shared__ __align__(128) char memory[];
-  float* const logits = reinterpret_cast<float*>(memory + tile::work_bytes);  // [tokens, experts]
-  std::int64_t const first_token = static_cast<std::int64_t>(blockIdx.x) * tile::tokens;
-  std::int64_t const left = tokens_at_hand(args.tokens.rows, args.pass) - first_token;
-  if (left <= 0) return;
-  block_tokens<typename Routing::element> const tokens{args, first_token,
-                                                       left < tile::tokens ? static_cast<int>(left) : tile::tokens};
-  int const steps = static_cast<int>(divide_up(args.tokens.columns, tile::depth));
+  int const steps = static_cast<int>(divide_up(tokens.args.tokens.columns, tile::depth));
   route_stage_filler<Routing, TokenBlocks> filler(tokens);
 
   for (int first_expert = 0; first_expert < Routing::experts; first_expert += tile::sweep) {
@@ -459,6 +468,21 @@ __global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, rou
     __syncthreads();  // stages make room for the sums
     write_logits<Routing, TokenBlocks>(sums, tokens, first_expert, memory, logits);
   }
+}
+
+/// A block's tokens to their routes.
+///
+/// tokens, router weight --copies--> stages in shared memory --tensor cores--> sums of each warp --> logits in shared
+/// memory --a warp per token--> route. The product is one of floats: both factors are cut into tf32 parts.
+template <class Routing, int TokenBlocks>
+__global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, route_tile<Routing, TokenBlocks>::resident)
+    route_tokens(typename Routing::args const args, typename Routing::inputs const inputs) {
+  using tile = route_tile<Routing, TokenBlocks>;
+  extern __shared__ __align__(128) char memory[];
+  float* const logits = reinterpret_cast<float*>(memory + tile::work_bytes);  // [tokens, experts]
+  auto const tokens = tokens_of_block<tile>(args);
+  if (tokens.count == 0) return;
+  make_logits<Routing, TokenBlocks>(tokens, memory, logits);
   decide_routes<Routing, TokenBlocks>(tokens, inputs, memory, logits);
 }
 
@@ -508,7 +532,7 @@ struct feature_step<router::features_as_they_are> {
   };
   template <class Layer>
   static void enqueue(forward_args<Layer> const&, launch_queue const&, memory<Layer> const&,
-                      route_args<typename Layer::element>&) {}
+                      typename layer_routing<Layer>::args&) {}
   template <class Layer>
   static view<typename Layer::element const> tokens_of_experts(forward_args<Layer> const& args, memory<Layer> const&) {
     return args.tokens;
@@ -519,7 +543,7 @@ template <int Width>
 struct feature_step<router::features_of_the_caller<Width>> : feature_step<router::features_as_they_are> {
   template <class Layer>
   static void enqueue(forward_args<Layer> const& args, launch_queue const&, memory<Layer> const&,
-                      route_args<typename Layer::element>& to) {
+                      typename layer_routing<Layer>::args& to) {
     to.tokens = args.inputs.tokens;
   }
 };
@@ -536,7 +560,7 @@ struct route_step<router::from_logits> {
     typename features<Layer>::template memory<Layer> of_features;
 
     constexpr memory(carver& from, std::int64_t tokens)
-        : logits(from.take<float>(tokens * Layer::dims.experts)), of_features(from, tokens) {}
+        : logits(from.take<float>(tokens * Layer::all_experts)), of_features(from, tokens) {}
   };
 
   /// With more tokens in a block the router weight is read less often, with fewer there are more blocks, and they fit devices with less
@@ -550,32 +574,61 @@ struct route_step<router::from_logits> {
   template <class Layer>
   static void enqueue(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m,
                       route_results const& results, pass_size const* pass) {
-    using element = typename Layer::element;
     using routing = layer_routing<Layer>;
     std::int64_t const tokens = args.tokens.rows;
     if (tokens == 0 && !routing::scales) return;
-    route_args<element> to{.tokens = args.tokens,
-                           .pass = pass,
-                           .router = router::weights_of(args),
-                           .active = args.active,
-                           .aligned_tokens = false,
-                           .aligned_router = false,
-                           .features = {},
-                           .inverse_lengths = nullptr,
-                           .logits = logits_asked(args),
-                           .results = results};
-    if constexpr (!Layer::router_traits.bias) to.router.bias = nullptr;
-    if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = m.logits;
-    features<Layer>::template enqueue<Layer>(args, queue, m.of_features, to);
-    to.aligned_tokens = is_aligned(to.tokens);
-    to.aligned_router = is_aligned(to.router.weight, to.tokens.columns);
+    typename layer_routing<Layer>::args const to = prepare(args, queue, m, results, pass);
     if (tokens == 0) return;
-    typename routing::inputs inputs{};
-    if constexpr (decides_by_inputs<typename Layer::router>) inputs = args.inputs;
+    typename routing::inputs const inputs = inputs_of(args);
     if constexpr (fits_everywhere<Layer>()) {
       if (block_tokens<Layer>(tokens) == 32) return enqueue_tile<routing, 2>(queue, to, inputs);
     }
     enqueue_tile<routing, 1>(queue, to, inputs);
+  }
+
+  /// What the kernel reads and writes; enqueues what has to be done before it.
+  template <class Layer>
+  static typename layer_routing<Layer>::args prepare(forward_args<Layer> const& args, launch_queue const& queue,
+                                                     memory<Layer> const& m, route_results const& results,
+                                                     pass_size const* pass) {
+    typename layer_routing<Layer>::args to{.tokens = args.tokens,
+                                           .pass = pass,
+                                           .weight = router::weights_of(args).weight,
+                                           .router = router::weights_of(args),
+                                           .active = args.active,
+                                           .aligned_tokens = false,
+                                           .aligned_router = false,
+                                           .features = {},
+                                           .inverse_lengths = nullptr,
+                                           .logits = logits_asked(args),
+                                           .results = results};
+    if constexpr (!Layer::router_traits.bias) to.router.bias = nullptr;
+    if (args.auxiliary != nullptr && to.logits == nullptr) to.logits = m.logits;
+    features<Layer>::template enqueue<Layer>(args, queue, m.of_features, to);
+    to.aligned_tokens = is_aligned(to.tokens);
+    to.aligned_router = is_aligned(to.weight, to.tokens.columns);
+    return to;
+  }
+
+  /// What the router's decisions see of the call's `.inputs`.
+  template <class Layer>
+  static typename layer_routing<Layer>::inputs inputs_of(forward_args<Layer> const& args) {
+    typename layer_routing<Layer>::inputs inputs{};
+    if constexpr (decides_by_inputs<typename Layer::router>) inputs = args.inputs;
+    return inputs;
+  }
+
+  template <class Tile>
+  static constexpr void check_tile() {
+    static_assert(Tile::shared_bytes <= most_shared_bytes,
+                  "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
+                  "experts. Use fewer experts, or router::precomputed.");
+  }
+
+  /// A block has room for twice sixteen tokens, on every device.
+  template <class Layer>
+  static constexpr bool fits_everywhere() {
+    return route_tile<layer_routing<Layer>, 2>::shared_bytes <= least_shared_bytes;
   }
 
   template <class Layer>
@@ -585,7 +638,7 @@ struct route_step<router::from_logits> {
     constexpr shape dims = Layer::dims;
     float const* const asked = logits_asked(args);
     launch(queue, "auxiliary_of_pass", auxiliary_of_pass<auxiliary_threads>, 1, auxiliary_threads,
-           2 * dims.experts * sizeof(double),
+           2 * Layer::all_experts * sizeof(double),
            routing_record{.tokens = args.tokens.rows,
                           .tokens_per_group = args.tokens_per_group,
                           .logits = asked != nullptr ? asked : m.logits,
@@ -593,7 +646,7 @@ struct route_step<router::from_logits> {
                           .weights = plan.weights,
                           .dropped = plan.dropped,
                           .active = args.active},
-           dims.experts, dims.top_k, pass, log_sums, args.auxiliary);
+           Layer::all_experts, dims.top_k, pass, log_sums, args.auxiliary);
   }
 
   template <class Layer>
@@ -603,12 +656,6 @@ struct route_step<router::from_logits> {
   }
 
  private:
-  /// A block has room for twice sixteen tokens, on every device.
-  template <class Layer>
-  static constexpr bool fits_everywhere() {
-    return route_tile<layer_routing<Layer>, 2>::shared_bytes <= least_shared_bytes;
-  }
-
   template <class Layer>
   static float* logits_asked(forward_args<Layer> const& args) {
     if constexpr (requires { *args.report.logits; }) return args.report.logits;
@@ -616,12 +663,10 @@ struct route_step<router::from_logits> {
   }
 
   template <class Routing, int TokenBlocks>
-  static void enqueue_tile(launch_queue const& queue, route_args<typename Routing::element> const& to,
+  static void enqueue_tile(launch_queue const& queue, typename Routing::args const& to,
                            typename Routing::inputs const& inputs) {
     using tile = route_tile<Routing, TokenBlocks>;
-    static_assert(tile::shared_bytes <= most_shared_bytes,
-                  "switchyard: backend::cuda keeps a block's logits in shared memory, which has no room for so many "
-                  "experts. Use fewer experts, or router::precomputed.");
+    check_tile<tile>();
     launch(queue, "route_tokens", route_tokens<Routing, TokenBlocks>, to.results.chosen.token_blocks, tile::threads,
            tile::shared_bytes, to, inputs);
   }
@@ -644,7 +689,7 @@ struct route_step<router::from_inputs> {
   static void enqueue(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const&,
                       route_results const& results, pass_size const*) {
     constexpr shape dims = Layer::dims;
-    constexpr std::size_t shared_bytes = take_pairs_tile::shared_bytes(dims.experts, dims.top_k);
+    constexpr std::size_t shared_bytes = take_pairs_tile::shared_bytes(Layer::all_experts, dims.top_k);
     static_assert(
         shared_bytes <= most_shared_bytes,
         "switchyard: backend::cuda keeps the pairs of 32 tokens in shared memory, a bit for every expert, which "
@@ -653,7 +698,7 @@ struct route_step<router::from_inputs> {
     using inputs = typename Layer::router::template inputs<Layer>;
     launch(queue, "take_pairs", take_pairs<typename Layer::router, inputs, take_pairs_tile>,
            results.chosen.token_blocks, take_pairs_tile::threads, shared_bytes, args.inputs, args.tokens.rows,
-           dims.experts, dims.top_k, args.active, results);
+           Layer::all_experts, dims.top_k, args.active, results);
   }
   template <class Layer>
   static void enqueue_auxiliary(forward_args<Layer> const&, launch_queue const&, memory<Layer> const&,

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/backend/cuda/half_rows.cuh>
+#include <switchyard/expert/feed_forward.hpp>
 
 #include <cstdint>
 
@@ -38,6 +39,7 @@ struct expert_results {
   Element const* shared_gate = nullptr;              ///< [hidden], null without one
   float scale = 1.0f;                                ///< of the routed experts
   Element const* output_bias = nullptr;              ///< [hidden], null: nothing is added to the sums
+  constant_expert_weights<Element> constant_experts = {};
 };
 
 }  // namespace switchyard::cuda

@@ -21,7 +21,7 @@ constexpr std::int64_t padded(int width) {
 
 /// What these temporaries depend on.
 struct plan_sizes {
-  int experts, top_k;
+  int experts, all_experts, top_k;  ///< experts of the shape, and those that the router chooses from
   capacity_traits capacity;
   std::int64_t block_tokens, least_block_tokens;  ///< that a block routes, and those with few tokens
 
@@ -36,7 +36,7 @@ struct plan_memory {
   std::int32_t *order = nullptr, *scratch = nullptr;  // [tokens]
   std::uint8_t* dropped = nullptr;                    // [tokens, top_k]
   pair_sets chosen, kept, sorted;                     // see plan.cuh
-  std::int32_t *below = nullptr, *rows = nullptr;     // [experts, token_blocks], [experts, groups]
+  std::int32_t *below = nullptr, *rows = nullptr;     // [all experts, token_blocks], [experts, groups]
   dispatch_plan plan;
 
   constexpr plan_memory(plan_sizes const& sizes, carver& from, std::int64_t tokens) {
@@ -58,7 +58,7 @@ struct plan_memory {
       of_small.block_pairs = static_cast<int>(sizes.least_block_tokens) * sizes.top_k;
       of_small.token_blocks = divide_up(tokens, sizes.least_block_tokens);
       std::int64_t const small = of_small.words_per_expert(), words = result.words_per_expert();
-      result.words = from.take<std::uint32_t>(sizes.experts * (small > words ? small : words));
+      result.words = from.take<std::uint32_t>(sizes.all_experts * (small > words ? small : words));
       return result;
     };
     kept = chosen = sets();
@@ -68,7 +68,7 @@ struct plan_memory {
       dropped = from.take<std::uint8_t>(pairs);
       rows = from.take<std::int32_t>(sizes.experts * tokens);  // as many groups as tokens at most
     } else {
-      below = from.take<std::int32_t>(sizes.experts * divide_up(tokens, sizes.least_block_tokens));
+      below = from.take<std::int32_t>(sizes.all_experts * divide_up(tokens, sizes.least_block_tokens));
     }
     plan.offsets = from.take<std::int32_t>(sizes.experts + 1);
     plan.pair_of = from.take<std::int32_t>(pairs);

@@ -46,7 +46,7 @@ int main(int count, char**) {
   }
   print_products<in>(ins);
   print_products<out>(outs);
-  print("auxiliary_of_pass", 2 * measured::dims.experts * sizeof(double));
+  print("auxiliary_of_pass", 2 * measured::all_experts * sizeof(double));
   measured::args args{};  // of a call of one token: which memory it has does not matter
   args.tokens.rows = 1;
   std::printf("launches: %d\n", backend::BACKEND::launches<measured>(args));
