@@ -59,8 +59,8 @@ layer_costs costs(std::int64_t tokens, double experts_used = -1.0) {
   double const count = static_cast<double>(tokens);
   double const element_bytes = sizeof(typename Layer::element);
   layer_costs result;
-  result.parameters = (owns_router ? router.all : std::int64_t{0}) + router.layers + expert.common + copies * own +
-                      expert.shared + expert.output + expert.nulls;
+  result.parameters = (owns_router ? router.all : std::int64_t{0}) + router.layers + expert.common +
+                      copies * (own + expert.others) + expert.shared + expert.output + expert.nulls;
   result.active_parameters = (owns_router ? router.matrix + router.vectors : std::int64_t{0}) + expert.common +
                              most_rows * own + expert.shared + expert.output;
   result.flops =

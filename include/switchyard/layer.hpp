@@ -70,6 +70,8 @@ struct forward_args {
   [[no_unique_address]] typename switchyard::shared_router<Layer>::type shared_router = {};
   /// What only some routers take: see the router.
   [[no_unique_address]] typename router::template inputs<Layer> inputs = {};
+  /// What only some experts take: see the expert.
+  [[no_unique_address]] expert_inputs_of<Layer> expert_inputs = {};
   /// Capacity and queues are per group of so many rows, padding included; 0: one group.
   std::int64_t tokens_per_group = 0;
   std::uint8_t const* active = nullptr;  ///< [tokens]; 0 marks a padding row: not routed, output 0
@@ -187,6 +189,7 @@ struct layer : decltype(detail::views_of<Dims, Expert, Element>())::type {
     check_matrix(a.tokens, "tokens", tokens, Dims.hidden);
     check_matrix(a.output, "output", tokens, Dims.hidden);
     Expert::template check<layer>(a.weights);
+    if constexpr (takes_expert_inputs<layer>) Expert::template check_inputs<layer>(a);
     Router::template check<layer>(a);
     if (a.tokens_per_group < 0) {
       fail("layer::forward, tokens_per_group", "0 (one group) or more", std::to_string(a.tokens_per_group));
@@ -215,6 +218,7 @@ struct layer : decltype(detail::views_of<Dims, Expert, Element>())::type {
     list.read("active", a.active, tokens);
     Router::template list_read<layer>(a, list);
     Expert::template list_read<layer>(a.weights, list);
+    if constexpr (takes_expert_inputs<layer>) Expert::template list_inputs<layer>(a, list);
     if (tokens == 0) return;
     checks::check_output(a.output, a.tokens, "tokens");
     list.read("tokens", a.tokens, "output");

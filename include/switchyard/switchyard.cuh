@@ -12,6 +12,7 @@
 
 #include <switchyard/backend/cuda/clustering.cuh>
 #include <switchyard/backend/cuda/cuda.cuh>
+#include <switchyard/backend/cuda/low_rank.cuh>
 #include <switchyard/backend/cuda/product_keys.cuh>
 #include <switchyard/backend/cuda/rows.cuh>
 #include <switchyard/backend/cuda/sinkhorn.cuh>

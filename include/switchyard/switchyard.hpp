@@ -13,6 +13,7 @@
 #include <switchyard/auxiliary.hpp>
 #include <switchyard/backend/cpu/clustering.hpp>
 #include <switchyard/backend/cpu/cpu.hpp>
+#include <switchyard/backend/cpu/low_rank.hpp>
 #include <switchyard/backend/cpu/product_keys.hpp>
 #include <switchyard/backend/cpu/rows.hpp>
 #include <switchyard/backend/cpu/sinkhorn.hpp>
@@ -25,6 +26,7 @@
 #include <switchyard/core/counter_random.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/costs.hpp>
+#include <switchyard/expert/adapters.hpp>
 #include <switchyard/expert/gated_mlp.hpp>
 #include <switchyard/expert/low_rank.hpp>
 #include <switchyard/expert/mlp.hpp>

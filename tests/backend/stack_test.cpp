@@ -132,6 +132,37 @@ TEMPLATE_TEST_CASE("a call needs at most 64 KB of stack on any thread", "[layer]
   }
 }
 
+TEST_CASE("terms of low rank need at most 64 KB of stack on any thread", "[layer]") {
+  using layer = sy::layer<sy::shape{520, 136, 2, 2}, sy::router::precomputed, sy::capacity::dropless,
+                          sy::expert::adapters<2, 70, sy::expert::gated_mlp<sy::silu>>>;
+  std::vector<float> const numbers(2 * 2 * 520 * 136, 0.01f);
+  for (int set = 1; set <= static_cast<int>(sy::best_instruction_set()); ++set) {
+    for (int tokens : {1, 40, 300}) {
+      std::vector<float> y(std::size_t(tokens) * 520);
+      std::vector<std::int32_t> const ones(y.size(), 1);
+      std::vector<std::byte> scratch(layer::workspace_bytes(tokens));
+      layer::args args{};
+      args.tokens = layer::rows(numbers.data(), tokens);
+      args.weights.gate_proj = layer::in_proj(numbers.data(), numbers.data(), numbers.data());
+      args.weights.up_proj = args.weights.gate_proj;
+      args.weights.down_proj = layer::out_proj(numbers.data(), numbers.data(), numbers.data());
+      args.output = layer::rows(y.data(), tokens);
+      args.workspace = scratch;
+      args.inputs = {ones.data(), numbers.data()};
+      args.expert_inputs.adapter = ones.data();
+      measured_pool workers;
+      sy::thread_pool const pool{&workers, 2, &measured_pool::run};
+      measured_stack caller;
+      auto work = [&] {
+        layer::forward(args, {.threads = 2, .pool = &pool, .instructions = static_cast<sy::instruction_set>(set)});
+      };
+      caller.run(work);
+      CAPTURE(set, tokens);
+      CHECK(std::max({caller.used(), workers.stacks[0].used(), workers.stacks[1].used()}) <= 64 * 1024);
+    }
+  }
+}
+
 TEST_CASE("a call with many experts needs at most 64 KB of stack", "[layer]") {
   CHECK(stack_of<stacked<float, 2048>>(3, false, sy::instruction_set::portable) <= 64 * 1024);
 }

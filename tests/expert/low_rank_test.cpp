@@ -148,7 +148,12 @@ TEST_CASE("factors of two bytes are multiplied in float", "[low_rank]") {
   CHECK(relative_error(run_low_rank<layer>(p), p.reference()) <= 4e-3);
 }
 
-TEST_CASE("weights that are restored give what the factored form does", "[low_rank]") {
+TEST_CASE("both forms give what the formula does", "[low_rank]") {
+  using restored = low_rank_layer<24, 40, paths, 3, sy::router::by_language_pair<3>, sy::backend::cpu, float,
+                                  sy::low_rank_form::restored>;
+  CHECK(
+      sy::describe<restored>() ==
+      "by_language_pair<3>:1of16/dropless/low_rank<language_pairs<3>,3,with_bias<mlp<relu>>,restored>/24x40/cpu/float");
   low_rank_problem const p = mixed_problem();
   std::vector<float> expected;
   for (int t = 0; t < p.tokens(); ++t) {
@@ -158,6 +163,41 @@ TEST_CASE("weights that are restored give what the factored form does", "[low_ra
     for (double v : factored(p.down, inner, p.source[t], p.target[t])) expected.push_back(static_cast<float>(v));
   }
   CHECK(farthest(run_low_rank<by_pair>(p), expected) <= 1e-5);
+  CHECK(farthest(run_low_rank<restored>(p), expected) <= 1e-5);
+}
+
+TEMPLATE_TEST_CASE("gates have factors, and a shared expert has none, in both forms", "[low_rank]", float, sy::half) {
+  auto const outputs = []<sy::low_rank_form Form>(int tokens) {
+    using layer = sy::layer<
+        sy::shape{20, 36, sy::languages<2>::count, 1}, sy::router::by_language<2>, sy::capacity::dropless,
+        sy::expert::low_rank<sy::languages<2>, 17, sy::expert::with_shared<sy::expert::gated_mlp<sy::silu>, 8>, Form>,
+        sy::backend::cpu, TestType>;
+    random_numbers random(3);
+    auto const numbers = [&](int count) { return few_bits<TestType>(random, count, 100, 1.0f / 512); };
+    auto const w = numbers(20 * 36), a = numbers(3 * 36 * 17), f = numbers(3 * 17 * 36), gate_a = numbers(3 * 36 * 17),
+               shared = numbers(8 * 20), x = few_bits<TestType>(random, tokens * 20, 100, 1.0f / 32);
+    std::vector<TestType> y(x.size());
+    std::vector<std::int32_t> language;
+    for (int t = 0; t < tokens; ++t) language.push_back(random.below(3));
+    std::vector<std::byte> scratch(layer::workspace_bytes(tokens));
+    typename layer::args args{};
+    args.tokens = layer::rows(x.data(), tokens);
+    args.weights.gate_proj = layer::in_proj(w.data(), gate_a.data(), f.data());
+    args.weights.up_proj = layer::in_proj(w.data(), a.data(), f.data());
+    args.weights.down_proj = layer::out_proj(w.data(), a.data(), f.data());
+    args.weights.shared = {layer::shared_in_proj(shared.data()), layer::shared_in_proj(shared.data()),
+                           layer::shared_out_proj(shared.data()), nullptr};
+    args.output = layer::rows(y.data(), tokens);
+    args.workspace = scratch;
+    args.inputs.language = language.data();
+    layer::forward(args, {.threads = 1});
+    return std::vector<float>(y.begin(), y.end());
+  };
+  for (int tokens : {2, 70}) {
+    std::vector<float> const factored = outputs.template operator()<sy::low_rank_form::factored>(tokens);
+    CHECK(farthest(outputs.template operator()<sy::low_rank_form::restored>(tokens), factored) <=
+          (sizeof(TestType) == 4 ? 1e-5 : 2e-3));
+  }
 }
 
 TEST_CASE("what a pair adds has the rank of its factors", "[low_rank]") {

@@ -99,10 +99,11 @@ inline low_rank_problem random_low_rank(int tokens, int hidden, int intermediate
 
 /// A layer of such a block.
 template <int Hidden, int Intermediate, class Paths, int Rank, class Router, class Backend = sy::backend::cpu,
-          class Element = float>
+          class Element = float, sy::low_rank_form Form = sy::low_rank_form::factored>
 using low_rank_layer =
     sy::layer<sy::shape{Hidden, Intermediate, Paths::count, 1}, Router, sy::capacity::dropless,
-              sy::expert::low_rank<Paths, Rank, sy::expert::with_bias<sy::expert::mlp<sy::relu>>>, Backend, Element>;
+              sy::expert::low_rank<Paths, Rank, sy::expert::with_bias<sy::expert::mlp<sy::relu>>, Form>, Backend,
+              Element>;
 
 /// One call: memory where the backend has it, and the arguments.
 template <class Layer>

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/core/absent.hpp>
 #include <switchyard/core/shape.hpp>
 #include <switchyard/expert/activation.hpp>
 
@@ -57,8 +58,9 @@ struct expert_costs {
   std::int64_t output = 0;    ///< of what is added to every token's sum
   std::int64_t common = 0;    ///< of a routed expert's, those that all have in common
   std::int64_t copies =
-      0;                   ///< so many there are of the rest, by which experts may be put together; 0: each has its own
-  std::int64_t nulls = 0;  ///< of the null experts together
+      0;  ///< so many there are of the rest, by which experts may be put together; 0: each has its own
+  std::int64_t others = 0;  ///< of one routed expert, what a row of it does not meet: other adapters
+  std::int64_t nulls = 0;   ///< of the null experts together
 };
 
 /// An expert says what it computes, and what its weights are: see expert/feed_forward.hpp, which it inherits.
@@ -68,6 +70,44 @@ concept expert_policy = requires {
   { Expert::traits } -> std::convertible_to<expert_traits>;
   typename Expert::computation;
 };
+
+struct the_experts_take_no_inputs {
+  template <class T>
+  static constexpr void refuse() {
+    static_assert(
+        sizeof(T) == 0,
+        "switchyard: the experts of this layer take no inputs but the tokens. Wrap them in expert::adapters, or "
+        "leave .expert_inputs out.");
+  }
+};
+/// `.expert_inputs` of an expert that takes none, with the members of those that do.
+struct absent_expert_inputs {
+  [[no_unique_address]] absent<the_experts_take_no_inputs> adapter = {};
+  [[no_unique_address]] absent<the_experts_take_no_inputs> scale = {};
+};
+
+/// Whether an expert takes more of a call than tokens, as `.expert_inputs`: it names their type as `inputs<Layer>`, and has
+/// `check_inputs<Layer>(args)` and `list_inputs<Layer>(args, memory)`.
+template <class Layer>
+inline constexpr bool takes_expert_inputs = requires {
+  typename Layer::expert::template inputs<Layer>;
+};
+
+namespace detail {
+
+template <class Layer>
+constexpr auto expert_inputs_type() {
+  if constexpr (takes_expert_inputs<Layer>) {
+    return std::type_identity<typename Layer::expert::template inputs<Layer>>{};
+  } else {
+    return std::type_identity<absent_expert_inputs>{};
+  }
+}
+
+}  // namespace detail
+
+template <class Layer>
+using expert_inputs_of = typename decltype(detail::expert_inputs_type<Layer>())::type;
 
 /// How a layer runs over its tokens: as its router says, unless its experts need no plan.
 template <class Layer>

@@ -5,19 +5,19 @@
 #include <switchyard/core/text.hpp>
 #include <switchyard/core/with.hpp>
 #include <switchyard/expert/feed_forward.hpp>
+#include <switchyard/expert/low_rank_terms.hpp>
 
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <type_traits>
 
 namespace switchyard {
 
 /// What a path of languages adds to a matrix that all paths share: A[source] F[target], of a low rank.
 ///
-/// A product restores W + A F while it reads its weights, anew for each group of rows that it multiplies together: `rank` multiplications
-/// and additions for every weight beside the one for every row. That is little where a path has many tokens. For a token alone it is
-/// `rank` times the work of the product itself, where y = W x + A (F x) would be hardly any; a path that is known beforehand costs
-/// nothing when it is merged (`merge`).
+/// A product takes it apart, W x + A (F x), or restores W + A F while it reads its weights: see `low_rank_form`. A path that is known
+/// beforehand costs nothing when it is merged (`merge`).
 template <class Element>
 struct low_rank_change {
   static constexpr int granule = 32;
@@ -63,6 +63,7 @@ struct low_rank_change {
       for (int i = 0; i < count; ++i) to[i] += factor * static_cast<float>(line[i]);
     }
   }
+  constexpr low_rank_factors<Element> factors() const { return {vertical, flat, rows, columns, rank}; }
   SWITCHYARD_HD constexpr low_rank_change from(int expert) const {
     return {vertical, flat, rows, columns, rank, entries, pair_wise, first + expert};
   }
@@ -105,6 +106,38 @@ void merge(base_plus<Base, low_rank_change<typename Base::element>> const& weigh
   }
 }
 
+/// How products meet a change of low rank. Outputs differ by rounding alone.
+enum class low_rank_form {
+  /// W x + A (F x): one product of all tokens with the matrix that all paths share, and `rank * (columns + rows)` multiplications for each
+  /// token beside its `columns * rows`, however tokens are spread over paths.
+  factored,
+  /// (W + A F) x: a product for each path, and `rank * columns * rows` multiplications for each group of rows of a path that meets the
+  /// weights together, which is 32 to 384 rows on the CPU and up to 128 on a GPU.
+  restored
+};
+
+namespace detail {
+
+/// Which factors the tokens of a path have.
+template <class Paths>
+struct path_entries {
+  SWITCHYARD_HD low_rank_entry of(int path, std::int64_t) const {
+    if (Paths::pair_wise) return {path % Paths::entries, path / Paths::entries, 1.0f};
+    return {path, path, 1.0f};
+  }
+};
+
+template <low_rank_form Form>
+constexpr auto low_rank_form_label() {
+  if constexpr (Form == low_rank_form::restored) {
+    return text(",restored>");
+  } else {
+    return text(">");
+  }
+}
+
+}  // namespace detail
+
 namespace expert {
 
 /// What makes operands of a checkpoint's tensors: members of every layer of `low_rank` experts.
@@ -140,10 +173,21 @@ struct low_rank_views : feed_forward_views<Dims, Expert, Element> {
 ///         router::by_language_pair<15>, capacity::dropless,
 ///         expert::low_rank<language_pairs<15>, 4, expert::with_bias<expert::mlp<relu>>>>
 ///
+/// `Form` says how products meet the factors. By cost, restoring pays only where groups have more than hidden * intermediate / (hidden +
+/// intermediate) rows of one path: with matrices of less than 256 x 256 and hundreds of tokens of every path. Else factored is the cheaper
+/// one, and the default; with few tokens in each of many paths by far.
+///
 /// Source: Xu et al. 2023, Condensing Multilingual Knowledge with Lightweight Language-Specific Modules, with its published code. There
 /// the last entry of each table is the path that all languages share (fuse distillation); it is no zero.
-template <class Paths, int Rank, class Base>
+template <class Paths, int Rank, class Base, low_rank_form Form = low_rank_form::factored>
 struct low_rank : Base {
+  static_assert(
+      std::is_same_v<typename Base::computation, two_products> || requires { typename Base::paths; },
+      "switchyard: expert::low_rank changes the matrices of expert::mlp or expert::gated_mlp, plain, with biases, "
+      "or with a shared expert. Take what stands between off.");
+  static_assert(Base::traits.kept_units == 0 || Form == low_rank_form::restored,
+                "switchyard: the factored form of expert::low_rank goes with no expert::top_k_units. Give "
+                "low_rank_form::restored as the fourth argument of expert::low_rank.");
   static_assert(Rank >= 1, "switchyard: expert::low_rank needs the rank of its factors, at least 1.");
   static_assert(
       requires { Paths::pair_wise; },
@@ -157,9 +201,12 @@ struct low_rank : Base {
                 "them, so that nothing would choose expert::with_null_experts. Take one of the two.");
   using paths = Paths;
   static constexpr int rank = Rank;
-  static constexpr auto label = "low_rank<" + name_of<Paths>() + "," + decimal<Rank>() + "," + name_of<Base>() + ">";
+  static constexpr auto label = "low_rank<" + name_of<Paths>() + "," + decimal<Rank>() + "," + name_of<Base>() +
+                                switchyard::detail::low_rank_form_label<Form>();
   static constexpr std::string_view name = label;
   static constexpr expert_traits traits = with(Base::traits, &expert_traits::one_bias, true);
+
+  using computation = std::conditional_t<Form == low_rank_form::factored, low_rank_products, two_products>;
 
   template <class Element, projection Role>
   using operand = base_plus<typename Base::template operand<Element, Role>, low_rank_change<Element>>;
@@ -176,6 +223,15 @@ struct low_rank : Base {
     if constexpr (Layer::expert_traits.gated) check_change(w.gate_proj.change, "weights.gate_proj", inner, hidden);
     check_change(w.up_proj.change, "weights.up_proj", inner, hidden);
     check_change(w.down_proj.change, "weights.down_proj", hidden, inner);
+  }
+
+  // What `low_rank_products` asks.
+  static constexpr bool one_matrix = true;
+  template <class Layer>
+  static constexpr std::int64_t entries = Paths::entries;
+  template <class Layer>
+  static auto entries_of(forward_args<Layer> const&) {
+    return switchyard::detail::path_entries<Paths>{};
   }
 
   /// The shared matrices once and the factors; multiplications and additions are those of y = W x + A (F x), the least there are.

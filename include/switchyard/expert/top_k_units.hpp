@@ -5,6 +5,7 @@
 #include <switchyard/core/text.hpp>
 #include <switchyard/core/with.hpp>
 #include <switchyard/expert/feed_forward.hpp>
+#include <switchyard/expert/low_rank_terms.hpp>
 
 #include <cmath>
 #include <cstdint>
@@ -61,7 +62,12 @@ constexpr auto unit_ranking_ending() {
 template <class Base, int Units, unit_ranking Ranking = unit_ranking::value>
 struct top_k_units : Base {
   static_assert(
-      std::is_same_v<typename Base::computation, two_products>,
+      !std::is_same_v<typename Base::computation, low_rank_products>,
+      "switchyard: expert::top_k_units goes with no expert::adapters, and with the restored form of expert::low_rank "
+      "alone. Take one of the two, or give low_rank_form::restored as the fourth argument of expert::low_rank.");
+  static_assert(
+      std::is_same_v<typename Base::computation, two_products> ||
+          std::is_same_v<typename Base::computation, low_rank_products>,
       "switchyard: expert::top_k_units chooses among the values between two products, so it wraps expert::mlp or "
       "expert::gated_mlp. An expert that is a row has none: take the wrapper away.");
   static_assert(Units >= 1,

@@ -9,6 +9,7 @@
 #include "backend/check.hpp"
 #include "catch.hpp"
 #include "layers.hpp"
+#include "support/adapters.hpp"
 #include "support/any_layer.hpp"
 #include "support/call.hpp"
 #include "support/compare.hpp"
@@ -84,6 +85,13 @@ TEST_CASE("whole layers by vectors as wide as those of AVX-512 agree with the re
     }
     CHECK(products_by_tiles() == 0);
   });
+}
+
+TEST_CASE("terms of low rank are added to the sums of tiles of AMX, too", "[amx][adapters]") {
+  using layers = adapter_layers<sy::backend::cpu>::type;
+  check_adapters<std::tuple_element_t<1, layers>>(150, {.threads = 1, .instructions = sy::instruction_set::amx});
+  CHECK(products_by_tiles() > 0);
+  check_all_adapters<layers>(150, {.threads = 1, .instructions = sy::instruction_set::avx512});
 }
 
 TEST_CASE("tiles of AMX have the same numbers whether weights are restored or stand in memory", "[amx][operand]") {

@@ -73,6 +73,9 @@ struct schedule_step<router::one_pass> {
   template <class Layer>
   static void route(forward_args<Layer> const& args, cpu_context const& context, memory<Layer> const& m,
                     names const& called = {}) {
+    if constexpr (requires { computing<Layer>::template check<Layer>(args, context); }) {
+      computing<Layer>::template check<Layer>(args, context);
+    }
     routing<Layer>::template run<Layer>(args, context, m.of_routing, m.routed, called);
     routing<Layer>::template report<Layer>(args, m.of_routing);
   }

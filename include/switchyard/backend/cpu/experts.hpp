@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/backend/cpu/context.hpp>
+#include <switchyard/backend/cpu/low_rank_terms.hpp>
 #include <switchyard/backend/cpu/panels.hpp>
 #include <switchyard/backend/cpu/product.hpp>
 #include <switchyard/backend/cpu/steps.hpp>
@@ -121,36 +122,43 @@ void weigh_and_shift(float* values, int rows, int features, float const* row_wei
 /// activated[row] = activations of the gate and up products (or of the up product) of some features, where `project_rows_out`
 /// wants them. `next` is what is multiplied after it.
 ///
-/// `row_weight` scales the products of a row where the router weighs the input: W (w x) = w (W x).
-template <class Operand>
+/// `row_weight` scales the products of a row where the router weighs the input: W (w x) = w (W x). `first_row` is the number of the first
+/// one, which terms want to know.
+template <class Operand, class Terms>
 void project_rows_in(expert_activation const& activation, row_kernels<Operand> const& kernels, grouped_rows const& rows,
                      float const* row_weight, input_projection<Operand> const& weights, int expert, int first,
-                     int features, int hidden, int intermediate, feature_tile<Operand> const& next, float* activated) {
+                     int features, int hidden, int intermediate, feature_tile<Operand> const& next, float* activated,
+                     Terms const& terms, std::int64_t first_row) {
   float gate[item_rows * item_features], up[item_rows * item_features];
   feature_tile<Operand> const of_up = features_of(weights.up, expert, first, features);
   if (activation.gated) {
     multiply_rows(kernels, rows, features_of(weights.gate, expert, first, features), hidden, of_up, gate,
                   item_features);
+    add_terms_to_rows(terms, &Terms::gate, first_row, rows.count, first, features, gate);
     weigh_and_shift(gate, rows.count, features, row_weight, weights.gate_bias, expert, first);
   }
   multiply_rows(kernels, rows, of_up, hidden, next, up, item_features);
+  add_terms_to_rows(terms, &Terms::up, first_row, rows.count, first, features, up);
   weigh_and_shift(up, rows.count, features, row_weight, weights.up_bias, expert, first);
   for (int r = 0; r < rows.count; ++r) {
     float values[item_features];
     int const at = r * item_features;
     activation.apply(gate + at, up + at, nullptr, 0.0f, 0.0f, features, values);
     kernels.put(values, features, first, r, rows.count, intermediate, activated);
+    if constexpr (Terms::any) std::copy(values, values + features, terms.inner_at(first_row + r, first));
   }
 }
 
 /// results[row][h] = down product of some features h (+ bias), in float.
-template <class Operand>
+template <class Operand, class Terms>
 void project_rows_out(row_kernels<Operand> const& kernels, grouped_rows const& activated, Operand const& down,
                       bias_view<typename Operand::element> const& bias, int expert, int first, int features, int hidden,
-                      int intermediate, feature_tile<Operand> const& next, float* results) {
+                      int intermediate, feature_tile<Operand> const& next, float* results, Terms const& terms,
+                      std::int64_t first_row) {
   float products[item_rows * item_features];
   multiply_rows(kernels, activated, features_of(down, expert, first, features), intermediate, next, products,
                 item_features);
+  add_terms_to_rows(terms, &Terms::down, first_row, activated.count, first, features, products);
   weigh_and_shift(products, activated.count, features, nullptr, bias, expert, first);
   for (int r = 0; r < activated.count; ++r) {
     float const* const from = products + r * item_features;
@@ -166,10 +174,11 @@ int panel_item_features(panel_kernels<Operand> const& kernels, int projections) 
 
 /// Gate and up products of some features and their activations, in the positions of a panel's depth: what `project_panels_out`
 /// takes in. `row_weight` is null or has a factor for every place of a row.
-template <class Operand>
+template <class Operand, class Terms>
 void project_panels_in(expert_activation const& activation, panel_kernels<Operand> const& kernels,
                        panel_rows const& tokens, float const* row_weight, input_projection<Operand> const& weights,
-                       int expert, int first, int hidden, int intermediate, float* activated) {
+                       int expert, int first, int hidden, int intermediate, float* activated, Terms const& terms,
+                       std::int64_t first_row) {
   bool const gated = activation.gated;
   int const half = gated ? kernels.item_tiles / 2 : kernels.item_tiles;
   alignas(64) float sums[item_floats];
@@ -184,6 +193,8 @@ void project_panels_in(expert_activation const& activation, panel_kernels<Operan
     set_tile(step * t + step - 1, weights.up, first + t * kernels.features);
   }
   multiply_panels(kernels, tiles, tokens, hidden, sums);
+  if (gated) add_terms_to_panels(terms, &Terms::gate, kernels, tiles, 0, step, tokens, first_row, first, sums);
+  add_terms_to_panels(terms, &Terms::up, kernels, tiles, step - 1, step, tokens, first_row, first, sums);
 
   // Products of a tile stand as the second product takes them in, unless there is something to add to each feature or row.
   bool const tile_by_tile =
@@ -203,23 +214,41 @@ void project_panels_in(expert_activation const& activation, panel_kernels<Operan
       float const gate_bias = weights.gate_bias.at(expert, feature);
       for (int p = 0; p < tokens.count(); ++p) {
         int const width = tokens.width_of(p);
-        float const* const up = sums_at(kernels, sums, step * t + step - 1, p) + f * width;
+        float* const up = sums_at(kernels, sums, step * t + step - 1, p) + f * width;
         float const* const gate = sums_at(kernels, sums, step * t, p) + f * width;
         float values[most_panel_width];
         activation.apply(gate, up, row_weight == nullptr ? nullptr : row_weight + p * tokens.width, gate_bias, up_bias,
                          width, values);
         kernels.put(values, width, feature, intermediate,
                     activated + std::int64_t{p} * tokens.width * row_floats(intermediate));
+        if constexpr (Terms::any) std::copy(values, values + width, up);
       }
+    }
+  }
+  if constexpr (Terms::any) {
+    float const zeros[most_item_features] = {};
+    for (int p = 0; p < tokens.count(); ++p) {
+      int const width = tokens.width_of(p);
+      float const* values[most_item_features];
+      int count = 0;
+      for (int t = 0; t < half; ++t) {
+        float const* const in_place = activated + p * tokens.width * row_floats(intermediate) + first * width;
+        for (int f = 0; f < tiles[step * t].features; ++f, ++count) {
+          values[count] =
+              tile_by_tile ? in_place + count * width : sums_at(kernels, sums, step * t + step - 1, p) + f * width;
+        }
+      }
+      kernels.put_rows(values, count, tokens.rows_of(p), zeros, terms.inner_at(first_row + p * tokens.width, first),
+                       terms.inner_stride);
     }
   }
 }
 
 /// results[row][h] = down product of some features h (+ bias), in float.
-template <class Operand>
+template <class Operand, class Terms>
 void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const& activated, Operand const& down,
                         bias_view<typename Operand::element> const& bias, int expert, int first, int hidden,
-                        int intermediate, float* results) {
+                        int intermediate, float* results, Terms const& terms, std::int64_t first_row) {
   alignas(64) float sums[item_floats];
   feature_tile<Operand> tiles[most_tiles] = {};
   for (int t = 0; t < kernels.item_tiles; ++t) {
@@ -227,6 +256,7 @@ void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const&
     tiles[t] = features_of(down, expert, feature, std::max(0, std::min(kernels.features, hidden - feature)));
   }
   multiply_panels(kernels, tiles, activated, intermediate, sums);
+  add_terms_to_panels(terms, &Terms::down, kernels, tiles, 0, 1, activated, first_row, first, sums);
   int const features = std::min(kernels.item_tiles * kernels.features, hidden - first);
   float biases[most_item_features] = {};
   for (int f = 0; f < features; ++f) biases[f] = bias.at(expert, first + f);
@@ -251,12 +281,12 @@ struct expert_weights {
   unit_kernels<typename Operand::element> units = {};  ///< of experts that keep some units only
 };
 
-/// Both products over all rows. `activated` has room for `most_padded_rows` rows of `row_floats(intermediate)` floats, `results` for
+/// Both products over all rows, and their terms. `activated` has room for `most_padded_rows` rows of `row_floats(intermediate)` floats, `results` for
 /// as many of `row_floats(hidden)`: until the first product is done, it has the tokens as that wants them.
-template <class Operand>
+template <class Operand, class Terms = no_terms>
 void run_products(cpu_context const& context, panel_kernels<Operand> const& kernels, expert_rows const& all,
                   token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
-                  expert_weights<Operand> const& weights, float* activated, float* results) {
+                  expert_weights<Operand> const& weights, float* activated, float* results, Terms const& terms = {}) {
   input_projection<Operand> const& in = weights.in;
   Operand const& down = weights.down;
   bias_view<typename Operand::element> const& down_bias = weights.down_bias;
@@ -332,6 +362,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     }
   });
 
+  terms.before_in(context, tokens, hidden, activation.gated);
   cut const in_cut{intermediate,
                    features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
                    panel_item_features(kernels, activation.gated ? 2 : 1), false};
@@ -347,12 +378,14 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     float const* const row_weight = tokens.weights != nullptr ? weight : nullptr;
     if (all.by_panels(e)) {
       project_panels_in(activation, kernels, {tokens_of(item), item.rows, kernels.lanes, kernels.width}, row_weight, in,
-                        e, item.feature_item * in_cut.by_panels, hidden, intermediate, activated_of(item));
+                        e, item.feature_item * in_cut.by_panels, hidden, intermediate, activated_of(item), terms,
+                        all.offsets[e] + item.first_row);
     } else {
       int const first = item.feature_item * in_cut.by_rows;
       project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, e, first,
                       std::min(in_cut.by_rows, intermediate - first), hidden, intermediate,
-                      weights_of(in_cut, next, in_items, activation.gated ? in.gate : in.up), activated_of(item));
+                      weights_of(in_cut, next, in_items, activation.gated ? in.gate : in.up), activated_of(item), terms,
+                      all.offsets[e] + item.first_row);
     }
   });
 
@@ -371,6 +404,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     });
   }
 
+  terms.before_out(context, intermediate);
   cut const out_cut{hidden,
                     features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
                     panel_item_features(kernels, 1), true};
@@ -394,12 +428,13 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
       }
     } else if (all.by_panels(e)) {
       project_panels_out(kernels, {activated_of(item), item.rows, kernels.lanes, kernels.width}, down, down_bias, e,
-                         item.feature_item * out_cut.by_panels, hidden, intermediate, to);
+                         item.feature_item * out_cut.by_panels, hidden, intermediate, to, terms,
+                         all.offsets[e] + item.first_row);
     } else {
       int const first = item.feature_item * out_cut.by_rows;
       project_rows_out(few, {activated_of(item), item.rows}, down, down_bias, e, first,
                        std::min(out_cut.by_rows, hidden - first), hidden, intermediate,
-                       weights_of(out_cut, next, out_items, down), to);
+                       weights_of(out_cut, next, out_items, down), to, terms, all.offsets[e] + item.first_row);
     }
   });
 }
@@ -412,22 +447,23 @@ struct products_memory {
 };
 
 /// Both products of some experts over their rows: `offsets` says which rows of `tokens` each has. `Operand` alone decides
-/// what is compiled, so that layers of any shape and policies share it.
-template <class Operand>
+/// what is compiled, and the type of `terms`, so that layers of any shape and policies share it.
+template <class Operand, class Terms = no_terms>
 void run_products(cpu_context const& context, std::int32_t const* offsets, int experts,
                   token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
-                  expert_weights<Operand> const& weights, products_memory const& memory) {
+                  expert_weights<Operand> const& weights, products_memory const& memory, Terms const& terms = {}) {
   panel_kernels<Operand> const kernels = panel_kernels_of<Operand>(context.instructions, context.floats);
   int const least = context.least_panel_rows > 0 ? context.least_panel_rows : kernels.usual_rows;
   expert_rows const rows{offsets, memory.first_padded_row, memory.first_item, experts, least, kernels.lanes};
-  run_products(context, kernels, rows, tokens, activation, weights, memory.activated, memory.results);
+  run_products(context, kernels, rows, tokens, activation, weights, memory.activated, memory.results, terms);
 }
 
 /// The experts of feed-forward blocks: rows of tokens to rows of results.
 template <>
 struct experts_step<expert::two_products> {
-  template <class Layer>
-  struct memory {
+  /// The temporaries of a layer whose rows meet the matrices of `experts` experts.
+  template <class Layer, int Experts>
+  struct memory_of_experts {
     static constexpr shape dims = Layer::dims;
     static constexpr int shared_intermediate = Layer::expert_traits.shared_intermediate;
 
@@ -435,10 +471,10 @@ struct experts_step<expert::two_products> {
     float *activated, *results;                   // see `products_memory`
     float *shared_activated = nullptr, *shared_results = nullptr;
 
-    constexpr memory(carver& from, std::int64_t tokens) {
-      std::int64_t const pairs = tokens * dims.top_k, padded_rows = most_padded_rows(pairs, dims.experts);
-      first_padded_row = from.take<std::int64_t>(dims.experts + 1);
-      first_item = from.take<std::int64_t>(dims.experts + 1);
+    constexpr memory_of_experts(carver& from, std::int64_t tokens) {
+      std::int64_t const pairs = tokens * dims.top_k, padded_rows = most_padded_rows(pairs, Experts);
+      first_padded_row = from.take<std::int64_t>(Experts + 1);
+      first_item = from.take<std::int64_t>(Experts + 1);
       activated = from.take<float>(padded_rows * row_floats(dims.intermediate));
       results = from.take<float>(padded_rows * row_floats(dims.hidden));
       if constexpr (shared_intermediate > 0) {
@@ -447,7 +483,10 @@ struct experts_step<expert::two_products> {
         shared_results = from.take<float>(shared_padded_rows * row_floats(dims.hidden));
       }
     }
+    products_memory of_products() const { return {first_padded_row, first_item, activated, results}; }
   };
+  template <class Layer>
+  using memory = memory_of_experts<Layer, Layer::dims.experts>;
 
   /// `tokens` are what the experts see.
   template <class Layer>
@@ -455,18 +494,54 @@ struct experts_step<expert::two_products> {
                                                      view<typename Layer::element const> const& tokens,
                                                      dispatch_plan const& plan, float const* combine_weights,
                                                      memory<Layer> const& m) {
-    using element = typename Layer::element;
     constexpr expert_traits traits = Layer::expert_traits;
-    auto weights = weights_of_experts<Layer>(args.weights);
+    auto weights = weights_of<Layer>(args.weights, [](auto const& operand) { return as_operand(operand); });
     if constexpr (traits.kept_units > 0) {
-      weights.units = unit_kernels_of<element>(context.instructions);
+      weights.units = unit_kernels_of<typename Layer::element>(context.instructions);
     }
     expert_activation activation = activation_of<typename Layer::expert>(context.instructions);
     if constexpr (traits.ranking == unit_ranking::norm_compensated) activation.unit_norms = args.weights.unit_norms;
-    run_products(
-        context, plan.offsets, Layer::dims.experts,
-        {tokens, plan.pair_of, Layer::dims.top_k, Layer::router_traits.weighs_input ? combine_weights : nullptr},
-        activation, weights, {m.first_padded_row, m.first_item, m.activated, m.results});
+    run_products(context, plan.offsets, Layer::dims.experts, rows_of<Layer>(tokens, plan, combine_weights), activation,
+                 weights, m.of_products());
+    return results_of<Layer>(args, context, tokens, m);
+  }
+
+  /// The rows that the plan makes of tokens.
+  template <class Layer>
+  static token_rows<typename Layer::element> rows_of(view<typename Layer::element const> const& tokens,
+                                                     dispatch_plan const& plan, float const* combine_weights) {
+    return {tokens, plan.pair_of, Layer::dims.top_k, Layer::router_traits.weighs_input ? combine_weights : nullptr};
+  }
+
+  /// The routed experts' weights; `operand_of` makes the operand of a projection.
+  template <class Layer, class OperandOf>
+  static auto weights_of(typename Layer::weights const& from, OperandOf const& operand_of) {
+    using operand = decltype(operand_of(from.up_proj));
+    static_assert(std::is_same_v<operand, decltype(operand_of(from.down_proj))>,
+                  "switchyard: the operands of an expert's two projections are of different types. Give both one type "
+                  "that has both "
+                  "formats.");
+    expert_weights<operand> result{};
+    if constexpr (Layer::expert_traits.gated) result.in.gate = operand_of(from.gate_proj);
+    result.in.up = operand_of(from.up_proj);
+    result.down = operand_of(from.down_proj);
+    if constexpr (Layer::expert_traits.bias) {
+      if constexpr (Layer::expert_traits.gated) result.in.gate_bias = as_operand(from.bias.gate);
+      result.in.up_bias = as_operand(from.bias.up);
+      result.down_bias = as_operand(from.bias.down);
+    }
+    result.hidden = Layer::dims.hidden;
+    result.intermediate = Layer::dims.intermediate;
+    return result;
+  }
+
+  /// What the routed experts have left in `m.results`, and the shared one leaves.
+  template <class Layer, class Memory>
+  static expert_results<typename Layer::element> results_of(forward_args<Layer> const& args, cpu_context const& context,
+                                                            view<typename Layer::element const> const& tokens,
+                                                            Memory const& m) {
+    using element = typename Layer::element;
+    constexpr expert_traits traits = Layer::expert_traits;
     expert_results<element> results{
         .rows = m.results,
         .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
@@ -484,34 +559,13 @@ struct experts_step<expert::two_products> {
       shared.hidden = Layer::dims.hidden;
       shared.intermediate = traits.shared_intermediate;
       std::int32_t const offsets[2] = {0, static_cast<std::int32_t>(tokens.rows)};
-      run_products(context, offsets, 1, token_rows<element>{tokens}, activation, shared,
+      run_products(context, offsets, 1, token_rows<element>{tokens},
+                   activation_of<typename Layer::expert>(context.instructions), shared,
                    {m.first_padded_row, m.first_item, m.shared_activated, m.shared_results});
       results.shared_rows = m.shared_results;
       if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
     }
     return results;
-  }
-
- private:
-  template <class Layer>
-  static auto weights_of_experts(typename Layer::weights const& from) {
-    using operand = decltype(as_operand(from.up_proj));
-    static_assert(std::is_same_v<operand, decltype(as_operand(from.down_proj))>,
-                  "switchyard: the operands of an expert's two projections are of different types. Give both one type "
-                  "that has both "
-                  "formats.");
-    expert_weights<operand> result{};
-    if constexpr (Layer::expert_traits.gated) result.in.gate = as_operand(from.gate_proj);
-    result.in.up = as_operand(from.up_proj);
-    result.down = as_operand(from.down_proj);
-    if constexpr (Layer::expert_traits.bias) {
-      if constexpr (Layer::expert_traits.gated) result.in.gate_bias = as_operand(from.bias.gate);
-      result.in.up_bias = as_operand(from.bias.up);
-      result.down_bias = as_operand(from.bias.down);
-    }
-    result.hidden = Layer::dims.hidden;
-    result.intermediate = Layer::dims.intermediate;
-    return result;
   }
 };
 

@@ -19,7 +19,10 @@
                                                                                           float_products);             \
   how template void run_products<weight_view<Element>>(                                                                \
       cpu_context const&, std::int32_t const*, int, token_rows<Element> const&, expert_activation const&,              \
-      expert_weights<weight_view<Element>> const&, products_memory const&);                                            \
+      expert_weights<weight_view<Element>> const&, products_memory const&, no_terms const&);                           \
+  how template void run_products<weight_view<Element>, low_rank_terms<Element>>(                                       \
+      cpu_context const&, std::int32_t const*, int, token_rows<Element> const&, expert_activation const&,              \
+      expert_weights<weight_view<Element>> const&, products_memory const&, low_rank_terms<Element> const&);            \
   how template void make_logits<Element>(router_product<Element> const&, cpu_context const&, float*);                  \
   how template void combine<Element>(combination<Element> const&, cpu_context const&);                                 \
   how template void scale_tokens<Element>(view<Element const> const&, feature_weights const&, int, cpu_context const&, \

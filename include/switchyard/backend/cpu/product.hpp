@@ -50,6 +50,36 @@ row_kernels<Operand> row_kernels_of(instruction_set set) {
 }
 #undef SWITCHYARD_ROW_KERNELS
 
+/// The kernels of terms of low rank, of one instruction set: see tile.inl.
+template <class Element>
+struct term_kernels {
+  int lanes;
+  int rows;  ///< that `add` takes together at most
+  void (*add)(Element const* tall, int rank, int features, float const* const* narrow, int rows, float* const* to,
+              std::int64_t feature_step);
+  void (*add_to_panel)(Element const* tall, int rank, int features, float const* narrow, std::int64_t stride,
+                       std::uint32_t rows, float* sums, int width);
+};
+
+/// `set` must not be `automatic`.
+template <class Element>
+term_kernels<Element> term_kernels_of(instruction_set set) {
+#if defined(__x86_64__)
+  if (set >= instruction_set::avx512) {
+    return {avx512::lanes, avx512::term_rows, &avx512::add_low_rank_terms<Element>,
+            &avx512::add_low_rank_terms_to_panel<Element>};
+  }
+  if (set == instruction_set::avx2) {
+    return {avx2::lanes, avx2::term_rows, &avx2::add_low_rank_terms<Element>,
+            &avx2::add_low_rank_terms_to_panel<Element>};
+  }
+#else
+  (void)set;
+#endif
+  return {portable::lanes, portable::term_rows, &portable::add_low_rank_terms<Element>,
+          &portable::add_low_rank_terms_to_panel<Element>};
+}
+
 /// The rows of a product, in groups.
 struct grouped_rows {
   float const* first;

@@ -26,7 +26,8 @@ struct route_step;
 template <class Features>
 struct feature_step;
 
-/// What the experts compute, by `Expert::computation`: `run<Layer>(args, context, tokens, plan, combine_weights, memory)`.
+/// What the experts compute, by `Expert::computation`: `run<Layer>(args, context, tokens, plan, combine_weights, memory)`. One that may
+/// fail has `check<Layer>(args, context)`, too, which throws before anything is written.
 template <class Computation>
 struct experts_step;
 

@@ -729,5 +729,128 @@ SWITCHYARD_TILE_TARGET void activate(float const* gate, float const* up, float c
   }
 }
 
+/// Rows that `add_low_rank_terms` takes together at most: their sums with four features fit the registers.
+inline constexpr int term_rows = lanes < 16 ? 2 : 4;
+
+/// to[r][f * feature_step] += narrow[r] . tall[f] for `Rows` rows and all features. Rows of `tall` are `rank` long; narrow ones have
+/// zeros up to a multiple of 32, in the order of `depth_position`.
+template <class Element, int Rows = term_rows>
+SWITCHYARD_TILE_TARGET void add_low_rank_terms(Element const* tall, int rank, int features, float const* const* narrow,
+                                               int rows, float* const* to, std::int64_t feature_step) {
+  if constexpr (Rows > 1) {
+    if (rows < Rows) {
+      return add_low_rank_terms<Element, Rows - 1>(tall, rank, features, narrow, rows, to, feature_step);
+    }
+  }
+  using source = stored<Element>;
+  constexpr int together = 4, most = 16, step = lanes * source::parts;
+  int const by_steps = rank / step * step, rest = rank - by_steps;
+  Element padded[most * step];  // what a row of `tall` has behind its whole steps, and zeros
+  if (rest > 0) {
+    for (int f = 0; f < most; ++f) {
+      for (int k = rest; k < step; ++k) padded[f * step + k] = Element(0.0f);
+    }
+  }
+  for (int begin = 0; begin < features; begin += most, tall += most * std::int64_t{rank}) {
+    int const count = features - begin < most ? features - begin : most;
+    for (int f = 0; rest > 0 && f < count; ++f) {
+      Element const* const from = tall + f * std::int64_t{rank} + by_steps;
+      for (int k = 0; k < rest; ++k) padded[f * step + k] = from[k];
+    }
+    for (int first = 0; first < count; first += together) {
+      floats sum[Rows][together] = {};
+      auto const add = [&](Element const* weights, std::int64_t pitch, int k) SWITCHYARD_TILE_TARGET {
+        SWITCHYARD_TILE_UNROLL
+        for (int p = 0; p < source::parts; ++p) {
+          floats right[together];
+          SWITCHYARD_TILE_UNROLL
+          for (int f = 0; f < together; ++f) {
+            right[f] = source::load(weights + (first + f < count ? first + f : first) * pitch, p);
+          }
+          SWITCHYARD_TILE_UNROLL
+          for (int r = 0; r < Rows; ++r) {
+            floats left;
+            __builtin_memcpy(&left, narrow[r] + k + p * lanes, sizeof(floats));
+            SWITCHYARD_TILE_LOADED(left);
+            SWITCHYARD_TILE_UNROLL
+            for (int f = 0; f < together; ++f) sum[r][f] += left * right[f];
+          }
+        }
+      };
+      for (int k = 0; k < by_steps; k += step) add(tall + k, rank, k);
+      if (rest > 0) add(padded, step, by_steps);
+      int const real = count - first < together ? count - first : together;
+      float terms[Rows][together];
+      SWITCHYARD_TILE_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        quad const of_row = sums_of(sum[r][0], sum[r][1], sum[r][2], sum[r][3]);
+        __builtin_memcpy(terms[r], &of_row, sizeof of_row);
+      }
+      for (int f = 0; f < real; ++f) {
+        SWITCHYARD_TILE_UNROLL
+        for (int r = 0; r < Rows; ++r) to[r][(begin + first + f) * feature_step] += terms[r][f];
+      }
+    }
+  }
+}
+
+/// sums[f][i] += narrow row i . tall[f] for all features and those of `Vectors` vectors of rows that are `taken`. Narrow rows stand side
+/// by side: number k of row i at narrow[k * stride + i].
+template <class Element, int Vectors>
+SWITCHYARD_TILE_TARGET void add_low_rank_terms_to_vectors(Element const* tall, int rank, int features,
+                                                          float const* narrow, std::int64_t stride,
+                                                          integers const* taken, float* sums, int width) {
+  constexpr int together = 6;
+  for (int first = 0; first < features; first += together, tall += together * std::int64_t{rank}) {
+    int const real = features - first < together ? features - first : together;
+    floats sum[together][Vectors] = {};
+    std::int64_t next[together];
+    SWITCHYARD_TILE_UNROLL
+    for (int f = 0; f < together; ++f) next[f] = (f < real ? f : 0) * std::int64_t{rank};
+    float const* from = narrow;
+    for (int k = 0; k < rank; ++k, from += stride) {
+      floats rows[Vectors];
+      SWITCHYARD_TILE_UNROLL
+      for (int v = 0; v < Vectors; ++v) rows[v] = load_floats(from + v * lanes);
+      SWITCHYARD_TILE_UNROLL
+      for (int f = 0; f < together; ++f) {
+        float const weight = static_cast<float>(tall[next[f] + k]);
+        SWITCHYARD_TILE_UNROLL
+        for (int v = 0; v < Vectors; ++v) sum[f][v] += rows[v] * weight;
+      }
+    }
+    for (int f = 0; f < real; ++f) {
+      SWITCHYARD_TILE_UNROLL
+      for (int v = 0; v < Vectors; ++v) {
+        float* const at = sums + (first + f) * width + v * lanes;
+        // Other rows stay as they are, to the bit.
+        floats const old = load_floats(at), added = old + sum[f][v];
+        integers const result =
+            (reinterpret_cast<integers>(added) & taken[v]) | (reinterpret_cast<integers>(old) & ~taken[v]);
+        __builtin_memcpy(at, &result, sizeof result);
+      }
+    }
+  }
+}
+
+/// The same of those rows of a panel whose bit is set in `rows`.
+template <class Element>
+SWITCHYARD_TILE_TARGET void add_low_rank_terms_to_panel(Element const* tall, int rank, int features,
+                                                        float const* narrow, std::int64_t stride, std::uint32_t rows,
+                                                        float* sums, int width) {
+  integers taken[2] = {};
+  for (int i = 0; i < width; ++i) taken[i / lanes][i % lanes] = (rows >> i & 1) != 0 ? -1 : 0;
+  std::uint32_t const second = width > lanes ? rows >> lanes : 0,
+                      first = rows & static_cast<std::uint32_t>((std::uint64_t{1} << lanes) - 1);
+  if (first != 0 && second != 0) {
+    add_low_rank_terms_to_vectors<Element, 2>(tall, rank, features, narrow, stride, taken, sums, width);
+  } else if (first != 0) {
+    add_low_rank_terms_to_vectors<Element, 1>(tall, rank, features, narrow, stride, taken, sums, width);
+  } else if (second != 0) {
+    add_low_rank_terms_to_vectors<Element, 1>(tall, rank, features, narrow + lanes, stride, taken + 1, sums + lanes,
+                                              width);
+  }
+}
+
 #include <switchyard/backend/cpu/product_keys.inl>
 #include <switchyard/backend/cpu/rows.inl>

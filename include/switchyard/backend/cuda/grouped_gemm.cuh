@@ -4,6 +4,7 @@
 #include <switchyard/backend/cuda/epilogue.cuh>
 #include <switchyard/backend/cuda/half_rows.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
+#include <switchyard/backend/cuda/low_rank_terms.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/core/view.hpp>
@@ -42,11 +43,15 @@ struct many_rows {
   static constexpr product_tile tile{.rows = 128, .columns = 128, .row_warps = 2, .column_warps = 4, .stages = 3};
 };
 
+template <class Operand>
+struct product_args;
+
 /// What the kernels of a product are compiled for. Widths, experts and rows are arguments, so that layers which differ in
-/// their shape share their kernels.
-template <class Operand, class Activation, bool Gated>
+/// their shape share their kernels. `Args` are `product_args`, or `product_args_with_terms`.
+template <class Operand, class Activation, bool Gated, class Args = product_args<Operand>>
 struct product_in {
   using operand = Operand;
+  using args = Args;
   using element = typename Operand::element;
   using activation = Activation;
   using result = element;
@@ -54,9 +59,10 @@ struct product_in {
   static constexpr bool has_exponents =
       std::is_same_v<element, half>;  // of the rows between the products: half_rows.cuh
 };
-template <class Operand>
+template <class Operand, class Args = product_args<Operand>>
 struct product_out {
   using operand = Operand;
+  using args = Args;
   using element = typename Operand::element;
   using result = summed_row<element>;
   static constexpr bool gathers = false, gated = false;
@@ -115,6 +121,16 @@ struct product_args {
     return of_shared ? static_cast<side_rows<typename Operand::element> const&>(shared) : routed;
   }
 };
+
+/// The same where rows have terms of low rank beside their products.
+template <class Operand>
+struct product_args_with_terms : product_args<Operand> {
+  low_rank_term<typename Operand::element> gate_term, term;
+  std::int32_t const* tall_of;  ///< [rows], entries of the tall factors; -1: no term
+};
+template <class Problem>
+inline constexpr bool has_terms =
+    std::is_same_v<typename Problem::args, product_args_with_terms<typename Problem::operand>>;
 
 /// Shared memory of a multiprocessor that the code is compiled for.
 #if !defined(__CUDA_ARCH__)
@@ -450,7 +466,35 @@ class rescaled_rows {
 /// No row has an exponent.
 struct rows_as_they_are {
   __device__ void rescale(char*, int) const {}
+  __device__ float of_row(int) const { return 1.0f; }
 };
+
+/// Adds the terms of a warp's rows to its sums.
+template <class Problem, class Rescaled, int RowBlocks, int ColumnBlocks>
+__device__ __forceinline__ void add_terms(float (&sums)[RowBlocks][ColumnBlocks][4], typename Problem::args const& args,
+                                          block_tile const& tile, Rescaled const& rescaled, int first_warp_row,
+                                          int first_warp_feature) {
+  int const lane = static_cast<int>(threadIdx.x) % 32;
+  if constexpr (!Problem::gathers && Problem::has_exponents) {
+#pragma unroll
+    for (int i = 0; i < RowBlocks; ++i) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float const scale = rescaled.of_row(first_warp_row + 16 * i + 8 * h + lane / 4);
+#pragma unroll
+        for (int j = 0; j < ColumnBlocks; ++j) {
+          sums[i][j][2 * h] *= scale;
+          sums[i][j][2 * h + 1] *= scale;
+        }
+      }
+    }
+  }
+  rows_with_terms const rows{args.tall_of, tile.first_row + first_warp_row, tile.rows - first_warp_row};
+  int const first = tile.first_feature + first_warp_feature;
+  constexpr int gate_blocks = Problem::gated ? ColumnBlocks / 2 : 0;
+  if constexpr (Problem::gated) add_low_rank_terms<0, gate_blocks>(sums, args.gate_term, rows, first);
+  add_low_rank_terms<gate_blocks, ColumnBlocks - gate_blocks>(sums, args.term, rows, first);
+}
 
 /// Puts the values of a tile where their rows begin in shared memory, from the sums of this thread's warp: lane l has columns 2 (l % 4)
 /// and the next of rows l / 4 and l / 4 + 8 of each block.
@@ -529,8 +573,8 @@ __device__ __forceinline__ void write_rows(side_rows<typename Problem::element> 
 
 /// One tile of one side.
 template <class Problem, class Tile, class Operand>
-__device__ __forceinline__ void run_tile(product_args<typename Problem::operand> const& args,
-                                         product_side<Operand> const& side, block_tile const& found) {
+__device__ __forceinline__ void run_tile(typename Problem::args const& args, product_side<Operand> const& side,
+                                         block_tile const& found) {
   using element = typename Problem::element;
   using layout = product_layout<Problem, Tile>;
   constexpr product_tile tile = Tile::tile;
@@ -603,8 +647,17 @@ __device__ __forceinline__ void run_tile(product_args<typename Problem::operand>
     }
     __syncthreads();
   }
-  put_values<Problem, layout>(sums, side, found, weighs ? row_weights : nullptr, rescaled, first_warp_row,
-                              first_warp_feature, memory);
+  float const* const weights = weighs ? row_weights : nullptr;
+  if constexpr (has_terms<Problem>) {
+    if (!found.shared) {
+      add_terms<Problem>(sums, args, found, rescaled, first_warp_row, first_warp_feature);
+      put_values<Problem, layout>(sums, side, found, weights, rows_as_they_are{}, first_warp_row, first_warp_feature,
+                                  memory);
+      __syncthreads();
+      return write_rows<Problem, layout>(side, found, memory);
+    }
+  }
+  put_values<Problem, layout>(sums, side, found, weights, rescaled, first_warp_row, first_warp_feature, memory);
   __syncthreads();
   write_rows<Problem, layout>(side, found, memory);
 }
@@ -614,7 +667,7 @@ __device__ __forceinline__ void run_tile(product_args<typename Problem::operand>
 /// tokens, by index --copies--> stages --tensor cores--> sums in registers --bias, activation--> shared memory --> result
 template <class Problem, class Tile>
 __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, product_layout<Problem, Tile>::blocks)
-    product(product_args<typename Problem::operand> const args) {
+    product(typename Problem::args const args) {
   block_tile const tile = tile_of_block<product_layout<Problem, Tile>>(args);
   if (tile.expert < 0) return;
   if constexpr (Problem::operand::in_place) {

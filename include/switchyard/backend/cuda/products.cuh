@@ -51,8 +51,7 @@ std::int64_t rows_per_expert(std::int64_t tokens) {
 
 /// One product with one tile.
 template <class Problem, class Tile>
-void enqueue_product(launch_queue const& queue, char const* what,
-                     product_args<typename Problem::operand> const& product_of) {
+void enqueue_product(launch_queue const& queue, char const* what, typename Problem::args const& product_of) {
   using layout = product_layout<Problem, Tile>;
   constexpr int features = layout::features, rows = Tile::tile.rows;
   // Every expert's last tile may have one row; there are no more tiles than pairs.
@@ -66,8 +65,8 @@ void enqueue_product(launch_queue const& queue, char const* what,
 
 /// Both products with one tile. `between` enqueues what happens to the rows between them.
 template <class In, class Out, class Tile, class Between>
-void enqueue_products(launch_queue const& queue, product_args<typename In::operand> const& in,
-                      product_args<typename In::operand> const& out, Between const& between) {
+void enqueue_products(launch_queue const& queue, typename In::args const& in, typename Out::args const& out,
+                      Between const& between) {
   enqueue_product<In, Tile>(queue, "product (in)", in);
   between();
   enqueue_product<Out, Tile>(queue, "product (out)", out);
@@ -81,8 +80,8 @@ struct portable_products {
   static constexpr int few = few_rows::tile.rows / 2, some = 48;
 
   template <class In, class Out, class Between>
-  static void enqueue(launch_queue const& queue, std::int64_t rows, product_args<typename In::operand> const& in,
-                      product_args<typename In::operand> const& out, Between const& between) {
+  static void enqueue(launch_queue const& queue, std::int64_t rows, typename In::args const& in,
+                      typename Out::args const& out, Between const& between) {
     if (rows <= few) {
       enqueue_products<In, Out, few_rows>(queue, in, out, between);
     } else if (rows <= some) {
@@ -155,9 +154,9 @@ struct experts_step<expert::two_products, Products> {
   static expert_results<typename Layer::element> enqueue(forward_args<Layer> const& args, launch_queue const& queue,
                                                          view<typename Layer::element const> const& tokens,
                                                          plan_memory const& plan, memory<Layer> const& m) {
-    constexpr expert_traits traits = Layer::expert_traits;
     auto const products = products_of<Layer>(args, tokens, plan, m);
     auto const between = [&] {
+      constexpr expert_traits traits = Layer::expert_traits;
       if constexpr (traits.kept_units > 0) {
         constexpr bool compensated = traits.ranking == unit_ranking::norm_compensated;
         inner_rows<typename Layer::element> rows{.first = m.activated,
@@ -173,6 +172,14 @@ struct experts_step<expert::two_products, Products> {
       }
     };
     Products::template enqueue<Layer>(queue, products.in, products.out, between);
+    return results_of<Layer>(args, m);
+  }
+
+  /// What both products leave.
+  template <class Layer>
+  static expert_results<typename Layer::element> results_of(forward_args<Layer> const& args,
+                                                            rows_memory<typename Layer::element> const& m) {
+    constexpr expert_traits traits = Layer::expert_traits;
     expert_results<typename Layer::element> results{
         .rows = m.results,
         .shared_rows = m.shared_results,
@@ -192,13 +199,21 @@ struct experts_step<expert::two_products, Products> {
   static both_products<operand_of<Layer>> products_of(forward_args<Layer> const& args,
                                                       view<typename Layer::element const> const& tokens,
                                                       plan_memory const& plan, memory<Layer> const& m) {
+    return products_of(args, tokens, plan, m, [](auto const& operand) { return as_operand(operand); });
+  }
+  /// The same; `operand_of` makes the operand of a projection.
+  template <class Layer, class OperandOf>
+  static auto products_of(forward_args<Layer> const& args, view<typename Layer::element const> const& tokens,
+                          plan_memory const& plan, rows_memory<typename Layer::element> const& m,
+                          OperandOf const& operand_of) {
     constexpr expert_traits traits = Layer::expert_traits;
     typename Layer::weights const& w = args.weights;
-    static_assert(std::is_same_v<operand_of<Layer>, decltype(as_operand(w.down_proj))>,
+    using operand = decltype(operand_of(w.up_proj));
+    static_assert(std::is_same_v<operand, decltype(operand_of(w.down_proj))>,
                   "switchyard: the operands of an expert's two projections are of different types. Give both one type "
                   "that has both "
                   "formats.");
-    both_products<operand_of<Layer>> result{};
+    both_products<operand> result{};
     auto& [in, out] = result;
     frame<Layer>(in, tokens, plan);
     frame<Layer>(out, tokens, plan);
@@ -206,11 +221,11 @@ struct experts_step<expert::two_products, Products> {
     set_rows(in.routed, Layer::dims.hidden, Layer::dims.intermediate, tokens.data, tokens.row_stride, m.activated,
              m.activated_stride, m.exponents);
     in.routed.reading = is_aligned(tokens) ? access::by_chunks : access::along_columns;
-    in.routed.weight = weights_of(as_operand(w.up_proj));
-    if constexpr (traits.gated) in.routed.gate = weights_of(as_operand(w.gate_proj));
+    in.routed.weight = weights_of(operand_of(w.up_proj));
+    if constexpr (traits.gated) in.routed.gate = weights_of(operand_of(w.gate_proj));
     set_rows(out.routed, Layer::dims.intermediate, Layer::dims.hidden, m.activated, m.activated_stride, m.results,
              m.results_stride, m.exponents);
-    out.routed.weight = weights_of(as_operand(w.down_proj));
+    out.routed.weight = weights_of(operand_of(w.down_proj));
     if constexpr (traits.bias) {
       if constexpr (traits.gated) in.routed.gate_bias = as_operand(w.bias.gate);
       in.routed.bias = as_operand(w.bias.up);
@@ -230,8 +245,8 @@ struct experts_step<expert::two_products, Products> {
   }
 
  private:
-  template <class Layer>
-  static void frame(product_args<operand_of<Layer>>& to, view<typename Layer::element const> const& tokens,
+  template <class Layer, class Operand>
+  static void frame(product_args<Operand>& to, view<typename Layer::element const> const& tokens,
                     plan_memory const& plan) {
     to.experts = Layer::dims.experts;
     to.top_k = Layer::dims.top_k;

@@ -12,6 +12,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <type_traits>
 
 /// How `backend::hopper` launches the two products.
 namespace switchyard {
@@ -28,11 +29,12 @@ namespace hopper {
 
 using namespace cuda;
 
-/// Whether a layer has products of its own on Hopper: two-byte elements, rows of a multiple of 16 bytes.
+/// Whether a layer has products of its own on Hopper: two-byte elements, rows of a multiple of 16 bytes, and no terms of low rank.
 template <class Layer>
 constexpr bool has_grouped_products() {
   constexpr int chunk_elements = chunk_bytes / static_cast<int>(sizeof(typename Layer::element));
-  return sizeof(typename Layer::element) == 2 && Layer::dims.hidden % chunk_elements == 0 &&
+  return std::is_same_v<typename Layer::expert::computation, expert::two_products> &&
+         sizeof(typename Layer::element) == 2 && Layer::dims.hidden % chunk_elements == 0 &&
          Layer::dims.intermediate % chunk_elements == 0 &&
          Layer::expert_traits.shared_intermediate % chunk_elements == 0;
 }
