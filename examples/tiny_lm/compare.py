@@ -224,7 +224,7 @@ def draw(path, kinds, runs):
         use.plot([i - 0.25, i + 0.25], [kinds[kind]["used_alike"]["mean"]] * 2, color=colour[kind])
     use.axhline(1, color="#bbbbbb", linewidth=0.8)
     name_ticks(use, routing)
-    use.set_title("Experts (of PKM, rows) in use,\nweighted by how evenly: 1 is all alike")
+    use.set_title("How evenly the experts (of PKM, the rows)\nare used: 1 is all alike")
 
     routed = [kind for kind in names if "depth_information" in kinds[kind]]
     for i, kind in enumerate(routed):

@@ -55,7 +55,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from model import FEED_FORWARD, SIZES, STRATA, TinyLM, dispersion, feature_weights, parameters_of, shipped_dtype, sizes_of
+from model import FEED_FORWARD, SIZES, STRATA, TinyLM, dispersion, feature_weights, parameters_of, shipped_dtype, \
+    sizes_of
 
 HERE = pathlib.Path(__file__).resolve().parent
 FORMAT = "switchyard-tiny-lm-1"
