@@ -476,7 +476,8 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row
       }
       for (int s = 0; s < streams && s * each + i < weights.features; ++s) {
         float* const column = to + group.first * stride + s * each + i;
-        for (int r = 0; r < group.rows; ++r) column[r * stride] = products[r * streams + s];
+        // There are no more, but the compiler does not know that.
+        for (int r = 0; r < group.rows && r < Rows; ++r) column[r * stride] = products[r * streams + s];
       }
     }
   }
