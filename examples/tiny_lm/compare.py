@@ -1,7 +1,8 @@
-"""Compares the trained models of all routers: `train.py analyse`.
+"""Compares the trained models of all kinds: `train.py analyse`.
 
 Reads every KIND-SEED.pt that is complete and writes models/comparison.json and comparison.svg.  What was
-computed of a run is kept beside its checkpoint, so that a second call reads only the new ones.
+computed of a run is kept beside its checkpoint, so that a second call reads only the new ones.  Runs whose
+checkpoints are not there stay in the comparison as models/comparison.json has them.
 All numbers are of the held-out text, with the weights rounded as they are shipped and the tables of AC frozen.
 """
 
@@ -14,9 +15,11 @@ import torch
 from model import dispersion, feature_weights
 from train import evaluate, load_shipped, load_text, read, record_of, write_json
 
-ORDER = ["dense", "moe", "sigma", "ac", "stratified", "switch", "omni"]
-NAMES = {"dense": "dense", "moe": "top-2", "sigma": "sigma", "ac": "AC", "stratified": "stratified",
-         "switch": "Switch", "omni": "Omni"}
+# Each with its name and its colour, in the order of the picture.
+KINDS = {"dense": ("dense", "#777777"), "topk": ("top-K", "#e377c2"), "pkm": ("PKM", "#17becf"),
+         "moe": ("top-2", "#1f77b4"), "sigma": ("sigma", "#9467bd"),
+         "sigma_without_entropy": ("sigma without\nentropy term", "#bcbd22"), "ac": ("AC", "#d62728"),
+         "stratified": ("stratified", "#2ca02c"), "switch": ("Switch", "#ff7f0e"), "omni": ("Omni", "#8c564b")}
 CORRUPTED = 0.01, 0.05, 0.1
 
 
@@ -68,6 +71,12 @@ def correlation(a, b):
     return torch.corrcoef(torch.stack([a.double(), b.double()]))[0, 1].item()
 
 
+def used_alike(shares):
+    """How evenly each block uses its experts: as many of them, used alike, have the entropy of these shares,
+    over the number of the experts.  1 when all are used alike."""
+    return [round(math.exp(-sum(v * math.log(v) for v in block if v > 0)) / len(block), 4) for block in shares]
+
+
 @torch.no_grad()
 def measure(model, run, data, held_out):
     experts, kind = model.config["experts"], model.kind
@@ -85,10 +94,14 @@ def measure(model, run, data, held_out):
     result = record_of(model, run, bits) | {"model": kind, "seed": run["arguments"]["seed"]}
     result["corrupted_bits_per_byte"] = {
         str(share): round(evaluate(model, held_out, corrupt(held_out, share))[0], 6) for share in CORRUPTED}
-    if kind == "dense":
+    if kind in ("dense", "topk"):
         return result
     counts = sum(torch.stack([f.counts for f in batch]) for batch in fed)
-    result["expert_share"] = [[round(v, 4) for v in block] for block in (counts / counts.sum(1, keepdim=True)).tolist()]
+    shares = (counts / counts.sum(1, keepdim=True)).tolist()
+    if kind == "pkm":
+        return result | {"rows_read": (counts > 0).sum(1).tolist(), "used_alike": used_alike(shares)}
+    result["expert_share"] = [[round(v, 4) for v in block] for block in shares]
+    result["used_alike"] = used_alike(result["expert_share"])
     pairs = [depth_correlation(a, b, experts) for a, b in zip(first, first[1:])]
     result["depth_information"], result["depth_kappa"] = ([round(v, 4) for v in values] for values in zip(*pairs))
     if watched:
@@ -133,7 +146,7 @@ def summarise(runs):
                "bits_per_byte": spread([run["bits_per_byte"] for run in runs])}
     summary["corrupted_increase"] = {share: spread([round(run["corrupted_bits_per_byte"][share] - run["bits_per_byte"], 6)
                                                     for run in runs]) for share in map(str, CORRUPTED)}
-    for name in ("depth_information", "depth_kappa", "passes"):
+    for name in ("used_alike", "rows_read", "depth_information", "depth_kappa", "passes"):
         if name in runs[0]:
             summary[name] = spread([round(mean_of(run[name]), 4) for run in runs])
     for name in ("batch_statistics_bits_per_byte", "passes_loss_pearson", "passes_loss_spearman"):
@@ -149,24 +162,32 @@ def compare(args):
     torch.set_num_threads(1)
     training, held_out = load_text(args.text)
     data = torch.frombuffer(bytearray(training), dtype=torch.uint8)
-    runs, config = [], None
-    for kind in (kind for kind in ORDER if kind in args.models):
-        for path in sorted((args.work / args.size).glob(f"{kind}-*.pt")):
-            kept = path.with_suffix(".json")
-            if not kept.is_file() or kept.stat().st_mtime < path.stat().st_mtime:
-                saved = torch.load(path, weights_only=True)
+    path, earlier = args.out / "models" / "comparison.json", {}
+    if path.is_file():
+        earlier = json.loads(path.read_text())
+        for run in earlier["runs"]:
+            if "expert_share" in run:
+                run["used_alike"] = used_alike(run["expert_share"])
+    runs, config = {(run["model"], run["seed"]): run for run in earlier.get("runs", [])}, earlier.get("config")
+    for kind in (kind for kind in KINDS if kind in args.models):
+        for checkpoint in sorted((args.work / args.size).glob(f"{kind}-[0-9]*.pt")):
+            kept = checkpoint.with_suffix(".json")
+            if not kept.is_file() or kept.stat().st_mtime < checkpoint.stat().st_mtime:
+                saved = torch.load(checkpoint, weights_only=True)
                 if saved["step"] != saved["arguments"]["steps"]:
-                    print(f"{path.stem}: not complete, left out")
+                    print(f"{checkpoint.stem}: not complete, left out")
                     continue
                 model, run = load_shipped(args, kind, saved["arguments"]["seed"], data)
                 write_json(kept, measure(model, run, data, held_out) | {"config": model.config})
-            runs.append(json.loads(kept.read_text()))
-            config = runs[-1].pop("config")
-            print(f"{path.stem}: {runs[-1]['bits_per_byte']:.4f} bits per byte", flush=True)
+            run = json.loads(kept.read_text())
+            config = run.pop("config")
+            runs[kind, run["seed"]] = run
+            print(f"{checkpoint.stem}: {run['bits_per_byte']:.4f} bits per byte", flush=True)
+    runs = sorted(runs.values(), key=lambda run: (list(KINDS).index(run["model"]), run["seed"]))
     kinds = {kind: summarise([run for run in runs if run["model"] == kind])
-             for kind in ORDER if any(run["model"] == kind for run in runs)}
-    (args.out / "models").mkdir(parents=True, exist_ok=True)
-    write_json(args.out / "models" / "comparison.json",
+             for kind in KINDS if any(run["model"] == kind for run in runs)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path,
                {"config": config, "torch": torch.__version__, "training_bytes": len(training),
                 "held_out_bytes": len(held_out), "kinds": kinds, "runs": runs})
     draw(args.out / "comparison.svg", kinds, runs)
@@ -181,16 +202,29 @@ def draw(path, kinds, runs):
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "switchyard", "font.size": 9,
                          "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 10,
                          "axes.titlelocation": "left", "font.family": "sans-serif"})
-    colour = dict(zip(ORDER, ("#777777", "#1f77b4", "#9467bd", "#d62728", "#2ca02c", "#ff7f0e", "#8c564b")))
-    figure, ((score, depth), (noise, passes)) = plt.subplots(2, 2, figsize=(9, 6.6), layout="constrained")
+    title, colour = ({kind: values[i] for kind, values in KINDS.items()} for i in (0, 1))
+    figure, ((score, use), (depth, noise), (passes, rest)) = plt.subplots(3, 2, figsize=(9, 9.9), layout="constrained")
+
+    def name_ticks(panel, kinds):
+        panel.set_xticks(range(len(kinds)), [title[kind] for kind in kinds], rotation=45, ha="right",
+                         rotation_mode="anchor", fontsize=8)
 
     names = list(kinds)
     for i, kind in enumerate(names):
         each = kinds[kind]["bits_per_byte"]["each"]
         score.plot([i] * len(each), each, "o", color=colour[kind], markersize=5, alpha=0.8)
         score.plot([i - 0.25, i + 0.25], [kinds[kind]["bits_per_byte"]["mean"]] * 2, color=colour[kind])
-    score.set_xticks(range(len(names)), [NAMES[kind] for kind in names], rotation=30)
+    name_ticks(score, names)
     score.set_title("Bits per byte, held out: each seed, and the mean")
+
+    routing = [kind for kind in names if "used_alike" in kinds[kind]]
+    for i, kind in enumerate(routing):
+        each = kinds[kind]["used_alike"]["each"]
+        use.plot([i] * len(each), each, "o", color=colour[kind], markersize=5, alpha=0.8)
+        use.plot([i - 0.25, i + 0.25], [kinds[kind]["used_alike"]["mean"]] * 2, color=colour[kind])
+    use.axhline(1, color="#bbbbbb", linewidth=0.8)
+    name_ticks(use, routing)
+    use.set_title("How evenly the experts (of PKM, the rows)\nare used: 1 is all alike")
 
     routed = [kind for kind in names if "depth_information" in kinds[kind]]
     for i, kind in enumerate(routed):
@@ -199,16 +233,17 @@ def draw(path, kinds, runs):
             depth.plot([i + shift] * len(each), each, marker, color=colour[kind], markersize=5,
                        fillstyle="full" if marker == "o" else "none")
     depth.axhline(0, color="#bbbbbb", linewidth=0.8)
-    depth.set_xticks(range(len(routed)), [NAMES[kind] for kind in routed], rotation=30)
+    name_ticks(depth, routed)
     depth.set_title("First choices of neighbouring blocks:\ninformation (filled), equal ids (open); 0 is chance")
 
     for kind in names:
         increase = kinds[kind]["corrupted_increase"]
         noise.plot([0, *(100 * float(share) for share in increase)], [0, *(v["mean"] for v in increase.values())],
-                   "o-", color=colour[kind], markersize=4, label=NAMES[kind], linewidth=1.2)
+                   "o-", color=colour[kind], markersize=4, label=title[kind].replace("\n", " "), linewidth=1.2)
     noise.set_xlabel("input bytes replaced, %")
     noise.set_title("Added bits per byte on corrupted input")
-    noise.legend(frameon=False, ncols=2, fontsize=8)
+    rest.legend(*noise.get_legend_handles_labels(), loc="center", frameon=False, ncols=2)
+    rest.axis("off")
 
     for run in runs:
         if run["model"] == "stratified":

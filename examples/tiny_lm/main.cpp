@@ -83,7 +83,11 @@ evaluation<Kind> evaluate_with_progress(model<Kind> const& weights, moe_layers c
 template <class Kind>
 void report_usage(evaluation<Kind> const& score, std::string const& picture) {
   shares const all = shares_of(score.used);
-  std::printf("%s", bars(all).c_str());
+  if constexpr (model<Kind>::is_memory) {
+    std::printf("\nUse of the rows\n%s", row_use(all).c_str());
+    return;
+  }
+  std::printf("\nShare of each expert\n%s", bars(all).c_str());
   std::string const subtitle = "Top " + std::to_string(model<Kind>::dims.top_k) + " of " +
                                std::to_string(model<Kind>::experts) + " experts for each of " +
                                std::to_string(score.bytes) + " bytes of text";
@@ -158,7 +162,6 @@ void run(options const& wanted) {
   }
   std::printf("  %.1f s, %.0f bytes/s\n", score.seconds, static_cast<double>(score.bytes) / score.seconds);
 
-  std::printf("\nShare of each expert\n");
   report_usage(score, wanted.picture);
 
   std::printf("\nContinuation, temperature %g, seed %llu\n\n", wanted.temperature,

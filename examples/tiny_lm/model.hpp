@@ -80,6 +80,7 @@ class model {
   static constexpr sy::shape dims = Kind::template first<sy::backend::cpu>::dims;
   static constexpr int hidden = dims.hidden, experts = dims.experts;
   static constexpr bool is_dense = experts == 1;
+  static constexpr bool is_memory = kinds::is_memory<typename Kind::template first<sy::backend::cpu>>;
   using router_policy = typename Kind::template others<sy::backend::cpu>::router;
   static constexpr bool owns_router = router_policy::traits.owner == sy::router_owner::model;
   static constexpr bool scales_features = sy::router::are_scaled_by_cluster<typename router_policy::features>;
@@ -146,6 +147,12 @@ class model {
       w.gate_proj = file.floats(prefix + "gate.weight", {inner, hidden});
       w.up_proj = file.floats(prefix + "up.weight", {inner, hidden});
       w.down_proj = file.floats(prefix + "down.weight", {hidden, inner});
+      return w;
+    } else if constexpr (is_memory) {
+      w.first_keys = file.floats(prefix + "router.first_keys", {router_policy::heads, router_policy::keys, hidden / 2});
+      w.second_keys =
+          file.floats(prefix + "router.second_keys", {router_policy::heads, router_policy::keys, hidden / 2});
+      w.values = file.floats(prefix + "experts.values", {experts, hidden});
       return w;
     }
     if constexpr (strata > 0) {

@@ -21,6 +21,8 @@ CONFIG = {"vocabulary": 256, "context": 256, "hidden": 128, "blocks": 4, "heads"
 COMPARED = CONFIG | {"intermediate": 64}   # the smaller experts of the models that compare the routers
 SIZES = {"shipped": CONFIG, "compared": COMPARED}
 STRATA = 4, 4
+KEYS, HEADS, KEPT_ROWS = 36, 8, 12         # of a product-key memory: half keys, heads, rows that a head keeps
+KEPT_UNITS = 32                            # of the 128 inner values that dense has in the smaller size
 
 
 def weight(*shape, scale=1.0):
@@ -91,10 +93,68 @@ class Dense(nn.Module):
         self.gate, self.up = Linear(c["hidden"], width), Linear(c["hidden"], width)
         self.down = Linear(width, c["hidden"], out_scale)
 
+    def keep(self, inner):
+        return inner
+
     def forward(self, u, x, before):
-        y = self.down(F.silu(self.gate(u)) * self.up(u))
+        y = self.down(self.keep(F.silu(self.gate(u)) * self.up(u)))
         none = torch.zeros(len(u), dtype=torch.long)
         return Fed(x + y, x.new_zeros(()), torch.tensor([len(u)]), none, none + 1)
+
+
+class TopKUnits(Dense):
+    """Dense with the top-K activation: only the largest inner values of a token go on, and those that are
+    equal to the least of them.  Source: Csordas et al. 2023, Approximating Two-Layer Feedforward Networks.
+    Only the choice is theirs; the gated block is that of the other kinds."""
+    def keep(self, inner):
+        return torch.where(inner >= inner.topk(KEPT_UNITS).values[:, -1:], inner, 0)
+
+
+class ProductKeyMemory(nn.Module):
+    """A table of rows of which each head adds the best, by ReLU of their scores.  The score of row
+    i * KEYS + j is the product of the token's first half with the first key i and of its second half with
+    the second key j.  All heads read one table.  Initialised as published.
+    Source: Csordas et al. 2023, Approximating Two-Layer Feedforward Networks, with heads that choose each for
+    itself as in Lample et al. 2019, Large Memory Layers with Product Keys."""
+    sizes = {"experts": KEYS * KEYS, "top_k": HEADS * KEPT_ROWS, "intermediate": 1}
+
+    def __init__(self, c, *_):
+        super().__init__()
+        depth_scale = math.sqrt(2 / c["blocks"])
+        self.router = ProductKeys(c["hidden"], depth_scale)
+        self.experts = Rows(KEYS * KEYS, c["hidden"], depth_scale)
+
+    def forward(self, u, x, before):
+        rows, scores = self.router(u.float())
+        gates = x.new_zeros(len(u), KEYS * KEYS).scatter_add(1, rows, scores.relu())
+        counts = torch.bincount(rows.flatten(), minlength=KEYS * KEYS)
+        return Fed(x + self.experts(u, gates), x.new_zeros(()), counts, rows[:, 0], torch.ones_like(rows[:, 0]))
+
+
+class ProductKeys(nn.Module):
+    """The rows [T, HEADS * KEPT_ROWS] that the heads choose for x [T, hidden], head by head, and their scores.
+    The best sums of a head are among those of its best first keys and its best second keys."""
+    def __init__(self, hidden, depth_scale):
+        super().__init__()
+        self.first_keys, self.second_keys = (
+            nn.Parameter(torch.randn(HEADS, KEYS, hidden // 2) * (depth_scale / math.sqrt(hidden))) for _ in range(2))
+
+    def forward(self, x):
+        (u, i), (v, j) = (F.linear(half, keys.flatten(0, 1)).unflatten(1, keys.shape[:2]).topk(KEPT_ROWS)
+                          for half, keys in zip(x.chunk(2, 1), (self.first_keys, self.second_keys)))
+        scores, best = (u[..., :, None] + v[..., None, :]).flatten(2).topk(KEPT_ROWS)
+        rows = (i[..., :, None] * KEYS + j[..., None, :]).flatten(2).gather(2, best)
+        return rows.flatten(1), scores.flatten(1)
+
+
+class Rows(nn.Module):
+    """The sum over rows of gates[t, row] * row.  With values of standard deviation depth_scale / sqrt(rows)."""
+    def __init__(self, rows, hidden, depth_scale):
+        super().__init__()
+        self.values = nn.Parameter(torch.randn(rows, hidden) * (depth_scale / math.sqrt(rows)))
+
+    def forward(self, x, gates):
+        return gates.to(x.dtype) @ self.values.to(x.dtype)
 
 
 class Experts(nn.Module):
@@ -199,6 +259,11 @@ class Sigma(TopKMoE):
         return (mean * mean.log()).sum()
 
 
+class SigmaWithoutEntropy(Sigma):
+    """The same, of which nothing keeps the experts in use."""
+    regulariser = None
+
+
 def dispersion(x, labels, experts):
     """For each cluster and feature, the mean absolute deviation from the cluster's mean
     [experts, hidden], and the number of tokens [experts] of each cluster."""
@@ -284,7 +349,8 @@ class Stratified(nn.Module):
 
 
 FEED_FORWARD = {"moe": TopKMoE, "dense": Dense, "switch": Switch, "omni": Omni, "sigma": Sigma,
-                "ac": AdaptiveClustering, "stratified": Stratified}
+                "ac": AdaptiveClustering, "stratified": Stratified, "pkm": ProductKeyMemory, "topk": TopKUnits,
+                "sigma_without_entropy": SigmaWithoutEntropy}
 
 
 class Block(nn.Module):
@@ -335,13 +401,18 @@ def shipped_dtype(name):
     return torch.float32 if "router" in name or "norm" in name else torch.bfloat16
 
 
-def experts_of_a_token(model):
-    """How many experts of a block one pass visits."""
-    return getattr(model.blocks[0].moe, "top_k", 0)
+def sizes_of(model):
+    """The sizes of a block, as the weight file has them.  top_k counts the experts that one pass visits."""
+    c, feed_forward = model.config, model.blocks[0].moe
+    return {"experts": c["experts"], "top_k": getattr(feed_forward, "top_k", c["top_k"]),
+            "intermediate": c["intermediate"], **getattr(feed_forward, "sizes", {})}
 
 
 def parameters_of(model, active=False):
     """How many weights the model has, or how many one token meets in one pass through each block."""
-    share = experts_of_a_token(model) / model.config["experts"]
-    return sum(round(p.numel() * share) if active and ".experts." in name else p.numel()
+    sizes = sizes_of(model)
+    met = {".experts.": sizes["top_k"] / sizes["experts"]}
+    if model.kind == "topk":
+        met[".down."] = KEPT_UNITS / model.blocks[0].moe.down.weight.shape[1]
+    return sum(round(p.numel() * next((share for part, share in met.items() if active and part in name), 1))
                for name, p in model.named_parameters())

@@ -9,6 +9,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "support/set_arguments.hpp"
@@ -28,9 +29,14 @@ inline constexpr int blocks = 4;
 /// elements would round the activations too, and the recorded scores were computed with float activations.
 namespace kinds {
 
-template <class Backend, class Router, int TopK, int Intermediate = 64, int Experts = 8>
+template <class Backend, class Router, int TopK, int Intermediate = 64, int Experts = 8,
+          class Expert = sy::expert::gated_mlp<sy::silu>>
 using layer_of = sy::layer<sy::shape{.hidden = 128, .intermediate = Intermediate, .experts = Experts, .top_k = TopK},
-                           Router, sy::capacity::dropless, sy::expert::gated_mlp<sy::silu>, Backend>;
+                           Router, sy::capacity::dropless, Expert, Backend>;
+
+/// Whether a layer is a product-key memory: its experts are the rows of a table.
+template <class Layer>
+inline constexpr bool is_memory = std::is_same_v<typename Layer::expert, sy::expert::value_row>;
 
 /// The sizes that stand in a weight file.
 struct written_sizes {
@@ -38,11 +44,12 @@ struct written_sizes {
 };
 
 /// A kind whose blocks are alike.
-template <class Router, int TopK, int Intermediate = 64, int Experts = 8>
+template <class Router, int TopK, int Intermediate = 64, int Experts = 8,
+          class Expert = sy::expert::gated_mlp<sy::silu>>
 struct uniform {
   static constexpr written_sizes sizes{Experts, TopK, Intermediate};
   template <class Backend>
-  using first = layer_of<Backend, Router, TopK, Intermediate, Experts>;
+  using first = layer_of<Backend, Router, TopK, Intermediate, Experts, Expert>;
   template <class Backend>
   using others = first<Backend>;
 };
@@ -52,7 +59,7 @@ struct shipped : uniform<sy::router::softmax_top_k, 2, 192> {
   static constexpr std::string_view option = "shipped", name = "moe";
 };
 
-// The models that compare the routers have smaller experts.
+// The models that are compared have smaller experts.
 struct top2 : uniform<sy::router::softmax_top_k, 2> {
   static constexpr std::string_view option = "top2", name = "moe";
 };
@@ -65,10 +72,25 @@ struct omni : uniform<sy::router::shared<sy::router::switch_top1>, 1> {
 struct sigma : uniform<sy::router::sigma_moe, 2> {
   static constexpr std::string_view option = "sigma", name = "sigma";
 };
+/// The same layers, trained without the entropy term.
+struct sigma_without_entropy : uniform<sy::router::sigma_moe, 2> {
+  static constexpr std::string_view option = "sigma_without_entropy", name = "sigma_without_entropy";
+};
 /// One expert for all, as wide as the two that a token of the others visits: no Mixture of Experts.
 struct dense : uniform<sy::router::softmax_top_k, 1, 128, 1> {
   static constexpr std::string_view option = "dense", name = "dense";
   static constexpr written_sizes sizes{.experts = 8, .top_k = 2, .intermediate = 64};  // of the models beside it
+};
+/// Dense, of whose 128 inner values the 32 largest go on.
+struct topk
+    : uniform<sy::router::softmax_top_k, 1, 128, 1, sy::expert::top_k_units<sy::expert::gated_mlp<sy::silu>, 32>> {
+  static constexpr std::string_view option = "topk", name = "topk";
+  static constexpr written_sizes sizes = dense::sizes;
+};
+/// A table of 36 x 36 rows in place of experts, of which 8 heads add the best 12 each.
+struct pkm : uniform<sy::router::product_keys<36, 8, sy::router::query::token, sy::router::weighting::relu>, 8 * 12, 1,
+                     36 * 36, sy::expert::value_row> {
+  static constexpr std::string_view option = "pkm", name = "pkm";
 };
 /// Nothing has chosen before the first block. The others read tables that were collected on the training text.
 struct ac {
@@ -102,6 +124,9 @@ bool with(std::string_view option, Body const& body) {
   offer.template operator()<ac>();
   offer.template operator()<stratified>();
   offer.template operator()<sigma>();
+  offer.template operator()<sigma_without_entropy>();
+  offer.template operator()<topk>();
+  offer.template operator()<pkm>();
   return found;
 }
 
@@ -114,6 +139,10 @@ struct moe_weights {
   std::vector<float> feature_scale;       ///< [experts, hidden]; only where the router has clusters
   std::vector<float> gate_proj, up_proj;  ///< [experts, intermediate, hidden]
   std::vector<float> down_proj;           ///< [experts, hidden, intermediate]
+
+  // Of a product-key memory, which has nothing else.
+  std::vector<float> first_keys, second_keys;  ///< [heads, keys, hidden / 2]
+  std::vector<float> values;                   ///< [experts, hidden], the rows
 };
 
 /// One reader's way to the layers, with the memory that its calls need. Not to be used by two threads at a time.
@@ -139,6 +168,7 @@ class moe_layers {
 /// What a call of one block's layer takes beside its tokens, wherever the pointers lead.
 struct moe_pointers {
   float const *router, *feature_scale, *norm, *gate_proj, *up_proj, *down_proj;
+  float const *first_keys, *second_keys, *values;
 };
 
 /// The arguments of one call. `before` are the choices of the block before, [rows, top_k].
@@ -147,23 +177,28 @@ typename Layer::args arguments(moe_pointers const& w, float const* tokens, float
                                float* output, std::span<std::byte> workspace, std::int32_t const* before) {
   typename Layer::args args{};
   args.tokens = Layer::rows(tokens, rows);
-  args.weights.up_proj = Layer::in_proj(w.up_proj);
-  args.weights.down_proj = Layer::out_proj(w.down_proj);
-  support::optional_arguments<float> optional{
-      .residual = Layer::rows(residual, rows),
-      .router = {{w.router}},
-      .gate_proj = Layer::in_proj(w.gate_proj),
-      .clusters = {.labels = before, .choices = Layer::dims.top_k, .feature_scale = w.feature_scale}};
-  if constexpr (sy::router::climbs<typename Layer::router::schedule>) {
-    std::int64_t row = 0;
-    for (int i = 0; i < Layer::router::schedule::passes; ++i) {
-      optional.router[i].weight = w.router + row * Layer::dims.hidden;
-      row += Layer::dims.experts - Layer::router::schedule::first_expert(i);
-      float const* const norm = w.norm + std::int64_t{2} * i * Layer::dims.hidden;
-      optional.norm[i] = {norm, norm + Layer::dims.hidden};
+  if constexpr (kinds::is_memory<Layer>) {
+    args.weights.router = {w.first_keys, w.second_keys};
+    args.weights.values = Layer::table(w.values);
+  } else {
+    args.weights.up_proj = Layer::in_proj(w.up_proj);
+    args.weights.down_proj = Layer::out_proj(w.down_proj);
+    support::optional_arguments<float> optional{
+        .residual = Layer::rows(residual, rows),
+        .router = {{w.router}},
+        .gate_proj = Layer::in_proj(w.gate_proj),
+        .clusters = {.labels = before, .choices = Layer::dims.top_k, .feature_scale = w.feature_scale}};
+    if constexpr (sy::router::climbs<typename Layer::router::schedule>) {
+      std::int64_t row = 0;
+      for (int i = 0; i < Layer::router::schedule::passes; ++i) {
+        optional.router[i].weight = w.router + row * Layer::dims.hidden;
+        row += Layer::dims.experts - Layer::router::schedule::first_expert(i);
+        float const* const norm = w.norm + std::int64_t{2} * i * Layer::dims.hidden;
+        optional.norm[i] = {norm, norm + Layer::dims.hidden};
+      }
     }
+    support::set_arguments(args, optional);
   }
-  support::set_arguments(args, optional);
   args.output = Layer::rows(output, rows);
   args.workspace = workspace;
   return args;
@@ -206,7 +241,8 @@ class cpu_layers final : public moe_layers {
       std::int64_t load[Layer::dims.experts];
       typename Layer::args args =
           arguments<Layer>({w.router.empty() ? shared_router_ : w.router.data(), w.feature_scale.data(), w.norm.data(),
-                            w.gate_proj.data(), w.up_proj.data(), w.down_proj.data()},
+                            w.gate_proj.data(), w.up_proj.data(), w.down_proj.data(), w.first_keys.data(),
+                            w.second_keys.data(), w.values.data()},
                            tokens, residual, rows, output, workspace_, chosen_.data());
       args.decisions.experts = chosen_.data();  // read before it is written
       args.decisions.load = load;

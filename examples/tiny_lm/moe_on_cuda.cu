@@ -52,7 +52,7 @@ stream new_stream() {
 
 /// One block's weights on the device.
 struct device_weights {
-  device_array<float> router, feature_scale, norm, gate_proj, up_proj, down_proj;
+  device_array<float> router, feature_scale, norm, gate_proj, up_proj, down_proj, first_keys, second_keys, values;
 
   explicit device_weights(moe_weights const& host)
       : router(upload(host.router)),
@@ -60,7 +60,10 @@ struct device_weights {
         norm(upload(host.norm)),
         gate_proj(upload(host.gate_proj)),
         up_proj(upload(host.up_proj)),
-        down_proj(upload(host.down_proj)) {}
+        down_proj(upload(host.down_proj)),
+        first_keys(upload(host.first_keys)),
+        second_keys(upload(host.second_keys)),
+        values(upload(host.values)) {}
 };
 
 /// A stream, and all memory that a call of at most `context` rows needs: nothing is allocated later.
@@ -98,10 +101,10 @@ class cuda_worker final : public moe_worker {
   template <class Layer>
   void enqueue(int block, int rows) {
     device_weights const& w = weights_[block];
-    typename Layer::args args = arguments<Layer>({w.router ? w.router.get() : shared_router_, w.feature_scale.get(),
-                                                  w.norm.get(), w.gate_proj.get(), w.up_proj.get(), w.down_proj.get()},
-                                                 tokens_.get(), residual_.get(), rows, output_.get(),
-                                                 {workspace_.get(), workspace_bytes}, chosen_.get());
+    typename Layer::args args = arguments<Layer>(
+        {w.router ? w.router.get() : shared_router_, w.feature_scale.get(), w.norm.get(), w.gate_proj.get(),
+         w.up_proj.get(), w.down_proj.get(), w.first_keys.get(), w.second_keys.get(), w.values.get()},
+        tokens_.get(), residual_.get(), rows, output_.get(), {workspace_.get(), workspace_bytes}, chosen_.get());
     args.decisions.experts = chosen_.get();  // read before it is written
     args.decisions.load = load_.get();
     Layer::forward(args, {.stream = stream_.get()});

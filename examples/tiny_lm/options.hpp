@@ -23,12 +23,14 @@ continues a prompt.
   --tokens N         bytes to write                             (600)
   --temperature T    0: always the likeliest byte; 1: as drawn  (0.7)
   --seed N           of the draw                                (1)
-  --picture FILE     where the expert usage is drawn, as SVG    (expert_usage.svg)
+  --picture FILE     where the expert usage is drawn, as SVG; that of pkm's
+                     1296 rows is not drawn                     (expert_usage.svg)
   --threads N        windows to score side by side              (all cores)
   --backend B        where the experts run: cpu or cuda         (cpu)
   --bytes N          bytes to score, from the start of the text (all)
-  --model KIND       shipped; or one of those that compare routers: dense, top2,
-                     switch, omni, ac, stratified, sigma        (shipped)
+  --model KIND       shipped; or one of those that are compared: dense, top2,
+                     switch, omni, ac, stratified, sigma,
+                     sigma_without_entropy, topk, pkm           (shipped)
   --weights FILE     another weight file of that kind
   --text FILE        another text to score; the recorded score is for the whole of the shipped one only
   --help             this text
@@ -145,8 +147,10 @@ inline options parse(int argc, char const* const* argv) {
           result.weights = std::string(TINY_LM_MODELS) + "/" + std::string(Kind::name) + ".safetensors";
         }
       })) {
-    throw usage_error("--model: expected shipped, dense, top2, switch, omni, ac, stratified or sigma, got '" +
-                      result.model + "'");
+    throw usage_error(
+        "--model: expected shipped, dense, top2, switch, omni, ac, stratified, sigma, "
+        "sigma_without_entropy, topk or pkm, got '" +
+        result.model + "'");
   }
   return result;
 }

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <cstddef>
 #include <cstdint>
 #include <cstdio>
 #include <span>
@@ -67,6 +69,24 @@ inline std::string bars(shares const& all) {
       text += "  " + detail::bar(block[e] / full, width) + detail::format(" %4.1f %%", block[e]);
     }
     text += "\n";
+  }
+  return text;
+}
+
+/// How evenly a block uses its experts: the number that, used alike, have the entropy of these percentages.
+inline double effective_number(std::vector<double> const& percentages) {
+  double entropy = 0.0;
+  for (double share : percentages) entropy -= share > 0.0 ? share / 100.0 * std::log(share / 100.0) : 0.0;
+  return std::exp(entropy);
+}
+
+/// For experts that are too many to draw, such as the rows of a memory: one line per block.
+inline std::string row_use(shares const& all) {
+  std::string text;
+  for (std::size_t block = 0; block < all.size(); ++block) {
+    auto const read = std::count_if(all[block].begin(), all[block].end(), [](double share) { return share > 0.0; });
+    text += detail::format("  block %zu: %lld of %zu rows read, with the entropy of %.0f read alike\n", block,
+                           static_cast<long long>(read), all[block].size(), effective_number(all[block]));
   }
   return text;
 }

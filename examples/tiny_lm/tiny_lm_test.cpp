@@ -292,6 +292,13 @@ void small_parts() {
   check(sha256(bytes) == "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1", "SHA-256 of two blocks");
   shares const all = shares_of(std::vector<std::vector<std::int64_t>>{{1, 3}, {0, 0}});
   check(all[0][0] == 25.0 && all[0][1] == 75.0 && all[1][0] == 0.0, "shares in percent");
+  check(std::abs(effective_number({25.0, 25.0, 25.0, 25.0, 0.0}) - 4.0) < 1e-12 &&
+            effective_number({0.0, 100.0}) == 1.0 && effective_number({25.0, 75.0}) < 2.0,
+        "as many experts as are used alike");
+  check(row_use(all) ==
+            "  block 0: 2 of 2 rows read, with the entropy of 2 read alike\n"
+            "  block 1: 0 of 2 rows read, with the entropy of 1 read alike\n",
+        "the rows of a memory, counted");
   check(bars(all).find("75.0 %") != std::string::npos && svg(all, "").find("Block 1") != std::string::npos, "pictures");
 }
 

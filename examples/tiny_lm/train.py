@@ -4,7 +4,8 @@
 `moe` has Mixture-of-Experts layers (8 experts, top-2) as its feed-forward blocks; `dense` is its
 twin with as many *active* parameters.  Both see the same bytes in the same order.  The MoE model
 is shipped as tiny_lm.safetensors; of the dense twin only the score is kept.  The other kinds
-(switch, omni, ac, stratified, sigma) are compared in a smaller size, see below.
+(switch, omni, ac, stratified, sigma, sigma_without_entropy, topk, pkm) are compared in a smaller
+size, see below.
 
 The text is the King James Bible, which is in the public domain, from Debian's packages bible-kjv
 and bible-kjv-text.  To make the text file (4404412 bytes, one verse per line):
@@ -25,7 +26,7 @@ they were stopped once and gone on with by --resume):
 not begun to decay.  Leave out --precision bfloat16 where the CPU has no AMX.  The script then
 computed only the chosen experts; now it computes all and masks them.
 
-The comparison of the routers, for each KIND and SEED (models/*.safetensors are of seed 1):
+The comparison, for each KIND and SEED (models/*.safetensors are of seed 1):
 
     flags="--size compared --steps 1000 --batch 4 --lr 3e-3 --warmup 100 --decay 0.3 --scores 4 --compile"
     python3 train.py train --model KIND --seed SEED --text kjv.txt --work /tmp/tiny_lm $flags
@@ -54,8 +55,8 @@ import time
 import torch
 import torch.nn.functional as F
 
-from model import FEED_FORWARD, SIZES, STRATA, TinyLM, dispersion, experts_of_a_token, feature_weights, parameters_of, \
-    shipped_dtype
+from model import FEED_FORWARD, SIZES, STRATA, TinyLM, dispersion, feature_weights, parameters_of, shipped_dtype, \
+    sizes_of
 
 HERE = pathlib.Path(__file__).resolve().parent
 FORMAT = "switchyard-tiny-lm-1"
@@ -246,7 +247,7 @@ def write_safetensors(path, tensors, metadata):
 
 
 def metadata_of(model, run, bits, held_out):
-    config = model.config | {"top_k": experts_of_a_token(model) or model.config["top_k"]}
+    config = model.config | sizes_of(model)
     tokens = run["step"] * run["arguments"]["batch"] * config["context"]
     return {"format": FORMAT, "model": model.kind, "config": json.dumps(config), "bits_per_byte": f"{bits:.6f}",
             "held_out_sha256": hashlib.sha256(held_out).hexdigest(), "seed": run["arguments"]["seed"],
@@ -351,7 +352,7 @@ def main():
     option((t,), "decay", type=float, default=0.15, help="part of the steps, the last, in which the rate decays to 0")
     option((t,), "weight-decay", type=float, default=0.1)
     option((t,), "balance", type=float, default=0.01, help="factor of the load-balancing loss")
-    option((t,), "entropy", type=float, default=0.001, help="factor of sigma's regulariser")
+    option((t,), "entropy", type=float, default=0.001, help="factor of sigma's entropy term")
     option((t,), "scores", type=int, default=20, help="how often to score the held-out text")
     option((t,), "precision", choices=("float32", "bfloat16"), default="float32", help="of the activations")
     option((t,), "compile", action="store_true", help="use torch.compile (needs a C++ compiler)")

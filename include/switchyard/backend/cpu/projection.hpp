@@ -31,9 +31,10 @@ void map_rows(linear_map<Row, Element> const& of, cpu_context const& context, Us
     int const first = static_cast<int>(item % blocks) * block_features;
     int const count = std::min(block_features, of.features - first);
     float values[block_rows * block_features];
-    auto const load = [&](int r, int k, int length, float* to) {
+    auto const load = [&](int r, int k, int length, float* to) -> float const* {
       Row const* const row = of.rows.row(first_row + r) + k;
       for (int i = 0; i < length; ++i) to[i] = static_cast<float>(row[i]);
+      return to;
     };
     multiply_block<Element>(kernels, rows, depth, {of.weight + first * std::int64_t{depth}, depth, 1, count}, load,
                             values, block_features);
