@@ -48,6 +48,14 @@ TEST_CASE("each token meets its adapter, and one without meets none", "[adapters
   }
 }
 
+TEST_CASE("adapters leave experts that compute nothing alone", "[adapters]") {
+  using nulls =
+      sy::layer<sy::shape{40, 72, 3, 2}, sy::router::softmax_top_k, sy::capacity::dropless,
+                sy::expert::adapters<
+                    3, 4, sy::expert::with_null_experts<sy::expert::mlp<sy::relu>, sy::null_experts{.identity = 2}>>>;
+  check_adapters<nulls>(60);
+}
+
 TEST_CASE("threads do not show in the outputs of adapters", "[adapters]") {
   adapters_problem<first> p(200);
   CHECK(same_bits(p.run({.threads = 3}), p.run({.threads = 1})));

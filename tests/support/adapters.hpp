@@ -86,7 +86,8 @@ class adapters_problem {
     auto const numbers = [&](std::int64_t many) { return memory_.put(few_bits<float>(random, many, 500, 0.002f)); };
     optional_arguments<element> optional;
     for (sy::router_weights& router : optional.router) {
-      router = {numbers(std::int64_t{dims.experts} * dims.hidden), numbers(dims.experts), numbers(dims.experts)};
+      constexpr std::int64_t all = Layer::all_experts;
+      router = {numbers(all * dims.hidden), numbers(all), numbers(all)};
     }
     optional.bias = {Layer::in_bias(put(gate_.bias)), Layer::in_bias(put(up_.bias)), Layer::out_bias(put(down_.bias))};
     if constexpr (traits.shared_intermediate > 0) {
@@ -143,6 +144,10 @@ class adapters_problem {
         std::size_t const pair = static_cast<std::size_t>(t * dims.top_k + k);
         double const weight = weights[pair];
         if (experts[pair] < 0 || weight == 0.0) continue;
+        if (experts[pair] >= dims.experts) {  // an identity
+          for (int h = 0; h < dims.hidden; ++h) y[h] += weight * double(x_[t * dims.hidden + h]);
+          continue;
+        }
         constexpr bool on_input = Layer::router_traits.weighs_input;
         std::vector<double> x(x_.begin() + t * dims.hidden, x_.begin() + (t + 1) * dims.hidden);
         for (double& v : x) v *= on_input ? weight : 1.0;
