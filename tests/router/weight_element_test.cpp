@@ -151,7 +151,7 @@ TEST_CASE("a router weight in two bytes is checked, and counts its bytes", "[rou
   CHECK(sy::costs<layer>(7, 3).bytes == 4.0 * (3 * 60 + 2 * 7 * 10) + 2.0 * 40);
   CHECK(sy::costs<layer>(7).parameters == 4 * 60 + 40);
   std::vector<float> const x(10), matrices(4 * 30);
-  std::vector<float> y(10);
+  std::vector<float> y(20);  // as many bytes as the router weight that it stands for
   std::vector<std::byte> scratch(layer::workspace_bytes(1));
   layer::args args{};
   args.tokens = layer::rows(x.data(), 1);
