@@ -16,6 +16,13 @@
 /// w0 x0 + w0 x1 + w1 x0, and lacks w1 x1, some 2^-16 of it.
 namespace switchyard::cpu::amx {
 
+// Processors with tiles have these vectors; others only parse this file.
+#if defined(__x86_64__)
+namespace vectors = avx512;
+#else
+namespace vectors = portable;
+#endif
+
 /// The tiles of this processor, by number: sums 0 to 3, weights 4 and 5, tokens 6 and 7. All have 16 rows of 64 bytes.
 #if defined(SWITCHYARD_EMULATED_TILES)
 struct tiles : SWITCHYARD_EMULATED_TILES {};
@@ -272,7 +279,7 @@ panel_kernels<Operand> panel_kernels_with() {
           [] { Tiles().end(); },
           &pack_panel<element>,
           &put_values<element>,
-          &avx512::put_rows,
+          &vectors::put_rows,
           &keep_largest<element>,
           &prepare<Operand>,
           &multiply_panel<Tiles, element, 2 * lanes>,
