@@ -46,6 +46,9 @@ using routers = std::tuple<
     routed<8, 3, router::scaled<with_expert_dropout<router::with_bias<softmax_top_k>, 1, 2>, 5, 2>>,  // often fewer than three left
     routed<8, 2, router::with_bias<s_base<as_published>>>,
     routed<8, 6, router::scaled<softmax_top_k_raw, 16>>,
+    routed<8, 3, router::scaled<unweighted_top_k, 5, 2>>,
+    routed<8, 3, nearest_centers>,
+    routed<8, 3, mlp_selector, 33>,
     routed<8, 2, with_weight_element<softmax_top_k, bfloat16>>,
     routed<4, 4, with_weight_element<router::with_bias<top_k_softmax>, half>, 33>>;
 using more_routers = std::tuple<
@@ -56,6 +59,9 @@ using more_routers = std::tuple<
     routed<70, 3, shared<s_base<>>, 48>,
     routed<8, 3, router::scaled<with_expert_dropout<s_base<sinkhorn_traits{.iterations = 1}>, 1, 2>, 5, 2>>,
     routed<8, 2, replayed<s_base<>>>,
+    routed<70, 3, shared<mlp_selector>, 48>,
+    routed<4, 4, shared<nearest_centers>, 33>,
+    routed<8, 3, with_expert_dropout<nearest_centers, 1, 2>>,
     layer<shape{20, 17, 4, 1}, adaptive_clustering<s_base<>>, queued<factor<1>, queue::priority>, mlp<relu>>>;
 
 using composed_routers = std::tuple<
@@ -149,6 +155,7 @@ using experts = std::tuple<
     computed<top_k_units<mlp<relu>, 5>>,
     computed<top_k_units<gated_mlp<silu>, 30, unit_ranking::norm_compensated>, 20, 71>,
     computed<expert::with_bias<top_k_units<gated_mlp<silu>, 30>>, 20, 71, factor<1>, on_input<sigmoid_top_k>>,
+    layer<shape{64, 32, 16, 5}, softmax_top_k_raw, on_drop<factor<1>, dropped::weighted_input>, with_shared<gated_mlp<silu>, 11>>,  // few units, many choices
     computed<with_null_experts<gated_mlp<silu>, null_experts{.identity = 5}>, 64, 32>,
     computed<expert::scaled<with_null_experts<mlp<relu>, null_experts{.constant = 1, .mixed_constant = 2, .identity = 1, .zero = 1}>, 4, 5>, 33, 40, on_drop<factor<1, 2>, dropped::input>>,
     computed<with_null_experts<mlp<relu>, null_experts{.identity = 1, .zero = 2}>, 33, 40, renormalised<queued<fixed<9>, queue::priority>>, precomputed>>;
@@ -159,6 +166,7 @@ using more_experts = std::tuple<
     computed<mlp<silu>>,
     computed<gated_mlp<relu>>,
     computed<gated_mlp<gelu>>,
+    layer<shape{96, 64, 8, 4}, on_input<sigmoid_top_k>, factor<1>, expert::scaled<mlp<relu>, 4, 5>>,
     computed<expert::with_bias<mlp<relu>>>>;
 
 using shared_experts = std::tuple<
@@ -184,6 +192,7 @@ using stored_as = std::tuple<
     layer<shape{1043, 270, 2, 1}, switch_top1, dropless, mlp<relu>, backend::cpu, Element>>;  // more than one piece
 template <class Element>
 using more_stored_as = std::tuple<
+    layer<shape{64, 32, 8, 4}, softmax_top_k, dropless, gated_mlp<silu>, backend::cpu, Element>,
     stored<Element, 4, 2, router::with_bias<top_k_softmax>, dropless, expert::with_bias<gated_mlp<clamped_swiglu<>>>>,
     stored<Element, 4, 2, adaptive_clustering<top_k_softmax>, dropless, gated_mlp<silu>>,
     stored<Element, 4, 2, adaptive_clustering<softmax_top_k_raw, vision>, dropless, with_shared<mlp<gelu>, 17>>>;

@@ -343,6 +343,7 @@ choice weigh(config const& c, numbers const& logits, std::vector<int> const& ids
   if (c.softmax_after_top_k) out.weights = softmax(out.weights);
   if (c.sigmoid_after_top_k)
     for (double& w : out.weights) w = sigmoid(w);
+  if (c.unit_weights) out.weights.assign(out.weights.size(), 1.0);
   if (!c.normalise_after_dropping) {
     normalise(c.normalise, out.weights);
     for (double& w : out.weights) w *= c.scaling;
@@ -485,9 +486,26 @@ numbers router_logits(config const& c, weights const& w, numbers const& x) {
   }
   numbers logits;
   for (std::size_t row = 0; row < x.size(); row += width) {
-    numbers const token(x.begin() + row, x.begin() + row + width);
-    numbers const z =
-        product(router.data(), c.experts, width, token, w.router_bias.empty() ? nullptr : w.router_bias.data());
+    numbers token(x.begin() + row, x.begin() + row + width);
+    numbers z;
+    if (c.select_by != selector::none) {
+      double square = 0;
+      for (double v : token) square += v * v;
+      for (double& v : token) v = square > 0 ? v / std::sqrt(square) : 0.0;
+    }
+    if (c.select_by == selector::center_distances) {
+      for (int e = 0; e < c.experts; ++e) {
+        double square = 0;
+        for (int q = 0; q < width; ++q) square += std::pow(token[q] - router[std::size_t(e) * width + q], 2);
+        z.push_back(-std::sqrt(square));
+      }
+    } else {
+      z = product(router.data(), c.experts, width, token, w.router_bias.empty() ? nullptr : w.router_bias.data());
+    }
+    if (c.select_by == selector::network) {
+      for (double& v : z) v = std::tanh(v);
+      z = product(w.selector_output.data(), c.experts, c.experts, z, nullptr);
+    }
     logits.insert(logits.end(), z.begin(), z.end());
   }
   return logits;

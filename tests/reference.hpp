@@ -39,6 +39,10 @@ enum class queue { token, choice, priority };
 /// pairs of a token were dropped, the input itself.
 enum class dropped_output { zero, weighted_input, input };
 
+/// What logits are made of: tokens and the router weight; minus the distances of x / |x| and the router weight's rows; or
+/// selector_output tanh(router x / |x|) (Zhang et al. 2022, MoEfication, section 3.3, with its code). The direction of zero is zero.
+enum class selector { none, center_distances, network };
+
 enum class shared_expert { none, plain, sigmoid_gated };
 
 /// What the adaptive clustering of a router is made of (Nielsen et al. 2025, Tight Clusters Make Specialized Experts).
@@ -79,6 +83,8 @@ struct config {
   double jitter = 0.01;              ///< sparsemixer: half the relative distance at which an expert is masked
   int balancing_iterations = 0;      ///< 0: tokens choose by themselves
   bool balancing_subtracts = false;  ///< with the signs of sigma-MoE's published code
+  bool unit_weights = false;         ///< every chosen expert has the weight 1, before scaling
+  selector select_by = selector::none;
   bool given_ids = false;            ///< experts are inputs.ids, weights are those of the logits
   int router_width = 0;              ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
 
@@ -135,6 +141,7 @@ inline int router_rows(config const& c) {
 /// All matrices row-major; an empty vector is an absent one.
 struct weights {
   numbers router = {};            ///< [experts, hidden]; with strata all gates one after the other
+  numbers selector_output = {};   ///< [experts, experts], for selector::network
   numbers router_bias = {};       ///< [experts]
   numbers correction_bias = {};   ///< [experts], added to the scores for choosing only
   numbers gate_proj = {};         ///< [experts, intermediate, hidden]

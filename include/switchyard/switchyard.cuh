@@ -15,6 +15,7 @@
 #include <switchyard/backend/cuda/low_rank.cuh>
 #include <switchyard/backend/cuda/product_keys.cuh>
 #include <switchyard/backend/cuda/rows.cuh>
+#include <switchyard/backend/cuda/selectors.cuh>
 #include <switchyard/backend/cuda/sinkhorn.cuh>
 #include <switchyard/backend/cuda/strata.cuh>
 #include <switchyard/backend/hopper/hopper.cuh>

@@ -16,6 +16,7 @@
 #include <switchyard/backend/cpu/low_rank.hpp>
 #include <switchyard/backend/cpu/product_keys.hpp>
 #include <switchyard/backend/cpu/rows.hpp>
+#include <switchyard/backend/cpu/selectors.hpp>
 #include <switchyard/backend/cpu/sinkhorn.hpp>
 #include <switchyard/backend/cpu/strata.hpp>
 #include <switchyard/calibration.hpp>
@@ -48,6 +49,7 @@
 #include <switchyard/router/product_keys.hpp>
 #include <switchyard/router/replayed.hpp>
 #include <switchyard/router/s_base.hpp>
+#include <switchyard/router/selectors.hpp>
 #include <switchyard/router/shared.hpp>
 #include <switchyard/router/sparsemixer.hpp>
 #include <switchyard/router/stratified.hpp>

@@ -104,6 +104,7 @@ outcome run(problem const& p, call const& how) {
   layer.store_router(w.router.data(), w.router.size(), router.data());
   std::vector<float> const bias = floats(w.router_bias);
   std::vector<float> const correction = floats(w.correction_bias);
+  std::vector<float> const selector_output = floats(w.selector_output);
 
   placement placed(layer.memory);
   std::map<void const*, std::byte const*> tensors;  // gate and up may be in one, and then are so for the layer, too
@@ -128,6 +129,7 @@ outcome run(problem const& p, call const& how) {
     std::int64_t const row_bytes = c.hidden * static_cast<std::int64_t>(layer.router.weight_bytes);
     float const *const b = placed.place(bias), *const cb = placed.place(correction);
     float const *const norms = placed.place(norm_weight), *const norm_biases = placed.place(norm_bias);
+    if (!selector_output.empty()) args.router[1].weight = placed.place(selector_output);
     int row = 0, closed = 0;
     for (std::size_t i = 0; i < std::max<std::size_t>(c.strata.size(), 1); ++i) {
       args.router[i] = {weight == nullptr ? nullptr : reinterpret_cast<float const*>(weight + row * row_bytes),

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
 #include "reference.hpp"
 
@@ -32,6 +33,7 @@ void describe_selection(reference::config& c, sy::router::selection::grouped<Gro
 inline void describe_weighting(reference::config&, sy::router::weighting::as_scored) {}
 inline void describe_weighting(reference::config& c, sy::router::weighting::sum) { c.normalise = reference::norm::sum; }
 inline void describe_weighting(reference::config& c, sy::router::weighting::l2) { c.normalise = reference::norm::l2; }
+inline void describe_weighting(reference::config& c, sy::router::weighting::one) { c.unit_weights = true; }
 inline void describe_weighting(reference::config& c, sy::router::weighting::softmax) { c.softmax_after_top_k = true; }
 inline void describe_weighting(reference::config& c, sy::router::weighting::sigmoid) { c.sigmoid_after_top_k = true; }
 
@@ -41,6 +43,13 @@ void describe_router(reference::config& c, sy::router::top_k<Scores, Selection, 
   describe_score(c, Scores{});
   describe_selection(c, Selection{});
   describe_weighting(c, Weighting{});
+}
+template <class Source>
+void describe_router(reference::config& c, sy::router::by_direction<Source> const*) {
+  c.scores = reference::score::logits;
+  c.unit_weights = true;
+  bool const by_distance = std::is_same_v<Source, sy::router::from_center_distances>;
+  c.select_by = by_distance ? reference::selector::center_distances : reference::selector::network;
 }
 template <sy::sinkhorn_traits Form>
 void describe_router(reference::config& c, sy::router::s_base<Form> const*) {

@@ -182,6 +182,9 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
       if (closed(e)) constant = -8.0;
       if (where == routing::one_expert && e == hot) constant = 5.0;
     }
+    if (c.select_by == reference::selector::network) {
+      w.selector_output = random_floats(random, std::size_t(c.experts) * c.experts, 1.0);
+    }
     if (layer.router.bias) w.router_bias = random_floats(random, rows, 0.5);
     if (layer.router.correction_bias) w.correction_bias = random_floats(random, rows, 0.1);
   }

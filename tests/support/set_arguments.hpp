@@ -8,6 +8,7 @@
 #include <switchyard/router/hash_layer.hpp>
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/replayed.hpp>
+#include <switchyard/router/selectors.hpp>
 #include <switchyard/router/stratified.hpp>
 #include <switchyard/router/with_router_input.hpp>
 
@@ -53,6 +54,11 @@ struct optional_arguments {
 inline void set(switchyard::router_weights& to, switchyard::router_weights const* from) { to = *from; }
 inline void set(switchyard::router::plain_weights& to, switchyard::router_weights const* from) {
   to.weight = from->weight;
+}
+// The second matrix of a selector stands where the second stratum's would.
+inline void set(switchyard::selector_weights& to, switchyard::router_weights const* from) {
+  to.weight = from[0].weight;
+  to.output_weight = from[1].weight;
 }
 // A weight that is stored as other elements stands where one of floats would.
 template <class Element>

@@ -140,7 +140,8 @@ struct stratified : Base {
   static_assert(
       !makes_logits<Base> || std::is_same_v<typename Base::source, from_logits>,
       "switchyard: router::stratified around router::s_base: no publication says which tokens of which passes "
-      "balance the experts of a stratum. Take one of the two.");
+      "balance the experts of a stratum. Nor does one say what strata of router::nearest_centers or "
+      "router::mlp_selector are. Take one of the two.");
   static_assert(!Base::traits.takes_inputs,
                 "switchyard: router::stratified takes .inputs, and the router that it wraps "
                 "(router::replayed, router::with_router_input or router::with_expert_dropout) takes "

@@ -15,6 +15,15 @@ struct as_scored {
   SWITCHYARD_HD static void apply(float (&)[TopK]) {}
 };
 
+/// 1 for each, whatever its score: the chosen experts are parts of one block, whose outputs are added (MoEfication).
+struct one {
+  static constexpr auto label = text("one");
+  template <int TopK>
+  SWITCHYARD_HD static void apply(float (&weight)[TopK]) {
+    for (float& w : weight) w = 1.0f;
+  }
+};
+
 /// Divided by their sum (Mixtral, Qwen3-MoE, DeepSeek-V3). The sum is taken as DeepSeek-V3 takes it, plus 1e-20:
 /// that shows only where sigmoids have all but vanished.
 struct sum {

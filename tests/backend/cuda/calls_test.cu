@@ -271,6 +271,8 @@ TEST_CASE("a call has as many launches as the table of the backends says", "[gpu
   CHECK(launches_of<adaptive_clustering<switch_top1, vision>>(false, true) == 6);
   CHECK(launches_of<s_base<>>() == 12);
   CHECK(launches_of<s_base<sy::sinkhorn_traits{.iterations = 1}>>(true) == 9);
+  CHECK(launches_of<nearest_centers>() == 8);
+  CHECK(launches_of<mlp_selector>() == 7);
   CHECK(launches_of<stratified<switch_top1, 2, 2>>() == 2 * 7);
   CHECK(launches_of<stratified<switch_top1, 2, 2>>(true) == 2 * 8);
 }

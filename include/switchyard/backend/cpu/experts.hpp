@@ -2,6 +2,7 @@
 
 #include <switchyard/backend/cpu/context.hpp>
 #include <switchyard/backend/cpu/low_rank_terms.hpp>
+#include <switchyard/backend/cpu/narrow_experts.hpp>
 #include <switchyard/backend/cpu/panels.hpp>
 #include <switchyard/backend/cpu/product.hpp>
 #include <switchyard/backend/cpu/steps.hpp>
@@ -501,9 +502,51 @@ struct experts_step<expert::two_products> {
     }
     expert_activation activation = activation_of<typename Layer::expert>(context.instructions);
     if constexpr (traits.ranking == unit_ranking::norm_compensated) activation.unit_norms = args.weights.unit_norms;
+    if constexpr (may_be_narrow<Layer>) {
+      narrow_products<typename Layer::element> const narrow =
+          narrow_products_of<Layer>(tokens, plan, combine_weights, activation, weights);
+      auto const kernels = narrow_kernels_of<typename Layer::element>(context.instructions);
+      if (narrow.fit(kernels)) {
+        // A token has at least `least_narrow_choices` rows, which there is memory for.
+        std::int64_t const floats = tokens.rows * Layer::dims.hidden;
+        narrow_memory const memory{m.first_item, m.activated, m.results, m.results + floats};
+        run_narrow_products(narrow, kernels, context, memory);
+        auto results = results_of<Layer>(args, context, tokens, m);
+        results.token_sums = memory.sums;
+        return results;
+      }
+    }
     run_products(context, plan.offsets, Layer::dims.experts, rows_of<Layer>(tokens, plan, combine_weights), activation,
                  weights, m.of_products());
     return results_of<Layer>(args, context, tokens, m);
+  }
+
+  /// Whether the experts are computed as narrow ones where their weights lie so: see narrow_experts.hpp.
+  template <class Layer>
+  static constexpr bool may_be_narrow =
+      Layer::dims.intermediate <= most_narrow_units && Layer::dims.top_k >= least_narrow_choices &&
+      !Layer::expert_traits.bias && Layer::expert_traits.kept_units == 0 &&
+      std::is_same_v<decltype(as_operand(typename Layer::weights{}.up_proj)), weight_view<typename Layer::element>>;
+
+  template <class Layer>
+  static narrow_products<typename Layer::element> narrow_products_of(
+      view<typename Layer::element const> const& tokens, dispatch_plan const& plan, float const* combine_weights,
+      expert_activation const& activation, expert_weights<weight_view<typename Layer::element>> const& weights) {
+    constexpr expert_traits traits = Layer::expert_traits;
+    return {.tokens = tokens,
+            .offsets = plan.offsets,
+            .pair_of = plan.pair_of,
+            .experts = Layer::dims.experts,
+            .top_k = Layer::dims.top_k,
+            .hidden = Layer::dims.hidden,
+            .intermediate = Layer::dims.intermediate,
+            .activation = activation,
+            .gate = weights.in.gate,
+            .up = weights.in.up,
+            .down = weights.down,
+            .combine_weights = combine_weights,
+            .weighs_input = Layer::router_traits.weighs_input,
+            .scale = static_cast<float>(traits.scale_numerator) / static_cast<float>(traits.scale_denominator)};
   }
 
   /// The rows that the plan makes of tokens.

@@ -42,6 +42,7 @@ struct routes {
 template <class Element>
 struct expert_results {
   float const* rows = nullptr;           ///< [rows, hidden]
+  float const* token_sums = nullptr;     ///< [tokens, hidden], the weighted sums of rows in their place; null: rows are summed
   float const* shared_rows = nullptr;    ///< [tokens, hidden], null without a shared expert
   Element const* shared_gate = nullptr;  ///< [hidden], null where nothing gates it
   float scale = 1.0f;                    ///< of the routed experts

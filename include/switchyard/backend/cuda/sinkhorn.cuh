@@ -133,28 +133,6 @@ __global__ void __launch_bounds__(Threads) balance_experts(balance_args const ar
   args.bias[expert] = balanced ? static_cast<float>(share - (most + std::log(sum))) : 0.0f;
 }
 
-/// A block's tokens to their logits in memory: the first half of `route_tokens`.
-template <class Routing, int TokenBlocks>
-__global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads, route_tile<Routing, TokenBlocks>::resident)
-    tokens_to_logits(typename Routing::args const args) {
-  using tile = route_tile<Routing, TokenBlocks>;
-  extern __shared__ __align__(128) char memory[];
-  auto const tokens = tokens_of_block<tile>(args);
-  if (tokens.count == 0) return;
-  make_logits<Routing, TokenBlocks>(tokens, memory, reinterpret_cast<float*>(memory + tile::work_bytes));
-}
-
-/// A block's logits in memory to their routes: the second half.
-template <class Routing, int TokenBlocks>
-__global__ void __launch_bounds__(route_tile<Routing, TokenBlocks>::threads)
-    choose_experts(typename Routing::args const args, typename Routing::inputs const inputs) {
-  using tile = route_tile<Routing, TokenBlocks>;
-  extern __shared__ __align__(128) char memory[];
-  auto const tokens = tokens_of_block<tile>(args);
-  if (tokens.count == 0) return;
-  decide_routes<Routing, TokenBlocks>(tokens, inputs, memory, args.logits + tokens.first * Routing::experts);
-}
-
 /// Logits of all tokens, their balance, and the choice.
 template <sinkhorn_traits Form>
 struct route_step<router::from_balanced_logits<Form>> : route_step<router::from_logits> {

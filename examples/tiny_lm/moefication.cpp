@@ -1,0 +1,401 @@
+// Turns the dense model's feed-forward blocks into Mixture-of-Experts layers, without training it: scores a text with some of the hidden
+// units of each block, chosen by several selectors, and draws the score against the share of the units that are computed.
+#include <switchyard/moefication/coactivation.hpp>
+#include <switchyard/moefication/moefy.hpp>
+#include <switchyard/moefication/training.hpp>
+#include <switchyard/switchyard.hpp>
+#if defined(TINY_LM_HAS_METIS)
+#include <switchyard/moefication/metis_partition.hpp>
+#endif
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstdio>
+#include <ctime>
+#include <exception>
+#include <filesystem>
+#include <fstream>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "evaluate.hpp"
+#include "file.hpp"
+#include "model.hpp"
+#include "moe.hpp"
+#include "moefication_picture.hpp"
+#include "options.hpp"
+#include "safetensors.hpp"
+
+namespace {
+
+using namespace tiny_lm;
+namespace moefication = sy::moefication;
+
+constexpr int experts = 16;
+constexpr char const* usage = R"(usage: tiny_lm_moefication [flag value]...
+
+Splits the hidden units of each feed-forward block of a dense model into 16 experts, trains selectors on the activations of one part of a
+text, scores the rest of it with 1 to 16 experts for each byte, and draws the result.
+
+  --weights FILE   weights of kind dense                      (models/dense.safetensors)
+  --text FILE      a text                                     (held_out.txt)
+  --bytes N        bytes of the text to use, from its start   (all)
+  --epochs N       of the training of the selectors           (30)
+  --picture FILE   where the picture goes, as SVG             (moefication.svg)
+  --help           this text
+)";
+
+struct settings {
+  std::string weights = std::string(TINY_LM_MODELS) + "/dense.safetensors", text = TINY_LM_TEXT;
+  std::string picture = "moefication.svg";
+  std::int64_t bytes = 0;
+  int epochs = 30;
+  bool help = false;
+};
+
+settings parse_settings(int argc, char const* const* argv) {
+  settings result;
+  for (int i = 1; i < argc; ++i) {
+    std::string const flag = argv[i];
+    if (flag == "--help" || flag == "-h") {
+      result.help = true;
+      continue;
+    }
+    if (flag != "--weights" && flag != "--text" && flag != "--bytes" && flag != "--epochs" && flag != "--picture") {
+      throw usage_error("unknown flag '" + flag + "'");
+    }
+    if (i + 1 == argc) throw usage_error(flag + " needs a value");
+    std::string const value = argv[++i];
+    if (flag == "--weights") result.weights = value;
+    if (flag == "--text") result.text = value;
+    if (flag == "--picture") result.picture = value;
+    if (flag == "--bytes") result.bytes = tiny_lm::detail::whole_number<std::int64_t>(flag, value, 100, 1'000'000'000);
+    if (flag == "--epochs") result.epochs = tiny_lm::detail::whole_number(flag, value, 1, 1000);
+  }
+  return result;
+}
+
+/// A split of a block's units, and what selectors it has.
+struct split_block {
+  moefication::dense_block<float> dense;
+  std::vector<std::int32_t> labels;
+  moefication::moefied_block<float> moefied;
+  std::vector<float> centers;
+  moefication::selector trained;
+};
+
+/// How experts are chosen.
+enum class choice { at_random, by_ground_truth, by_centers, by_trained_selector };
+
+/// The layers of a split, with `TopK` experts for each byte.
+template <class Kind, int TopK, choice Choice>
+class split_layers final : public moe_layers {
+  using dense = typename Kind::template first<sy::backend::cpu>;
+  using activation = typename dense::expert::activation;
+  static constexpr bool is_given = Choice == choice::at_random || Choice == choice::by_ground_truth;
+  using router = std::conditional_t<is_given, sy::router::precomputed,
+                                    std::conditional_t<Choice == choice::by_centers, sy::router::nearest_centers,
+                                                       sy::router::mlp_selector>>;
+
+ public:
+  using layer = sy::layer<sy::shape{dense::dims.hidden, dense::dims.intermediate / experts, experts, TopK}, router,
+                          sy::capacity::dropless, typename dense::expert>;
+
+  explicit split_layers(std::span<split_block const> of) : blocks_(of) {}
+  std::string describe() const override { return sy::describe<layer>(); }
+  std::unique_ptr<moe_worker> worker() const override { return std::make_unique<split_worker>(blocks_); }
+
+ private:
+  class split_worker final : public moe_worker {
+   public:
+    explicit split_worker(std::span<split_block const> of) : blocks_(of), workspace_(layer::workspace_bytes(context)) {}
+
+    void forward(int block, float const* tokens, float const*, int rows, float* output, std::int64_t*) override {
+      split_block const& of = blocks_[static_cast<std::size_t>(block)];
+      moefication::chosen_experts given;
+      typename layer::args args{};
+      args.tokens = layer::rows(tokens, rows);
+      args.weights.gate_proj = of.moefied.gate_view();
+      args.weights.up_proj = of.moefied.up_view();
+      args.weights.down_proj = of.moefied.down_view();
+      args.output = layer::rows(output, rows);
+      args.workspace = workspace_;
+      if constexpr (is_given) {
+        std::vector<float> const scores = scores_of(of, {tokens, rows, layer::dims.hidden});
+        given = moefication::best_experts({scores.data(), rows, experts}, TopK);
+        args.inputs = {.experts = given.experts.data(), .weights = given.weights.data()};
+      } else if constexpr (Choice == choice::by_centers) {
+        args.weights.router.weight = of.centers.data();
+      } else {
+        args.weights.router = {of.trained.weight.data(), of.trained.output_weight.data()};
+      }
+      layer::forward(args, {.threads = 1});
+    }
+
+   private:
+    static std::vector<float> scores_of(split_block const& of, sy::view<float const> const& tokens) {
+      if (Choice == choice::at_random) {
+        std::vector<float> scores;
+        for (std::int64_t t = 0; t < tokens.rows; ++t) {  // the same for a token, whoever reads it
+          sy::counter_random const random{.seed = 1, .stream = std::bit_cast<std::uint32_t>(tokens.row(t)[0])};
+          for (std::uint64_t e = 0; e < experts; ++e) scores.push_back(random.uniform(e));
+        }
+        return scores;
+      }
+      std::vector<float> const active = moefication::unit_activations<activation>(of.dense, tokens);
+      return moefication::expert_masses({active.data(), tokens.rows, dense::dims.intermediate}, of.labels, experts);
+    }
+
+    std::span<split_block const> blocks_;
+    std::vector<std::byte> workspace_;
+  };
+
+  std::span<split_block const> blocks_;
+};
+
+/// The dense layers, which write down what each block sees.
+class recording_layers final : public moe_layers {
+ public:
+  recording_layers(moe_layers const& of, int hidden, std::vector<std::vector<float>>& seen)
+      : of_(of), hidden_(hidden), seen_(seen) {}
+  std::string describe() const override { return of_.describe(); }
+  std::unique_ptr<moe_worker> worker() const override {
+    return std::make_unique<recorder>(of_.worker(), hidden_, seen_);
+  }
+
+ private:
+  class recorder final : public moe_worker {
+   public:
+    recorder(std::unique_ptr<moe_worker> of, int hidden, std::vector<std::vector<float>>& seen)
+        : of_(std::move(of)), hidden_(hidden), seen_(seen) {}
+    void forward(int block, float const* tokens, float const* residual, int rows, float* output,
+                 std::int64_t* used) override {
+      auto& to = seen_[static_cast<std::size_t>(block)];
+      to.insert(to.end(), tokens, tokens + std::int64_t{rows} * hidden_);
+      of_->forward(block, tokens, residual, rows, output, used);
+    }
+
+   private:
+    std::unique_ptr<moe_worker> of_;
+    int hidden_;
+    std::vector<std::vector<float>>& seen_;
+  };
+
+  moe_layers const& of_;
+  int hidden_;
+  std::vector<std::vector<float>>& seen_;
+};
+
+/// Processor time of the layers of all blocks, ns for each byte: the least of some turns over windows of text.
+double layer_time(moe_layers const& layers, int hidden, std::vector<std::vector<float>> const& seen) {
+  auto const worker = layers.worker();
+  std::vector<float> output(static_cast<std::size_t>(context * hidden));
+  std::int64_t used[experts] = {};
+  std::int64_t const windows =
+      std::min<std::int64_t>(8, static_cast<std::int64_t>(seen[0].size()) / (context * hidden));
+  if (windows < 1) return 0.0;
+  double least = 0.0;
+  for (int turn = 0; turn < 9; ++turn) {
+    std::clock_t const begin = std::clock();
+    for (std::int64_t w = 0; w < windows; ++w) {
+      for (int block = 0; block < blocks; ++block) {
+        float const* const tokens = seen[static_cast<std::size_t>(block)].data() + w * context * hidden;
+        worker->forward(block, tokens, nullptr, context, output.data(), used);
+      }
+    }
+    double const seconds = static_cast<double>(std::clock() - begin) / CLOCKS_PER_SEC;
+    double const each = seconds * 1e9 / static_cast<double>(windows * context);
+    if (turn == 0 || each < least) least = each;
+  }
+  return least;
+}
+
+template <class Kind>
+class figure {
+  using dense = typename Kind::template first<sy::backend::cpu>;
+  using activation = typename dense::expert::activation;
+  static constexpr int hidden = dense::dims.hidden, units = dense::dims.intermediate;
+
+ public:
+  explicit figure(settings const& wanted)
+      : wanted_(wanted), file_(safetensors::load(wanted.weights)), model_(file_), layers_(model_.moe, model_.router) {}
+
+  void draw() {
+    std::vector<char> const bytes = read_file(wanted_.text);
+    std::vector<unsigned char> text(bytes.begin(), bytes.end());
+    if (wanted_.bytes > 0 && static_cast<std::int64_t>(text.size()) > wanted_.bytes) {
+      text.resize(static_cast<std::size_t>(wanted_.bytes));
+    }
+    if (text.size() < 100) throw std::runtime_error(wanted_.text + ": expected a text of at least 100 bytes.");
+    std::size_t const trained = text.size() * 3 / 5;
+    std::span<unsigned char const> const whole(text), first = whole.first(trained);
+    scored_ = whole.subspan(trained);
+
+    seen_.resize(blocks);
+    evaluate(model_, recording_layers(layers_, hidden, seen_), first, 1, [](auto, auto) {});
+    double const dense_bits = score(layers_);
+    double const dense_time = layer_time(layers_, hidden, seen_);
+    std::printf("%s: %d hidden units in each of %d blocks, as %d experts of %d\n", wanted_.weights.c_str(), units, blocks, experts,
+                units / experts);
+    std::printf("  selectors see the first %zu bytes of %s, the score is that of the %zu after them\n", first.size(),
+                wanted_.text.c_str(), scored_.size());
+    std::printf("  dense: %.4f bits per byte, %.0f ns of one processor for each byte in the feed-forward layers\n",
+                dense_bits, dense_time);
+
+    std::vector<split_block> const contiguous = split([](auto const&, auto const&) {
+      return moefication::contiguous_clusters(units, experts);
+    });
+    std::vector<split_block> clustered = split([](auto const& block, auto const&) {
+      std::vector<float> const rows = moefication::clustered_rows(block);
+      return moefication::balanced_k_means({rows.data(), units, std::int64_t{2} * hidden}, experts).labels;
+    });
+    train(clustered);
+    picture_ = {.dense_bits = dense_bits, .dense_time = dense_time, .experts = experts};
+    add<choice::at_random>("random experts", clustered);
+    add<choice::by_ground_truth>("ground truth, contiguous", contiguous);
+    add<choice::by_ground_truth>("ground truth, clusters", clustered);
+#if defined(TINY_LM_HAS_METIS)
+    std::vector<split_block> const by_graph = split([](auto const&, auto const& active) {
+      moefication::coactivation graph(units);
+      graph.add({active.data(), static_cast<std::int64_t>(active.size()) / units, units});
+      return moefication::graph_clusters(graph.graph(), experts);
+    });
+    add<choice::by_ground_truth>("ground truth, graph", by_graph);
+#else
+    std::printf("  (no split by METIS: it was not installed when this program was built)\n");
+#endif
+    add<choice::by_centers>("nearest centers", clustered);
+    add<choice::by_trained_selector>("trained selector", clustered);
+    print();
+
+    picture_.subtitle = std::to_string(experts) + " experts of " + std::to_string(units / experts) +
+                        " units in each of " + std::to_string(blocks) + " blocks, " + std::to_string(scored_.size()) +
+                        " bytes of text; dense: " + tiny_lm::detail::format("%.3f", dense_bits);
+    std::ofstream out(wanted_.picture, std::ios::binary);
+    if (!(out << svg(picture_)).flush()) throw std::runtime_error(wanted_.picture + ": the picture cannot be written.");
+    std::printf("as a picture: %s\n", std::filesystem::absolute(wanted_.picture).string().c_str());
+  }
+
+ private:
+  double score(moe_layers const& layers) const {
+    unsigned const cores = std::max(1u, std::thread::hardware_concurrency());
+    return evaluate(model_, layers, scored_, static_cast<int>(cores), [](auto, auto) {}).bits_per_byte;
+  }
+
+  /// `labels_of(dense block, activations [tokens, units])` splits a block.
+  template <class LabelsOf>
+  std::vector<split_block> split(LabelsOf const& labels_of) {
+    std::vector<split_block> result;
+    for (int b = 0; b < blocks; ++b) {
+      moe_weights const& w = model_.moe[static_cast<std::size_t>(b)];
+      split_block of;
+      of.dense = {.gate = {w.gate_proj.data(), units, hidden},
+                  .up = {w.up_proj.data(), units, hidden},
+                  .down = {w.down_proj.data(), hidden, units}};
+      of.labels = labels_of(of.dense, activations_of(of.dense, b));
+      of.moefied = moefication::moefy(of.dense, of.labels, experts);
+      of.centers = moefication::centers(of.dense, of.labels, experts);
+      result.push_back(std::move(of));
+    }
+    return result;
+  }
+
+  std::vector<float> activations_of(moefication::dense_block<float> const& block, int number) const {
+    return moefication::unit_activations<activation>(block, tokens_of(number));
+  }
+  sy::view<float const> tokens_of(int block) const {
+    auto const& seen = seen_[static_cast<std::size_t>(block)];
+    return {seen.data(), static_cast<std::int64_t>(seen.size()) / hidden, hidden};
+  }
+
+  void train(std::vector<split_block>& of) const {
+    for (int b = 0; b < blocks; ++b) {
+      split_block& block = of[static_cast<std::size_t>(b)];
+      sy::view<float const> const tokens = tokens_of(b);
+      std::vector<float> const active = activations_of(block.dense, b);
+      std::vector<float> const masses =
+          moefication::expert_masses({active.data(), tokens.rows, units}, block.labels, experts);
+      sy::view<float const> const wanted{masses.data(), tokens.rows, experts};
+      auto const result = moefication::train_selector(moefication::first_selector(block.centers, experts), tokens,
+                                                      wanted, {.epochs = wanted_.epochs});
+      int const fifth = experts / 5;
+      double const most = moefication::captured_mass(wanted, moefication::best_experts(wanted, fifth).experts, fifth);
+      std::printf("  block %d: %d of %d experts have %.1f %% of the mass, those of the trained selector %.1f %% "
+                  "(epoch %d)\n",
+                  b, fifth, experts, 100.0 * most, 100.0 * result.captured_mass, result.epoch);
+      block.trained = result.best;
+    }
+  }
+
+  template <choice Choice>
+  void add(char const* name, std::vector<split_block> const& of) {
+    tradeoff_line line{.name = name};
+    auto const at = [&]<int TopK>(std::integral_constant<int, TopK>) {
+      split_layers<Kind, TopK, Choice> const layers(of);
+      line.chosen.push_back(TopK);
+      line.bits.push_back(score(layers));
+      bool const is_a_router = Choice == choice::by_centers || Choice == choice::by_trained_selector;
+      if (is_a_router) line.time.push_back(layer_time(layers, hidden, seen_));
+    };
+    at(std::integral_constant<int, 1>{});
+    at(std::integral_constant<int, 2>{});
+    at(std::integral_constant<int, 3>{});
+    at(std::integral_constant<int, 4>{});
+    at(std::integral_constant<int, 6>{});
+    at(std::integral_constant<int, 8>{});
+    at(std::integral_constant<int, 12>{});
+    at(std::integral_constant<int, 16>{});
+    picture_.lines.push_back(std::move(line));
+  }
+
+  void print() const {
+    std::printf("\nbits per byte (and ns for each byte, where a router chooses), by the share of the hidden units\n%-26s", "");
+    for (int k : picture_.lines[0].chosen) std::printf(" %12.1f %%", 100.0 * k / experts);
+    for (tradeoff_line const& line : picture_.lines) {
+      std::printf("\n%-26s", line.name.c_str());
+      for (std::size_t i = 0; i < line.bits.size(); ++i) {
+        if (line.time.empty()) {
+          std::printf(" %14.4f", line.bits[i]);
+        } else {
+          std::printf(" %7.4f (%4.0f)", line.bits[i], line.time[i]);
+        }
+      }
+    }
+    std::printf("\n");
+  }
+
+  settings wanted_;
+  safetensors file_;
+  model<Kind> model_;
+  cpu_layers<Kind> layers_;
+  std::span<unsigned char const> scored_;
+  std::vector<std::vector<float>> seen_;  // [blocks], [tokens, hidden]
+  tradeoff picture_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  try {
+    settings const wanted = parse_settings(argc, argv);
+    if (wanted.help) {
+      std::printf("%s", usage);
+    } else {
+      figure<kinds::dense>(wanted).draw();
+    }
+    return 0;
+  } catch (usage_error const& wrong) {
+    std::fprintf(stderr, "tiny_lm_moefication: %s\n\n%s", wrong.what(), usage);
+    return 2;
+  } catch (std::exception const& wrong) {
+    std::fflush(stdout);
+    std::fprintf(stderr, "tiny_lm_moefication: %s\n", wrong.what());
+    return 1;
+  }
+}

@@ -1,0 +1,210 @@
+#pragma once
+
+#include <switchyard/backend/cpu/context.hpp>
+#include <switchyard/backend/cpu/panels.hpp>
+#include <switchyard/backend/cpu/tile.hpp>
+#include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/view.hpp>
+
+#include <algorithm>
+#include <cstdint>
+#include <type_traits>
+
+/// Both products of experts with few hidden units, of which a token visits many: parts of a dense block, above all. To gather a token for
+/// each of its experts, and to write a row of results for each, would take longer than the products: here a token is read where it stands,
+/// and the experts add to its sum, one after the other.
+///
+/// tokens --widened once--> floats --first product, by expert--> inner values of each pair, weighted --second product, by tokens and output
+/// features--> the sum of each token.
+namespace switchyard::cpu {
+
+/// Experts of at most so many units are computed this way, where a token visits at least so many.
+inline constexpr int most_narrow_units = 64, least_narrow_choices = 4;
+
+/// The kernels of such products, of one instruction set: see narrow.inl.
+template <class Element>
+struct narrow_kernels {
+  int step;  ///< units and features come in multiples of it
+  void (*widen)(Element const* from, int columns, float* to);
+  void (*add)(float const* const* rows, int row_count, int depth, Element const* weights, std::int64_t stride,
+              int features, float* const* sums);
+};
+/// `set` must not be `automatic`.
+template <class Element>
+narrow_kernels<Element> narrow_kernels_of(instruction_set set) {
+#if defined(__x86_64__)
+  if (set >= instruction_set::avx512) {
+    return {avx512::narrow_step, &avx512::widen_in_order<Element>, &avx512::add_narrow_products<Element>};
+  }
+  if (set == instruction_set::avx2) {
+    return {avx2::narrow_step, &avx2::widen_in_order<Element>, &avx2::add_narrow_products<Element>};
+  }
+#else
+  (void)set;
+#endif
+  return {portable::narrow_step, &portable::widen_in_order<Element>, &portable::add_narrow_products<Element>};
+}
+
+/// What the products of narrow experts read.
+template <class Element>
+struct narrow_products {
+  view<Element const> tokens;
+  std::int32_t const* offsets;  ///< [experts + 1]
+  std::int32_t const* pair_of;  ///< [rows], in the order of tokens within an expert
+  int experts, top_k, hidden, intermediate;
+  expert_activation activation;
+  weight_view<Element> gate, up, down;  ///< no gate where experts are not gated
+  float const* combine_weights;  ///< [tokens, top_k]
+  bool weighs_input;             ///< they multiply the token, not the result
+  float scale;                   ///< of the results
+
+  /// Weights of neighbouring output features stand beside each other, and nothing is left over where vectors end.
+  bool fit(narrow_kernels<Element> const& kernels) const {
+    return intermediate % kernels.step == 0 && hidden % kernels.step == 0 && up.row_stride == 1 &&
+           down.row_stride == 1 && (!activation.gated || gate.row_stride == 1);
+  }
+};
+
+/// Memory of these products.
+struct narrow_memory {
+  std::int64_t* first_item;  ///< [experts + 1]
+  float* inner;              ///< [rows, intermediate]
+  float* widened;            ///< [tokens, hidden], not used for float tokens
+  float* sums;               ///< [tokens, hidden], the result
+};
+
+/// inner[row] = combine weight * scale * activation of the first products of some rows of an expert.
+template <class Element>
+void project_narrow_in(narrow_products<Element> const& of, narrow_kernels<Element> const& kernels, int expert,
+                       std::int64_t first_row, int row_count, float const* tokens, std::int64_t token_stride,
+                       float* inner) {
+  constexpr int most_rows = 64, slice_bytes = 16 * 1024;
+  int const units = of.intermediate, columns = of.activation.gated ? 2 * units : units;
+  alignas(64) float sums[most_rows * 2 * most_narrow_units];
+  float const* rows[most_rows];
+  float *gate_sums[most_rows], *up_sums[most_rows];
+  for (int r = 0; r < row_count; ++r) {
+    rows[r] = tokens + of.pair_of[first_row + r] / of.top_k * token_stride;
+    gate_sums[r] = sums + r * columns;
+    up_sums[r] = gate_sums[r] + columns - units;
+  }
+  std::fill(sums, sums + row_count * columns, 0.0f);
+  // A slice of the weights stays in the first-level cache for all rows.
+  int const slice = std::max(slice_bytes / (columns * static_cast<int>(sizeof(Element))), 1);
+  for (int k = 0; k < of.hidden; k += slice) {
+    int const depth = std::min(slice, of.hidden - k);
+    auto const add = [&](weight_view<Element> const& matrix, float* const* to) {
+      Element const* const weights = matrix.at(expert, 0, k);
+      for (int ahead = depth; ahead < std::min(2 * depth, of.hidden - k); ++ahead) {
+        char const* const line = reinterpret_cast<char const*>(weights + ahead * matrix.column_stride);
+        for (int byte = 0; byte < units * static_cast<int>(sizeof(Element)); byte += 64) {
+          __builtin_prefetch(line + byte);
+        }
+      }
+      kernels.add(rows, row_count, depth, weights, matrix.column_stride, units, to);
+    };
+    if (of.activation.gated) add(of.gate, gate_sums);
+    add(of.up, up_sums);
+    for (int r = 0; r < row_count; ++r) rows[r] += depth;
+  }
+  for (int r = 0; r < row_count; ++r) {
+    std::int32_t const pair = of.pair_of[first_row + r];
+    float const of_input = of.weighs_input ? of.combine_weights[pair] : 1.0f;
+    float const of_result = of.weighs_input ? of.scale : of.scale * of.combine_weights[pair];
+    for (int i = 0; of.weighs_input && i < columns; ++i) gate_sums[r][i] *= of_input;
+    float* const to = inner + (first_row + r) * units;
+    of.activation.apply(gate_sums[r], up_sums[r], nullptr, 0.0f, 0.0f, units, to);
+    for (int i = 0; i < units; ++i) to[i] *= of_result;
+  }
+}
+
+/// sums[token][f] = the second products of all rows of some tokens, for some output features.
+template <class Element>
+void project_narrow_out(narrow_products<Element> const& of, narrow_kernels<Element> const& kernels, std::int64_t begin,
+                        std::int64_t end, int first, int features, float const* inner, float* sums) {
+  constexpr int most_rows = 256;
+  float const* rows[most_rows];
+  float* to[most_rows];
+  for (std::int64_t t = begin; t < end; ++t) {
+    std::fill(sums + t * of.hidden + first, sums + t * of.hidden + first + features, 0.0f);
+  }
+  auto const first_of = [&](int e, std::int64_t token) {
+    return std::lower_bound(of.pair_of + of.offsets[e], of.pair_of + of.offsets[e + 1], token * of.top_k) - of.pair_of;
+  };
+  for (int e = 0; e < of.experts; ++e) {
+    if (of.offsets[e] == of.offsets[e + 1]) continue;
+    std::int64_t const last = first_of(e, end);
+    std::int64_t row = first_of(e, begin);
+    if (row == last) continue;
+    if (last - row <= 16) {  // weights are read for few rows: those of the next expert with rows are fetched
+      int next = e + 1;
+      while (next < of.experts && of.offsets[next] == of.offsets[next + 1]) ++next;
+      for (int i = 0; next < of.experts && i < of.intermediate; ++i) {
+        char const* const line = reinterpret_cast<char const*>(of.down.at(next, first, i));
+        for (int byte = 0; byte < features * static_cast<int>(sizeof(Element)); byte += 64) {
+          __builtin_prefetch(line + byte);
+        }
+      }
+    }
+    // A token that visits an expert twice is added twice, one after the other.
+    while (row < last) {
+      int count = 0;
+      for (std::int64_t before = -1; row < last && count < most_rows; ++row, ++count) {
+        std::int64_t const token = of.pair_of[row] / of.top_k;
+        if (token == before) break;
+        before = token;
+        rows[count] = inner + row * of.intermediate;
+        to[count] = sums + token * of.hidden + first;
+      }
+      kernels.add(rows, count, of.intermediate, of.down.at(e, first, 0), of.down.column_stride, features, to);
+    }
+  }
+}
+
+/// The weighted sum of each token over its experts, in the order of their ids, to `m.sums`.
+template <class Element>
+void run_narrow_products(narrow_products<Element> const& of, narrow_kernels<Element> const& kernels,
+                         cpu_context const& context, narrow_memory const& m) {
+  std::int64_t const tokens = of.tokens.rows;
+  float const* floats = m.widened;
+  std::int64_t stride = of.hidden;
+  if constexpr (std::is_same_v<Element, float>) {
+    floats = of.tokens.data;
+    stride = of.tokens.row_stride;
+  } else {
+    constexpr std::int64_t together = 8;
+    parallel_for(context, divide_up(tokens, together), [&](std::int64_t item) {
+      for (std::int64_t t = item * together; t < std::min(tokens, (item + 1) * together); ++t) {
+        kernels.widen(of.tokens.row(t), of.hidden, m.widened + t * of.hidden);
+      }
+    });
+  }
+
+  constexpr int rows_of_item = 64;
+  m.first_item[0] = 0;
+  for (int e = 0; e < of.experts; ++e) {
+    m.first_item[e + 1] = m.first_item[e] + divide_up(of.offsets[e + 1] - of.offsets[e], rows_of_item);
+  }
+  parallel_for(context, m.first_item[of.experts], [&](std::int64_t item) {
+    int const e = static_cast<int>(std::upper_bound(m.first_item, m.first_item + of.experts + 1, item) - m.first_item) - 1;
+    std::int64_t const first = of.offsets[e] + (item - m.first_item[e]) * rows_of_item;
+    int const rows = static_cast<int>(std::min<std::int64_t>(rows_of_item, of.offsets[e + 1] - first));
+    project_narrow_in(of, kernels, e, first, rows, floats, stride, m.inner);
+  });
+
+  // Sums of a tile of tokens and features, and the weights of an expert for them, stay in caches. Few tokens are cut by their features, so
+  // that all workers read.
+  constexpr std::int64_t tile_tokens = 256, most_features = 256;
+  std::int64_t const tiles = divide_up(tokens, tile_tokens);
+  std::int64_t const wanted = tiles >= 4 * context.threads ? most_features : divide_up(of.hidden, 4 * context.threads);
+  std::int64_t const least = 2 * kernels.step;
+  std::int64_t const features = std::clamp<std::int64_t>(divide_up(wanted, least) * least, least, most_features);
+  std::int64_t const blocks = divide_up(of.hidden, features);
+  parallel_for(context, tiles * blocks, [&](std::int64_t item) {
+    std::int64_t const begin = item / blocks * tile_tokens, first = item % blocks * features;
+    project_narrow_out(of, kernels, begin, std::min(tokens, begin + tile_tokens), static_cast<int>(first),
+                       static_cast<int>(std::min(features, of.hidden - first)), m.inner, m.sums);
+  });
+}
+
+}  // namespace switchyard::cpu
