@@ -85,8 +85,8 @@ struct config {
   bool balancing_subtracts = false;  ///< with the signs of sigma-MoE's published code
   bool unit_weights = false;         ///< every chosen expert has the weight 1, before scaling
   selector select_by = selector::none;
-  bool given_ids = false;            ///< experts are inputs.ids, weights are those of the logits
-  int router_width = 0;              ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
+  bool given_ids = false;  ///< experts are inputs.ids, weights are those of the logits
+  int router_width = 0;    ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
 
   activation act = activation::silu;
   bool gated = true;

@@ -115,7 +115,8 @@ struct problem {
 
   template <int Fifth, int Half>
   void measure_all(char const* name, settings const& of) const {
-    for (std::int64_t tokens : of.smoke ? std::vector<std::int64_t>{1, 9} : std::vector<std::int64_t>{1, 8, 64, 512, 2048}) {
+    for (std::int64_t tokens :
+         of.smoke ? std::vector<std::int64_t>{1, 9} : std::vector<std::int64_t>{1, 8, 64, 512, 2048}) {
       measure<Fifth>(name, tokens, of);
       measure<Half>(name, tokens, of);
     }
@@ -155,7 +156,8 @@ int main(int argc, char** argv) {
   }
   of.where = sy::cpu::resolved({.threads = threads});
   std::printf(
-      "dense blocks and the same ones split into experts, %s, weights %s; us, how many times as fast, and how many times as few bytes of "
+      "dense blocks and the same ones split into experts, %s, weights %s; us, how many times as fast, and how many "
+      "times as few bytes of "
       "weights are read and products made, router included\n%-10s %8s %6s %4s %10s %10s %7s %9s %9s\n",
       sy::describe(of.where).c_str(), of.warm ? "in caches" : "in memory", "block", "element", "tokens", "k", "dense",
       "MoEfied", "faster", "bytes", "products");

@@ -21,6 +21,7 @@
 #include <stdexcept>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -99,9 +100,9 @@ class split_layers final : public moe_layers {
   using dense = typename Kind::template first<sy::backend::cpu>;
   using activation = typename dense::expert::activation;
   static constexpr bool is_given = Choice == choice::at_random || Choice == choice::by_ground_truth;
-  using router = std::conditional_t<is_given, sy::router::precomputed,
-                                    std::conditional_t<Choice == choice::by_centers, sy::router::nearest_centers,
-                                                       sy::router::mlp_selector>>;
+  using router = std::conditional_t<
+      is_given, sy::router::precomputed,
+      std::conditional_t<Choice == choice::by_centers, sy::router::nearest_centers, sy::router::mlp_selector>>;
 
  public:
   using layer = sy::layer<sy::shape{dense::dims.hidden, dense::dims.intermediate / experts, experts, TopK}, router,
@@ -241,16 +242,15 @@ class figure {
     evaluate(model_, recording_layers(layers_, hidden, seen_), first, 1, [](auto, auto) {});
     double const dense_bits = score(layers_);
     double const dense_time = layer_time(layers_, hidden, seen_);
-    std::printf("%s: %d hidden units in each of %d blocks, as %d experts of %d\n", wanted_.weights.c_str(), units, blocks, experts,
-                units / experts);
+    std::printf("%s: %d hidden units in each of %d blocks, as %d experts of %d\n", wanted_.weights.c_str(), units,
+                blocks, experts, units / experts);
     std::printf("  selectors see the first %zu bytes of %s, the score is that of the %zu after them\n", first.size(),
                 wanted_.text.c_str(), scored_.size());
     std::printf("  dense: %.4f bits per byte, %.0f ns of one processor for each byte in the feed-forward layers\n",
                 dense_bits, dense_time);
 
-    std::vector<split_block> const contiguous = split([](auto const&, auto const&) {
-      return moefication::contiguous_clusters(units, experts);
-    });
+    std::vector<split_block> const contiguous =
+        split([](auto const&, auto const&) { return moefication::contiguous_clusters(units, experts); });
     std::vector<split_block> clustered = split([](auto const& block, auto const&) {
       std::vector<float> const rows = moefication::clustered_rows(block);
       return moefication::balanced_k_means({rows.data(), units, std::int64_t{2} * hidden}, experts).labels;
@@ -326,9 +326,10 @@ class figure {
                                                       wanted, {.epochs = wanted_.epochs});
       int const fifth = experts / 5;
       double const most = moefication::captured_mass(wanted, moefication::best_experts(wanted, fifth).experts, fifth);
-      std::printf("  block %d: %d of %d experts have %.1f %% of the mass, those of the trained selector %.1f %% "
-                  "(epoch %d)\n",
-                  b, fifth, experts, 100.0 * most, 100.0 * result.captured_mass, result.epoch);
+      std::printf(
+          "  block %d: %d of %d experts have %.1f %% of the mass, those of the trained selector %.1f %% "
+          "(epoch %d)\n",
+          b, fifth, experts, 100.0 * most, 100.0 * result.captured_mass, result.epoch);
       block.trained = result.best;
     }
   }
@@ -355,7 +356,8 @@ class figure {
   }
 
   void print() const {
-    std::printf("\nbits per byte (and ns for each byte, where a router chooses), by the share of the hidden units\n%-26s", "");
+    std::printf(
+        "\nbits per byte (and ns for each byte, where a router chooses), by the share of the hidden units\n%-26s", "");
     for (int k : picture_.lines[0].chosen) std::printf(" %12.1f %%", 100.0 * k / experts);
     for (tradeoff_line const& line : picture_.lines) {
       std::printf("\n%-26s", line.name.c_str());

@@ -13,9 +13,9 @@ namespace tiny_lm {
 
 struct tradeoff_line {
   std::string name;
-  std::vector<int> chosen = {};      ///< experts
-  std::vector<double> bits = {};     ///< per byte, of each
-  std::vector<double> time = {};     ///< ns for each byte, of each; empty: not measured
+  std::vector<int> chosen = {};   ///< experts
+  std::vector<double> bits = {};  ///< per byte, of each
+  std::vector<double> time = {};  ///< ns for each byte, of each; empty: not measured
 };
 
 struct tradeoff {
@@ -53,8 +53,8 @@ inline std::string svg(tradeoff const& of) {
                           right, y(bits));
     out += detail::format("<text x=\"%d\" y=\"%.1f\" font-size=\"12\" text-anchor=\"end\">%.1f</text>\n", left - 8,
                           y(bits) + 4, bits);
-    out += detail::format("<text x=\"%.1f\" y=\"%d\" font-size=\"12\" text-anchor=\"middle\">%.0f %%</text>\n", x(share),
-                          base + 20, 100.0 * share);
+    out += detail::format("<text x=\"%.1f\" y=\"%d\" font-size=\"12\" text-anchor=\"middle\">%.0f %%</text>\n",
+                          x(share), base + 20, 100.0 * share);
     out += detail::format("<text x=\"%d\" y=\"%.1f\" font-size=\"12\" fill=\"#52606d\">%.0f</text>\n", right + 8,
                           time_y(full_time * share) + 4, full_time * share);
   }
@@ -93,9 +93,10 @@ inline std::string svg(tradeoff const& of) {
              "\" points=\"" + times + "\"/>\n";
     }
     double const row = upper + 20.0 + 26.0 * static_cast<double>(i);
-    out += detail::format("<circle cx=\"%d\" cy=\"%.1f\" r=\"4\" fill=\"%s\"/>\n<text x=\"%d\" y=\"%.1f\" "
-                          "font-size=\"13\">%s</text>\n",
-                          right + 60, row - 4.0, colour, right + 72, row, line.name.c_str());
+    out += detail::format(
+        "<circle cx=\"%d\" cy=\"%.1f\" r=\"4\" fill=\"%s\"/>\n<text x=\"%d\" y=\"%.1f\" "
+        "font-size=\"13\">%s</text>\n",
+        right + 60, row - 4.0, colour, right + 72, row, line.name.c_str());
   }
   return out + "</svg>\n";
 }

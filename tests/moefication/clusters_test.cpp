@@ -116,7 +116,8 @@ TEST_CASE("balanced k-means is the same for a seed, better with swaps, and no pa
   sy::view<float const> const seen{rows.data(), units, width};
   int reports = 0;
   moefication::clustering_options options{.starts = 2, .seed = 3};
-  moefication::clustering const plain = moefication::balanced_k_means(seen, experts, {.starts = 2, .swap_sweeps = 0, .seed = 3});
+  moefication::clustering const plain =
+      moefication::balanced_k_means(seen, experts, {.starts = 2, .swap_sweeps = 0, .seed = 3});
   options.progress = [&](moefication::clustering_progress const& p) {
     ++reports;
     CHECK(p.starts == 2);

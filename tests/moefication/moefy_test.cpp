@@ -113,7 +113,8 @@ void check_all_experts(double tolerance) {
 
 TEST_CASE("the ground truth of a token is what each expert's units sum up to", "[moefication]") {
   by_hand const of;
-  std::vector<float> const active = moefication::unit_activations<sy::relu>(of.block(), sy::view<float const>{of.x.data(), 1, 2});
+  std::vector<float> const active =
+      moefication::unit_activations<sy::relu>(of.block(), sy::view<float const>{of.x.data(), 1, 2});
   CHECK(active == std::vector<float>{2, 1.5f, 1, 0});
   std::vector<float> const masses = moefication::expert_masses({active.data(), 1, 4}, of.labels, 2);
   CHECK(masses == std::vector<float>{3.5f, 1});
@@ -134,8 +135,8 @@ TEST_CASE("centers are means of normalised rows, and the nearest ones are chosen
   for (std::size_t i = 0; i < 4; ++i) {
     CHECK(centers[i] == Catch::Approx(std::vector<double>{0.853553, 0.353553, -0.5, 0.5}[i]).epsilon(1e-5));
   }
-  using layer = sy::layer<sy::shape{2, 2, 2, 1}, sy::router::nearest_centers, sy::capacity::dropless,
-                          sy::expert::mlp<sy::relu>>;
+  using layer =
+      sy::layer<sy::shape{2, 2, 2, 1}, sy::router::nearest_centers, sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
   auto const experts = moefication::moefy(of.block(), of.labels, 2);
   layer::args args{};
   args.weights.router.weight = centers.data();
@@ -159,8 +160,8 @@ TEST_CASE("centers are means of normalised rows, and the nearest ones are chosen
 }
 
 TEST_CASE("a direction is defined for every token that is a number", "[moefication][router]") {
-  using layer = sy::layer<sy::shape{2, 2, 2, 1}, sy::router::mlp_selector, sy::capacity::dropless,
-                          sy::expert::mlp<sy::relu>>;
+  using layer =
+      sy::layer<sy::shape{2, 2, 2, 1}, sy::router::mlp_selector, sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
   by_hand const of;
   auto const experts = moefication::moefy(of.block(), of.labels, 2);
   std::vector<float> const first{0.5f, 0, 0, 2}, second{1, 0.25f, -1, 1};
@@ -182,8 +183,9 @@ TEST_CASE("a direction is defined for every token that is a number", "[moeficati
   for (std::size_t t : {2, 3}) CHECK(logits[2 * t] == Catch::Approx(std::tanh(0.5)).epsilon(1e-5));
   CHECK_THROWS_AS(run<layer>(args, std::vector<float>{sy::infinity, 0}), sy::error);
   args.weights.router.output_weight = nullptr;
-  CHECK_THROWS_WITH(run<layer>(args, std::vector<float>{1, 1}),
-                    Catch::Matchers::ContainsSubstring("weights.router.output_weight: expected [experts, experts] float"));
+  CHECK_THROWS_WITH(
+      run<layer>(args, std::vector<float>{1, 1}),
+      Catch::Matchers::ContainsSubstring("weights.router.output_weight: expected [experts, experts] float"));
 }
 
 TEST_CASE("a MoEfied block has each unit once, those of an expert in ascending order", "[moefication]") {
@@ -291,6 +293,7 @@ TEST_CASE("MoEfication refuses what does not fit", "[moefication]") {
   refused(of.block(), {0, 0, 1, 2}, 2);
   refused(of.block(), {0, 0, 0, 1}, 2);
   refused(of.block(), of.labels, 3);
-  CHECK_THROWS_AS(moefication::unit_activations<sy::relu>(of.block(), sy::view<float const>{of.x.data(), 2, 1}), sy::error);
+  CHECK_THROWS_AS(moefication::unit_activations<sy::relu>(of.block(), sy::view<float const>{of.x.data(), 2, 1}),
+                  sy::error);
   CHECK_THROWS_AS(moefication::with_common_norm({1, 2, 3}, 2), sy::error);
 }

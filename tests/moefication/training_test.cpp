@@ -108,14 +108,13 @@ TEST_CASE("training captures more mass, ends with its best epoch, and repeats it
 
   // What is returned is that epoch's selector: it captures as much of the last tenth.
   constexpr int last = tokens / 10, chosen = 2;
-  std::vector<float> const z = moefication::selector_logits(
-      trained.best, {x.data() + (tokens - last) * hidden, last, hidden});
+  std::vector<float> const z =
+      moefication::selector_logits(trained.best, {x.data() + (tokens - last) * hidden, last, hidden});
   CHECK(moefication::captured_mass({masses.data() + (tokens - last) * experts, last, experts},
                                    moefication::best_experts({z.data(), last, experts}, chosen).experts,
                                    chosen) == Catch::Approx(best));
   settings.progress = {};
-  auto const again =
-      moefication::train_selector(moefication::first_selector(centers, experts), seen, wanted, settings);
+  auto const again = moefication::train_selector(moefication::first_selector(centers, experts), seen, wanted, settings);
   CHECK(support::same_bits(again.best.weight, trained.best.weight));
   CHECK(support::same_bits(again.best.output_weight, trained.best.output_weight));
 }

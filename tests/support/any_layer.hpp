@@ -27,7 +27,8 @@ struct any_args {
   std::int64_t token_stride = 0;
   void const* residual = nullptr;
   std::int64_t residual_stride = 0;
-  sy::router_weights router[most_strata] = {};  ///< a layer without strata has the first, a selector of two matrices the second, too
+  sy::router_weights router[most_strata] =
+      {};  ///< a layer without strata has the first, a selector of two matrices the second, too
   sy::layer_norm norm[most_strata] = {};
   any_matrix gate_proj, up_proj, down_proj;
   any_vector gate_bias, up_bias, down_bias;

@@ -162,16 +162,16 @@ inline std::vector<float> first_centers(view<float const> const& rows, int exper
 /// Units of two clusters change places where this lowers the objective. With the sums S of two clusters and d = r_j - r_i, the sum of
 /// |S|^2 grows by 2 d . (S_a - S_b) + 2 |d|^2: more than an assignment to fixed means knows, for the means follow. Returns whether any
 /// pair did.
-inline bool swap_units(std::vector<float> const& gram, std::int64_t units, int experts, std::vector<std::int32_t>& labels,
-                       std::vector<double>& products) {
+inline bool swap_units(std::vector<float> const& gram, std::int64_t units, int experts,
+                       std::vector<std::int32_t>& labels, std::vector<double>& products) {
   auto const width = static_cast<std::size_t>(experts), count = static_cast<std::size_t>(units);
   bool any = false;
   for (std::size_t i = 0; i < count; ++i) {
     for (std::size_t j = i + 1; j < count; ++j) {
       auto const a = static_cast<std::size_t>(labels[i]), b = static_cast<std::size_t>(labels[j]);
       if (a == b) continue;
-      double const first = (products[j * width + a] - products[i * width + a]) -
-                           (products[j * width + b] - products[i * width + b]);
+      double const first =
+          (products[j * width + a] - products[i * width + a]) - (products[j * width + b] - products[i * width + b]);
       double const apart = static_cast<double>(gram[i * count + i]) + static_cast<double>(gram[j * count + j]) -
                            2.0 * static_cast<double>(gram[i * count + j]);
       if (first + apart <= 1e-7) continue;
@@ -211,8 +211,8 @@ inline clustering balanced_k_means(view<float const> const& rows, int experts, c
       if (options.progress) options.progress({start, std::max(options.starts, 1), iteration, objective});
       return objective;
     };
-    std::vector<float> centers = detail::first_centers(
-        rows, experts, {.seed = options.seed, .stream = static_cast<std::uint64_t>(start)});
+    std::vector<float> centers =
+        detail::first_centers(rows, experts, {.seed = options.seed, .stream = static_cast<std::uint64_t>(start)});
     std::vector<std::int32_t> labels, best_labels;
     double of_start = std::numeric_limits<double>::infinity();
     int iteration = 0;

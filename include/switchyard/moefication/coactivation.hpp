@@ -125,8 +125,8 @@ inline void rebalance(std::vector<std::int32_t>& labels, int experts, std::uint6
   counter_random const random{.seed = seed, .stream = 0};
   for (auto& of_part : members) {
     while (of_part.size() > size) {
-      auto const at = static_cast<std::size_t>(static_cast<double>(random.uniform(drawn++)) *
-                                               static_cast<double>(of_part.size()));
+      auto const at =
+          static_cast<std::size_t>(static_cast<double>(random.uniform(drawn++)) * static_cast<double>(of_part.size()));
       surplus.push_back(of_part[at]);
       of_part[at] = of_part.back();
       of_part.pop_back();

@@ -30,9 +30,9 @@ namespace switchyard::moefication {
 /// adds it once per token with `expert::with_output_bias`.
 template <class Element>
 struct dense_block {
-  view<Element const> gate = {};  ///< [units, hidden]; no data: the block is not gated
-  view<Element const> up = {};    ///< [units, hidden]
-  view<Element const> down = {};  ///< [hidden, units]
+  view<Element const> gate = {};       ///< [units, hidden]; no data: the block is not gated
+  view<Element const> up = {};         ///< [units, hidden]
+  view<Element const> down = {};       ///< [hidden, units]
   Element const* gate_bias = nullptr;  ///< [units], null: none
   Element const* up_bias = nullptr;    ///< [units], null: none
 
@@ -44,8 +44,10 @@ template <class Element>
 struct moefied_block {
   int experts = 0, size = 0, hidden = 0;  ///< `size` units of each expert
   storage stored = storage::input_major;
-  std::vector<std::int32_t> units;  ///< [experts, size]: the unit of the dense block at each place, in ascending order within an expert
-  std::vector<Element> gate_proj, up_proj;  ///< [experts, hidden, size]; output_major: [experts, size, hidden]; an absent gate is empty
+  std::vector<std::int32_t>
+      units;  ///< [experts, size]: the unit of the dense block at each place, in ascending order within an expert
+  std::vector<Element> gate_proj,
+      up_proj;  ///< [experts, hidden, size]; output_major: [experts, size, hidden]; an absent gate is empty
   std::vector<Element> down_proj;           ///< [experts, size, hidden]; output_major: [experts, hidden, size]
   std::vector<Element> gate_bias, up_bias;  ///< [experts, size], for `layer::in_bias`; empty where there are none
 
@@ -69,7 +71,8 @@ namespace detail {
 
 template <class Element>
 void check_block(char const* function, dense_block<Element> const& block) {
-  auto const fail_size = [&](char const* name, std::int64_t rows, std::int64_t columns, view<Element const> const& got) {
+  auto const fail_size = [&](char const* name, std::int64_t rows, std::int64_t columns,
+                             view<Element const> const& got) {
     fail(std::string("moefication::") + function + ", " + name,
          std::to_string(rows) + " x " + std::to_string(columns) + " weights",
          got.data == nullptr ? "a null pointer" : std::to_string(got.rows) + " x " + std::to_string(got.columns));
@@ -269,9 +272,8 @@ inline chosen_experts best_experts(view<float const> const& scores, int top_k) {
   for (std::int64_t t = 0; t < scores.rows; ++t) {
     float const* const row = scores.row(t);
     std::iota(order.begin(), order.end(), 0);
-    std::partial_sort(order.begin(), order.begin() + top_k, order.end(), [&](std::int32_t a, std::int32_t b) {
-      return row[a] > row[b] || (row[a] == row[b] && a < b);
-    });
+    std::partial_sort(order.begin(), order.begin() + top_k, order.end(),
+                      [&](std::int32_t a, std::int32_t b) { return row[a] > row[b] || (row[a] == row[b] && a < b); });
     result.experts.insert(result.experts.end(), order.begin(), order.begin() + top_k);
   }
   result.weights.assign(result.experts.size(), 1.0f);

@@ -61,7 +61,8 @@ struct selector_training {
 namespace detail {
 
 /// The logits of directions, [tokens, experts]; on request also what the second matrix sees.
-inline std::vector<float> logits_of(selector const& of, view<float const> const& directions, std::vector<float>* inner) {
+inline std::vector<float> logits_of(selector const& of, view<float const> const& directions,
+                                    std::vector<float>* inner) {
   std::vector<float> h = row_products(directions, {of.weight.data(), of.experts, of.hidden});
   for (float& value : h) value = std::tanh(value);
   std::vector<float> z =
@@ -146,8 +147,8 @@ inline trained_selector train_selector(selector from, view<float const> const& t
                                        selector_training const& settings = {}) {
   auto const experts = static_cast<std::size_t>(from.experts), hidden = static_cast<std::size_t>(from.hidden);
   if (tokens.columns != from.hidden || masses.columns != from.experts || masses.rows != tokens.rows) {
-    fail("moefication::train_selector", "tokens x " + std::to_string(from.hidden) + " and tokens x " +
-                                            std::to_string(from.experts) + " numbers",
+    fail("moefication::train_selector",
+         "tokens x " + std::to_string(from.hidden) + " and tokens x " + std::to_string(from.experts) + " numbers",
          std::to_string(tokens.rows) + " x " + std::to_string(tokens.columns) + " and " + std::to_string(masses.rows) +
              " x " + std::to_string(masses.columns));
   }

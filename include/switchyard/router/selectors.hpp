@@ -37,7 +37,8 @@ struct unweighted_top_k : top_k<scores::logits, selection::best, weighting::one>
 };
 
 /// Logits that are made of the direction of a token, x / |x|, named as `source`; a token of zeros has the direction zero.
-struct from_center_distances : from_logits {};  ///< minus the distance of the direction and each row of the router weight
+struct from_center_distances : from_logits {
+};  ///< minus the distance of the direction and each row of the router weight
 struct from_selector_network : from_logits {};  ///< W_b tanh(W_a x / |x|)
 
 /// What `nearest_centers` and `mlp_selector` have in common.
@@ -48,7 +49,8 @@ struct by_direction : top_k<scores::logits, selection::best, weighting::one> {
   template <class Self, shape Dims, class Capacity, class Expert>
   static constexpr bool fits() {
     static_assert(
-        std::is_same_v<typename Self::source, Source> && std::is_same_v<typename Self::features, features_as_they_are> &&
+        std::is_same_v<typename Self::source, Source> &&
+            std::is_same_v<typename Self::features, features_as_they_are> &&
             std::is_same_v<typename Self::schedule, one_pass> && std::is_same_v<typename Self::weight_element, float> &&
             !Self::traits.bias,
         "switchyard: router::nearest_centers and router::mlp_selector make their logits of a token's direction by "

@@ -58,7 +58,8 @@ void combine(combination<Element> const& of, cpu_context const& context) {
   std::int64_t const tokens = of.tokens.rows;
   int const hidden = of.hidden, top_k = of.top_k;
   // Where rows are summed already, only dropped pairs are looked at.
-  int const rows_or_drops = of.results.token_sums != nullptr && of.on_drop != dropped::weighted_input ? 0 : top_k;
+  bool const summed = of.results.token_sums.data != nullptr;
+  int const rows_or_drops = summed && of.on_drop != dropped::weighted_input ? 0 : top_k;
 
   parallel_for(context, divide_up(tokens, tokens_per_item), [&](std::int64_t item) {
     std::int64_t const end = std::min(tokens, (item + 1) * tokens_per_item);
@@ -92,15 +93,15 @@ void combine(combination<Element> const& of, cpu_context const& context) {
         int const count = std::min(width, hidden - first);
         float sum[width];
         for (int h = 0; h < count; ++h) sum[h] = hand_through ? static_cast<float>(x[first + h]) : start;
-        if (of.results.token_sums != nullptr) {
-          float const* const from = of.results.token_sums + token * hidden + first;
+        if (summed) {
+          float const* const from = of.results.token_sums.row(token) + first;
           for (int h = 0; h < count; ++h) sum[h] += from[h];
         }
         for (int k = 0; k < rows_or_drops; ++k) {
           std::int64_t const pair = token * top_k + k;
           std::int64_t const row = of.row_of[pair];
           if (row >= 0) {
-            if (of.results.token_sums != nullptr) continue;
+            if (summed) continue;
             float const weight = of.weighs_input ? of.results.scale : of.results.scale * of.weights[pair];
             float const* const from = of.results.rows + row * hidden + first;
             for (int h = 0; h < count; ++h) sum[h] += weight * from[h];

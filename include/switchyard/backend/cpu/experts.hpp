@@ -508,8 +508,10 @@ struct experts_step<expert::two_products> {
       auto const kernels = narrow_kernels_of<typename Layer::element>(context.instructions);
       if (narrow.fit(kernels)) {
         // A token has at least `least_narrow_choices` rows, which there is memory for.
-        std::int64_t const floats = tokens.rows * Layer::dims.hidden;
-        narrow_memory const memory{m.first_item, m.activated, m.results, m.results + floats};
+        constexpr std::int64_t stride = row_floats(Layer::dims.hidden);
+        float* const sums = m.results + tokens.rows * stride;
+        narrow_memory const memory{
+            m.first_item, m.activated, m.results, {sums, tokens.rows, Layer::dims.hidden, stride}};
         run_narrow_products(narrow, kernels, context, memory);
         auto results = results_of<Layer>(args, context, tokens, m);
         results.token_sums = memory.sums;
@@ -524,7 +526,7 @@ struct experts_step<expert::two_products> {
   /// Whether the experts are computed as narrow ones where their weights lie so: see narrow_experts.hpp.
   template <class Layer>
   static constexpr bool may_be_narrow =
-      Layer::dims.intermediate <= most_narrow_units && Layer::dims.top_k >= least_narrow_choices &&
+      Layer::dims.intermediate <= most_narrow_units&& Layer::dims.top_k >= least_narrow_choices &&
       !Layer::expert_traits.bias && Layer::expert_traits.kept_units == 0 &&
       std::is_same_v<decltype(as_operand(typename Layer::weights{}.up_proj)), weight_view<typename Layer::element>>;
 

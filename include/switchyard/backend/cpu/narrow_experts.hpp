@@ -8,7 +8,6 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
 
 /// Both products of experts with few hidden units, of which a token visits many: parts of a dense block, above all. To gather a token for
 /// each of its experts, and to write a row of results for each, would take longer than the products: here a token is read where it stands,
@@ -54,9 +53,9 @@ struct narrow_products {
   int experts, top_k, hidden, intermediate;
   expert_activation activation;
   weight_view<Element> gate, up, down;  ///< no gate where experts are not gated
-  float const* combine_weights;  ///< [tokens, top_k]
-  bool weighs_input;             ///< they multiply the token, not the result
-  float scale;                   ///< of the results
+  float const* combine_weights;         ///< [tokens, top_k]
+  bool weighs_input;                    ///< they multiply the token, not the result
+  float scale;                          ///< of the results
 
   /// Weights of neighbouring output features stand beside each other, and nothing is left over where vectors end.
   bool fit(narrow_kernels<Element> const& kernels) const {
@@ -69,22 +68,21 @@ struct narrow_products {
 struct narrow_memory {
   std::int64_t* first_item;  ///< [experts + 1]
   float* inner;              ///< [rows, intermediate]
-  float* widened;            ///< [tokens, hidden], not used for float tokens
-  float* sums;               ///< [tokens, hidden], the result
+  float* widened;            ///< [tokens, row_floats(hidden)]
+  view<float> sums;          ///< [tokens, hidden], the result, apart by row_floats(hidden)
 };
 
 /// inner[row] = combine weight * scale * activation of the first products of some rows of an expert.
 template <class Element>
 void project_narrow_in(narrow_products<Element> const& of, narrow_kernels<Element> const& kernels, int expert,
-                       std::int64_t first_row, int row_count, float const* tokens, std::int64_t token_stride,
-                       float* inner) {
+                       std::int64_t first_row, int row_count, float const* tokens, float* inner) {
   constexpr int most_rows = 64, slice_bytes = 16 * 1024;
   int const units = of.intermediate, columns = of.activation.gated ? 2 * units : units;
   alignas(64) float sums[most_rows * 2 * most_narrow_units];
   float const* rows[most_rows];
   float *gate_sums[most_rows], *up_sums[most_rows];
   for (int r = 0; r < row_count; ++r) {
-    rows[r] = tokens + of.pair_of[first_row + r] / of.top_k * token_stride;
+    rows[r] = tokens + of.pair_of[first_row + r] / of.top_k * row_floats(of.hidden);
     gate_sums[r] = sums + r * columns;
     up_sums[r] = gate_sums[r] + columns - units;
   }
@@ -121,12 +119,12 @@ void project_narrow_in(narrow_products<Element> const& of, narrow_kernels<Elemen
 /// sums[token][f] = the second products of all rows of some tokens, for some output features.
 template <class Element>
 void project_narrow_out(narrow_products<Element> const& of, narrow_kernels<Element> const& kernels, std::int64_t begin,
-                        std::int64_t end, int first, int features, float const* inner, float* sums) {
+                        std::int64_t end, int first, int features, float const* inner, view<float> const& sums) {
   constexpr int most_rows = 256;
   float const* rows[most_rows];
   float* to[most_rows];
   for (std::int64_t t = begin; t < end; ++t) {
-    std::fill(sums + t * of.hidden + first, sums + t * of.hidden + first + features, 0.0f);
+    std::fill(sums.row(t) + first, sums.row(t) + first + features, 0.0f);
   }
   auto const first_of = [&](int e, std::int64_t token) {
     return std::lower_bound(of.pair_of + of.offsets[e], of.pair_of + of.offsets[e + 1], token * of.top_k) - of.pair_of;
@@ -154,7 +152,7 @@ void project_narrow_out(narrow_products<Element> const& of, narrow_kernels<Eleme
         if (token == before) break;
         before = token;
         rows[count] = inner + row * of.intermediate;
-        to[count] = sums + token * of.hidden + first;
+        to[count] = sums.row(token) + first;
       }
       kernels.add(rows, count, of.intermediate, of.down.at(e, first, 0), of.down.column_stride, features, to);
     }
@@ -166,19 +164,12 @@ template <class Element>
 void run_narrow_products(narrow_products<Element> const& of, narrow_kernels<Element> const& kernels,
                          cpu_context const& context, narrow_memory const& m) {
   std::int64_t const tokens = of.tokens.rows;
-  float const* floats = m.widened;
-  std::int64_t stride = of.hidden;
-  if constexpr (std::is_same_v<Element, float>) {
-    floats = of.tokens.data;
-    stride = of.tokens.row_stride;
-  } else {
-    constexpr std::int64_t together = 8;
-    parallel_for(context, divide_up(tokens, together), [&](std::int64_t item) {
-      for (std::int64_t t = item * together; t < std::min(tokens, (item + 1) * together); ++t) {
-        kernels.widen(of.tokens.row(t), of.hidden, m.widened + t * of.hidden);
-      }
-    });
-  }
+  constexpr std::int64_t together = 8;
+  parallel_for(context, divide_up(tokens, together), [&](std::int64_t item) {
+    for (std::int64_t t = item * together; t < std::min(tokens, (item + 1) * together); ++t) {
+      kernels.widen(of.tokens.row(t), of.hidden, m.widened + t * row_floats(of.hidden));
+    }
+  });
 
   constexpr int rows_of_item = 64;
   m.first_item[0] = 0;
@@ -186,10 +177,11 @@ void run_narrow_products(narrow_products<Element> const& of, narrow_kernels<Elem
     m.first_item[e + 1] = m.first_item[e] + divide_up(of.offsets[e + 1] - of.offsets[e], rows_of_item);
   }
   parallel_for(context, m.first_item[of.experts], [&](std::int64_t item) {
-    int const e = static_cast<int>(std::upper_bound(m.first_item, m.first_item + of.experts + 1, item) - m.first_item) - 1;
+    int const e =
+        static_cast<int>(std::upper_bound(m.first_item, m.first_item + of.experts + 1, item) - m.first_item) - 1;
     std::int64_t const first = of.offsets[e] + (item - m.first_item[e]) * rows_of_item;
     int const rows = static_cast<int>(std::min<std::int64_t>(rows_of_item, of.offsets[e + 1] - first));
-    project_narrow_in(of, kernels, e, first, rows, floats, stride, m.inner);
+    project_narrow_in(of, kernels, e, first, rows, m.widened, m.inner);
   });
 
   // Sums of a tile of tokens and features, and the weights of an expert for them, stay in caches. Few tokens are cut by their features, so

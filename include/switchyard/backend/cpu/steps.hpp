@@ -41,8 +41,9 @@ struct routes {
 /// What the experts leave for the sum over each token's experts.
 template <class Element>
 struct expert_results {
-  float const* rows = nullptr;           ///< [rows, hidden]
-  float const* token_sums = nullptr;     ///< [tokens, hidden], the weighted sums of rows in their place; null: rows are summed
+  float const* rows = nullptr;  ///< [rows, hidden]
+  view<float const> token_sums =
+      {};  ///< [tokens, hidden], the weighted sums of rows in their place; no data: rows are summed
   float const* shared_rows = nullptr;    ///< [tokens, hidden], null without a shared expert
   Element const* shared_gate = nullptr;  ///< [hidden], null where nothing gates it
   float scale = 1.0f;                    ///< of the routed experts

@@ -50,8 +50,7 @@ __global__ void __launch_bounds__(Threads)
     finish_products(view<Element const> const tokens, int experts, float const* center_squares, float* products) {
   std::int64_t const token = std::int64_t{blockIdx.x} * (Threads / 32) + static_cast<int>(threadIdx.x) / 32;
   if (token >= tokens.rows) return;
-  float const inverse =
-      selectors::inverse_length(squares_by_warp(tokens.row(token), static_cast<int>(tokens.columns)));
+  float const inverse = selectors::inverse_length(squares_by_warp(tokens.row(token), static_cast<int>(tokens.columns)));
   float* const of_token = products + token * experts;
   for (int e = static_cast<int>(threadIdx.x) % 32; e < experts; e += 32) {
     of_token[e] = center_squares != nullptr ? selectors::minus_distance(of_token[e], inverse, center_squares[e])
@@ -128,8 +127,8 @@ struct route_step<router::from_selector_network> : by_direction_step {
   static void enqueue(forward_args<Layer> const& args, launch_queue const& queue, memory<Layer> const& m,
                       route_results const& results, pass_size const* pass) {
     using first = layer_routing<Layer>;
-    using second = routing_of<float, typename Layer::router, Layer::all_experts, Layer::dims.top_k,
-                              typename first::inputs>;
+    using second =
+        routing_of<float, typename Layer::router, Layer::all_experts, Layer::dims.top_k, typename first::inputs>;
     using tile = route_tile<second, 1>;
     if (args.tokens.rows == 0) return;
     auto const to = by_logits::template prepare<Layer>(args, queue, m, results, pass);
