@@ -23,8 +23,8 @@ namespace switchyard::moefication {
 /// The two matrices of a selector, z = W_b tanh(W_a x / |x|).
 struct selector {
   int experts = 0, hidden = 0;
-  std::vector<float> weight;         ///< [experts, hidden], W_a
-  std::vector<float> output_weight;  ///< [experts, experts], W_b
+  std::vector<float> weight = {};         ///< [experts, hidden], W_a
+  std::vector<float> output_weight = {};  ///< [experts, experts], W_b
 };
 
 /// The selector that training begins with: W_a are the centers [experts, hidden], W_b is the identity.
