@@ -29,10 +29,12 @@ inline constexpr int narrow_step = 2 * lanes;
 inline constexpr int narrow_rows = lanes < 16 ? 4 : 8;
 
 /// sums[r][first + f] += sum over depth of rows[r][k] * weights[k * stride + f], for `narrow_step` features f. The order of the terms of a
-/// sum is that of k, whatever stands beside it.
+/// sum is that of k, whatever stands beside it. What stands as `weights` do from `fetched` on is brought to the cache meanwhile.
 template <class Element, int Rows>
 SWITCHYARD_TILE_TARGET void add_narrow_group(float const* const* rows, int depth, Element const* weights,
-                                             std::int64_t stride, float* const* sums, int first) {
+                                             Element const* fetched, std::int64_t stride, float* const* sums,
+                                             int first) {
+  constexpr int line_elements = 64 / static_cast<int>(sizeof(Element));
   floats sum[Rows][2];
   SWITCHYARD_TILE_UNROLL
   for (int r = 0; r < Rows; ++r) {
@@ -42,7 +44,9 @@ SWITCHYARD_TILE_TARGET void add_narrow_group(float const* const* rows, int depth
   float const* row[Rows];
   SWITCHYARD_TILE_UNROLL
   for (int r = 0; r < Rows; ++r) row[r] = rows[r];
-  for (int k = 0; k < depth; ++k, weights += stride) {
+  for (int k = 0; k < depth; ++k, weights += stride, fetched += stride) {
+    __builtin_prefetch(fetched);
+    if constexpr (narrow_step > line_elements) __builtin_prefetch(fetched + line_elements);
     floats const low = stored_in_order<Element>::load(weights), high = stored_in_order<Element>::load(weights + lanes);
     SWITCHYARD_TILE_UNROLL
     for (int r = 0; r < Rows; ++r) {
@@ -61,23 +65,27 @@ SWITCHYARD_TILE_TARGET void add_narrow_group(float const* const* rows, int depth
 /// The same for any number of rows and a multiple of `narrow_step` of features.
 template <class Element>
 SWITCHYARD_TILE_TARGET void add_narrow_products(float const* const* rows, int row_count, int depth,
-                                                Element const* weights, std::int64_t stride, int features,
-                                                float* const* sums) {
+                                                Element const* weights, Element const* fetched, std::int64_t stride,
+                                                int features, float* const* sums) {
   for (int f = 0; f < features; f += narrow_step) {
     int r = 0;
+    Element const *now = weights + f, *ahead = fetched + f;  // what the first group fetches is there for the others
     for (; r + narrow_rows <= row_count; r += narrow_rows) {
-      add_narrow_group<Element, narrow_rows>(rows + r, depth, weights + f, stride, sums + r, f);
+      add_narrow_group<Element, narrow_rows>(rows + r, depth, now, ahead, stride, sums + r, f);
+      ahead = now;
     }
     if constexpr (narrow_rows > 4) {
       if (row_count - r >= 4) {
-        add_narrow_group<Element, 4>(rows + r, depth, weights + f, stride, sums + r, f);
+        add_narrow_group<Element, 4>(rows + r, depth, now, ahead, stride, sums + r, f);
+        ahead = now;
         r += 4;
       }
     }
     if (row_count - r >= 2) {
-      add_narrow_group<Element, 2>(rows + r, depth, weights + f, stride, sums + r, f);
+      add_narrow_group<Element, 2>(rows + r, depth, now, ahead, stride, sums + r, f);
+      ahead = now;
       r += 2;
     }
-    if (row_count > r) add_narrow_group<Element, 1>(rows + r, depth, weights + f, stride, sums + r, f);
+    if (row_count > r) add_narrow_group<Element, 1>(rows + r, depth, now, ahead, stride, sums + r, f);
   }
 }

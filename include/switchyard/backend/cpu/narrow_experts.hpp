@@ -25,8 +25,8 @@ template <class Element>
 struct narrow_kernels {
   int step;  ///< units and features come in multiples of it
   void (*widen)(Element const* from, int columns, float* to);
-  void (*add)(float const* const* rows, int row_count, int depth, Element const* weights, std::int64_t stride,
-              int features, float* const* sums);
+  void (*add)(float const* const* rows, int row_count, int depth, Element const* weights, Element const* fetched,
+              std::int64_t stride, int features, float* const* sums);
 };
 /// `set` must not be `automatic`.
 template <class Element>
@@ -75,7 +75,7 @@ struct narrow_memory {
 /// inner[row] = combine weight * scale * activation of the first products of some rows of an expert.
 template <class Element>
 void project_narrow_in(narrow_products<Element> const& of, narrow_kernels<Element> const& kernels, int expert,
-                       std::int64_t first_row, int row_count, float const* tokens, float* inner) {
+                       int next_expert, std::int64_t first_row, int row_count, float const* tokens, float* inner) {
   constexpr int most_rows = 64, slice_bytes = 16 * 1024;
   int const units = of.intermediate, columns = of.activation.gated ? 2 * units : units;
   alignas(64) float sums[most_rows * 2 * most_narrow_units];
@@ -92,14 +92,10 @@ void project_narrow_in(narrow_products<Element> const& of, narrow_kernels<Elemen
   for (int k = 0; k < of.hidden; k += slice) {
     int const depth = std::min(slice, of.hidden - k);
     auto const add = [&](weight_view<Element> const& matrix, float* const* to) {
-      Element const* const weights = matrix.at(expert, 0, k);
-      for (int ahead = depth; ahead < std::min(2 * depth, of.hidden - k); ++ahead) {
-        char const* const line = reinterpret_cast<char const*>(weights + ahead * matrix.column_stride);
-        for (int byte = 0; byte < units * static_cast<int>(sizeof(Element)); byte += 64) {
-          __builtin_prefetch(line + byte);
-        }
-      }
-      kernels.add(rows, row_count, depth, weights, matrix.column_stride, units, to);
+      bool const last = k + depth >= of.hidden;  // then what the next item begins with is fetched
+      kernels.add(rows, row_count, depth, matrix.at(expert, 0, k),
+                  last ? matrix.at(next_expert, 0, 0) : matrix.at(expert, 0, k + depth), matrix.column_stride, units,
+                  to);
     };
     if (of.activation.gated) add(of.gate, gate_sums);
     add(of.up, up_sums);
@@ -134,16 +130,9 @@ void project_narrow_out(narrow_products<Element> const& of, narrow_kernels<Eleme
     std::int64_t const last = first_of(e, end);
     std::int64_t row = first_of(e, begin);
     if (row == last) continue;
-    if (last - row <= 16) {  // weights are read for few rows: those of the next expert with rows are fetched
-      int next = e + 1;
-      while (next < of.experts && of.offsets[next] == of.offsets[next + 1]) ++next;
-      for (int i = 0; next < of.experts && i < of.intermediate; ++i) {
-        char const* const line = reinterpret_cast<char const*>(of.down.at(next, first, i));
-        for (int byte = 0; byte < features * static_cast<int>(sizeof(Element)); byte += 64) {
-          __builtin_prefetch(line + byte);
-        }
-      }
-    }
+    int next = e + 1;  // whose weights are fetched
+    while (next < of.experts && of.offsets[next] == of.offsets[next + 1]) ++next;
+    if (next == of.experts) next = e;
     // A token that visits an expert twice is added twice, one after the other.
     while (row < last) {
       int count = 0;
@@ -154,7 +143,8 @@ void project_narrow_out(narrow_products<Element> const& of, narrow_kernels<Eleme
         rows[count] = inner + row * of.intermediate;
         to[count] = sums.row(token) + first;
       }
-      kernels.add(rows, count, of.intermediate, of.down.at(e, first, 0), of.down.column_stride, features, to);
+      kernels.add(rows, count, of.intermediate, of.down.at(e, first, 0), of.down.at(next, first, 0),
+                  of.down.column_stride, features, to);
     }
   }
 }
@@ -176,21 +166,27 @@ void run_narrow_products(narrow_products<Element> const& of, narrow_kernels<Elem
   for (int e = 0; e < of.experts; ++e) {
     m.first_item[e + 1] = m.first_item[e] + divide_up(of.offsets[e + 1] - of.offsets[e], rows_of_item);
   }
-  parallel_for(context, m.first_item[of.experts], [&](std::int64_t item) {
-    int const e =
-        static_cast<int>(std::upper_bound(m.first_item, m.first_item + of.experts + 1, item) - m.first_item) - 1;
+  std::int64_t const items = m.first_item[of.experts];
+  auto const expert_of = [&](std::int64_t item) {
+    return static_cast<int>(std::upper_bound(m.first_item, m.first_item + of.experts + 1, item) - m.first_item) - 1;
+  };
+  parallel_for(context, items, [&](std::int64_t item, std::int64_t next) {
+    int const e = expert_of(item);
     std::int64_t const first = of.offsets[e] + (item - m.first_item[e]) * rows_of_item;
     int const rows = static_cast<int>(std::min<std::int64_t>(rows_of_item, of.offsets[e + 1] - first));
-    project_narrow_in(of, kernels, e, first, rows, m.widened, m.inner);
+    project_narrow_in(of, kernels, e, next < items ? expert_of(next) : e, first, rows, m.widened, m.inner);
   });
 
   // Sums of a tile of tokens and features, and the weights of an expert for them, stay in caches. Few tokens are cut by their features, so
   // that all workers read.
   constexpr std::int64_t tile_tokens = 256, most_features = 256;
   std::int64_t const tiles = divide_up(tokens, tile_tokens);
-  std::int64_t const wanted = tiles >= 4 * context.threads ? most_features : divide_up(of.hidden, 4 * context.threads);
-  std::int64_t const least = 2 * kernels.step;
-  std::int64_t const features = std::clamp<std::int64_t>(divide_up(wanted, least) * least, least, most_features);
+  bool const few = tokens <= 16;  // weights are read in streams as long as may be
+  std::int64_t const wanted =
+      few ? divide_up(of.hidden, context.threads)
+          : std::min(most_features, divide_up(of.hidden, divide_up(4 * context.threads, tiles)));
+  std::int64_t const features =
+      std::clamp<std::int64_t>(divide_up(wanted, kernels.step) * kernels.step, kernels.step, of.hidden);
   std::int64_t const blocks = divide_up(of.hidden, features);
   parallel_for(context, tiles * blocks, [&](std::int64_t item) {
     std::int64_t const begin = item / blocks * tile_tokens, first = item % blocks * features;
