@@ -52,8 +52,41 @@ struct chosen {
   candidate choice[TopK];
 };
 
+/// The same where one lane has them all and many are taken: each choice looks at the largest values of groups, and at one group.
+template <int TopK, int Experts>
+constexpr chosen<TopK> take_top_k_alone(float const (&values)[Experts]) {
+  constexpr int together = 16, groups = (Experts + together - 1) / together;
+  float left[groups * together] = {}, most[groups] = {};
+  for (int i = 0; i < groups * together; ++i) left[i] = i < Experts ? values[i] : -infinity;
+  auto const largest_of = [&](int group) {
+    float const* const of_group = left + group * together;
+    float halves[together / 2] = {};
+    for (int i = 0; i < together / 2; ++i) {
+      halves[i] = of_group[i] > of_group[i + together / 2] ? of_group[i] : of_group[i + together / 2];
+    }
+    float best = halves[0];
+    for (float h : halves) best = h > best ? h : best;
+    return best;
+  };
+  for (int g = 0; g < groups; ++g) most[g] = largest_of(g);
+  chosen<TopK> result{};
+  for (int k = 0; k < TopK; ++k) {
+    int group = 0;
+    for (int g = 1; g < groups; ++g) group = most[g] > most[group] ? g : group;
+    int id = group * together;
+    while (left[id] != most[group]) ++id;
+    result.choice[k] = {most[group], id};
+    left[id] = -infinity;
+    most[group] = largest_of(group);
+  }
+  return result;
+}
+
 template <int TopK, int Experts, class Lanes>
 SWITCHYARD_HD constexpr chosen<TopK> take_top_k(Lanes lanes, per_expert<Experts, Lanes> const& values) {
+#if !defined(__CUDA_ARCH__)
+  if constexpr (Lanes::size == 1 && Experts >= 32 && TopK >= 4) return take_top_k_alone<TopK>(values.value);
+#endif
   chosen<TopK> result{};
   // The order is total, so the next choice is the first one after the last: nothing has to be marked.
   candidate last = before_all;

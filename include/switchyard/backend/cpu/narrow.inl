@@ -7,6 +7,18 @@ struct stored_in_order {
     return stored<summed_as_float<Element>>::load(reinterpret_cast<summed_as_float<Element> const*>(from), 0);
   }
 };
+#if defined(SWITCHYARD_TILE_HALF)
+// gcc makes half a vector at a time of what can be one instruction.
+template <>
+struct stored_in_order<bfloat16> {
+  SWITCHYARD_TILE_TARGET static floats load(bfloat16 const* from) {
+    typedef std::uint16_t shorts __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 2), may_alias, aligned(2)));
+    words elements;
+    asm("vpmovzxwd %1, %0" : "=v"(elements) : "m"(*reinterpret_cast<shorts const*>(from)));
+    return reinterpret_cast<floats>(elements << 16);
+  }
+};
+#endif
 template <>
 struct stored_in_order<float> {
   SWITCHYARD_TILE_TARGET static floats load(float const* from) { return load_floats(from); }
@@ -62,30 +74,34 @@ SWITCHYARD_TILE_TARGET void add_narrow_group(float const* const* rows, int depth
   }
 }
 
-/// The same for any number of rows and a multiple of `narrow_step` of features.
+/// The same for any number of rows and a multiple of `narrow_step` of features. Few rows wait for the weights: those of a piece of the depth
+/// are read side by side, in long streams of memory.
 template <class Element>
 SWITCHYARD_TILE_TARGET void add_narrow_products(float const* const* rows, int row_count, int depth,
                                                 Element const* weights, Element const* fetched, std::int64_t stride,
                                                 int features, float* const* sums) {
-  for (int f = 0; f < features; f += narrow_step) {
-    int r = 0;
-    Element const *now = weights + f, *ahead = fetched + f;  // what the first group fetches is there for the others
-    for (; r + narrow_rows <= row_count; r += narrow_rows) {
-      add_narrow_group<Element, narrow_rows>(rows + r, depth, now, ahead, stride, sums + r, f);
-      ahead = now;
-    }
-    if constexpr (narrow_rows > 4) {
-      if (row_count - r >= 4) {
-        add_narrow_group<Element, 4>(rows + r, depth, now, ahead, stride, sums + r, f);
+  constexpr int streams = 8;
+  int const piece = row_count <= 8 && features > narrow_step ? streams : depth;
+  for (int k = 0; k < depth; k += piece) {
+    int const length = depth - k < piece ? depth - k : piece;
+    float const* row[narrow_rows];
+    for (int f = 0; f < features; f += narrow_step) {
+      Element const* const now = weights + k * stride + f;
+      // What the first group fetches is there for the others.
+      Element const* ahead = k + piece < depth ? now + piece * stride : fetched + f;
+      int r = 0;
+      auto const add = [&]<int Rows>(std::integral_constant<int, Rows>) SWITCHYARD_TILE_TARGET {
+        for (int i = 0; i < Rows; ++i) row[i] = rows[r + i] + k;
+        add_narrow_group<Element, Rows>(row, length, now, ahead, stride, sums + r, f);
         ahead = now;
-        r += 4;
+        r += Rows;
+      };
+      while (r + narrow_rows <= row_count) add(std::integral_constant<int, narrow_rows>{});
+      if constexpr (narrow_rows > 4) {
+        if (row_count - r >= 4) add(std::integral_constant<int, 4>{});
       }
+      if (row_count - r >= 2) add(std::integral_constant<int, 2>{});
+      if (row_count > r) add(std::integral_constant<int, 1>{});
     }
-    if (row_count - r >= 2) {
-      add_narrow_group<Element, 2>(rows + r, depth, now, ahead, stride, sums + r, f);
-      ahead = now;
-      r += 2;
-    }
-    if (row_count > r) add_narrow_group<Element, 1>(rows + r, depth, now, ahead, stride, sums + r, f);
   }
 }

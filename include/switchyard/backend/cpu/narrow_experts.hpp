@@ -76,7 +76,7 @@ struct narrow_memory {
 template <class Element>
 void project_narrow_in(narrow_products<Element> const& of, narrow_kernels<Element> const& kernels, int expert,
                        int next_expert, std::int64_t first_row, int row_count, float const* tokens, float* inner) {
-  constexpr int most_rows = 64, slice_bytes = 16 * 1024;
+  constexpr int most_rows = 64, slice_bytes = 16 * 1024, ahead_bytes = 2 * 1024;
   int const units = of.intermediate, columns = of.activation.gated ? 2 * units : units;
   alignas(64) float sums[most_rows * 2 * most_narrow_units];
   float const* rows[most_rows];
@@ -87,19 +87,36 @@ void project_narrow_in(narrow_products<Element> const& of, narrow_kernels<Elemen
     up_sums[r] = gate_sums[r] + columns - units;
   }
   std::fill(sums, sums + row_count * columns, 0.0f);
-  // A slice of the weights stays in the first-level cache for all rows.
-  int const slice = std::max(slice_bytes / (columns * static_cast<int>(sizeof(Element))), 1);
-  for (int k = 0; k < of.hidden; k += slice) {
-    int const depth = std::min(slice, of.hidden - k);
-    auto const add = [&](weight_view<Element> const& matrix, float* const* to) {
-      bool const last = k + depth >= of.hidden;  // then what the next item begins with is fetched
-      kernels.add(rows, row_count, depth, matrix.at(expert, 0, k),
-                  last ? matrix.at(next_expert, 0, 0) : matrix.at(expert, 0, k + depth), matrix.column_stride, units,
-                  to);
+  auto const add = [&](weight_view<Element> const& matrix, int k, int depth, Element const* fetched, float* const* to) {
+    kernels.add(rows, row_count, depth, matrix.at(expert, 0, k), fetched, matrix.column_stride, units, to);
+  };
+  weight_view<Element> const& first = of.activation.gated ? of.gate : of.up;
+  int const row_bytes = units * static_cast<int>(sizeof(Element));
+  if (row_count <= 8) {
+    // Weights are read once and as fast as they come: each matrix from its beginning to its end, some KiB ahead, then the next one.
+    int const ahead = std::min(ahead_bytes / row_bytes, of.hidden);
+    auto const add_all = [&](weight_view<Element> const& matrix, Element const* next, float* const* to) {
+      int const before = of.hidden - ahead;
+      if (before > 0) add(matrix, 0, before, matrix.at(expert, 0, ahead), to);
+      for (int r = 0; r < row_count; ++r) rows[r] += before;
+      add(matrix, before, ahead, next, to);
+      for (int r = 0; r < row_count; ++r) rows[r] -= before;
     };
-    if (of.activation.gated) add(of.gate, gate_sums);
-    add(of.up, up_sums);
-    for (int r = 0; r < row_count; ++r) rows[r] += depth;
+    if (of.activation.gated) add_all(of.gate, of.up.at(expert, 0, 0), gate_sums);
+    add_all(of.up, first.at(next_expert, 0, 0), up_sums);
+  } else {
+    // A slice of the weights stays in the first-level cache for all rows.
+    int const slice = std::max(slice_bytes / (of.activation.gated ? 2 * row_bytes : row_bytes), 1);
+    for (int k = 0; k < of.hidden; k += slice) {
+      int const depth = std::min(slice, of.hidden - k);
+      bool const last = k + depth >= of.hidden;
+      auto const next = [&](weight_view<Element> const& matrix) {
+        return last ? matrix.at(next_expert, 0, 0) : matrix.at(expert, 0, k + depth);
+      };
+      if (of.activation.gated) add(of.gate, k, depth, next(of.gate), gate_sums);
+      add(of.up, k, depth, next(of.up), up_sums);
+      for (int r = 0; r < row_count; ++r) rows[r] += depth;
+    }
   }
   for (int r = 0; r < row_count; ++r) {
     std::int32_t const pair = of.pair_of[first_row + r];
