@@ -181,9 +181,14 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
       double& constant = w.router[std::size_t(e) * width];
       if (closed(e)) constant = -8.0;
       if (where == routing::one_expert && e == hot) constant = 5.0;
+      if (where == routing::one_expert && e == hot && c.select_by == reference::selector::center_distances) {
+        std::fill_n(&constant, width, 0.0);  // nearer to every direction than centers of length 1 are
+        constant = 0.125;
+      }
     }
     if (c.select_by == reference::selector::network) {
-      w.selector_output = random_floats(random, std::size_t(c.experts) * c.experts, 1.0);
+      w.selector_output = random_floats(random, std::size_t(c.experts) * c.experts, 0.1);
+      for (int e = 0; e < c.experts; ++e) w.selector_output[std::size_t(e) * (c.experts + 1)] = 2.0;
     }
     if (layer.router.bias) w.router_bias = random_floats(random, rows, 0.5);
     if (layer.router.correction_bias) w.correction_bias = random_floats(random, rows, 0.1);
