@@ -42,7 +42,7 @@ constexpr int experts = 16;
 constexpr char const* usage = R"(usage: tiny_lm_moefication [flag value]...
 
 Splits the hidden units of each feed-forward block of a dense model into 16 experts, trains selectors on the activations of one part of a
-text, scores the rest of it with 1 to 16 experts for each byte, and draws the result.
+text, scores the rest of it with 1 to 12 experts for each byte, and draws the result.
 
   --weights FILE   weights of kind dense                      (models/dense.safetensors)
   --text FILE      a text                                     (held_out.txt)
@@ -239,7 +239,7 @@ class figure {
     scored_ = whole.subspan(trained);
 
     seen_.resize(blocks);
-    evaluate(model_, recording_layers(layers_, hidden, seen_), first, 1, [](auto, auto) {});
+    evaluate(model_, recording_layers(layers_, hidden, seen_), first, 1, [](long long, long long) {});
     double const dense_bits = score(layers_);
     double const dense_time = layer_time(layers_, hidden, seen_);
     std::printf("%s: %d hidden units in each of %d blocks, as %d experts of %d\n", wanted_.weights.c_str(), units,
@@ -285,7 +285,7 @@ class figure {
  private:
   double score(moe_layers const& layers) const {
     unsigned const cores = std::max(1u, std::thread::hardware_concurrency());
-    return evaluate(model_, layers, scored_, static_cast<int>(cores), [](auto, auto) {}).bits_per_byte;
+    return evaluate(model_, layers, scored_, static_cast<int>(cores), [](long long, long long) {}).bits_per_byte;
   }
 
   /// `labels_of(dense block, activations [tokens, units])` splits a block.
@@ -346,12 +346,10 @@ class figure {
     };
     at(std::integral_constant<int, 1>{});
     at(std::integral_constant<int, 2>{});
-    at(std::integral_constant<int, 3>{});
     at(std::integral_constant<int, 4>{});
     at(std::integral_constant<int, 6>{});
     at(std::integral_constant<int, 8>{});
     at(std::integral_constant<int, 12>{});
-    at(std::integral_constant<int, 16>{});
     picture_.lines.push_back(std::move(line));
   }
 

@@ -505,7 +505,8 @@ struct experts_step<expert::two_products> {
     if constexpr (may_be_narrow<Layer>) {
       narrow_products<typename Layer::element> const narrow =
           narrow_products_of<Layer>(tokens, plan, combine_weights, activation, weights);
-      auto const kernels = narrow_kernels_of<typename Layer::element>(context.instructions);
+      auto const kernels = narrow_kernels_of<typename Layer::element>(context.instructions, Layer::dims.hidden,
+                                                                      Layer::dims.intermediate);
       if (narrow.fit(kernels)) {
         // A token has at least `least_narrow_choices` rows, which there is memory for.
         constexpr std::int64_t stride = row_floats(Layer::dims.hidden);

@@ -24,7 +24,7 @@
   how template void run_products<weight_view<Element>, low_rank_terms<Element>>(                                       \
       cpu_context const&, std::int32_t const*, int, token_rows<Element> const&, expert_activation const&,              \
       expert_weights<weight_view<Element>> const&, products_memory const&, low_rank_terms<Element> const&);            \
-  how template narrow_kernels<Element> narrow_kernels_of<Element>(instruction_set);                                    \
+  how template narrow_kernels<Element> narrow_kernels_of<Element>(instruction_set, int, int);                          \
   how template void run_narrow_products<Element>(narrow_products<Element> const&, narrow_kernels<Element> const&,      \
                                                  cpu_context const&, narrow_memory const&);                            \
   how template void make_logits<Element>(router_product<Element> const&, cpu_context const&, float*);                  \

@@ -35,73 +35,83 @@ SWITCHYARD_TILE_TARGET void widen_in_order(Element const* from, int columns, flo
   for (int k = by_vectors; k < columns; ++k) to[k] = static_cast<float>(from[k]);
 }
 
-/// Output features that are multiplied together: two vectors.
-inline constexpr int narrow_step = 2 * lanes;
+/// Output features come in multiples of a vector; two vectors of them are multiplied together where there are as many.
+inline constexpr int narrow_step = lanes;
 /// Rows beside them: their sums, two vectors of weights and one number of a row fit the registers, and pointers to rows fit, too.
 inline constexpr int narrow_rows = lanes < 16 ? 4 : 8;
 
-/// sums[r][first + f] += sum over depth of rows[r][k] * weights[k * stride + f], for `narrow_step` features f. The order of the terms of a
-/// sum is that of k, whatever stands beside it. What stands as `weights` do from `fetched` on is brought to the cache meanwhile.
-template <class Element, int Rows>
+/// sums[r][first + f] += sum over depth of rows[r][k] * weights[k * stride + f], for the features f of some vectors. The order of the terms
+/// of a sum is that of k, whatever stands beside it. What stands as `weights` do from `fetched` on is brought to the cache meanwhile.
+template <class Element, int Rows, int Vectors>
 SWITCHYARD_TILE_TARGET void add_narrow_group(float const* const* rows, int depth, Element const* weights,
                                              Element const* fetched, std::int64_t stride, float* const* sums,
                                              int first) {
   constexpr int line_elements = 64 / static_cast<int>(sizeof(Element));
-  floats sum[Rows][2];
-  SWITCHYARD_TILE_UNROLL
-  for (int r = 0; r < Rows; ++r) {
-    sum[r][0] = load_floats(sums[r] + first);
-    sum[r][1] = load_floats(sums[r] + first + lanes);
-  }
+  floats sum[Rows][Vectors];
   float const* row[Rows];
   SWITCHYARD_TILE_UNROLL
-  for (int r = 0; r < Rows; ++r) row[r] = rows[r];
+  for (int r = 0; r < Rows; ++r) {
+    SWITCHYARD_TILE_UNROLL
+    for (int v = 0; v < Vectors; ++v) sum[r][v] = load_floats(sums[r] + first + v * lanes);
+    row[r] = rows[r];
+  }
   for (int k = 0; k < depth; ++k, weights += stride, fetched += stride) {
     __builtin_prefetch(fetched);
-    if constexpr (narrow_step > line_elements) __builtin_prefetch(fetched + line_elements);
-    floats const low = stored_in_order<Element>::load(weights), high = stored_in_order<Element>::load(weights + lanes);
+    if constexpr (Vectors * lanes > line_elements) __builtin_prefetch(fetched + line_elements);
+    floats right[Vectors];
+    SWITCHYARD_TILE_UNROLL
+    for (int v = 0; v < Vectors; ++v) right[v] = stored_in_order<Element>::load(weights + v * lanes);
     SWITCHYARD_TILE_UNROLL
     for (int r = 0; r < Rows; ++r) {
       float const value = row[r][k];
-      sum[r][0] += low * value;
-      sum[r][1] += high * value;
+      SWITCHYARD_TILE_UNROLL
+      for (int v = 0; v < Vectors; ++v) sum[r][v] += right[v] * value;
     }
   }
   SWITCHYARD_TILE_UNROLL
   for (int r = 0; r < Rows; ++r) {
-    __builtin_memcpy(sums[r] + first, &sum[r][0], sizeof(floats));
-    __builtin_memcpy(sums[r] + first + lanes, &sum[r][1], sizeof(floats));
+    SWITCHYARD_TILE_UNROLL
+    for (int v = 0; v < Vectors; ++v) __builtin_memcpy(sums[r] + first + v * lanes, &sum[r][v], sizeof(floats));
   }
 }
 
-/// The same for any number of rows and a multiple of `narrow_step` of features. Few rows wait for the weights: those of a piece of the depth
-/// are read side by side, in long streams of memory.
+/// The same for any number of rows, a piece of the depth.
+template <class Element, int Vectors>
+SWITCHYARD_TILE_TARGET void add_narrow_piece(float const* const* rows, int row_count, int begin, int depth,
+                                             Element const* weights, Element const* fetched, std::int64_t stride,
+                                             float* const* sums, int first) {
+  float const* row[narrow_rows];
+  int r = 0;
+  auto const add = [&]<int Rows>(std::integral_constant<int, Rows>) SWITCHYARD_TILE_TARGET {
+    for (int i = 0; i < Rows; ++i) row[i] = rows[r + i] + begin;
+    add_narrow_group<Element, Rows, Vectors>(row, depth, weights, fetched, stride, sums + r, first);
+    fetched = weights;  // what the first group fetches is there for the others
+    r += Rows;
+  };
+  while (r + narrow_rows <= row_count) add(std::integral_constant<int, narrow_rows>{});
+  if constexpr (narrow_rows > 4) {
+    if (row_count - r >= 4) add(std::integral_constant<int, 4>{});
+  }
+  if (row_count - r >= 2) add(std::integral_constant<int, 2>{});
+  if (row_count > r) add(std::integral_constant<int, 1>{});
+}
+
+/// The same for a multiple of `narrow_step` of features. Few rows wait for the weights: those of a piece of the depth are read side by side,
+/// in long streams of memory.
 template <class Element>
 SWITCHYARD_TILE_TARGET void add_narrow_products(float const* const* rows, int row_count, int depth,
                                                 Element const* weights, Element const* fetched, std::int64_t stride,
                                                 int features, float* const* sums) {
   constexpr int streams = 8;
-  int const piece = row_count <= 8 && features > narrow_step ? streams : depth;
+  int const piece = row_count <= 8 && features > 2 * narrow_step ? streams : depth;
   for (int k = 0; k < depth; k += piece) {
     int const length = depth - k < piece ? depth - k : piece;
-    float const* row[narrow_rows];
-    for (int f = 0; f < features; f += narrow_step) {
-      Element const* const now = weights + k * stride + f;
-      // What the first group fetches is there for the others.
-      Element const* ahead = k + piece < depth ? now + piece * stride : fetched + f;
-      int r = 0;
-      auto const add = [&]<int Rows>(std::integral_constant<int, Rows>) SWITCHYARD_TILE_TARGET {
-        for (int i = 0; i < Rows; ++i) row[i] = rows[r + i] + k;
-        add_narrow_group<Element, Rows>(row, length, now, ahead, stride, sums + r, f);
-        ahead = now;
-        r += Rows;
-      };
-      while (r + narrow_rows <= row_count) add(std::integral_constant<int, narrow_rows>{});
-      if constexpr (narrow_rows > 4) {
-        if (row_count - r >= 4) add(std::integral_constant<int, 4>{});
-      }
-      if (row_count - r >= 2) add(std::integral_constant<int, 2>{});
-      if (row_count > r) add(std::integral_constant<int, 1>{});
+    Element const* const now = weights + k * stride;
+    Element const* const ahead = k + piece < depth ? now + piece * stride : fetched;
+    int f = 0;
+    for (; f + 2 * narrow_step <= features; f += 2 * narrow_step) {
+      add_narrow_piece<Element, 2>(rows, row_count, k, length, now + f, ahead + f, stride, sums, f);
     }
+    if (f < features) add_narrow_piece<Element, 1>(rows, row_count, k, length, now + f, ahead + f, stride, sums, f);
   }
 }

@@ -28,18 +28,19 @@ struct narrow_kernels {
   void (*add)(float const* const* rows, int row_count, int depth, Element const* weights, Element const* fetched,
               std::int64_t stride, int features, float* const* sums);
 };
-/// `set` must not be `automatic`.
+/// Those of the widest vectors that both widths are multiples of, up to `set`, which must not be `automatic`.
 template <class Element>
-narrow_kernels<Element> narrow_kernels_of(instruction_set set) {
+narrow_kernels<Element> narrow_kernels_of(instruction_set set, int hidden, int intermediate) {
 #if defined(__x86_64__)
-  if (set >= instruction_set::avx512) {
+  auto const fit = [&](int step) { return hidden % step == 0 && intermediate % step == 0; };
+  if (set >= instruction_set::avx512 && fit(avx512::narrow_step)) {
     return {avx512::narrow_step, &avx512::widen_in_order<Element>, &avx512::add_narrow_products<Element>};
   }
-  if (set == instruction_set::avx2) {
+  if (set >= instruction_set::avx2 && fit(avx2::narrow_step)) {
     return {avx2::narrow_step, &avx2::widen_in_order<Element>, &avx2::add_narrow_products<Element>};
   }
 #else
-  (void)set;
+  (void)set, (void)hidden, (void)intermediate;
 #endif
   return {portable::narrow_step, &portable::widen_in_order<Element>, &portable::add_narrow_products<Element>};
 }
@@ -203,7 +204,7 @@ void run_narrow_products(narrow_products<Element> const& of, narrow_kernels<Elem
       few ? divide_up(of.hidden, context.threads)
           : std::min(most_features, divide_up(of.hidden, divide_up(4 * context.threads, tiles)));
   std::int64_t const features =
-      std::clamp<std::int64_t>(divide_up(wanted, kernels.step) * kernels.step, kernels.step, of.hidden);
+      std::clamp<std::int64_t>(divide_up(wanted, 2 * kernels.step) * 2 * kernels.step, kernels.step, of.hidden);
   std::int64_t const blocks = divide_up(of.hidden, features);
   parallel_for(context, tiles * blocks, [&](std::int64_t item) {
     std::int64_t const begin = item / blocks * tile_tokens, first = item % blocks * features;
