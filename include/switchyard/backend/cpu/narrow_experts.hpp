@@ -77,7 +77,7 @@ struct narrow_memory {
 template <class Element>
 void project_narrow_in(narrow_products<Element> const& of, narrow_kernels<Element> const& kernels, int expert,
                        int next_expert, std::int64_t first_row, int row_count, float const* tokens, float* inner) {
-  constexpr int most_rows = 64, slice_bytes = 16 * 1024, ahead_bytes = 2 * 1024;
+  constexpr int most_rows = 64, slice_bytes = 16 * 1024, ahead_bytes = 8 * 1024;
   int const units = of.intermediate, columns = of.activation.gated ? 2 * units : units;
   alignas(64) float sums[most_rows * 2 * most_narrow_units];
   float const* rows[most_rows];
