@@ -272,8 +272,6 @@ class figure {
 #endif
     add<choice::by_centers>("nearest centers", clustered);
     add<choice::by_trained_selector>("trained selector", clustered);
-    print();
-
     picture_.subtitle = std::to_string(experts) + " experts of " + std::to_string(units / experts) +
                         " units in each of " + std::to_string(blocks) + " blocks, " + std::to_string(scored_.size()) +
                         " bytes of text; dense: " + tiny_lm::detail::format("%.3f", dense_bits);
@@ -350,24 +348,28 @@ class figure {
     at(std::integral_constant<int, 6>{});
     at(std::integral_constant<int, 8>{});
     at(std::integral_constant<int, 12>{});
+    if (picture_.lines.empty()) {
+      std::printf(
+          "\nbits per byte (and ns for each byte, where a router chooses), by the share of the hidden units\n%-26s",
+          "");
+      for (int k : line.chosen) std::printf(" %13.1f %%", 100.0 * k / experts);
+      std::printf("\n");
+    }
+    print(line);
     picture_.lines.push_back(std::move(line));
   }
 
-  void print() const {
-    std::printf(
-        "\nbits per byte (and ns for each byte, where a router chooses), by the share of the hidden units\n%-26s", "");
-    for (int k : picture_.lines[0].chosen) std::printf(" %12.1f %%", 100.0 * k / experts);
-    for (tradeoff_line const& line : picture_.lines) {
-      std::printf("\n%-26s", line.name.c_str());
-      for (std::size_t i = 0; i < line.bits.size(); ++i) {
-        if (line.time.empty()) {
-          std::printf(" %14.4f", line.bits[i]);
-        } else {
-          std::printf(" %7.4f (%4.0f)", line.bits[i], line.time[i]);
-        }
+  static void print(tradeoff_line const& line) {
+    std::printf("%-26s", line.name.c_str());
+    for (std::size_t i = 0; i < line.bits.size(); ++i) {
+      if (line.time.empty()) {
+        std::printf(" %15.4f", line.bits[i]);
+      } else {
+        std::printf(" %7.4f (%5.0f)", line.bits[i], line.time[i]);
       }
     }
     std::printf("\n");
+    std::fflush(stdout);
   }
 
   settings wanted_;

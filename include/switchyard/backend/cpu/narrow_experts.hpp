@@ -18,7 +18,7 @@
 namespace switchyard::cpu {
 
 /// Experts of at most so many units are computed this way, where a token visits at least so many.
-inline constexpr int most_narrow_units = 64, least_narrow_choices = 4;
+inline constexpr int most_narrow_units = 64, least_narrow_choices = 2;
 
 /// The kernels of such products, of one instruction set: see narrow.inl.
 template <class Element>
