@@ -505,15 +505,16 @@ struct experts_step<expert::two_products> {
     if constexpr (may_be_narrow<Layer>) {
       narrow_products<typename Layer::element> const narrow =
           narrow_products_of<Layer>(tokens, plan, combine_weights, activation, weights);
-      auto const kernels = narrow_kernels_of<typename Layer::element>(context.instructions, Layer::dims.hidden,
-                                                                      Layer::dims.intermediate);
-      if (narrow.fit(kernels)) {
+      using element = typename Layer::element;
+      auto const in = narrow_kernels_of<element>(context.instructions, Layer::dims.intermediate);
+      auto const out = narrow_kernels_of<element>(context.instructions, Layer::dims.hidden);
+      if (narrow.fit(in, out)) {
         // A token has at least `least_narrow_choices` rows, which there is memory for.
         constexpr std::int64_t stride = row_floats(Layer::dims.hidden);
         float* const sums = m.results + tokens.rows * stride;
         narrow_memory const memory{
             m.first_item, m.activated, m.results, {sums, tokens.rows, Layer::dims.hidden, stride}};
-        run_narrow_products(narrow, kernels, context, memory);
+        run_narrow_products(narrow, in, out, context, memory);
         auto results = results_of<Layer>(args, context, tokens, m);
         results.token_sums = memory.sums;
         return results;

@@ -24,9 +24,10 @@
   how template void run_products<weight_view<Element>, low_rank_terms<Element>>(                                       \
       cpu_context const&, std::int32_t const*, int, token_rows<Element> const&, expert_activation const&,              \
       expert_weights<weight_view<Element>> const&, products_memory const&, low_rank_terms<Element> const&);            \
-  how template narrow_kernels<Element> narrow_kernels_of<Element>(instruction_set, int, int);                          \
+  how template narrow_kernels<Element> narrow_kernels_of<Element>(instruction_set, int);                               \
   how template void run_narrow_products<Element>(narrow_products<Element> const&, narrow_kernels<Element> const&,      \
-                                                 cpu_context const&, narrow_memory const&);                            \
+                                                 narrow_kernels<Element> const&, cpu_context const&,                   \
+                                                 narrow_memory const&);                                                \
   how template void make_logits<Element>(router_product<Element> const&, cpu_context const&, float*);                  \
   how template void combine<Element>(combination<Element> const&, cpu_context const&);                                 \
   how template void scale_tokens<Element>(view<Element const> const&, feature_weights const&, int, cpu_context const&, \

@@ -23,24 +23,23 @@ inline constexpr int most_narrow_units = 64, least_narrow_choices = 2;
 /// The kernels of such products, of one instruction set: see narrow.inl.
 template <class Element>
 struct narrow_kernels {
-  int step;  ///< units and features come in multiples of it
+  int step;  ///< output features come in multiples of it
   void (*widen)(Element const* from, int columns, float* to);
   void (*add)(float const* const* rows, int row_count, int depth, Element const* weights, Element const* fetched,
               std::int64_t stride, int features, float* const* sums);
 };
-/// Those of the widest vectors that both widths are multiples of, up to `set`, which must not be `automatic`.
+/// Those of the widest vectors that a number of output features is a multiple of, up to `set`, which must not be `automatic`.
 template <class Element>
-narrow_kernels<Element> narrow_kernels_of(instruction_set set, int hidden, int intermediate) {
+narrow_kernels<Element> narrow_kernels_of(instruction_set set, int features) {
 #if defined(__x86_64__)
-  auto const fit = [&](int step) { return hidden % step == 0 && intermediate % step == 0; };
-  if (set >= instruction_set::avx512 && fit(avx512::narrow_step)) {
+  if (set >= instruction_set::avx512 && features % avx512::narrow_step == 0) {
     return {avx512::narrow_step, &avx512::widen_in_order<Element>, &avx512::add_narrow_products<Element>};
   }
-  if (set >= instruction_set::avx2 && fit(avx2::narrow_step)) {
+  if (set >= instruction_set::avx2 && features % avx2::narrow_step == 0) {
     return {avx2::narrow_step, &avx2::widen_in_order<Element>, &avx2::add_narrow_products<Element>};
   }
 #else
-  (void)set, (void)hidden, (void)intermediate;
+  (void)set, (void)features;
 #endif
   return {portable::narrow_step, &portable::widen_in_order<Element>, &portable::add_narrow_products<Element>};
 }
@@ -59,9 +58,9 @@ struct narrow_products {
   float scale;                          ///< of the results
 
   /// Weights of neighbouring output features stand beside each other, and nothing is left over where vectors end.
-  bool fit(narrow_kernels<Element> const& kernels) const {
-    return intermediate % kernels.step == 0 && hidden % kernels.step == 0 && up.row_stride == 1 &&
-           down.row_stride == 1 && (!activation.gated || gate.row_stride == 1);
+  bool fit(narrow_kernels<Element> const& in, narrow_kernels<Element> const& out) const {
+    return intermediate % in.step == 0 && hidden % out.step == 0 && up.row_stride == 1 && down.row_stride == 1 &&
+           (!activation.gated || gate.row_stride == 1);
   }
 };
 
@@ -169,13 +168,13 @@ void project_narrow_out(narrow_products<Element> const& of, narrow_kernels<Eleme
 
 /// The weighted sum of each token over its experts, in the order of their ids, to `m.sums`.
 template <class Element>
-void run_narrow_products(narrow_products<Element> const& of, narrow_kernels<Element> const& kernels,
-                         cpu_context const& context, narrow_memory const& m) {
+void run_narrow_products(narrow_products<Element> const& of, narrow_kernels<Element> const& in,
+                         narrow_kernels<Element> const& out, cpu_context const& context, narrow_memory const& m) {
   std::int64_t const tokens = of.tokens.rows;
   constexpr std::int64_t together = 8;
   parallel_for(context, divide_up(tokens, together), [&](std::int64_t item) {
     for (std::int64_t t = item * together; t < std::min(tokens, (item + 1) * together); ++t) {
-      kernels.widen(of.tokens.row(t), of.hidden, m.widened + t * row_floats(of.hidden));
+      out.widen(of.tokens.row(t), of.hidden, m.widened + t * row_floats(of.hidden));
     }
   });
 
@@ -192,7 +191,7 @@ void run_narrow_products(narrow_products<Element> const& of, narrow_kernels<Elem
     int const e = expert_of(item);
     std::int64_t const first = of.offsets[e] + (item - m.first_item[e]) * rows_of_item;
     int const rows = static_cast<int>(std::min<std::int64_t>(rows_of_item, of.offsets[e + 1] - first));
-    project_narrow_in(of, kernels, e, next < items ? expert_of(next) : e, first, rows, m.widened, m.inner);
+    project_narrow_in(of, in, e, next < items ? expert_of(next) : e, first, rows, m.widened, m.inner);
   });
 
   // Sums of a tile of tokens and features, and the weights of an expert for them, stay in caches. Few tokens are cut by their features, so
@@ -204,11 +203,11 @@ void run_narrow_products(narrow_products<Element> const& of, narrow_kernels<Elem
       few ? divide_up(of.hidden, context.threads)
           : std::min(most_features, divide_up(of.hidden, divide_up(4 * context.threads, tiles)));
   std::int64_t const features =
-      std::clamp<std::int64_t>(divide_up(wanted, 2 * kernels.step) * 2 * kernels.step, kernels.step, of.hidden);
+      std::clamp<std::int64_t>(divide_up(wanted, 2 * out.step) * 2 * out.step, out.step, of.hidden);
   std::int64_t const blocks = divide_up(of.hidden, features);
   parallel_for(context, tiles * blocks, [&](std::int64_t item) {
     std::int64_t const begin = item / blocks * tile_tokens, first = item % blocks * features;
-    project_narrow_out(of, kernels, begin, std::min(tokens, begin + tile_tokens), static_cast<int>(first),
+    project_narrow_out(of, out, begin, std::min(tokens, begin + tile_tokens), static_cast<int>(first),
                        static_cast<int>(std::min(features, of.hidden - first)), m.inner, m.sums);
   });
 }
