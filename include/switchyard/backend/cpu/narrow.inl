@@ -38,7 +38,7 @@ SWITCHYARD_TILE_TARGET void widen_in_order(Element const* from, int columns, flo
 /// Output features come in multiples of a vector; two vectors of them are multiplied together where there are as many.
 inline constexpr int narrow_step = lanes;
 /// Rows beside them: their sums, two vectors of weights and one number of a row fit the registers, and pointers to rows fit, too.
-inline constexpr int narrow_rows = lanes < 16 ? 4 : 8;
+constexpr int narrow_rows(int vectors) { return lanes < 16 && vectors == 2 ? 4 : 8; }
 
 /// sums[r][first + f] += sum over depth of rows[r][k] * weights[k * stride + f], for the features f of some vectors. The order of the terms
 /// of a sum is that of k, whatever stands beside it. What stands as `weights` do from `fetched` on is brought to the second-level cache meanwhile: to the first one it
@@ -81,7 +81,8 @@ template <class Element, int Vectors>
 SWITCHYARD_TILE_TARGET void add_narrow_piece(float const* const* rows, int row_count, int begin, int depth,
                                              Element const* weights, Element const* fetched, std::int64_t stride,
                                              float* const* sums, int first) {
-  float const* row[narrow_rows];
+  constexpr int most = narrow_rows(Vectors);
+  float const* row[most];
   int r = 0;
   auto const add = [&]<int Rows>(std::integral_constant<int, Rows>) SWITCHYARD_TILE_TARGET {
     for (int i = 0; i < Rows; ++i) row[i] = rows[r + i] + begin;
@@ -89,8 +90,8 @@ SWITCHYARD_TILE_TARGET void add_narrow_piece(float const* const* rows, int row_c
     fetched = weights;  // what the first group fetches is there for the others
     r += Rows;
   };
-  while (r + narrow_rows <= row_count) add(std::integral_constant<int, narrow_rows>{});
-  if constexpr (narrow_rows > 4) {
+  while (r + most <= row_count) add(std::integral_constant<int, most>{});
+  if constexpr (most > 4) {
     if (row_count - r >= 4) add(std::integral_constant<int, 4>{});
   }
   if (row_count - r >= 2) add(std::integral_constant<int, 2>{});
