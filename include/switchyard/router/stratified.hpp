@@ -143,7 +143,7 @@ struct stratified : Base {
       "balance the experts of a stratum. Take one of the two.");
   static_assert(!Base::traits.takes_inputs,
                 "switchyard: router::stratified takes .inputs, and the router that it wraps "
-                "(router::replayed, router::with_router_input or router::with_expert_dropout) takes "
+                "(router::replayed, router::restricted, router::with_router_input or router::with_expert_dropout) takes "
                 "them, too. Take one of the two.");
   static_assert(
       std::is_same_v<typename Base::features, features_as_they_are>,
