@@ -80,7 +80,8 @@ TEST_CASE("predictivity by hand", "[modularity]") {
   CHECK(average_precision(tied, labels{1, 0, 1, 0}) == Catch::Approx(0.5 + 1.0 / 3.0));
   CHECK(average_precision(tied, labels{1, 1, 0, 0}) == average_precision(tied, labels{1, 0, 1, 0}));
   CHECK(average_precision(std::vector<float>{0.0f, -0.0f}, labels{1, 0}) == 0.5);
-  CHECK(average_precision(std::vector<float>{-1.0f, -2.0f, 1.0f}, labels{1, 1, 0}) == Catch::Approx(0.5 * 0.5 + 1.0 / 3.0));
+  CHECK(average_precision(std::vector<float>{-1.0f, -2.0f, 1.0f}, labels{1, 1, 0}) ==
+        Catch::Approx(0.5 * 0.5 + 1.0 / 3.0));
   // What is no part of the sub-function neither counts nor parts others.
   CHECK(average_precision(std::vector<float>{3.0f, 2.0f, 1.0f}, labels{-1, 1, 0}) == 1.0);
   CHECK(average_precision(activations, labels{0, 0, 0, 0}) == 0.0);
@@ -155,8 +156,14 @@ TEST_CASE("the thresholds of the paper's models", "[modularity]") {
 TEST_CASE("a threshold is the smallest number whose tail is at most alpha", "[modularity]") {
   for (double alpha : {0.2, 0.01, 0.001, 1e-9}) {
     CAPTURE(alpha);
-    for (auto [units, size, draws] : {std::array{100, 10, 1}, {100, 50, 30}, {100, 90, 40}, {100, 99, 99}, {7, 3, 5},
-                                      {49152, 3072, 4910}, {3072, 30, 3000}, {1536, 192, 15}}) {
+    for (auto [units, size, draws] : {std::array{100, 10, 1},
+                                      {100, 50, 30},
+                                      {100, 90, 40},
+                                      {100, 99, 99},
+                                      {7, 3, 5},
+                                      {49152, 3072, 4910},
+                                      {3072, 30, 3000},
+                                      {1536, 192, 15}}) {
       CAPTURE(units, size, draws);
       std::int64_t const t = hypergeometric_threshold(units, size, draws, alpha);
       CHECK(hypergeometric_tail(units, size, draws, t) <= alpha * (1.0 + 1e-7));
@@ -232,7 +239,8 @@ TEST_CASE("the numbers of units inside an expert do not matter", "[modularity]")
   CHECK(before.degree == after.degree);
 }
 
-TEST_CASE("random partitions have as many functional experts as chance says, and are the same every time", "[modularity]") {
+TEST_CASE("random partitions have as many functional experts as chance says, and are the same every time",
+          "[modularity]") {
   std::vector<std::int32_t> const expert_of_unit = blocks_of(8, 50);
   numbers values;
   for (int i = 0; i < 400; ++i) values.push_back(i < 20 ? 1.0 : 0.5);  // all in one expert
@@ -248,7 +256,8 @@ TEST_CASE("random partitions have as many functional experts as chance says, and
   CHECK(mean.proportion == again.proportion);
   CHECK(mean.degree == again.degree);
   CHECK(random_partitions(values, {expert_of_unit, 8}, {.seed = 4}, shuffles, test).degree != mean.degree);
-  partition_baseline const pooled = random_partitions({values.data(), 1, 400}, {expert_of_unit, 8}, {.seed = 3}, 10, test);
+  partition_baseline const pooled =
+      random_partitions({values.data(), 1, 400}, {expert_of_unit, 8}, {.seed = 3}, 10, test);
   CHECK(pooled.proportion <= 1.0);
 }
 
@@ -289,7 +298,8 @@ TEST_CASE("quantiles are interpolated, and a mask is above them strictly", "[mod
   numbers const two{1.0, 2.0, 3.0, 4.0, 4.5, 3.0, 2.0, 0.5};
   CHECK(mask_of_average({two.data(), 2, 4}, 0.25) == std::vector<std::uint8_t>{1, 0, 0, 0});  // 5.5, 5, 5, 4.5
   std::vector<std::int32_t> const expert_of_unit{0, 1, 2, 1, 0};
-  CHECK(mask_of_experts(numbers{0.5, 0.75, 0.25}, {expert_of_unit, 3}, 0.4) == std::vector<std::uint8_t>{0, 1, 0, 1, 0});
+  CHECK(mask_of_experts(numbers{0.5, 0.75, 0.25}, {expert_of_unit, 3}, 0.4) ==
+        std::vector<std::uint8_t>{0, 1, 0, 1, 0});
   std::vector<std::uint8_t> mask(100, 0);
   std::fill(mask.begin(), mask.begin() + 13, std::uint8_t{1});
   std::vector<std::uint8_t> shuffled = random_mask(mask, {.seed = 1});
@@ -335,12 +345,13 @@ TEST_CASE("a perturbation shuffles masked activations, times the factor, and lea
 
 TEST_CASE("similarity by hand", "[modularity]") {
   // Two layers, three sub-functions, four units, of which two count.
-  numbers const values{0.9, 0.8, 0.1, 0.2,  0.9, 0.1, 0.8, 0.2,  0.1, 0.2, 0.8, 0.9,   //
-                       0.9, 0.8, 0.1, 0.2,  0.9, 0.8, 0.1, 0.2,  0.1, 0.2, 0.8, 0.9};
+  numbers const values{0.9, 0.8, 0.1, 0.2, 0.9, 0.1, 0.8, 0.2, 0.1, 0.2, 0.8, 0.9,  //
+                       0.9, 0.8, 0.1, 0.2, 0.9, 0.8, 0.1, 0.2, 0.1, 0.2, 0.8, 0.9};
   numbers const pairs = similarity({values.data(), 6, 4}, 3, 2);
   CHECK(pairs == numbers{1.0, 0.75, 0.0, 0.75, 1.0, 0.25, 0.0, 0.25, 1.0});
   std::vector<sub_function_group> const groups{{0, 2}, {1, 2}};
-  CHECK(group_similarity({pairs.data(), 3, 3}, groups) == numbers{0.75, (0.75 + 0.0 + 0.25) / 3, (0.75 + 0.25 + 0.0) / 3, 0.25});
+  CHECK(group_similarity({pairs.data(), 3, 3}, groups) ==
+        numbers{0.75, (0.75 + 0.0 + 0.25) / 3, (0.75 + 0.25 + 0.0) / 3, 0.25});
   auto const all = three_groups(5, 3, 8), published = three_groups_as_published(5, 3, 8);
   CHECK(all[2].first == 8);
   CHECK(all[2].count == 8);
@@ -374,9 +385,10 @@ TEST_CASE("what does not fit is refused with one sentence", "[modularity]") {
   std::vector<std::int32_t> const expert_of_unit = blocks_of(4, 100);
   CHECK_THROWS_WITH(average_precision(two, y),
                     "switchyard: modularity::average_precision, labels: expected 2 labels, one for each sample, got 3");
-  CHECK_THROWS_WITH(predictivity(two, labels{1, 2}),
-                    "switchyard: modularity::predictivity, labels: expected 1 or 0 for each sample, or -1 where it is no "
-                    "part of the sub-function, got 2");
+  CHECK_THROWS_WITH(
+      predictivity(two, labels{1, 2}),
+      "switchyard: modularity::predictivity, labels: expected 1 or 0 for each sample, or -1 where it is no "
+      "part of the sub-function, got 2");
   CHECK_THROWS_WITH(predictivity(std::vector<float>{1.0f, not_a_number}, labels{1, 0}),
                     "switchyard: modularity::predictivity: expected numbers, got a NaN for sample 1");
   CHECK_THROWS_WITH(predictivity({two.data(), 2, 1}, {y.data(), 1, 3}),
@@ -387,7 +399,8 @@ TEST_CASE("what does not fit is refused with one sentence", "[modularity]") {
   CHECK_THROWS_WITH(top_units(values, 401), "switchyard: modularity::top_units, count: expected 0 to 400, got 401");
   CHECK_THROWS_WITH(hypergeometric_threshold(10, 11, 1),
                     "switchyard: modularity::hypergeometric_threshold, size: expected 0 to 10, got 11");
-  CHECK_THROWS_WITH(binomial_threshold(5, 0), "switchyard: modularity::binomial_threshold, experts: expected at least 1, got 0");
+  CHECK_THROWS_WITH(binomial_threshold(5, 0),
+                    "switchyard: modularity::binomial_threshold, experts: expected at least 1, got 0");
   CHECK_THROWS_WITH(binomial_threshold(5, 2, 1.0),
                     "switchyard: modularity::binomial_threshold, alpha: expected a number above 0 and less than 1, got "
                     "1.000000");
@@ -397,11 +410,13 @@ TEST_CASE("what does not fit is refused with one sentence", "[modularity]") {
   CHECK_THROWS_WITH(functional_experts_of(values, {std::span(expert_of_unit).first(399), 4}),
                     "switchyard: modularity::functional_experts_of, expert_of_unit: expected 400 numbers, one for each "
                     "unit, got 399");
-  CHECK_THROWS_WITH(functional_experts_of(values, {expert_of_unit, 3}),
-                    "switchyard: modularity::functional_experts_of, expert_of_unit: expected numbers from 0 to 2, got 3");
+  CHECK_THROWS_WITH(
+      functional_experts_of(values, {expert_of_unit, 3}),
+      "switchyard: modularity::functional_experts_of, expert_of_unit: expected numbers from 0 to 2, got 3");
   CHECK_THROWS_WITH(random_partitions(values, {expert_of_unit, 4}, {}, 0),
                     "switchyard: modularity::random_partitions, shuffles: expected at least 1, got 0");
-  CHECK_THROWS_WITH(quantile({}, 0.5), "switchyard: modularity::quantile, values: expected at least 1 number, got none");
+  CHECK_THROWS_WITH(quantile({}, 0.5),
+                    "switchyard: modularity::quantile, values: expected at least 1 number, got none");
   CHECK_THROWS_WITH(mask_of_best(values, -0.5),
                     "switchyard: modularity::quantile, q: expected a number from 0 to 1, got 1.500000");
   std::vector<float> inner{1, 2, 3, 4};
@@ -412,13 +427,15 @@ TEST_CASE("what does not fit is refused with one sentence", "[modularity]") {
   CHECK_THROWS_WITH(perturb({inner.data(), 2, 2}, mask, std::vector<std::int64_t>{1, 1}),
                     "switchyard: modularity::perturb, order: expected each number from 0 to 1 once, got 1");
   CHECK(inner == std::vector<float>{1, 2, 3, 4});
-  CHECK_THROWS_WITH(similarity({values.data(), 4, 100}, 3, 2),
-                    "switchyard: modularity::similarity, predictivity: expected the same number of rows, at least 1, for "
-                    "each of 3 sub-functions, got 4 rows");
+  CHECK_THROWS_WITH(
+      similarity({values.data(), 4, 100}, 3, 2),
+      "switchyard: modularity::similarity, predictivity: expected the same number of rows, at least 1, for "
+      "each of 3 sub-functions, got 4 rows");
   std::vector<sub_function_group> const groups{{1, 2}};
-  CHECK_THROWS_WITH(group_similarity({values.data(), 2, 2}, groups),
-                    "switchyard: modularity::group_similarity, groups: expected groups of at least 2 of 2 sub-functions, "
-                    "got 2 from 1 on");
+  CHECK_THROWS_WITH(
+      group_similarity({values.data(), 2, 2}, groups),
+      "switchyard: modularity::group_similarity, groups: expected groups of at least 2 of 2 sub-functions, "
+      "got 2 from 1 on");
   CHECK_THROWS_WITH(rank_correlation(values, numbers{1.0}),
                     "switchyard: modularity::rank_correlation, b: expected 400 numbers, as many as a, got 1");
   CHECK_THROWS_WITH(stability({values.data(), 5, 80}, 2),

@@ -124,7 +124,8 @@ void read_windows(model<kinds::shipped> const& weights, cut_text const& text, st
 /// The bytes whose units are looked at, and their labels.
 struct samples {
   std::vector<std::int64_t> positions;  ///< rising; of the byte before the one that is predicted
-  std::vector<std::int32_t> labels;     ///< [classes, positions]: 1 where that one is of the class, 0 where not, -1 where not drawn
+  std::vector<std::int32_t>
+      labels;  ///< [classes, positions]: 1 where that one is of the class, 0 where not, -1 where not drawn
   std::int64_t positive[class_count] = {};
 
   std::int64_t count() const { return static_cast<std::int64_t>(positions.size()); }
@@ -144,7 +145,8 @@ samples draw_samples(cut_text const& text) {
       }
       auto const order = measures::random_permutation(static_cast<std::int64_t>(all.size()),
                                                       {seed, static_cast<std::uint64_t>(2 * c + label)});
-      for (std::int64_t i = 0; i < std::min<std::int64_t>(most_of_a_label, static_cast<std::int64_t>(all.size())); ++i) {
+      for (std::int64_t i = 0; i < std::min<std::int64_t>(most_of_a_label, static_cast<std::int64_t>(all.size()));
+           ++i) {
         drawn[c][label].push_back(all[static_cast<std::size_t>(order[static_cast<std::size_t>(i)])]);
       }
       result.positions.insert(result.positions.end(), drawn[c][label].begin(), drawn[c][label].end());
@@ -253,9 +255,9 @@ std::vector<found_of_class> find_experts(model<kinds::shipped> const& weights,
   std::vector<found_of_class> result(class_count, found_of_class(blocks));
   for (std::size_t block = 0; block < blocks; ++block) {
     std::vector<float> const said = activations(weights.moe[block], observed[block], of.count(), routed, threads);
-    std::vector<double> const all = measures::predictivity(
-        sy::view<float const>(said.data(), of.count(), units_of_a_block),
-        sy::view<std::int32_t const>(of.labels.data(), class_count, of.count()));
+    std::vector<double> const all =
+        measures::predictivity(sy::view<float const>(said.data(), of.count(), units_of_a_block),
+                               sy::view<std::int32_t const>(of.labels.data(), class_count, of.count()));
     for (std::size_t c = 0; c < class_count; ++c) {
       if (of.positive[c] < least_of_a_label) continue;
       std::span<double const> const mine(all.data() + c * units_of_a_block, units_of_a_block);
@@ -329,23 +331,18 @@ chosen_experts others_than(chosen_experts const& functional, std::uint64_t numbe
   return result;
 }
 
-void print_found(std::vector<found_of_class> const& found, samples const& of, char const* title) {
-  std::printf("\n%s\n", title);
-  std::printf("  %-16s %7s   %-10s %-10s %-10s %-10s %19s   %19s\n", "", "best", "", "", "", "", "functional", "by chance");
-  std::printf("  %-16s %7s   %-10s %-10s %-10s %-10s %10s %8s   %10s %8s\n", "byte that comes", "unit", "block 0", "block 1",
-              "block 2", "block 3", "share", "degree", "share", "degree");
+void print_found(std::vector<found_of_class> const& found, samples const& of) {
+  std::printf("  %-16s %5s   %-43s %15s   %15s\n", "", "best", "functional experts of", "found", "by chance");
+  std::printf("  %-16s %5s   %-10s %-10s %-10s %-10s %7s %7s   %7s %7s\n", "byte that comes", "unit", "block 0",
+              "block 1", "block 2", "block 3", "share", "degree", "share", "degree");
   for (std::size_t c = 0; c < class_count; ++c) {
-    if (of.positive[c] < least_of_a_label) {
-      std::printf("  %-16s the text has %lld of them: not enough\n", classes[c].name,
-                  static_cast<long long>(of.positive[c]));
-      continue;
-    }
+    if (of.positive[c] < least_of_a_label) continue;
     double best = 0.0, share = 0.0, degree = 0.0, chance_share = 0.0, chance_degree = 0.0;
     std::string lists;
     for (found_experts const& f : found[c]) {
       std::string list;
       for (std::size_t e = 0; e < experts; ++e) {
-        if (f.experts.is_functional[e]) list += (list.empty() ? "" : " ") + std::to_string(e);
+        if (f.experts.is_functional[e] != 0) list += (list.empty() ? "" : " ") + std::to_string(e);
       }
       list = list.empty() ? "-" : list;
       lists += list + std::string(std::max<std::size_t>(11, list.size() + 1) - list.size(), ' ');
@@ -355,14 +352,54 @@ void print_found(std::vector<found_of_class> const& found, samples const& of, ch
       chance_share += f.chance.proportion / blocks;
       chance_degree += f.chance.degree / blocks;
     }
-    std::printf("  %-16s %7.3f   %s%10.3f %8.2f   %10.4f %8.3f\n", classes[c].name, best, lists.c_str(), share, degree,
+    std::printf("  %-16s %5.2f   %s%7.3f %7.2f   %7.4f %7.3f\n", classes[c].name, best, lists.c_str(), share, degree,
                 chance_share, chance_degree);
   }
 }
 
-void print_losses(char const* of_class, char const* what, losses const& l, losses const& without) {
-  std::printf("  %-16s %-22s %6.1f %%  %+10.3f  %+10.3f  %+10.3f\n", of_class, what, 100.0 * l.routes, l.all - without.all,
-              l.of_class - without.of_class, l.of_others - without.of_others);
+chosen_experts functional_of(found_of_class const& found) {
+  chosen_experts result{};
+  for (std::size_t block = 0; block < blocks; ++block) {
+    for (std::size_t e = 0; e < experts; ++e) result[block][e] = found[block].experts.is_functional[e] != 0;
+  }
+  return result;
+}
+
+/// Perturbs the functional experts of every class, and as many others, prints what the bytes cost then, and returns by how much more, for
+/// each class [functional, others]; nothing for a class without functional experts.
+std::vector<std::vector<loss_increase>> perturb_found(model<kinds::shipped> const& weights, cut_text const& text,
+                                                      samples const& of, std::vector<found_of_class> const& found,
+                                                      perturbed_loss const& undisturbed, settings const& wanted) {
+  std::vector<std::vector<loss_increase>> result(class_count);
+  std::printf("\n  Bits per byte more when they say something else (mean of %d)\n", wanted.seeds);
+  std::printf("  %-16s %-22s %8s  %10s  %10s  %10s\n", "byte that comes", "perturbed", "routes", "all bytes",
+              "this class", "the others");
+  for (std::size_t c = 0; c < class_count; ++c) {
+    if (of.positive[c] < least_of_a_label) continue;
+    chosen_experts const functional = functional_of(found[c]);
+    if (functional == chosen_experts{}) {
+      std::printf("  %-16s has no functional expert\n", classes[c].name);
+      continue;
+    }
+    losses const without = mean_losses(text, undisturbed, classes[c]);
+    for (bool others : {false, true}) {
+      losses mean;
+      for (int s = 0; s < wanted.seeds; ++s) {
+        std::uint64_t const number = seed + static_cast<std::uint64_t>(s);
+        chosen_experts const chosen = others ? others_than(functional, number) : functional;
+        losses const l = mean_losses(text, read_perturbed(weights, text, chosen, number, wanted.threads), classes[c]);
+        mean.all += (l.all - without.all) / wanted.seeds;
+        mean.of_class += (l.of_class - without.of_class) / wanted.seeds;
+        mean.of_others += (l.of_others - without.of_others) / wanted.seeds;
+        mean.routes += l.routes / wanted.seeds;
+      }
+      std::printf("  %-16s %-22s %6.1f %%  %+10.3f  %+10.3f  %+10.3f\n", others ? "" : classes[c].name,
+                  others ? "as many others" : "its functional experts", 100.0 * mean.routes, mean.all, mean.of_class,
+                  mean.of_others);
+      result[c].push_back({mean.of_class, mean.of_others});
+    }
+  }
+  return result;
 }
 
 void run(settings const& wanted) {
@@ -372,70 +409,54 @@ void run(settings const& wanted) {
   std::vector<unsigned char> const whole(bytes.begin(), bytes.end());
   std::size_t const taken = wanted.bytes == 0 ? whole.size() : static_cast<std::size_t>(wanted.bytes) + 1;
   cut_text const text{std::span(whole).first(std::min(taken, whole.size()))};
-  if (text.windows() < 2) throw std::runtime_error(wanted.text + ": expected a text of more than 256 bytes.");
+  if (text.windows() < 2) throw std::runtime_error(wanted.text + ": expected a text of more than 257 bytes.");
 
   samples const of = draw_samples(text);
   std::printf("Units of %d blocks with %s\n", blocks, sy::describe<hooked_layers::layer>().c_str());
   std::printf("  %lld bytes of %s, looked at in every second window of %d; the others are scored\n",
               static_cast<long long>(text.predicted()), wanted.text.c_str(), context);
-  std::vector<observed_block> const observed = observe(weights, text, of, wanted.threads);
-  std::vector<found_of_class> const found = find_experts(weights, observed, of, false, wanted.threads);
-  std::vector<found_of_class> const found_routed = find_experts(weights, observed, of, true, wanted.threads);
-  std::int64_t const top = units_of_a_block / 100;
+  constexpr std::int64_t top = units_of_a_block / 100;
   std::printf("  functional: more than %lld of the %lld best of %d units in one of %d experts\n",
               static_cast<long long>(measures::hypergeometric_threshold(units_of_a_block, unit_dims.intermediate, top)),
               static_cast<long long>(top), units_of_a_block, experts);
-  print_found(found, of, "Functional experts, where the units of all experts are looked at for every byte, as is published");
-  print_found(found_routed, of, "Functional experts, where a unit says 0 of bytes that are not sent to its expert");
 
+  std::vector<observed_block> const observed = observe(weights, text, of, wanted.threads);
   perturbed_loss const undisturbed = read_perturbed(weights, text, {}, 0, wanted.threads);
-  std::printf("\nLoss when experts say something else, in bits per byte more (mean of %d)\n", wanted.seeds);
-  std::printf("  %-16s %-22s %8s  %10s  %10s  %10s\n", "byte that comes", "perturbed", "routes", "all bytes", "this class",
-              "the others");
+  std::printf("\n  Bits per byte as the model is\n");
   std::vector<drawn_class> drawing;
   for (std::size_t c = 0; c < class_count; ++c) {
-    if (of.positive[c] < least_of_a_label) continue;
-    drawn_class drawn{.name = classes[c].name};
-    chosen_experts functional{};
-    bool any = false;
-    for (std::size_t block = 0; block < blocks; ++block) {
-      measures::functional_experts const& f = found[c][block].experts;
-      for (std::size_t e = 0; e < experts; ++e) any = (functional[block][e] = f.is_functional[e] != 0) || any;
-      drawn.counts.push_back({f.counts.begin(), f.counts.end()});
-      drawn.threshold = static_cast<double>(f.thresholds[0]);
-      drawn.chance = static_cast<double>(top) / experts;
-    }
-    losses const without = mean_losses(text, undisturbed, classes[c]);
-    std::printf("  %-16s %-22s %6.1f %%  %10.3f  %10.3f  %10.3f\n", classes[c].name, "nothing", 0.0, without.all,
-                without.of_class, without.of_others);
-    if (!any) {
-      std::printf("  %-16s has no functional expert\n", "");
-      drawing.push_back(drawn);
+    losses const l = mean_losses(text, undisturbed, classes[c]);
+    if (c == 0) std::printf("  %-16s %7.3f\n", "all bytes", l.all);
+    if (of.positive[c] < least_of_a_label) {
+      std::printf("  %-16s the text has %lld of them to look at: not enough\n", classes[c].name,
+                  static_cast<long long>(of.positive[c]));
       continue;
     }
-    losses mean[2];
-    for (int s = 0; s < wanted.seeds; ++s) {
-      std::uint64_t const number = seed + static_cast<std::uint64_t>(s);
-      for (int other = 0; other < 2; ++other) {
-        chosen_experts const chosen = other == 0 ? functional : others_than(functional, number);
-        losses const l =
-            mean_losses(text, read_perturbed(weights, text, chosen, number, wanted.threads), classes[c]);
-        mean[other].all += l.all / wanted.seeds;
-        mean[other].of_class += l.of_class / wanted.seeds;
-        mean[other].of_others += l.of_others / wanted.seeds;
-        mean[other].routes += l.routes / wanted.seeds;
+    std::printf("  %-16s %7.3f\n", classes[c].name, l.of_class);
+    drawing.push_back({.name = classes[c].name, .chance = static_cast<double>(top) / experts});
+  }
+
+  for (bool routed : {false, true}) {
+    std::printf("\n%s\n", routed ? "Units of the experts that a byte is sent to alone, the others of which say 0 of it"
+                                 : "Units of all experts, wherever a byte is sent, as is published");
+    std::vector<found_of_class> const found = find_experts(weights, observed, of, routed, wanted.threads);
+    print_found(found, of);
+    auto const increases = perturb_found(weights, text, of, found, undisturbed, wanted);
+    for (std::size_t c = 0, drawn = 0; c < class_count; ++c) {
+      if (of.positive[c] < least_of_a_label) continue;
+      drawn_class& to = drawing[drawn++];
+      for (found_experts const& f : found[c]) {
+        auto& counts = routed ? to.counts : to.counts_of_all;
+        counts.push_back({f.experts.counts.begin(), f.experts.counts.end()});
+        to.threshold = static_cast<double>(f.experts.thresholds[0]);
       }
+      if (routed) to.increases = increases[c];
     }
-    print_losses("", "its functional experts", mean[0], without);
-    print_losses("", "as many others", mean[1], without);
-    for (losses const& m : mean) {
-      drawn.increases.push_back({m.of_class - without.of_class, m.of_others - without.of_others});
-    }
-    drawing.push_back(drawn);
   }
   std::ofstream out(wanted.picture, std::ios::binary);
-  std::string const subtitle = std::to_string(top) + " best of " + std::to_string(units_of_a_block) +
-                               " units of each block, by the class of the byte that comes next; " +
+  std::string const subtitle = "How many of the " + std::to_string(top) + " best of " +
+                               std::to_string(units_of_a_block) +
+                               " units each expert has, by the class of the byte that comes next; " +
                                std::to_string(text.predicted()) + " bytes of text";
   if (!(out << functional_svg(drawing, subtitle)).flush()) {
     throw std::runtime_error(wanted.picture + ": the picture cannot be written.");

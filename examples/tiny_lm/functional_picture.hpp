@@ -18,16 +18,19 @@ struct loss_increase {
 /// What was found of one class.
 struct drawn_class {
   std::string name = {};
-  std::vector<std::vector<double>> counts = {};  ///< [blocks][experts], of top units
-  double threshold = 0.0;                   ///< counts above it make an expert functional
-  double chance = 0.0;                      ///< the mean count of a random partition
-  std::vector<loss_increase> increases = {};  ///< functional experts perturbed, and as many others; empty where there are none
+  std::vector<std::vector<double>> counts_of_all = {};  ///< [blocks][experts], of top units, all experts looked at
+  std::vector<std::vector<double>> counts = {};         ///< the same where those that a byte is sent to are
+  double threshold = 0.0;                               ///< counts above it make an expert functional
+  double chance = 0.0;                                  ///< the mean count of a random partition
+  std::vector<loss_increase> increases =
+      {};  ///< functional experts perturbed, and as many others; empty where there are none
 };
 
 /// One row for each class: a bar chart of every block's experts, and what perturbing them costs. `subtitle` says what was counted.
 inline std::string functional_svg(std::vector<drawn_class> const& all, std::string const& subtitle) {
   constexpr int chart_width = 150, chart_height = 84, gap = 26, row_height = 132, margin = 48, top = 138, label = 116;
-  constexpr char const *blue = "#3b6fb6", *orange = "#d9480f", *grey = "#9aa5b1", *text = "#52606d";
+  constexpr char const *blue = "#3b6fb6", *orange = "#d9480f", *grey = "#9aa5b1", *light_orange = "#f3b594",
+                       *light_blue = "#a9c1e3", *text = "#52606d";
   std::size_t const charts = all.empty() ? 0 : all[0].counts.size();
   int const losses_left = margin + label + static_cast<int>(charts) * (chart_width + gap) + 16;
   int const losses_width = 250, width = losses_left + losses_width + margin;
@@ -35,7 +38,9 @@ inline std::string functional_svg(std::vector<drawn_class> const& all, std::stri
   double full = 1.0, worst = 0.0;
   for (drawn_class const& c : all) {
     full = std::max(full, c.threshold + 1.0);
-    for (auto const& block : c.counts) full = std::max(full, *std::max_element(block.begin(), block.end()));
+    for (auto const* counts : {&c.counts, &c.counts_of_all}) {
+      for (auto const& block : *counts) full = std::max(full, *std::max_element(block.begin(), block.end()));
+    }
     for (loss_increase const& i : c.increases) worst = std::max({worst, i.of_class, i.of_others});
   }
 
@@ -44,27 +49,32 @@ inline std::string functional_svg(std::vector<drawn_class> const& all, std::stri
       "font-family=\"Helvetica, Arial, 'DejaVu Sans', sans-serif\" fill=\"#1f2933\">\n",
       width, height, width, height);
   auto const say = [&](int x, double y, int size, char const* colour, char const* more, std::string const& what) {
-    out += detail::format("<text x=\"%d\" y=\"%.1f\" font-size=\"%d\" fill=\"%s\" %s>", x, y, size, colour, more) + what +
-           "</text>\n";
+    out += detail::format("<text x=\"%d\" y=\"%.1f\" font-size=\"%d\" fill=\"%s\" %s>", x, y, size, colour, more) +
+           what + "</text>\n";
   };
   auto const box = [&](double x, double y, double w, double h, char const* colour) {
-    out += detail::format("<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\"/>\n", x, y, w, h, colour);
+    out += detail::format("<rect x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" fill=\"%s\"/>\n", x, y, w, h,
+                          colour);
   };
   out += detail::format("<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n", width, height);
   say(margin, 36, 20, "#1f2933", "font-weight=\"bold\"", "Functional experts for classes of bytes");
   say(margin, 58, 13, text, "", subtitle);
-  box(margin, 74, 12, 12, orange);
-  say(margin + 18, 84.5, 12, text, "", "functional: more of them in one expert than chance gives once in 1000 (dashed)");
-  box(margin + 470, 74, 12, 12, blue);
-  say(margin + 488, 84.5, 12, text, "", "no more than chance");
-  box(margin + 630, 79, 24, 2, grey);
-  say(margin + 660, 84.5, 12, text, "", "mean of random partitions");
+  box(margin, 74, 8, 12, light_blue);
+  box(margin + 9, 74, 8, 12, light_orange);
+  say(margin + 23, 84.5, 12, text, "", "all experts looked at, as is published");
+  box(margin + 258, 74, 8, 12, blue);
+  box(margin + 267, 74, 8, 12, orange);
+  say(margin + 281, 84.5, 12, text, "", "those that the byte is sent to");
+  box(margin + 472, 74, 12, 12, orange);
+  say(margin + 490, 84.5, 12, text, "", "functional: above what chance gives once in 1000 (dashed)");
+  box(margin + 882, 79, 24, 2, grey);
+  say(margin + 912, 84.5, 12, text, "", "mean of random partitions");
   for (std::size_t block = 0; block < charts; ++block) {
     int const left = margin + label + static_cast<int>(block) * (chart_width + gap);
     say(left + chart_width / 2, top - 16, 13, "#1f2933", "font-weight=\"bold\" text-anchor=\"middle\"",
         "Block " + std::to_string(block));
   }
-  say(losses_left, top - 28, 13, "#1f2933", "font-weight=\"bold\"", "Perturbed: bits per byte more,");
+  say(losses_left, top - 28, 13, "#1f2933", "font-weight=\"bold\"", "Perturbed: bits per byte more");
   say(losses_left, top - 12, 12, text, "", "of this class (dark) and of other bytes (light)");
 
   for (std::size_t c = 0; c < all.size(); ++c) {
@@ -76,19 +86,24 @@ inline std::string functional_svg(std::vector<drawn_class> const& all, std::stri
       std::vector<double> const& counts = all[c].counts[block];
       double const step = static_cast<double>(chart_width) / static_cast<double>(counts.size());
       for (std::size_t e = 0; e < counts.size(); ++e) {
-        double const x = left + (static_cast<double>(e) + 0.12) * step, high = y(counts[e]);
-        bool const is_functional = counts[e] > all[c].threshold;
-        box(x, high, 0.76 * step, base - high, is_functional ? orange : blue);
-        int const middle = static_cast<int>(x + 0.38 * step);
-        say(middle, base + 13, 10, "#7b8794", "text-anchor=\"middle\"", std::to_string(e));
-        if (counts[e] > 0.0) {
-          say(middle, high - 3, 10, is_functional ? orange : text, "text-anchor=\"middle\"", detail::format("%.0f", counts[e]));
+        double const x = left + (static_cast<double>(e) + 0.1) * step;
+        for (bool sent : {false, true}) {
+          double const count = sent ? counts[e] : all[c].counts_of_all[block][e];
+          bool const is_functional = count > all[c].threshold;
+          char const* const colour = is_functional ? (sent ? orange : light_orange) : sent ? blue : light_blue;
+          box(x + (sent ? 0.4 * step : 0.0), y(count), 0.4 * step, base - y(count), colour);
+          if (is_functional) {
+            say(static_cast<int>(x + (sent ? 0.6 : 0.2) * step), y(count) - 3, 10, orange, "text-anchor=\"middle\"",
+                detail::format("%.0f", count));
+          }
         }
+        say(static_cast<int>(x + 0.4 * step), base + 13, 10, "#7b8794", "text-anchor=\"middle\"", std::to_string(e));
       }
       box(left, base, chart_width, 1, "#cbd2d9");
       box(left, y(all[c].chance) - 1.0, chart_width, 2, grey);
       out += detail::format(
-          "<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\" stroke=\"%s\" stroke-width=\"1.2\" stroke-dasharray=\"5 3\"/>\n",
+          "<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\" stroke=\"%s\" stroke-width=\"1.2\" stroke-dasharray=\"5 "
+          "3\"/>\n",
           left, y(all[c].threshold + 0.5), left + chart_width, y(all[c].threshold + 0.5), orange);
     }
     if (all[c].increases.empty()) {
@@ -100,7 +115,7 @@ inline std::string functional_svg(std::vector<drawn_class> const& all, std::stri
       double const first = upper + 12 + static_cast<double>(other) * 46;
       say(losses_left, first, 11, text, "", other == 0 ? "its functional experts" : "as many others");
       double const scale = (losses_width - 56) / std::max(worst, 1e-9);
-      char const *dark = other == 0 ? orange : blue, *light = other == 0 ? "#f3b594" : "#a9c1e3";
+      char const *dark = other == 0 ? orange : blue, *light = other == 0 ? light_orange : light_blue;
       for (int bar = 0; bar < 2; ++bar) {
         double const value = bar == 0 ? i.of_class : i.of_others, length = std::max(value, 0.0) * scale;
         double const lower = first + 5 + bar * 13;

@@ -127,7 +127,8 @@ inline std::int64_t perturb_experts(moe_weights const& w, chosen_experts const& 
   if (routes.empty()) return 0;
   std::vector<float> said(routes.size() * inner), perturbed;
   for (std::size_t r = 0; r < routes.size(); ++r) {
-    unit_values(w, call.experts[routes[r]], call.tokens + routes[r] / top_k * unit_dims.hidden, said.data() + r * inner);
+    unit_values(w, call.experts[routes[r]], call.tokens + routes[r] / top_k * unit_dims.hidden,
+                said.data() + r * inner);
   }
   perturbed = said;
   std::vector<std::uint8_t> const all_units(inner, 1);

@@ -63,7 +63,8 @@ TEST_CASE("the best of the allowed experts has its weight of the softmax over al
 
 TEST_CASE("without an allowed expert a router keeps its own choice", "[router]") {
   std::vector<float> const logits{0.5f, -1.0f, 2.0f, 0.25f, 1.0f};
-  sy::route<2> const own = sy::decide<softmax_top_k_raw, 2>(sy::serial_lanes{}, deal<5>(sy::serial_lanes{}, logits), {});
+  sy::route<2> const own =
+      sy::decide<softmax_top_k_raw, 2>(sy::serial_lanes{}, deal<5>(sy::serial_lanes{}, logits), {});
   for (bytes const& allowed : {bytes{}, bytes{0, 0, 0, 0, 0}, bytes{1, 1, 1, 1, 1}}) {
     sy::route<2> const got = decide<restricted<softmax_top_k_raw>, 2, 5>(logits, allowed);
     for (int k = 0; k < 2; ++k) {
@@ -99,7 +100,8 @@ TEST_CASE("every group of lanes is restricted to the same experts", "[router]") 
 }
 
 TEST_CASE("a layer is restricted by its call", "[router]") {
-  using layer = sy::layer<sy::shape{1, 1, 4, 1}, restricted<switch_top1>, sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
+  using layer =
+      sy::layer<sy::shape{1, 1, 4, 1}, restricted<switch_top1>, sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
   float const x[] = {1.0f, -1.0f}, router[] = {-0.5f, 2.0f, 0.25f, -1.0f}, up[] = {1, 2, 3, 4}, down[] = {1, 1, 1, 1};
   float y[2];
   std::int32_t experts[2];

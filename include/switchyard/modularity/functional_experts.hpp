@@ -33,7 +33,7 @@ struct functional_experts {
   std::vector<std::int64_t> thresholds;     ///< [experts], which counts have to be above
   std::vector<std::uint8_t> is_functional;  ///< [experts]
   double proportion = 0.0;                  ///< of functional experts
-  double degree = 0.0;                      ///< mean over functional experts of count / (all counts / experts); 0 without any
+  double degree = 0.0;  ///< mean over functional experts of count / (all counts / experts); 0 without any
 };
 
 /// Means over random partitions.
@@ -109,11 +109,11 @@ inline std::int64_t hypergeometric_threshold(std::int64_t units, std::int64_t si
   check("draws", draws);
   detail::check_alpha("hypergeometric_threshold", alpha);
   std::int64_t const others = units - size;
-  return detail::tail_threshold(
-      std::max<std::int64_t>(0, draws - others), std::min(size, draws), alpha, [&](std::int64_t k) {
-        return static_cast<double>(size - k) / static_cast<double>(k + 1) *
-               (static_cast<double>(draws - k) / static_cast<double>(others - draws + k + 1));
-      });
+  return detail::tail_threshold(std::max<std::int64_t>(0, draws - others), std::min(size, draws), alpha,
+                                [&](std::int64_t k) {
+                                  return static_cast<double>(size - k) / static_cast<double>(k + 1) *
+                                         (static_cast<double>(draws - k) / static_cast<double>(others - draws + k + 1));
+                                });
 }
 
 /// The same where each of `draws` units belongs to one of `experts` by chance: X is binomial with p = 1 / experts.
@@ -294,7 +294,8 @@ inline std::vector<double> expert_predictivity(view<double const> predictivity, 
   detail::check_matrix("expert_predictivity, predictivity", predictivity, " (sub-functions x units)");
   std::vector<std::int64_t> const sizes = detail::sizes_of("expert_predictivity", of, predictivity.columns);
   for (std::int64_t size : sizes) {
-    if (size == 0) detail::refuse("expert_predictivity, expert_of_unit", "units of every expert", "an expert without any");
+    if (size == 0)
+      detail::refuse("expert_predictivity, expert_of_unit", "units of every expert", "an expert without any");
   }
   std::vector<double> result(static_cast<std::size_t>(predictivity.rows) * sizes.size());
   for (std::int64_t f = 0; f < predictivity.rows; ++f) {

@@ -119,7 +119,8 @@ inline void perturb(view<float> activations, std::span<std::uint8_t const> mask,
   std::vector<bool> is_used(places.size());
   for (std::int64_t i : order) {
     if (i < 0 || i >= count || is_used[static_cast<std::size_t>(i)]) {
-      detail::refuse("perturb, order", "each number from 0 to " + std::to_string(count - 1) + " once", std::to_string(i));
+      detail::refuse("perturb, order", "each number from 0 to " + std::to_string(count - 1) + " once",
+                     std::to_string(i));
     }
     is_used[static_cast<std::size_t>(i)] = true;
   }

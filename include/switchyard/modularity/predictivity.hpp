@@ -157,7 +157,8 @@ inline std::vector<double> predictivity(view<float const> activations, view<std:
     detail::refuse("predictivity, activations", "less than 2^32 samples", std::to_string(activations.rows));
   }
   std::int64_t const samples = activations.rows, units = activations.columns;
-  for (std::int64_t f = 0; f < labels.rows; ++f) detail::check_labels("predictivity, labels", detail::row_of(labels, f));
+  for (std::int64_t f = 0; f < labels.rows; ++f)
+    detail::check_labels("predictivity, labels", detail::row_of(labels, f));
 
   constexpr std::int64_t together = 16;  // a line of memory has them
   std::vector<double> result(static_cast<std::size_t>(labels.rows * units));

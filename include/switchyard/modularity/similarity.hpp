@@ -1,6 +1,5 @@
 #pragma once
 
-#include <switchyard/core/lanes.hpp>
 #include <switchyard/core/view.hpp>
 #include <switchyard/modularity/functional_experts.hpp>
 #include <switchyard/modularity/predictivity.hpp>
@@ -10,6 +9,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <string>
 #include <vector>
@@ -25,8 +25,10 @@ namespace switchyard::modularity {
 inline std::vector<double> similarity(view<double const> predictivity, std::int64_t sub_functions, std::int64_t top) {
   detail::check_matrix("similarity, predictivity", predictivity, " (layers * sub-functions x units)");
   if (sub_functions < 1 || predictivity.rows < 1 || predictivity.rows % sub_functions != 0) {
-    detail::refuse("similarity, predictivity", "the same number of rows, at least 1, for each of " +
-                       std::to_string(sub_functions) + " sub-functions", std::to_string(predictivity.rows) + " rows");
+    detail::refuse(
+        "similarity, predictivity",
+        "the same number of rows, at least 1, for each of " + std::to_string(sub_functions) + " sub-functions",
+        std::to_string(predictivity.rows) + " rows");
   }
   if (top < 1) detail::refuse("similarity, top", "at least 1", std::to_string(top));
   std::size_t const functions = static_cast<std::size_t>(sub_functions);
@@ -80,8 +82,9 @@ inline std::vector<double> group_similarity(view<double const> similarity, std::
   detail::check_size("group_similarity, similarity", similarity.rows, similarity.columns, " rows, as many as columns");
   for (sub_function_group const& g : groups) {
     if (g.first >= 0 && g.count >= 2 && g.first <= similarity.rows && g.count <= similarity.rows - g.first) continue;
-    detail::refuse("group_similarity, groups", "groups of at least 2 of " + std::to_string(similarity.rows) +
-                       " sub-functions", std::to_string(g.count) + " from " + std::to_string(g.first) + " on");
+    detail::refuse("group_similarity, groups",
+                   "groups of at least 2 of " + std::to_string(similarity.rows) + " sub-functions",
+                   std::to_string(g.count) + " from " + std::to_string(g.first) + " on");
   }
   std::vector<double> result;
   for (sub_function_group const& a : groups) {
@@ -127,7 +130,7 @@ inline double rank_correlation(std::span<double const> a, std::span<double const
     square_a += (rank_a[i] - mean) * (rank_a[i] - mean);
     square_b += (rank_b[i] - mean) * (rank_b[i] - mean);
   }
-  if (square_a == 0.0 || square_b == 0.0) return not_a_number;
+  if (square_a == 0.0 || square_b == 0.0) return std::numeric_limits<double>::quiet_NaN();
   return product / (std::sqrt(square_a) * std::sqrt(square_b));
 }
 
@@ -139,8 +142,9 @@ inline double rank_correlation(std::span<double const> a, std::span<double const
 inline std::vector<double> stability(view<double const> predictivity, std::int64_t sub_functions) {
   detail::check_matrix("stability, predictivity", predictivity, " (checkpoints * sub-functions x units)");
   if (sub_functions < 1 || predictivity.rows % sub_functions != 0) {
-    detail::refuse("stability, predictivity", "the same number of rows for each of " + std::to_string(sub_functions) +
-                       " sub-functions", std::to_string(predictivity.rows) + " rows");
+    detail::refuse("stability, predictivity",
+                   "the same number of rows for each of " + std::to_string(sub_functions) + " sub-functions",
+                   std::to_string(predictivity.rows) + " rows");
   }
   std::vector<double> result;
   for (std::int64_t first = 0; first + sub_functions < predictivity.rows; first += sub_functions) {
