@@ -424,12 +424,15 @@ void run(settings const& wanted) {
   perturbed_loss const undisturbed = read_perturbed(weights, text, {}, 0, wanted.threads);
   std::printf("\n  Bits per byte as the model is\n");
   std::vector<drawn_class> drawing;
+  std::string note;
   for (std::size_t c = 0; c < class_count; ++c) {
     losses const l = mean_losses(text, undisturbed, classes[c]);
     if (c == 0) std::printf("  %-16s %7.3f\n", "all bytes", l.all);
     if (of.positive[c] < least_of_a_label) {
       std::printf("  %-16s the text has %lld of them to look at: not enough\n", classes[c].name,
                   static_cast<long long>(of.positive[c]));
+      note += (note.empty() ? "Not drawn: " : ", ") + std::string(classes[c].name) + ", of which the text has " +
+              std::to_string(of.positive[c]) + " to look at";
       continue;
     }
     std::printf("  %-16s %7.3f\n", classes[c].name, l.of_class);
@@ -458,7 +461,7 @@ void run(settings const& wanted) {
                                std::to_string(units_of_a_block) +
                                " units each expert has, by the class of the byte that comes next; " +
                                std::to_string(text.predicted()) + " bytes of text";
-  if (!(out << functional_svg(drawing, subtitle)).flush()) {
+  if (!(out << functional_svg(drawing, subtitle, note)).flush()) {
     throw std::runtime_error(wanted.picture + ": the picture cannot be written.");
   }
   std::printf("\nAs a picture: %s\n", std::filesystem::absolute(wanted.picture).string().c_str());

@@ -26,15 +26,17 @@ struct drawn_class {
       {};  ///< functional experts perturbed, and as many others; empty where there are none
 };
 
-/// One row for each class: a bar chart of every block's experts, and what perturbing them costs. `subtitle` says what was counted.
-inline std::string functional_svg(std::vector<drawn_class> const& all, std::string const& subtitle) {
+/// One row for each class: a bar chart of every block's experts, and what perturbing them costs. `subtitle` says what was counted,
+/// `note` what is not drawn.
+inline std::string functional_svg(std::vector<drawn_class> const& all, std::string const& subtitle,
+                                  std::string const& note) {
   constexpr int chart_width = 150, chart_height = 84, gap = 26, row_height = 132, margin = 48, top = 138, label = 116;
   constexpr char const *blue = "#3b6fb6", *orange = "#d9480f", *grey = "#9aa5b1", *light_orange = "#f3b594",
                        *light_blue = "#a9c1e3", *text = "#52606d";
   std::size_t const charts = all.empty() ? 0 : all[0].counts.size();
   int const losses_left = margin + label + static_cast<int>(charts) * (chart_width + gap) + 16;
   int const losses_width = 250, width = losses_left + losses_width + margin;
-  int const height = top + static_cast<int>(all.size()) * row_height + 20;
+  int const height = top + static_cast<int>(all.size()) * row_height + 26;
   double full = 1.0, worst = 0.0;
   for (drawn_class const& c : all) {
     full = std::max(full, c.threshold + 1.0);
@@ -124,6 +126,7 @@ inline std::string functional_svg(std::vector<drawn_class> const& all, std::stri
       }
     }
   }
+  if (!note.empty()) say(margin, height - 14, 12, text, "", note);
   return out + "</svg>\n";
 }
 
