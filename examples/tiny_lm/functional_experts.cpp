@@ -270,22 +270,25 @@ std::vector<found_of_class> find_experts(model<kinds::shipped> const& weights,
   return result;
 }
 
-/// Bits of each predicted byte of the odd windows, 0 in the others; of `routes`, the share that leads to perturbed experts.
-struct perturbed_loss {
+/// Of each predicted byte of the odd windows its bits, and how many of its routes lead to perturbed experts; 0 in the others.
+struct perturbed_reading {
   std::vector<double> bits;
-  double routes = 0.0;
+  std::vector<int> routes;
 };
 
-perturbed_loss read_perturbed(model<kinds::shipped> const& weights, cut_text const& text, chosen_experts const& chosen,
-                              std::uint64_t number, int threads) {
-  perturbed_loss result;
+perturbed_reading read_perturbed(model<kinds::shipped> const& weights, cut_text const& text,
+                                 chosen_experts const& chosen, std::uint64_t number, int threads) {
+  perturbed_reading result;
   result.bits.resize(static_cast<std::size_t>(text.predicted()));
-  std::atomic<std::int64_t> perturbed{0}, all{0};
+  result.routes.resize(result.bits.size());
   auto const hook = [&](std::int64_t const& window) {
     return [&, &window = window](layer_call const& call) {
       std::uint64_t const stream = static_cast<std::uint64_t>(window) * blocks + static_cast<std::uint64_t>(call.block);
-      perturbed += perturb_experts(weights.moe[static_cast<std::size_t>(call.block)], chosen, call, {number, stream});
-      all += call.rows * top_k;
+      perturb_experts(weights.moe[static_cast<std::size_t>(call.block)], chosen, call, {number, stream});
+      for (int i = 0; i < call.rows * top_k; ++i) {
+        bool const perturbed = chosen[static_cast<std::size_t>(call.block)][static_cast<std::size_t>(call.experts[i])];
+        result.routes[static_cast<std::size_t>(window * context + i / top_k)] += perturbed ? 1 : 0;
+      }
     };
   };
   read_windows(weights, text, 1, threads, hook, [&](std::int64_t window, std::span<float const> logits) {
@@ -295,25 +298,32 @@ perturbed_loss read_perturbed(model<kinds::shipped> const& weights, cut_text con
           bits(logits.subspan(i * vocabulary, vocabulary), text.byte_after(position));
     }
   });
-  result.routes = static_cast<double>(perturbed) / static_cast<double>(std::max<std::int64_t>(all, 1));
   return result;
 }
 
-/// Mean bits of all bytes, of those of a class, and of the others.
-struct losses {
-  double all = 0.0, of_class = 0.0, of_others = 0.0, routes = 0.0;
+/// Mean bits of some bytes, and the share of their routes that lead to perturbed experts.
+struct mean_reading {
+  double bits = 0.0, routes = 0.0;
+};
+struct means {
+  mean_reading of_class, of_others, all;
 };
 
-losses mean_losses(cut_text const& text, perturbed_loss const& from, byte_class const& of) {
-  double sum[2] = {}, count[2] = {};
+means means_of(cut_text const& text, perturbed_reading const& from, byte_class const& of) {
+  mean_reading sum[2];
+  double count[2] = {};
   for (std::int64_t position = context; position < text.predicted(); ++position) {
     if (position / context % 2 == 0) continue;
     bool const is_of_class = of.has(text.byte_after(position));
-    sum[is_of_class] += from.bits[static_cast<std::size_t>(position)];
+    sum[is_of_class].bits += from.bits[static_cast<std::size_t>(position)];
+    sum[is_of_class].routes += from.routes[static_cast<std::size_t>(position)];
     count[is_of_class] += 1.0;
   }
-  return {(sum[0] + sum[1]) / (count[0] + count[1]), sum[1] / std::max(count[1], 1.0), sum[0] / std::max(count[0], 1.0),
-          from.routes};
+  auto const mean = [](mean_reading const& of_some, double bytes) -> mean_reading {
+    return {of_some.bits / std::max(bytes, 1.0), of_some.routes / std::max(bytes, 1.0) / (blocks * top_k)};
+  };
+  mean_reading const all{sum[0].bits + sum[1].bits, sum[0].routes + sum[1].routes};
+  return {mean(sum[1], count[1]), mean(sum[0], count[0]), mean(all, count[0] + count[1])};
 }
 
 /// As many experts of every block that are not functional, drawn at random; all of them where there are not enough.
@@ -369,11 +379,14 @@ chosen_experts functional_of(found_of_class const& found) {
 /// each class [functional, others]; nothing for a class without functional experts.
 std::vector<std::vector<loss_increase>> perturb_found(model<kinds::shipped> const& weights, cut_text const& text,
                                                       samples const& of, std::vector<found_of_class> const& found,
-                                                      perturbed_loss const& undisturbed, settings const& wanted) {
+                                                      perturbed_reading const& undisturbed, settings const& wanted) {
   std::vector<std::vector<loss_increase>> result(class_count);
-  std::printf("\n  Bits per byte more when they say something else (mean of %d)\n", wanted.seeds);
-  std::printf("  %-16s %-22s %8s  %10s  %10s  %10s\n", "byte that comes", "perturbed", "routes", "all bytes",
-              "this class", "the others");
+  std::printf(
+      "\n  When they say something else (mean of %d): of a byte's routes so many are perturbed, and so many bits it "
+      "costs more\n",
+      wanted.seeds);
+  std::printf("  %-16s %-22s  %20s  %20s  %20s\n", "byte that comes", "perturbed", "of this class", "of the others",
+              "all");
   for (std::size_t c = 0; c < class_count; ++c) {
     if (of.positive[c] < least_of_a_label) continue;
     chosen_experts const functional = functional_of(found[c]);
@@ -381,22 +394,27 @@ std::vector<std::vector<loss_increase>> perturb_found(model<kinds::shipped> cons
       std::printf("  %-16s has no functional expert\n", classes[c].name);
       continue;
     }
-    losses const without = mean_losses(text, undisturbed, classes[c]);
+    means const without = means_of(text, undisturbed, classes[c]);
     for (bool others : {false, true}) {
-      losses mean;
+      means mean;
       for (int s = 0; s < wanted.seeds; ++s) {
         std::uint64_t const number = seed + static_cast<std::uint64_t>(s);
         chosen_experts const chosen = others ? others_than(functional, number) : functional;
-        losses const l = mean_losses(text, read_perturbed(weights, text, chosen, number, wanted.threads), classes[c]);
-        mean.all += (l.all - without.all) / wanted.seeds;
-        mean.of_class += (l.of_class - without.of_class) / wanted.seeds;
-        mean.of_others += (l.of_others - without.of_others) / wanted.seeds;
-        mean.routes += l.routes / wanted.seeds;
+        means const m = means_of(text, read_perturbed(weights, text, chosen, number, wanted.threads), classes[c]);
+        auto const add = [&](mean_reading& to, mean_reading const& with, mean_reading const& before) {
+          to.bits += (with.bits - before.bits) / wanted.seeds;
+          to.routes += with.routes / wanted.seeds;
+        };
+        add(mean.of_class, m.of_class, without.of_class);
+        add(mean.of_others, m.of_others, without.of_others);
+        add(mean.all, m.all, without.all);
       }
-      std::printf("  %-16s %-22s %6.1f %%  %+10.3f  %+10.3f  %+10.3f\n", others ? "" : classes[c].name,
-                  others ? "as many others" : "its functional experts", 100.0 * mean.routes, mean.all, mean.of_class,
-                  mean.of_others);
-      result[c].push_back({mean.of_class, mean.of_others});
+      std::printf("  %-16s %-22s", others ? "" : classes[c].name, others ? "as many others" : "its functional experts");
+      for (mean_reading const& m : {mean.of_class, mean.of_others, mean.all}) {
+        std::printf("     %5.1f %%  %+8.3f", 100.0 * m.routes, m.bits);
+      }
+      std::printf("\n");
+      result[c].push_back({mean.of_class.bits, mean.of_others.bits});
     }
   }
   return result;
@@ -421,13 +439,13 @@ void run(settings const& wanted) {
               static_cast<long long>(top), units_of_a_block, experts);
 
   std::vector<observed_block> const observed = observe(weights, text, of, wanted.threads);
-  perturbed_loss const undisturbed = read_perturbed(weights, text, {}, 0, wanted.threads);
+  perturbed_reading const undisturbed = read_perturbed(weights, text, {}, 0, wanted.threads);
   std::printf("\n  Bits per byte as the model is\n");
   std::vector<drawn_class> drawing;
   std::string note;
   for (std::size_t c = 0; c < class_count; ++c) {
-    losses const l = mean_losses(text, undisturbed, classes[c]);
-    if (c == 0) std::printf("  %-16s %7.3f\n", "all bytes", l.all);
+    means const m = means_of(text, undisturbed, classes[c]);
+    if (c == 0) std::printf("  %-16s %7.3f\n", "all bytes", m.all.bits);
     if (of.positive[c] < least_of_a_label) {
       std::printf("  %-16s the text has %lld of them to look at: not enough\n", classes[c].name,
                   static_cast<long long>(of.positive[c]));
@@ -435,7 +453,7 @@ void run(settings const& wanted) {
               std::to_string(of.positive[c]) + " to look at";
       continue;
     }
-    std::printf("  %-16s %7.3f\n", classes[c].name, l.of_class);
+    std::printf("  %-16s %7.3f\n", classes[c].name, m.of_class.bits);
     drawing.push_back({.name = classes[c].name, .chance = static_cast<double>(top) / experts});
   }
 

@@ -115,16 +115,15 @@ inline void add_units(moe_weights const& w, int expert, float const* values, flo
 using chosen_experts = std::array<std::array<bool, unit_dims.experts>, blocks>;
 
 /// Shuffles what the units of the chosen experts say of the bytes of a call, across bytes, experts and units together, times 4 (see
-/// `modularity::perturb`), and has the layer's output say that. An expert says nothing of bytes that are not sent to it. Returns how many
-/// of the call's routes lead to these experts.
-inline std::int64_t perturb_experts(moe_weights const& w, chosen_experts const& chosen, layer_call const& call,
-                                    sy::counter_random numbers) {
+/// `modularity::perturb`), and has the layer's output say that. An expert says nothing of bytes that are not sent to it.
+inline void perturb_experts(moe_weights const& w, chosen_experts const& chosen, layer_call const& call,
+                            sy::counter_random numbers) {
   constexpr int inner = unit_dims.intermediate, top_k = unit_dims.top_k;
   std::vector<int> routes;
   for (int i = 0; i < call.rows * top_k; ++i) {
     if (chosen[static_cast<std::size_t>(call.block)][static_cast<std::size_t>(call.experts[i])]) routes.push_back(i);
   }
-  if (routes.empty()) return 0;
+  if (routes.empty()) return;
   std::vector<float> said(routes.size() * inner), perturbed;
   for (std::size_t r = 0; r < routes.size(); ++r) {
     unit_values(w, call.experts[routes[r]], call.tokens + routes[r] / top_k * unit_dims.hidden,
@@ -138,7 +137,6 @@ inline std::int64_t perturb_experts(moe_weights const& w, chosen_experts const& 
     add_units(w, call.experts[routes[r]], perturbed.data() + r * inner, call.weights[routes[r]],
               call.output + routes[r] / top_k * unit_dims.hidden);
   }
-  return static_cast<std::int64_t>(routes.size());
 }
 
 }  // namespace tiny_lm
