@@ -33,7 +33,7 @@ inline std::string svg(tradeoff const& of) {
     for (double t : line.time) most_time = std::max(most_time, t);
   }
   double const low = std::floor(of.dense_bits * 10.0 - 0.5) / 10.0, high = low + 1.5;
-  double const full_time = std::max(100.0, std::ceil(most_time / 100.0) * 100.0);
+  double const full_time = 2500.0 * std::max(1.0, std::ceil(most_time / 2500.0));
   auto const x = [&](double share) { return left + share * (right - left); };
   auto const y = [&](double bits) { return base - (std::min(bits, high) - low) / (high - low) * (base - upper); };
   auto const time_y = [&](double t) { return base - t / full_time * (base - upper); };
