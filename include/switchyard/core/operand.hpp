@@ -66,6 +66,12 @@ struct base_plus {
   }
 };
 
+/// Whether all experts read one matrix, and something of their own beside it: products on the CPU then read that matrix once for all.
+template <class Operand>
+inline constexpr bool shares_base = false;
+template <class Base, class Change>
+inline constexpr bool shares_base<base_plus<Base, Change>> = true;
+
 static_assert(operand<weight_view<float>>);
 
 /// The operand as kernels take it: a dense one does not know its product there, so that both share their kernels.

@@ -330,19 +330,46 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     if (c.is_second && by_units(e)) return unit_features;
     return all.by_panels(e) ? c.by_panels : c.by_rows;
   };
-  auto const count_items = [&](cut const& c) {
-    return all.count([&](int e) {
-      return divide_up(all.rows(e), all.by_panels(e) ? rows_in_panels : item_rows) *
-             divide_up(c.features, block_of(c, e));
-    });
-  };
-  // The weights of an item, as far as they are multiplied row by row; none past the last item.
-  auto const weights_of = [&](cut const& c, std::int64_t index, std::int64_t items, Operand const& matrix) {
-    if (index >= items) return feature_tile<Operand>{};
-    expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
-    if (c.is_second && by_units(item.expert)) return feature_tile<Operand>{};
-    int const first = item.feature_item * block_of(c, item.expert);
-    return features_of(matrix, item.expert, first, std::min(c.by_rows, c.features - first));
+  // Calls `product(item, next)` for every item. `next(matrix)` is what the same thread probably reads after it of a matrix, as far as that
+  // is multiplied row by row; none behind the last item.
+  auto const for_each_item = [&](cut const& c, int blocks_in_turn, auto const& product) {
+    auto const count = [&](auto const& is_counted) {
+      return all.count([&](int e) {
+        return !is_counted(e) ? 0
+                              : divide_up(all.rows(e), all.by_panels(e) ? rows_in_panels : item_rows) *
+                                    divide_up(c.features, block_of(c, e));
+      });
+    };
+    auto const run = [&](std::int64_t items, auto const& item_at) {
+      parallel_for(context, items, [&](std::int64_t index, std::int64_t next_index) {
+        product(item_at(index), [&](Operand const& matrix) {
+          if (next_index >= items) return feature_tile<Operand>{};
+          expert_rows::item const item = item_at(next_index);
+          if (c.is_second && by_units(item.expert)) return feature_tile<Operand>{};
+          int const first = item.feature_item * block_of(c, item.expert);
+          return features_of(matrix, item.expert, first, std::min(c.by_rows, c.features - first));
+        });
+      });
+    };
+    auto const by_experts = [&](std::int64_t index) {
+      return all.at(index, item_rows, rows_in_panels, blocks_in_turn);
+    };
+    if constexpr (shares_base<Operand>) {
+      run(count([&](int e) { return all.by_panels(e); }), by_experts);
+      // What all experts read comes from memory once: a block of features meets the rows of all of them before the next one does.
+      std::int64_t const items = count([&](int e) { return !all.by_panels(e); });
+      std::int64_t const blocks = divide_up(c.features, c.by_rows), groups = items / blocks;
+      run(items, [&](std::int64_t index) {
+        expert_rows::item item = all.at(index % groups * blocks, item_rows, rows_in_panels);
+        std::int64_t const before = all.first_item[item.expert] / blocks;
+        item.first_row = (index % groups - before) * item_rows;
+        item.rows = static_cast<int>(std::min<std::int64_t>(item_rows, all.rows(item.expert) - item.first_row));
+        item.feature_item = static_cast<int>(index / groups);
+        return item;
+      });
+    } else {
+      run(count([](int) { return true; }), by_experts);
+    }
   };
 
   all.set_padded_rows();
@@ -366,9 +393,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   cut const in_cut{intermediate,
                    features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
                    panel_item_features(kernels, activation.gated ? 2 : 1), false};
-  std::int64_t const in_items = count_items(in_cut);
-  parallel_for(context, in_items, [&](std::int64_t index, std::int64_t next) {
-    expert_rows::item const item = all.at(index, item_rows, rows_in_panels, in_cut.blocks_in_turn(hidden));
+  for_each_item(in_cut, in_cut.blocks_in_turn(hidden), [&](expert_rows::item const& item, auto const& next) {
     int const e = item.expert;
     float weight[most_panel_rows];
     if (tokens.weights != nullptr) {
@@ -384,7 +409,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
       int const first = item.feature_item * in_cut.by_rows;
       project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, e, first,
                       std::min(in_cut.by_rows, intermediate - first), hidden, intermediate,
-                      weights_of(in_cut, next, in_items, activation.gated ? in.gate : in.up), activated_of(item), terms,
+                      next(activation.gated ? in.gate : in.up), activated_of(item), terms,
                       all.offsets[e] + item.first_row);
     }
   });
@@ -408,10 +433,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   cut const out_cut{hidden,
                     features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
                     panel_item_features(kernels, 1), true};
-  std::int64_t const out_items = count_items(out_cut);
-  parallel_for(context, out_items, [&](std::int64_t index, std::int64_t next) {
-    expert_rows::item const item =
-        all.at(index, item_rows, rows_in_panels, units_lie_together ? 0 : out_cut.blocks_in_turn(intermediate));
+  int const out_blocks = units_lie_together ? 0 : out_cut.blocks_in_turn(intermediate);
+  for_each_item(out_cut, out_blocks, [&](expert_rows::item const& item, auto const& next) {
     int const e = item.expert;
     float* const to = results + (all.offsets[e] + item.first_row) * hidden;
     if (by_units(e)) {
@@ -433,8 +456,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     } else {
       int const first = item.feature_item * out_cut.by_rows;
       project_rows_out(few, {activated_of(item), item.rows}, down, down_bias, e, first,
-                       std::min(out_cut.by_rows, hidden - first), hidden, intermediate,
-                       weights_of(out_cut, next, out_items, down), to, terms, all.offsets[e] + item.first_row);
+                       std::min(out_cut.by_rows, hidden - first), hidden, intermediate, next(down), to, terms,
+                       all.offsets[e] + item.first_row);
     }
   });
 }

@@ -83,9 +83,11 @@ panel_kernels<Operand> panel_kernels_with();
     kernels.keep_largest = &space::keep_largest_in_panel<element>; \
     kernels.prepare = &space::widen_rows<element>;                 \
   } else {                                                         \
-    kernels.pack = &space::pack_panel<element, float>;             \
-    kernels.put = &space::put_values<float>;                       \
-    kernels.keep_largest = &space::keep_largest_in_panel<float>;   \
+    using order = typename space::restored<Operand>::order;        \
+    kernels.in_order = space::stored<order>::in_order;             \
+    kernels.pack = &space::pack_panel<element, order>;             \
+    kernels.put = &space::put_values<order>;                       \
+    kernels.keep_largest = &space::keep_largest_in_panel<order>;   \
     kernels.prepare = &space::restore_rows<Operand>;               \
   }                                                                \
   return kernels;

@@ -24,13 +24,16 @@ struct row_kernels {
                    feature_tile<Operand> const& next, float* to, std::int64_t stride);
 };
 
-#define SWITCHYARD_ROW_KERNELS(space)                                                                                \
-  if constexpr (Operand::in_place) {                                                                                 \
-    return {&space::group_rows<element>, &space::put_in_group<element>, &space::keep_largest_in_group<element>,      \
-            &space::multiply_rows_by_features<typename Operand::element>};                                           \
-  } else {                                                                                                           \
-    return {&space::group_rows_in_order<element>, &space::put_in_group<float>, &space::keep_largest_in_group<float>, \
-            &space::multiply_rows_by_restored<Operand>};                                                             \
+#define SWITCHYARD_ROW_KERNELS(space)                                                                               \
+  if constexpr (Operand::in_place) {                                                                                \
+    return {&space::group_rows<element>, &space::put_in_group<element>, &space::keep_largest_in_group<element>,     \
+            &space::multiply_rows_by_features<typename Operand::element>};                                          \
+  } else {                                                                                                          \
+    using order = typename space::restored<Operand>::order;                                                         \
+    row_kernels<Operand> kernels{&space::group_rows_in_order<element>, &space::put_in_group<order>,                 \
+                                 &space::keep_largest_in_group<order>, &space::multiply_rows_by_restored<Operand>}; \
+    if constexpr (std::is_same_v<order, element>) kernels.group = &space::group_rows<element>;                      \
+    return kernels;                                                                                                 \
   }
 /// `set` must not be `automatic`.
 template <class Operand>

@@ -1,0 +1,207 @@
+// The end of tile.inl, once per instruction set: weights that are a matrix and a masked change.
+
+#if defined(SWITCHYARD_TILE_EXPANDS)
+
+/// 32 elements of two bytes: the first ones at `from` where the mask has bits, in order, and zeros elsewhere. Reads 64 bytes.
+/// `Words` says that the processor does this in one step.
+template <bool Words>
+SWITCHYARD_TILE_TARGET inline words expand_words(std::uint32_t mask, void const* from) {
+  words result;
+  if constexpr (Words) {
+    words all;
+    __builtin_memcpy(&all, from, sizeof all);
+    asm("vpexpandw %1, %0%{%2%}%{z%}" : "=v"(result) : "v"(all), "Yk"(mask));
+  } else {
+    typedef std::uint16_t shorts __attribute__((vector_size(32)));
+    int const low_count = __builtin_popcount(mask & 0xffffu);
+    words low = widen_words(from), high = widen_words(static_cast<std::uint16_t const*>(from) + low_count);
+    asm("vpexpandd %0, %0%{%1%}%{z%}" : "+v"(low) : "Yk"(static_cast<std::uint16_t>(mask)));
+    asm("vpexpandd %0, %0%{%1%}%{z%}" : "+v"(high) : "Yk"(static_cast<std::uint16_t>(mask >> 16)));
+    shorts const both[2] = {__builtin_convertvector(low, shorts), __builtin_convertvector(high, shorts)};
+    __builtin_memcpy(&result, both, sizeof result);
+  }
+  return result;
+}
+
+/// What stands at `base` and what a masked change adds to it: 32 weights, as `stored<Element>` orders them. Reads 64 bytes from `values` on,
+/// or 64 from behind the first half's on.
+template <bool Words>
+SWITCHYARD_TILE_TARGET inline void restore_word(bfloat16 const* base, std::uint32_t mask, bfloat16 const* values,
+                                                floats (&to)[2]) {
+  words pairs;
+  __builtin_memcpy(&pairs, base, sizeof pairs);
+  words const change = expand_words<Words>(mask, values);
+  to[0] = reinterpret_cast<floats>(pairs << 16) + reinterpret_cast<floats>(change << 16);
+  to[1] = reinterpret_cast<floats>(pairs & 0xffff0000u) + reinterpret_cast<floats>(change & 0xffff0000u);
+}
+template <bool Words>
+SWITCHYARD_TILE_TARGET inline void restore_word(half const* base, std::uint32_t mask, half const* values,
+                                                floats (&to)[2]) {
+  words const change = expand_words<Words>(mask, values);
+  half spread[2 * lanes];
+  __builtin_memcpy(static_cast<void*>(spread), &change, sizeof change);
+  SWITCHYARD_TILE_UNROLL
+  for (int p = 0; p < 2; ++p) to[p] = stored<half>::load(base, p) + stored<half>::load(spread, p);
+}
+template <bool>
+SWITCHYARD_TILE_TARGET inline void restore_word(float const* base, std::uint32_t mask, float const* values,
+                                                floats (&to)[2]) {
+  floats low = load_floats(values), high = load_floats(values + __builtin_popcount(mask & 0xffffu));
+  asm("vexpandps %0, %0%{%1%}%{z%}" : "+v"(low) : "Yk"(static_cast<std::uint16_t>(mask)));
+  asm("vexpandps %0, %0%{%1%}%{z%}" : "+v"(high) : "Yk"(static_cast<std::uint16_t>(mask >> 16)));
+  to[0] = load_floats(base) + low;
+  to[1] = load_floats(base + lanes) + high;
+}
+
+/// The weights of one feature, as `multiply_masked_group` reads them.
+template <class Element>
+struct masked_stream {
+  Element const* base;
+  std::uint32_t const* masks;
+  Element const* values;  ///< those that come next
+};
+
+/// products[r * Streams + s] = row r . the feature of stream s over `columns` columns, a multiple of 32, for a group of `Rows` rows.
+template <bool Words, class Element, int Rows, int Streams>
+SWITCHYARD_TILE_TARGET void multiply_masked_group(float const* rows, masked_stream<Element> (&streams)[Streams],
+                                                  int columns, float* products) {
+  // Values are a long stream of memory, and the base comes from the second-level cache.
+  constexpr int values_ahead = 1024 / static_cast<int>(sizeof(Element)), masks_ahead = 64;
+  floats sum[Rows][Streams] = {};
+  for (int word = 0; word < columns / 32; ++word, rows += 32 * Rows) {
+    floats right[Streams][2];
+    SWITCHYARD_TILE_UNROLL
+    for (int s = 0; s < Streams; ++s) {
+      masked_stream<Element>& stream = streams[s];
+      std::uint32_t const mask = stream.masks[word];
+      restore_word<Words>(stream.base + 32 * word, mask, stream.values, right[s]);
+      __builtin_prefetch(stream.values + values_ahead);
+      stream.values += __builtin_popcount(mask);
+    }
+    SWITCHYARD_TILE_UNROLL
+    for (int p = 0; p < 2; ++p) {
+      SWITCHYARD_TILE_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        floats left;
+        __builtin_memcpy(&left, rows + (p * Rows + r) * lanes, sizeof(floats));
+        SWITCHYARD_TILE_LOADED(left);
+        SWITCHYARD_TILE_UNROLL
+        for (int s = 0; s < Streams; ++s) sum[r][s] += left * right[s][p];
+      }
+    }
+  }
+  SWITCHYARD_TILE_UNROLL
+  for (int s = 0; s < Streams; ++s) {
+    __builtin_prefetch(streams[s].masks + masks_ahead);
+    streams[s].base += columns;
+    streams[s].masks += columns / 32;
+  }
+  constexpr int count = Rows * Streams;
+  SWITCHYARD_TILE_UNROLL
+  for (int i = 0; i < count; i += 4) {
+    floats four[4];
+    SWITCHYARD_TILE_UNROLL
+    for (int n = 0; n < 4; ++n) {
+      int const at = i + n < count ? i + n : 0;  // past the last: any
+      four[n] = sum[at / Streams][at % Streams];
+    }
+    quad const together = sums_of(four[0], four[1], four[2], four[3]);
+    __builtin_memcpy(products + i, &together, sizeof together);
+  }
+}
+
+/// to[r][f] = row r . feature f for one group of `Rows` rows and the features of a tile, whose depth is a multiple of 32.
+template <bool Words, int Rows, class Operand>
+SWITCHYARD_TILE_TARGET void multiply_rows_by_masked(float const* rows, std::int64_t depth,
+                                                    feature_tile<Operand> const& tile, float* to, std::int64_t stride) {
+  using element = typename Operand::element;
+  constexpr int streams = Rows <= 2 ? 4 : features_beside(Rows) < 3 ? features_beside(Rows) : 3;
+  Operand const& weights = *tile.weights;
+  int const each = (tile.features + streams - 1) / streams;
+  for (int i = 0; i < each; ++i) {
+    masked_stream<element> now[streams];
+    for (int s = 0; s < streams; ++s) {
+      int const f = tile.first + (s * each + i < tile.features ? s * each + i : tile.features - 1);
+      now[s] = {weights.base.at(0, f, 0), weights.change.masks_of(tile.expert, f),
+                weights.change.values_from(tile.expert, f, 0)};
+    }
+    float total[Rows * streams];
+    for (std::int64_t k = 0; k < depth; k += panel_depth) {
+      int const length = depth - k < panel_depth ? static_cast<int>(depth - k) : panel_depth;
+      float part[Rows * streams + 3];
+      multiply_masked_group<Words, element, Rows, streams>(rows + k * Rows, now, length, part);
+      for (int n = 0; n < Rows * streams; ++n) total[n] = k == 0 ? part[n] : total[n] + part[n];
+    }
+    for (int s = 0; s < streams && s * each + i < tile.features; ++s) {
+      for (int r = 0; r < Rows; ++r) to[r * stride + s * each + i] = total[r * streams + s];
+    }
+  }
+}
+
+template <bool Words, class Operand, int Rows = most_rows>
+SWITCHYARD_TILE_TARGET void multiply_any_rows_by_masked(float const* rows, int row_count, std::int64_t depth,
+                                                        feature_tile<Operand> const& tile, float* to,
+                                                        std::int64_t stride) {
+  if constexpr (Rows > 1) {
+    if (row_count < Rows) {
+      return multiply_any_rows_by_masked<Words, Operand, Rows - 1>(rows, row_count, depth, tile, to, stride);
+    }
+  }
+  multiply_rows_by_masked<Words, Rows>(rows, depth, tile, to, stride);
+}
+
+/// to[stored<Element>'s position of k] = base[k] + the change of column k, for `count` columns from a multiple of 512 on.
+template <bool Words, class Element>
+SWITCHYARD_TILE_TARGET void restore_masked_row(Element const* base, std::uint32_t const* masks, Element const* values,
+                                               int count, float* to) {
+  constexpr int values_ahead = 1024 / static_cast<int>(sizeof(Element));
+  for (; count >= 32; count -= 32, base += 32, to += 32) {
+    std::uint32_t const mask = *masks++;
+    floats both[2];
+    restore_word<Words>(base, mask, values, both);
+    __builtin_prefetch(values + values_ahead);
+    __builtin_memcpy(to, both, sizeof both);
+    values += __builtin_popcount(mask);
+  }
+  for (int k = 0; k < count; ++k) {
+    to[k] = static_cast<float>(base[k]);
+    if ((*masks >> k & 1u) != 0) to[k] += static_cast<float>(*values++);
+  }
+}
+
+template <class Element>
+struct restored<base_plus<weight_view<Element>, masked_change<Element>>> {
+  using operand = base_plus<weight_view<Element>, masked_change<Element>>;
+  using order = Element;
+
+  SWITCHYARD_TILE_TARGET static void read(operand const& weights, int expert, int row, std::int64_t first, int count,
+                                          float* to) {
+    int const column = static_cast<int>(first);
+    if (weights.base.column_stride != 1) {
+      float in_order[panel_depth];
+      restore_row(weights, expert, row, first, count, in_order);
+      for (int k = 0; k < count; ++k) to[depth_position<Element>(k, count)] = in_order[k];
+      return;
+    }
+    Element const* const base = weights.base.at(0, row, column);
+    std::uint32_t const* const masks = weights.change.masks_of(expert, row) + column / 32;
+    Element const* const values = weights.change.values_from(expert, row, column);
+    if (sizeof(Element) == 2 && expands_words()) return restore_masked_row<true>(base, masks, values, count, to);
+    restore_masked_row<false>(base, masks, values, count, to);
+  }
+
+  SWITCHYARD_TILE_TARGET static bool multiply(float const* rows, int row_count, depth_slice const& piece,
+                                              feature_tile<operand> const& tile, feature_tile<operand> const&,
+                                              float* to, std::int64_t stride) {
+    // Several groups of rows restore to memory once.
+    if (row_count > most_rows || piece.depth % 32 != 0 || tile.weights->base.column_stride != 1) return false;
+    if (sizeof(Element) == 2 && expands_words()) {
+      multiply_any_rows_by_masked<true>(rows, row_count, piece.depth, tile, to, stride);
+    } else {
+      multiply_any_rows_by_masked<false>(rows, row_count, piece.depth, tile, to, stride);
+    }
+    return true;
+  }
+};
+
+#endif
