@@ -204,4 +204,60 @@ struct restored<base_plus<weight_view<Element>, masked_change<Element>>> {
   }
 };
 
+#elif defined(SWITCHYARD_TILE_HALF)
+
+/// Eight elements from `from` on, in their order. Reads a vector of them.
+SWITCHYARD_TILE_TARGET inline floats load_in_order(float const* from) { return load_floats(from); }
+template <class Element>
+SWITCHYARD_TILE_TARGET inline floats load_in_order(Element const* from) {
+  return stored<summed_as_float<Element>>::load(reinterpret_cast<summed_as_float<Element> const*>(from), 0);
+}
+
+/// to[k] = base[k] + the change of column k, for `count` columns from a multiple of 512 on. Eight values at a time are put where a byte of
+/// the mask has bits, by a table.
+template <class Element>
+SWITCHYARD_TILE_TARGET void restore_masked_row(Element const* base, std::uint32_t const* masks, Element const* values,
+                                               int count, float* to) {
+  typedef std::uint8_t bytes __attribute__((vector_size(8)));
+  words bits;
+  for (int lane = 0; lane < lanes; ++lane) bits[lane] = 1u << lane;
+  int k = 0;
+  for (; k + lanes <= count; k += lanes) {
+    std::uint32_t const mask = masks[k / 32] >> k % 32 & 0xffu;
+    bytes places;
+    __builtin_memcpy(&places, &places_of_values.of_byte[mask], sizeof places);
+    words const from = __builtin_convertvector(places, words);
+    floats const next = load_in_order(values);
+    floats spread;
+    asm("vpermps %1, %2, %0" : "=x"(spread) : "x"(next), "x"(from));
+    words const kept = reinterpret_cast<words>(((words{} + mask) & bits) != 0) & reinterpret_cast<words>(spread);
+    floats const sum = load_in_order(base + k) + reinterpret_cast<floats>(kept);
+    __builtin_memcpy(to + k, &sum, sizeof sum);
+    if (k % 32 == 0) __builtin_prefetch(values + 1024 / sizeof(Element));
+    values += __builtin_popcount(mask);
+  }
+  for (; k < count; ++k) {
+    to[k] = static_cast<float>(base[k]);
+    if ((masks[k / 32] >> k % 32 & 1u) != 0) to[k] += static_cast<float>(*values++);
+  }
+}
+
+template <class Element>
+struct restored<base_plus<weight_view<Element>, masked_change<Element>>> {
+  using operand = base_plus<weight_view<Element>, masked_change<Element>>;
+  using order = float;
+
+  SWITCHYARD_TILE_TARGET static void read(operand const& weights, int expert, int row, std::int64_t first, int count,
+                                          float* to) {
+    int const column = static_cast<int>(first);
+    if (weights.base.column_stride != 1) return restore_row(weights, expert, row, first, count, to);
+    restore_masked_row(weights.base.at(0, row, column), weights.change.masks_of(expert, row) + column / 32,
+                       weights.change.values_from(expert, row, column), count, to);
+  }
+  SWITCHYARD_TILE_TARGET static bool multiply(float const*, int, depth_slice const&, feature_tile<operand> const&,
+                                              feature_tile<operand> const&, float*, std::int64_t) {
+    return false;
+  }
+};
+
 #endif

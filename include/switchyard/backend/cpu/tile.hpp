@@ -121,6 +121,21 @@ struct __attribute__((may_alias)) widened {
   explicit operator float() const { return value; }
 };
 
+/// Which of the next values a column of eight takes, by the bits of a mask that says which columns take one.
+struct value_places {
+  std::uint8_t of_byte[256][8] = {};
+
+  constexpr value_places() {
+    for (int mask = 0; mask < 256; ++mask) {
+      for (int column = 0, next = 0; column < 8; ++column) {
+        of_byte[mask][column] = static_cast<std::uint8_t>(next & 7);
+        next += mask >> column & 1;
+      }
+    }
+  }
+};
+inline constexpr value_places places_of_values;
+
 /// Most rows and features of a product without panels, whose sums are on the stack.
 inline constexpr int item_rows = 32, item_features = 64;
 
