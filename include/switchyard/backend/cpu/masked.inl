@@ -30,6 +30,7 @@ SWITCHYARD_TILE_TARGET inline void restore_word(bfloat16 const* base, std::uint3
                                                 floats (&to)[2]) {
   words pairs;
   __builtin_memcpy(&pairs, base, sizeof pairs);
+  SWITCHYARD_TILE_LOADED(pairs);
   words const change = expand_words<Words>(mask, values);
   to[0] = reinterpret_cast<floats>(pairs << 16) + reinterpret_cast<floats>(change << 16);
   to[1] = reinterpret_cast<floats>(pairs & 0xffff0000u) + reinterpret_cast<floats>(change & 0xffff0000u);
@@ -63,20 +64,26 @@ struct masked_stream {
 
 /// products[r * Streams + s] = row r . the feature of stream s over `columns` columns, a multiple of 32, for a group of `Rows` rows.
 template <bool Words, class Element, int Rows, int Streams>
-SWITCHYARD_TILE_TARGET void multiply_masked_group(float const* rows, masked_stream<Element> (&streams)[Streams],
-                                                  int columns, float* products) {
-  // Values are a long stream of memory, and the base comes from the second-level cache.
-  constexpr int values_ahead = 1024 / static_cast<int>(sizeof(Element)), masks_ahead = 64;
+SWITCHYARD_TILE_TARGET void multiply_masked_group(float const* rows, masked_stream<Element> const (&streams)[Streams],
+                                                  std::int64_t columns, float* products) {
+  constexpr int values_ahead = 1024 / static_cast<int>(sizeof(Element));
   floats sum[Rows][Streams] = {};
-  for (int word = 0; word < columns / 32; ++word, rows += 32 * Rows) {
+  Element const *base[Streams], *values[Streams];
+  std::uint32_t const* masks[Streams];
+  SWITCHYARD_TILE_UNROLL
+  for (int s = 0; s < Streams; ++s) {
+    base[s] = streams[s].base;
+    masks[s] = streams[s].masks;
+    values[s] = streams[s].values;
+  }
+  for (std::int64_t word = 0; word < columns / 32; ++word, rows += 32 * Rows) {
     floats right[Streams][2];
     SWITCHYARD_TILE_UNROLL
     for (int s = 0; s < Streams; ++s) {
-      masked_stream<Element>& stream = streams[s];
-      std::uint32_t const mask = stream.masks[word];
-      restore_word<Words>(stream.base + 32 * word, mask, stream.values, right[s]);
-      __builtin_prefetch(stream.values + values_ahead);
-      stream.values += __builtin_popcount(mask);
+      std::uint32_t const mask = masks[s][word];
+      restore_word<Words>(base[s] + 32 * word, mask, values[s], right[s]);
+      __builtin_prefetch(values[s] + values_ahead);
+      values[s] += __builtin_popcount(mask);
     }
     SWITCHYARD_TILE_UNROLL
     for (int p = 0; p < 2; ++p) {
@@ -89,12 +96,6 @@ SWITCHYARD_TILE_TARGET void multiply_masked_group(float const* rows, masked_stre
         for (int s = 0; s < Streams; ++s) sum[r][s] += left * right[s][p];
       }
     }
-  }
-  SWITCHYARD_TILE_UNROLL
-  for (int s = 0; s < Streams; ++s) {
-    __builtin_prefetch(streams[s].masks + masks_ahead);
-    streams[s].base += columns;
-    streams[s].masks += columns / 32;
   }
   constexpr int count = Rows * Streams;
   SWITCHYARD_TILE_UNROLL
@@ -110,44 +111,47 @@ SWITCHYARD_TILE_TARGET void multiply_masked_group(float const* rows, masked_stre
   }
 }
 
-/// to[r][f] = row r . feature f for one group of `Rows` rows and the features of a tile, whose depth is a multiple of 32.
-template <bool Words, int Rows, class Operand>
-SWITCHYARD_TILE_TARGET void multiply_rows_by_masked(float const* rows, std::int64_t depth,
+/// Features that are multiplied together beside so many rows: as many as have their sums and weights in registers.
+constexpr int masked_features_beside(int rows) { return rows <= 5 ? 4 : 3; }
+
+/// to[r][f] = row r . feature f for groups of `Rows` rows and of one less, and the features of a tile, whose depth is a multiple of 32.
+template <bool Words, class Operand, int Rows = most_rows>
+SWITCHYARD_TILE_TARGET void multiply_rows_by_masked(float const* rows, int row_count, std::int64_t depth,
                                                     feature_tile<Operand> const& tile, float* to, std::int64_t stride) {
+  int const groups = groups_of_rows(row_count);
+  if constexpr (Rows > 1) {
+    if (row_count <= groups * (Rows - 1)) {
+      return multiply_rows_by_masked<Words, Operand, Rows - 1>(rows, row_count, depth, tile, to, stride);
+    }
+  }
   using element = typename Operand::element;
-  constexpr int streams = Rows <= 2 ? 4 : features_beside(Rows) < 3 ? features_beside(Rows) : 3;
+  constexpr int streams = masked_features_beside(Rows);
   Operand const& weights = *tile.weights;
   int const each = (tile.features + streams - 1) / streams;
   for (int i = 0; i < each; ++i) {
-    masked_stream<element> now[streams];
-    for (int s = 0; s < streams; ++s) {
-      int const f = tile.first + (s * each + i < tile.features ? s * each + i : tile.features - 1);
-      now[s] = {weights.base.at(0, f, 0), weights.change.masks_of(tile.expert, f),
-                weights.change.values_from(tile.expert, f, 0)};
-    }
-    float total[Rows * streams];
-    for (std::int64_t k = 0; k < depth; k += panel_depth) {
-      int const length = depth - k < panel_depth ? static_cast<int>(depth - k) : panel_depth;
-      float part[Rows * streams + 3];
-      multiply_masked_group<Words, element, Rows, streams>(rows + k * Rows, now, length, part);
-      for (int n = 0; n < Rows * streams; ++n) total[n] = k == 0 ? part[n] : total[n] + part[n];
-    }
-    for (int s = 0; s < streams && s * each + i < tile.features; ++s) {
-      for (int r = 0; r < Rows; ++r) to[r * stride + s * each + i] = total[r * streams + s];
-    }
-  }
-}
-
-template <bool Words, class Operand, int Rows = most_rows>
-SWITCHYARD_TILE_TARGET void multiply_any_rows_by_masked(float const* rows, int row_count, std::int64_t depth,
-                                                        feature_tile<Operand> const& tile, float* to,
-                                                        std::int64_t stride) {
-  if constexpr (Rows > 1) {
-    if (row_count < Rows) {
-      return multiply_any_rows_by_masked<Words, Operand, Rows - 1>(rows, row_count, depth, tile, to, stride);
+    for (int g = 0; g < groups; ++g) {
+      masked_stream<element> now[streams];
+      for (int s = 0; s < streams; ++s) {
+        int const f = tile.first + (s * each + i < tile.features ? s * each + i : tile.features - 1);
+        now[s] = {weights.base.at(0, f, 0), weights.change.masks_of(tile.expert, f),
+                  weights.change.values_from(tile.expert, f, 0)};
+      }
+      row_group const group = group_of_rows(row_count, g);
+      float const* const from = rows + group.first * row_floats(depth);
+      float products[Rows * streams + 3] = {};
+      if (group.rows == Rows) {
+        multiply_masked_group<Words, element, Rows, streams>(from, now, depth, products);
+      } else {
+        constexpr int fewer = Rows > 1 ? Rows - 1 : 1;
+        multiply_masked_group<Words, element, fewer, streams>(from, now, depth, products);
+      }
+      for (int s = 0; s < streams && s * each + i < tile.features; ++s) {
+        float* const column = to + group.first * stride + s * each + i;
+        // There are no more, but the compiler does not know that.
+        for (int r = 0; r < group.rows && r < Rows; ++r) column[r * stride] = products[r * streams + s];
+      }
     }
   }
-  multiply_rows_by_masked<Words, Rows>(rows, depth, tile, to, stride);
 }
 
 /// to[stored<Element>'s position of k] = base[k] + the change of column k, for `count` columns from a multiple of 512 on.
@@ -160,7 +164,8 @@ SWITCHYARD_TILE_TARGET void restore_masked_row(Element const* base, std::uint32_
     floats both[2];
     restore_word<Words>(base, mask, values, both);
     __builtin_prefetch(values + values_ahead);
-    __builtin_memcpy(to, both, sizeof both);
+    SWITCHYARD_TILE_UNROLL
+    for (int p = 0; p < 2; ++p) __builtin_memcpy(to + p * lanes, &both[p], sizeof(floats));
     values += __builtin_popcount(mask);
   }
   for (int k = 0; k < count; ++k) {
@@ -193,12 +198,11 @@ struct restored<base_plus<weight_view<Element>, masked_change<Element>>> {
   SWITCHYARD_TILE_TARGET static bool multiply(float const* rows, int row_count, depth_slice const& piece,
                                               feature_tile<operand> const& tile, feature_tile<operand> const&,
                                               float* to, std::int64_t stride) {
-    // Several groups of rows restore to memory once.
-    if (row_count > most_rows || piece.depth % 32 != 0 || tile.weights->base.column_stride != 1) return false;
+    if (piece.depth % 32 != 0 || tile.weights->base.column_stride != 1) return false;
     if (sizeof(Element) == 2 && expands_words()) {
-      multiply_any_rows_by_masked<true>(rows, row_count, piece.depth, tile, to, stride);
+      multiply_rows_by_masked<true>(rows, row_count, piece.depth, tile, to, stride);
     } else {
-      multiply_any_rows_by_masked<false>(rows, row_count, piece.depth, tile, to, stride);
+      multiply_rows_by_masked<false>(rows, row_count, piece.depth, tile, to, stride);
     }
     return true;
   }
