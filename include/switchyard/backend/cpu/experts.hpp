@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/cpu/change_apart.hpp>
 #include <switchyard/backend/cpu/context.hpp>
 #include <switchyard/backend/cpu/low_rank_terms.hpp>
 #include <switchyard/backend/cpu/panels.hpp>
@@ -88,10 +89,9 @@ struct token_rows {
   int top_k = 1;
   float const* weights = nullptr;  ///< [pairs], for routers that weigh the input; null: nothing does
 
+  std::int64_t token_of(std::int64_t row) const { return pair_of == nullptr ? row : pair_of[row] / top_k; }
   void locate(std::int64_t first, int count, Element const** rows) const {
-    for (int r = 0; r < count; ++r) {
-      rows[r] = tokens.row(pair_of == nullptr ? first + r : pair_of[first + r] / top_k);
-    }
+    for (int r = 0; r < count; ++r) rows[r] = tokens.row(token_of(first + r));
   }
   void weights_of(std::int64_t first, int count, float* to) const {
     for (int r = 0; r < count; ++r) to[r] = weights[pair_of == nullptr ? first + r : pair_of[first + r]];
@@ -104,20 +104,6 @@ struct input_projection {
   Operand gate, up;
   bias_view<typename Operand::element> gate_bias, up_bias;  ///< null data: no bias
 };
-
-/// values[r][i] = row_weight[r] * values[r][i] + the bias of feature first + i.
-template <class Element>
-void weigh_and_shift(float* values, int rows, int features, float const* row_weight, bias_view<Element> const& bias,
-                     int expert, std::int64_t first) {
-  float biases[item_features];
-  for (int i = 0; i < features; ++i) biases[i] = bias.at(expert, first + i);
-  for (int r = 0; r < rows; ++r) {
-    float const weight = row_weight == nullptr ? 1.0f : row_weight[r];
-    for (int i = 0; i < features; ++i) {
-      values[r * item_features + i] = weight * values[r * item_features + i] + biases[i];
-    }
-  }
-}
 
 /// activated[row] = activations of the gate and up products (or of the up product) of some features, where `project_rows_out`
 /// wants them. `next` is what is multiplied after it.
@@ -466,7 +452,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
 struct products_memory {
   std::int64_t *first_padded_row, *first_item;  ///< [experts + 1]
   float* activated;                             ///< [most_padded_rows(rows), row_floats(intermediate)]
-  float* results;  ///< [most_padded_rows(rows), row_floats(hidden)]: the result is [rows, hidden]
+  float* results;           ///< [most_padded_rows(rows), row_floats(hidden)]: the result is [rows, hidden]
+  apart_memory apart = {};  ///< of few tokens, where weights have a sparse change
 };
 
 /// Both products of some experts over their rows: `offsets` says which rows of `tokens` each has. `Operand` alone decides
@@ -477,6 +464,11 @@ void run_products(cpu_context const& context, std::int32_t const* offsets, int e
                   expert_weights<Operand> const& weights, products_memory const& memory, Terms const& terms = {}) {
   panel_kernels<Operand> const kernels = panel_kernels_of<Operand>(context.instructions, context.floats);
   int const least = context.least_panel_rows > 0 ? context.least_panel_rows : kernels.usual_rows;
+  if constexpr (has_sparse_change<Operand> && !Terms::any) {
+    apart_products<Operand, token_rows<typename Operand::element>, expert_weights<Operand>> const apart(
+        context, offsets, experts, tokens, activation, weights, memory.apart);
+    if (apart.fit(least)) return apart.run(memory.activated, memory.results);
+  }
   expert_rows const rows{offsets, memory.first_padded_row, memory.first_item, experts, least, kernels.lanes};
   run_products(context, kernels, rows, tokens, activation, weights, memory.activated, memory.results, terms);
 }
@@ -493,6 +485,7 @@ struct experts_step<expert::two_products> {
     std::int64_t *first_padded_row, *first_item;  // [experts + 1]
     float *activated, *results;                   // see `products_memory`
     float *shared_activated = nullptr, *shared_results = nullptr;
+    apart_memory apart;
 
     constexpr memory_of_experts(carver& from, std::int64_t tokens) {
       std::int64_t const pairs = tokens * dims.top_k, padded_rows = most_padded_rows(pairs, Experts);
@@ -505,8 +498,11 @@ struct experts_step<expert::two_products> {
         shared_activated = from.take<float>(shared_padded_rows * row_floats(shared_intermediate));
         shared_results = from.take<float>(shared_padded_rows * row_floats(dims.hidden));
       }
+      if constexpr (has_sparse_change<typename Layer::weights::in_operand>) {
+        apart = {from, tokens, dims.top_k, dims.hidden, dims.intermediate};
+      }
     }
-    products_memory of_products() const { return {first_padded_row, first_item, activated, results}; }
+    products_memory of_products() const { return {first_padded_row, first_item, activated, results, apart}; }
   };
   template <class Layer>
   using memory = memory_of_experts<Layer, Layer::dims.experts>;
@@ -584,7 +580,7 @@ struct experts_step<expert::two_products> {
       std::int32_t const offsets[2] = {0, static_cast<std::int32_t>(tokens.rows)};
       run_products(context, offsets, 1, token_rows<element>{tokens},
                    activation_of<typename Layer::expert>(context.instructions), shared,
-                   {m.first_padded_row, m.first_item, m.shared_activated, m.shared_results});
+                   {m.first_padded_row, m.first_item, m.shared_activated, m.shared_results, {}});
       results.shared_rows = m.shared_results;
       if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
     }

@@ -23,35 +23,64 @@ SWITCHYARD_TILE_TARGET inline words expand_words(std::uint32_t mask, void const*
   return result;
 }
 
-/// What stands at `base` and what a masked change adds to it: 32 weights, as `stored<Element>` orders them. Reads 64 bytes from `values` on,
-/// or 64 from behind the first half's on.
-template <bool Words>
-SWITCHYARD_TILE_TARGET inline void restore_word(bfloat16 const* base, std::uint32_t mask, bfloat16 const* values,
-                                                floats (&to)[2]) {
+/// 32 elements as floats, as `stored<Element>` orders them.
+template <class Element>
+SWITCHYARD_TILE_TARGET inline void load_word(Element const* from, floats (&to)[2]) {
+  SWITCHYARD_TILE_UNROLL
+  for (int p = 0; p < 2; ++p) to[p] = stored<Element>::load(from + (stored<Element>::parts == 1 ? p * lanes : 0), p);
+}
+SWITCHYARD_TILE_TARGET inline void load_word(bfloat16 const* from, floats (&to)[2]) {
   words pairs;
-  __builtin_memcpy(&pairs, base, sizeof pairs);
+  __builtin_memcpy(&pairs, from, sizeof pairs);
   SWITCHYARD_TILE_LOADED(pairs);
+  to[0] = reinterpret_cast<floats>(pairs << 16);
+  to[1] = reinterpret_cast<floats>(pairs & 0xffff0000u);
+}
+
+/// What a masked change has for 32 columns, in the same order: zeros where the mask has no bit. Reads 64 bytes from `values` on, or 64 from
+/// those of the second half on.
+template <bool Words>
+SWITCHYARD_TILE_TARGET inline void spread_word(std::uint32_t mask, bfloat16 const* values, floats (&to)[2]) {
   words const change = expand_words<Words>(mask, values);
-  to[0] = reinterpret_cast<floats>(pairs << 16) + reinterpret_cast<floats>(change << 16);
-  to[1] = reinterpret_cast<floats>(pairs & 0xffff0000u) + reinterpret_cast<floats>(change & 0xffff0000u);
+  to[0] = reinterpret_cast<floats>(change << 16);
+  to[1] = reinterpret_cast<floats>(change & 0xffff0000u);
 }
 template <bool Words>
-SWITCHYARD_TILE_TARGET inline void restore_word(half const* base, std::uint32_t mask, half const* values,
-                                                floats (&to)[2]) {
+SWITCHYARD_TILE_TARGET inline void spread_word(std::uint32_t mask, half const* values, floats (&to)[2]) {
   words const change = expand_words<Words>(mask, values);
   half spread[2 * lanes];
   __builtin_memcpy(static_cast<void*>(spread), &change, sizeof change);
-  SWITCHYARD_TILE_UNROLL
-  for (int p = 0; p < 2; ++p) to[p] = stored<half>::load(base, p) + stored<half>::load(spread, p);
+  load_word(spread, to);
 }
 template <bool>
-SWITCHYARD_TILE_TARGET inline void restore_word(float const* base, std::uint32_t mask, float const* values,
+SWITCHYARD_TILE_TARGET inline void spread_word(std::uint32_t mask, float const* values, floats (&to)[2]) {
+  to[0] = load_floats(values);
+  to[1] = load_floats(values + __builtin_popcount(mask & 0xffffu));
+  asm("vexpandps %0, %0%{%1%}%{z%}" : "+v"(to[0]) : "Yk"(static_cast<std::uint16_t>(mask)));
+  asm("vexpandps %0, %0%{%1%}%{z%}" : "+v"(to[1]) : "Yk"(static_cast<std::uint16_t>(mask >> 16)));
+}
+/// 32 restored weights.
+template <bool Words, class Element>
+SWITCHYARD_TILE_TARGET inline void restore_word(Element const* base, std::uint32_t mask, Element const* values,
                                                 floats (&to)[2]) {
-  floats low = load_floats(values), high = load_floats(values + __builtin_popcount(mask & 0xffffu));
-  asm("vexpandps %0, %0%{%1%}%{z%}" : "+v"(low) : "Yk"(static_cast<std::uint16_t>(mask)));
-  asm("vexpandps %0, %0%{%1%}%{z%}" : "+v"(high) : "Yk"(static_cast<std::uint16_t>(mask >> 16)));
-  to[0] = load_floats(base) + low;
-  to[1] = load_floats(base + lanes) + high;
+  floats change[2];
+  load_word(base, to);
+  spread_word<Words>(mask, values, change);
+  to[0] += change[0];
+  to[1] += change[1];
+}
+
+/// products[i] = the sum of the lanes of sums[i], with room for three more.
+template <int Count>
+SWITCHYARD_TILE_TARGET inline void put_sums(floats const (&sums)[Count], float* products) {
+  SWITCHYARD_TILE_UNROLL
+  for (int i = 0; i < Count; i += 4) {
+    floats four[4];
+    SWITCHYARD_TILE_UNROLL
+    for (int n = 0; n < 4; ++n) four[n] = sums[i + n < Count ? i + n : 0];  // past the last: any
+    quad const together = sums_of(four[0], four[1], four[2], four[3]);
+    __builtin_memcpy(products + i, &together, sizeof together);
+  }
 }
 
 /// The weights of one feature, as `multiply_masked_group` reads them.
@@ -62,12 +91,13 @@ struct masked_stream {
   Element const* values;  ///< those that come next
 };
 
-/// products[r * Streams + s] = row r . the feature of stream s over `columns` columns, a multiple of 32, for a group of `Rows` rows.
-template <bool Words, class Element, int Rows, int Streams>
+/// products[r * Streams + s] = row r . the feature of stream s over `columns` columns, a multiple of 32, for a group of `Rows` rows; of the
+/// restored weights, or of their change alone.
+template <bool Words, bool Restored, class Element, int Rows, int Streams>
 SWITCHYARD_TILE_TARGET void multiply_masked_group(float const* rows, masked_stream<Element> const (&streams)[Streams],
                                                   std::int64_t columns, float* products) {
   constexpr int values_ahead = 1024 / static_cast<int>(sizeof(Element));
-  floats sum[Rows][Streams] = {};
+  floats sums[Rows * Streams] = {};
   Element const *base[Streams], *values[Streams];
   std::uint32_t const* masks[Streams];
   SWITCHYARD_TILE_UNROLL
@@ -81,7 +111,8 @@ SWITCHYARD_TILE_TARGET void multiply_masked_group(float const* rows, masked_stre
     SWITCHYARD_TILE_UNROLL
     for (int s = 0; s < Streams; ++s) {
       std::uint32_t const mask = masks[s][word];
-      restore_word<Words>(base[s] + 32 * word, mask, values[s], right[s]);
+      if constexpr (Restored) restore_word<Words>(base[s] + 32 * word, mask, values[s], right[s]);
+      if constexpr (!Restored) spread_word<Words>(mask, values[s], right[s]);
       __builtin_prefetch(values[s] + values_ahead);
       values[s] += __builtin_popcount(mask);
     }
@@ -93,35 +124,25 @@ SWITCHYARD_TILE_TARGET void multiply_masked_group(float const* rows, masked_stre
         __builtin_memcpy(&left, rows + (p * Rows + r) * lanes, sizeof(floats));
         SWITCHYARD_TILE_LOADED(left);
         SWITCHYARD_TILE_UNROLL
-        for (int s = 0; s < Streams; ++s) sum[r][s] += left * right[s][p];
+        for (int s = 0; s < Streams; ++s) sums[r * Streams + s] += left * right[s][p];
       }
     }
   }
-  constexpr int count = Rows * Streams;
-  SWITCHYARD_TILE_UNROLL
-  for (int i = 0; i < count; i += 4) {
-    floats four[4];
-    SWITCHYARD_TILE_UNROLL
-    for (int n = 0; n < 4; ++n) {
-      int const at = i + n < count ? i + n : 0;  // past the last: any
-      four[n] = sum[at / Streams][at % Streams];
-    }
-    quad const together = sums_of(four[0], four[1], four[2], four[3]);
-    __builtin_memcpy(products + i, &together, sizeof together);
-  }
+  put_sums(sums, products);
 }
 
 /// Features that are multiplied together beside so many rows: as many as have their sums and weights in registers.
 constexpr int masked_features_beside(int rows) { return rows <= 5 ? 4 : 3; }
 
-/// to[r][f] = row r . feature f for groups of `Rows` rows and of one less, and the features of a tile, whose depth is a multiple of 32.
-template <bool Words, class Operand, int Rows = most_rows>
+/// to[r][f] = row r . feature f for groups of `Rows` rows and of one less, and the features of a tile, whose depth is a multiple of 32; or
+/// to[r][f] += row r . what the change has for feature f.
+template <bool Words, bool Restored, class Operand, int Rows = most_rows>
 SWITCHYARD_TILE_TARGET void multiply_rows_by_masked(float const* rows, int row_count, std::int64_t depth,
                                                     feature_tile<Operand> const& tile, float* to, std::int64_t stride) {
   int const groups = groups_of_rows(row_count);
   if constexpr (Rows > 1) {
     if (row_count <= groups * (Rows - 1)) {
-      return multiply_rows_by_masked<Words, Operand, Rows - 1>(rows, row_count, depth, tile, to, stride);
+      return multiply_rows_by_masked<Words, Restored, Operand, Rows - 1>(rows, row_count, depth, tile, to, stride);
     }
   }
   using element = typename Operand::element;
@@ -140,15 +161,18 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_masked(float const* rows, int row_c
       float const* const from = rows + group.first * row_floats(depth);
       float products[Rows * streams + 3] = {};
       if (group.rows == Rows) {
-        multiply_masked_group<Words, element, Rows, streams>(from, now, depth, products);
+        multiply_masked_group<Words, Restored, element, Rows, streams>(from, now, depth, products);
       } else {
         constexpr int fewer = Rows > 1 ? Rows - 1 : 1;
-        multiply_masked_group<Words, element, fewer, streams>(from, now, depth, products);
+        multiply_masked_group<Words, Restored, element, fewer, streams>(from, now, depth, products);
       }
       for (int s = 0; s < streams && s * each + i < tile.features; ++s) {
         float* const column = to + group.first * stride + s * each + i;
         // There are no more, but the compiler does not know that.
-        for (int r = 0; r < group.rows && r < Rows; ++r) column[r * stride] = products[r * streams + s];
+        for (int r = 0; r < group.rows && r < Rows; ++r) {
+          float const product = products[r * streams + s];
+          column[r * stride] = Restored ? product : column[r * stride] + product;
+        }
       }
     }
   }
@@ -199,12 +223,24 @@ struct restored<base_plus<weight_view<Element>, masked_change<Element>>> {
                                               feature_tile<operand> const& tile, feature_tile<operand> const&,
                                               float* to, std::int64_t stride) {
     if (piece.depth % 32 != 0 || tile.weights->base.column_stride != 1) return false;
-    if (sizeof(Element) == 2 && expands_words()) {
-      multiply_rows_by_masked<true>(rows, row_count, piece.depth, tile, to, stride);
-    } else {
-      multiply_rows_by_masked<false>(rows, row_count, piece.depth, tile, to, stride);
-    }
+    multiply_rows<true>(rows, row_count, piece.depth, tile, to, stride);
     return true;
+  }
+  static constexpr bool multiplies_changes = true;
+  SWITCHYARD_TILE_TARGET static void add_change(float const* rows, int row_count, std::int64_t depth,
+                                                feature_tile<operand> const& tile, float* to, std::int64_t stride) {
+    multiply_rows<false>(rows, row_count, depth, tile, to, stride);
+  }
+
+ private:
+  template <bool Restored>
+  SWITCHYARD_TILE_TARGET static void multiply_rows(float const* rows, int row_count, std::int64_t depth,
+                                                   feature_tile<operand> const& tile, float* to, std::int64_t stride) {
+    if (sizeof(Element) == 2 && expands_words()) {
+      multiply_rows_by_masked<true, Restored>(rows, row_count, depth, tile, to, stride);
+    } else {
+      multiply_rows_by_masked<false, Restored>(rows, row_count, depth, tile, to, stride);
+    }
   }
 };
 
@@ -262,6 +298,7 @@ struct restored<base_plus<weight_view<Element>, masked_change<Element>>> {
                                               feature_tile<operand> const&, float*, std::int64_t) {
     return false;
   }
+  static constexpr bool multiplies_changes = false;
 };
 
 #endif

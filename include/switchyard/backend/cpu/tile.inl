@@ -521,6 +521,9 @@ struct restored {
                                               feature_tile<Operand> const&, float*, std::int64_t) {
     return false;
   }
+  /// Whether there is `add_change(rows, row_count, depth, tile, to, stride)`: to[r][f] += row r . what the change of an operand with a base has
+  /// for feature f, for a depth that is a multiple of 32.
+  static constexpr bool multiplies_changes = false;
 };
 
 /// Puts rows side by side for `multiply_rows_by_restored`, as `group_rows` does with floats.
