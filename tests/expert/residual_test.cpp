@@ -243,22 +243,46 @@ TEST_CASE("restored experts of two-byte elements give what the reference makes o
 TEMPLATE_TEST_CASE("a token has the same bits with others of its expert and alone, and with any threads", "[residual]",
                    float, sy::bfloat16, sy::half) {
   using layer = residual_layer<1088, 96, pruned<gated>, TestType>;
-  constexpr int most = 40;
-  sy::cpu_context const context{.threads = 1, .least_panel_rows = 1'000'000};
   for (sy::instruction_set set : all_sets) {
     if (set > sy::best_instruction_set()) continue;
-    sy::cpu_context one = context, two = context;
-    one.instructions = two.instructions = set;
+    sy::cpu_context one{.threads = 1, .instructions = set, .least_panel_rows = 1'000'000}, two = one;
     two.threads = 2;
-    residual_problem<layer> p(most, true);
-    std::vector<float> const all = p.run(one);
-    CHECK(same_bits(p.run(two), all));
-    for (int tokens : {1, 2, 3, 6, 7, 8, 31, 33}) {
+    residual_problem<layer> p(40, true);
+    auto const run = [&](int tokens, sy::cpu_context const& context) {
       p.args.tokens.rows = p.args.output.rows = tokens;
-      std::vector<float> const y = p.run(one);
-      CHECK(same_bits(std::vector<float>(y.begin(), y.begin() + tokens * 1088),
-                      std::vector<float>(all.begin(), all.begin() + tokens * 1088)));
+      std::vector<float> y = p.run(context);
+      y.resize(static_cast<std::size_t>(tokens) * 1088);
+      return y;
+    };
+    // Few tokens meet centre and changes apart.
+    int const few = sy::cpu::most_apart_tokens;
+    for (auto const& [most, all] :
+         {std::pair{few, std::vector{1, 2, 3, 7}}, std::pair{40, std::vector{few + 1, 31, 33}}}) {
+      std::vector<float> const together = run(most, one);
+      CHECK(same_bits(run(most, two), together));
+      for (int tokens : all) {
+        std::vector<float> const begin(together.begin(), together.begin() + tokens * 1088);
+        CHECK(same_bits(run(tokens, one), begin));
+      }
     }
+  }
+}
+
+TEST_CASE("few tokens meet changes apart whatever stands around them", "[residual]") {
+  // Weights of the input, a capacity that drops, biases, and one expert twice.
+  using weighed = sy::layer<sy::shape{96, 64, 3, 2}, sy::router::on_input<sy::router::precomputed>,
+                            sy::capacity::fixed<1>, pruned<sy::expert::with_bias<gated>>>;
+  residual_problem<weighed> p(6);
+  p.config.weight_on_input = true;
+  p.config.slots = 1;
+  CHECK(relative_error(p.run({.threads = 2}), p.expected()) <= 2e-6);
+  using twice = residual_layer<96, 64, pruned<plain>>;
+  for (int tokens : {8, 9}) {
+    residual_problem<twice> same(tokens);
+    std::vector<std::int32_t> const ids(static_cast<std::size_t>(2 * tokens), 1);
+    same.args.inputs.experts = ids.data();
+    same.inputs.ids.assign(ids.begin(), ids.end());
+    CHECK(relative_error(same.run(), same.expected()) <= 2e-6);
   }
 }
 

@@ -14,6 +14,9 @@
 /// one projection. X meets every token once, however many experts that visits, and D is read as it is stored.
 ///
 ///   tokens --X--> base of gate and up --+ D x, activation--> rows --X--> base of down --+ D x--> results
+///
+/// An item is a block of features of one projection for the rows of all experts: while one worker waits for X to come from memory, another
+/// spreads changes.
 namespace switchyard::cpu {
 
 /// Calls of so many tokens at most: from there on experts have rows enough for restoring to be as fast. With the experts of OLMoE (64, top
@@ -24,15 +27,12 @@ inline constexpr int most_apart_tokens = 8;
 struct apart_memory {
   std::int64_t most_tokens = 0, most_rows = 0;  ///< that there is room for
   float* tokens = nullptr;                      ///< [most_tokens, row_floats(hidden)]
-  float *gate = nullptr, *up = nullptr;         ///< [most_tokens, intermediate]
   float* inner = nullptr;                       ///< [most_rows, row_floats(intermediate)]
 
   apart_memory() = default;
   constexpr apart_memory(carver& from, std::int64_t token_count, int top_k, int hidden, int intermediate)
       : most_tokens(std::min<std::int64_t>(token_count, most_apart_tokens)), most_rows(most_tokens * top_k) {
     tokens = from.take<float>(most_tokens * row_floats(hidden));
-    gate = from.take<float>(most_tokens * intermediate);
-    up = from.take<float>(most_tokens * intermediate);
     inner = from.take<float>(most_rows * row_floats(intermediate));
   }
 };
@@ -73,43 +73,21 @@ class apart_products {
   /// `activated` and `results` are those of `run_products`.
   void run(float* activated, float* results) const {
     group_tokens(results);
-    multiply_base_in();
-    for_each_item(weights_.intermediate, weights_.hidden,
-                  [&](int e, int first, int features) { add_changes_in(e, first, features, results, activated); });
-    // Rows of all experts meet the base together.
-    std::int64_t const rows = offsets_[experts_];
-    int const block = block_of(weights_.hidden, 1);
-    parallel_for(context_, divide_up(weights_.hidden, block), [&](std::int64_t item) {
-      int const first = static_cast<int>(item) * block, features = std::min(block, weights_.hidden - first);
-      multiply_rows(base_, {apart_.inner, static_cast<int>(rows)}, features_of(weights_.down.base, 0, first, features),
-                    weights_.intermediate, {}, results + first, weights_.hidden);
-    });
-    for_each_item(weights_.hidden, weights_.intermediate,
-                  [&](int e, int first, int features) { add_changes_out(e, first, features, activated, results); });
+    for_each_block(weights_.intermediate,
+                   [&](int first, int features) { project_in(first, features, results, activated); });
+    for_each_block(weights_.hidden, [&](int first, int features) { project_out(first, features, activated, results); });
   }
 
  private:
   int rows_of(int e) const { return offsets_[e + 1] - offsets_[e]; }
-  /// Features of an item of the base: all workers want some.
-  int block_of(int features, int projections) const {
-    int const share = static_cast<int>(divide_up(std::int64_t{features} * projections, 4 * context_.threads));
-    return std::clamp<int>(share / 8 * 8, 8, item_features);
-  }
 
-  /// Calls `item(expert, first feature, features)` for all features of the experts that have rows. A worker goes through the features of an
-  /// expert in their order, which is that of its values in memory.
-  template <class Item>
-  void for_each_item(int features, int depth, Item const& item) const {
-    int used = 0;
-    for (int e = 0; e < experts_; ++e) used += rows_of(e) > 0 ? 1 : 0;
-    int const block = features_of_item<element>(depth, features, used, context_.threads);
-    std::int64_t const blocks = divide_up(features, block);
-    parallel_for(context_, used * blocks, [&](std::int64_t index) {
-      int e = 0;
-      for (std::int64_t before = index / blocks; rows_of(e) == 0 || before-- > 0; ++e) {
-      }
-      int const first = static_cast<int>(index % blocks) * block;
-      item(e, first, std::min(block, features - first));
+  /// Calls `block(first, features)` for all features: every worker wants several.
+  template <class Block>
+  void for_each_block(int features, Block const& block) const {
+    int const size = std::clamp<int>(features / (8 * context_.threads) / 8 * 8, 8, item_features);
+    parallel_for(context_, divide_up(features, size), [&](std::int64_t item) {
+      int const first = static_cast<int>(item) * size;
+      block(first, std::min(size, features - first));
     });
   }
 
@@ -128,51 +106,55 @@ class apart_products {
     });
   }
 
-  void multiply_base_in() const {
-    int const projections = activation_.gated ? 2 : 1, block = block_of(weights_.intermediate, projections);
-    std::int64_t const blocks = divide_up(weights_.intermediate, block);
-    parallel_for(context_, projections * blocks, [&](std::int64_t item) {
-      bool const of_gate = item >= blocks;
-      int const first = static_cast<int>(item % blocks) * block;
-      base_view const& matrix = of_gate ? weights_.in.gate.base : weights_.in.up.base;
+  void project_in(int first, int features, float const* rows_of_experts, float* activated) const {
+    int const intermediate = weights_.intermediate;
+    float base[2][most_apart_tokens * item_features];  // of gate and up
+    auto const multiply_base = [&](base_view const& matrix, float* to) {
       multiply_rows(base_, {apart_.tokens, static_cast<int>(tokens_.tokens.rows)},
-                    features_of(matrix, 0, first, std::min(block, weights_.intermediate - first)), weights_.hidden, {},
-                    (of_gate ? apart_.gate : apart_.up) + first, weights_.intermediate);
-    });
-  }
-
-  void add_changes_in(int e, int first, int features, float const* rows_of_experts, float* activated) const {
-    int const count = rows_of(e), intermediate = weights_.intermediate;
-    float const* const rows = rows_of_experts + offsets_[e] * row_floats(weights_.hidden);
-    float gate[item_rows * item_features], up[item_rows * item_features], weight[item_rows];
-    if (tokens_.weights != nullptr) tokens_.weights_of(offsets_[e], count, weight);
-    auto const project = [&](Operand const& matrix, float const* base, bias_view<element> const& bias, float* sums) {
-      for (int r = 0; r < count; ++r) {
-        float const* const of_token = base + tokens_.token_of(offsets_[e] + r) * intermediate + first;
-        std::copy(of_token, of_token + features, sums + r * item_features);
-      }
-      kernels_.add_change(rows, count, weights_.hidden, features_of(matrix, e, first, features), sums, item_features);
-      weigh_and_shift(sums, count, features, tokens_.weights != nullptr ? weight : nullptr, bias, e, first);
+                    features_of(matrix, 0, first, features), weights_.hidden, {}, to, item_features);
     };
-    if (activation_.gated) project(weights_.in.gate, apart_.gate, weights_.in.gate_bias, gate);
-    project(weights_.in.up, apart_.up, weights_.in.up_bias, up);
-    float* const to = activated + offsets_[e] * row_floats(intermediate);
-    for (int r = 0; r < count; ++r) {
-      float values[item_features];
-      activation_.apply(gate + r * item_features, up + r * item_features, nullptr, 0.0f, 0.0f, features, values);
-      kernels_.put(values, features, first, r, count, intermediate, to);
-      base_.put(values, features, first, offsets_[e] + r, offsets_[experts_], intermediate, apart_.inner);
+    if (activation_.gated) multiply_base(weights_.in.gate.base, base[0]);
+    multiply_base(weights_.in.up.base, base[1]);
+    for (int e = 0; e < experts_; ++e) {
+      int const count = rows_of(e);
+      if (count == 0) continue;
+      float const* const rows = rows_of_experts + offsets_[e] * row_floats(weights_.hidden);
+      float gate[item_rows * item_features], up[item_rows * item_features], weight[item_rows];
+      if (tokens_.weights != nullptr) tokens_.weights_of(offsets_[e], count, weight);
+      auto const project = [&](Operand const& matrix, float const* of_tokens, bias_view<element> const& bias,
+                               float* sums) {
+        for (int r = 0; r < count; ++r) {
+          float const* const of_token = of_tokens + tokens_.token_of(offsets_[e] + r) * item_features;
+          std::copy(of_token, of_token + features, sums + r * item_features);
+        }
+        kernels_.add_change(rows, count, weights_.hidden, features_of(matrix, e, first, features), sums, item_features);
+        weigh_and_shift(sums, count, features, tokens_.weights != nullptr ? weight : nullptr, bias, e, first);
+      };
+      if (activation_.gated) project(weights_.in.gate, base[0], weights_.in.gate_bias, gate);
+      project(weights_.in.up, base[1], weights_.in.up_bias, up);
+      float* const to = activated + offsets_[e] * row_floats(intermediate);
+      for (int r = 0; r < count; ++r) {
+        float values[item_features];
+        activation_.apply(gate + r * item_features, up + r * item_features, nullptr, 0.0f, 0.0f, features, values);
+        kernels_.put(values, features, first, r, count, intermediate, to);
+        base_.put(values, features, first, offsets_[e] + r, offsets_[experts_], intermediate, apart_.inner);
+      }
     }
   }
 
-  void add_changes_out(int e, int first, int features, float const* activated, float* results) const {
-    int const count = rows_of(e);
-    float* const to = results + std::int64_t{offsets_[e]} * weights_.hidden + first;
-    kernels_.add_change(activated + offsets_[e] * row_floats(weights_.intermediate), count, weights_.intermediate,
-                        features_of(weights_.down, e, first, features), to, weights_.hidden);
-    for (int f = 0; f < features && weights_.down_bias.data != nullptr; ++f) {
-      float const bias = weights_.down_bias.at(e, first + f);
-      for (int r = 0; r < count; ++r) to[std::int64_t{r} * weights_.hidden + f] += bias;
+  void project_out(int first, int features, float const* activated, float* results) const {
+    multiply_rows(base_, {apart_.inner, offsets_[experts_]}, features_of(weights_.down.base, 0, first, features),
+                  weights_.intermediate, {}, results + first, weights_.hidden);
+    for (int e = 0; e < experts_; ++e) {
+      int const count = rows_of(e);
+      if (count == 0) continue;
+      float* const to = results + std::int64_t{offsets_[e]} * weights_.hidden + first;
+      kernels_.add_change(activated + offsets_[e] * row_floats(weights_.intermediate), count, weights_.intermediate,
+                          features_of(weights_.down, e, first, features), to, weights_.hidden);
+      for (int f = 0; f < features && weights_.down_bias.data != nullptr; ++f) {
+        float const bias = weights_.down_bias.at(e, first + f);
+        for (int r = 0; r < count; ++r) to[std::int64_t{r} * weights_.hidden + f] += bias;
+      }
     }
   }
 
