@@ -41,27 +41,20 @@ struct masked_change {
   int rows = 0, columns = 0;     ///< of a matrix
   std::int64_t value_count = 0;  ///< of all experts
 
-  SWITCHYARD_HD constexpr std::int64_t words_of_row() const { return divide_up(columns, 32); }
-  SWITCHYARD_HD constexpr std::int64_t blocks_of_row() const { return divide_up(columns, block_columns); }
+  SWITCHYARD_HD constexpr int words_of_row() const { return static_cast<int>(divide_up(columns, 32)); }
+  SWITCHYARD_HD constexpr int blocks_of_row() const { return static_cast<int>(divide_up(columns, block_columns)); }
   SWITCHYARD_HD constexpr std::uint32_t const* masks_of(int expert, int row) const {
     return masks + (std::int64_t{expert} * rows + row) * words_of_row();
   }
   /// The values of a row from a column on.
   SWITCHYARD_HD Element const* values_from(int expert, int row, int column) const {
-    std::int64_t const line = std::int64_t{expert} * rows + row;
-    std::uint32_t const* const words = masks + line * words_of_row();
-    int const word = column / 32, block = column / block_columns;
-    std::int64_t position = first_values[expert] + block_starts[line * blocks_of_row() + block];
-    for (int w = block * (block_columns / 32); w < word; ++w) position += count_ones(words[w]);
-    if (column % 32 != 0) position += count_ones(words[word] & ((1u << column % 32) - 1));
-    return values + position;
+    return place_of(expert, row, column).values;
   }
 
   SWITCHYARD_HD void add(int expert, int row, int column, int count, float* to) const {
-    std::uint32_t const mask = masks_of(expert, row)[column / 32] >> column % 32;
-    Element const* next = values_from(expert, row, column);
-    for (int i = 0; i < count; ++i) {
-      if ((mask >> i & 1u) != 0) to[i] += static_cast<float>(*next++);
+    place at = place_of(expert, row, column);
+    for (int i = 0; i < count; ++i, at.mask >>= 1) {
+      if ((at.mask & 1u) != 0) to[i] += static_cast<float>(*at.values++);
     }
   }
   SWITCHYARD_HD constexpr masked_change from(int expert) const {
@@ -79,6 +72,26 @@ struct masked_change {
     arrays.array("first_values", first_values, std::int64_t{experts} + 1, "[experts + 1] int64");
     arrays.array("block_starts", block_starts, lines * divide_up(all_columns, block_columns),
                  "[experts, rows, columns / 512] uint32");
+  }
+
+ private:
+  struct place {
+    std::uint32_t mask;     ///< of a column and those behind it in its word
+    Element const* values;  ///< from that column on
+  };
+  SWITCHYARD_HD place place_of(int expert, int row, int column) const {
+    std::int64_t const line = std::int64_t{expert} * rows + row;
+    int const block = column / block_columns, block_words = block_columns / 32;
+    std::uint32_t const* word = masks + line * words_of_row() + block * block_words;
+    std::uint32_t start = block_starts[line * blocks_of_row() + block];
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1  // several words at once take more registers than Hopper leaves to what restores weights
+#endif
+    for (int before = column % block_columns / 32; before > 0; --before)
+      start += static_cast<std::uint32_t>(count_ones(*word++));
+    std::uint32_t const mask = *word;
+    start += static_cast<std::uint32_t>(count_ones(mask & ((1u << column % 32) - 1)));
+    return {mask >> column % 32, values + first_values[expert] + start};
   }
 };
 

@@ -36,15 +36,11 @@ struct residual_factors {
     return {of_down ? features : units, of_down ? units : features, rows, columns, rank, of_down};
   }
   SWITCHYARD_HD void add(int expert, int row, int column, int count, float* to) const {
-    low_rank_factors<Element> const both = factors();
-    Element const* const tall = both.tall_of(expert) + std::int64_t{row} * rank;
-    Element const* line = both.wide_of(expert) + column * both.wide_column_stride();
-#if defined(__CUDA_ARCH__)
-#pragma unroll 1  // as in `low_rank_change`
-#endif
-    for (int r = 0; r < rank; ++r, line += both.wide_row_stride()) {
-      float const factor = static_cast<float>(tall[r]);
-      for (int i = 0; i < count; ++i) to[i] += factor * static_cast<float>(line[i * both.wide_column_stride()]);
+    std::int64_t const line_of_tall = (std::int64_t{expert} * rows + row) * rank;
+    if (of_down) {  // rows of U are columns
+      add_rows(features + line_of_tall, units + (std::int64_t{expert} * columns + column) * rank, 1, rank, count, to);
+    } else {
+      add_rows(units + line_of_tall, features + std::int64_t{expert} * rank * columns + column, columns, 1, count, to);
     }
   }
   SWITCHYARD_HD constexpr residual_factors from(int expert) const {
@@ -62,6 +58,25 @@ struct residual_factors {
     arrays.array("units", units, numbers * (of_down ? all_columns : all_rows), "U [experts, intermediate, rank]");
     arrays.array("features", features, numbers * (of_down ? all_rows : all_columns),
                  of_down ? "V [experts, hidden, rank]" : "V [experts, rank, hidden]");
+  }
+
+ private:
+  SWITCHYARD_HD void add_rows(Element const* tall, Element const* wide, int row_stride, int column_stride, int count,
+                              float* to) const {
+#if defined(__CUDA_ARCH__)
+    // One number at a time: Hopper leaves few registers to what restores weights.
+    for (int i = 0; i < count; ++i, wide += column_stride) {
+      Element const* at = wide;
+#pragma unroll 1
+      for (int r = 0; r < rank; ++r, at += row_stride) to[i] += static_cast<float>(tall[r]) * static_cast<float>(*at);
+    }
+#else
+    for (int r = 0; r < rank; ++r, wide += row_stride) {
+      float const factor = static_cast<float>(tall[r]);
+      Element const* at = wide;
+      for (int i = 0; i < count; ++i, at += column_stride) to[i] += factor * static_cast<float>(*at);
+    }
+#endif
   }
 };
 
