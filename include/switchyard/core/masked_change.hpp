@@ -48,20 +48,42 @@ struct masked_change {
   }
   /// The values of a row from a column on.
   SWITCHYARD_HD Element const* values_from(int expert, int row, int column) const {
-    return place_of(expert, row, column).values;
+    return find(expert, row, column).values;
   }
 
-  SWITCHYARD_HD void add(int expert, int row, int column, int count, float* to) const {
-    place at = place_of(expert, row, column);
-    for (int i = 0; i < count; ++i, at.mask >>= 1) {
-      if ((at.mask & 1u) != 0) to[i] += static_cast<float>(*at.values++);
+  /// Where a row goes on at a column.
+  struct place {
+    std::uint32_t mask;     ///< of that column and those behind it in its word
+    Element const* values;  ///< from that column on
+  };
+  SWITCHYARD_HD place find(int expert, int row, int column) const {
+    std::int64_t const line = std::int64_t{expert} * rows + row;
+    int const block = column / block_columns, block_words = block_columns / 32;
+    std::uint32_t const* word = masks + line * words_of_row() + block * block_words;
+    std::uint32_t start = block_starts[line * blocks_of_row() + block];
+#if defined(__CUDA_ARCH__)
+#pragma unroll 1  // several words at once take more registers than Hopper leaves to what restores weights
+#endif
+    for (int before = column % block_columns / 32; before > 0; --before) {
+      start += static_cast<std::uint32_t>(count_ones(*word++));
     }
+    std::uint32_t const mask = *word;
+    start += static_cast<std::uint32_t>(count_ones(mask & ((1u << column % 32) - 1)));
+    return {mask >> column % 32, values + first_values[expert] + start};
+  }
+  SWITCHYARD_HD void add(place from, int count, float* to) const {
+    for (int i = 0; i < count; ++i, from.mask >>= 1) {
+      if ((from.mask & 1u) != 0) to[i] += static_cast<float>(*from.values++);
+    }
+  }
+  SWITCHYARD_HD void add(int expert, int row, int column, int count, float* to) const {
+    add(find(expert, row, column), count, to);
   }
   SWITCHYARD_HD constexpr masked_change from(int expert) const {
     masked_change result = *this;
-    result.masks += expert * rows * words_of_row();
+    result.masks += std::int64_t{expert} * rows * words_of_row();
     result.first_values += expert;
-    result.block_starts += expert * rows * blocks_of_row();
+    result.block_starts += std::int64_t{expert} * rows * blocks_of_row();
     return result;
   }
   template <class Arrays>
@@ -72,26 +94,6 @@ struct masked_change {
     arrays.array("first_values", first_values, std::int64_t{experts} + 1, "[experts + 1] int64");
     arrays.array("block_starts", block_starts, lines * divide_up(all_columns, block_columns),
                  "[experts, rows, columns / 512] uint32");
-  }
-
- private:
-  struct place {
-    std::uint32_t mask;     ///< of a column and those behind it in its word
-    Element const* values;  ///< from that column on
-  };
-  SWITCHYARD_HD place place_of(int expert, int row, int column) const {
-    std::int64_t const line = std::int64_t{expert} * rows + row;
-    int const block = column / block_columns, block_words = block_columns / 32;
-    std::uint32_t const* word = masks + line * words_of_row() + block * block_words;
-    std::uint32_t start = block_starts[line * blocks_of_row() + block];
-#if defined(__CUDA_ARCH__)
-#pragma unroll 1  // several words at once take more registers than Hopper leaves to what restores weights
-#endif
-    for (int before = column % block_columns / 32; before > 0; --before)
-      start += static_cast<std::uint32_t>(count_ones(*word++));
-    std::uint32_t const mask = *word;
-    start += static_cast<std::uint32_t>(count_ones(mask & ((1u << column % 32) - 1)));
-    return {mask >> column % 32, values + first_values[expert] + start};
   }
 };
 
