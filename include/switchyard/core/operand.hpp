@@ -28,7 +28,8 @@ concept operand = std::is_trivially_copyable_v<Operand> &&
   { w.name_arrays(list, 1, 1, 1) } -> std::same_as<void>;
 };
 
-/// What every expert adds to a matrix: `add(expert, row, column, count, to)` adds it to the weights that stand in `to`.
+/// What every expert adds to a matrix: `add(expert, row, column, count, to)` adds it to the weights that stand in `to`. One that has to look
+/// for what stands there may have `find(expert, row, column)` and `add(found, count, to)`, too.
 template <class Delta>
 concept delta = std::is_trivially_copyable_v<Delta> &&
     requires(Delta const& d, float* to, checks::check_arrays const& check) {
@@ -49,8 +50,15 @@ struct base_plus {
   Change change = {};
 
   SWITCHYARD_HD void read(int expert, int row, int column, int count, float* to) const {
-    base.read(0, row, column, count, to);
-    change.add(expert, row, column, count, to);
+    if constexpr (requires { change.find(expert, row, column); }) {
+      // Found before the base is read: on a GPU both at once take more registers.
+      auto const place = change.find(expert, row, column);
+      base.read(0, row, column, count, to);
+      change.add(place, count, to);
+    } else {
+      base.read(0, row, column, count, to);
+      change.add(expert, row, column, count, to);
+    }
   }
   SWITCHYARD_HD constexpr base_plus from(int expert) const { return {base, change.from(expert)}; }
   /// A base of one product for a base of another: see `check_projection`.
@@ -65,6 +73,19 @@ struct base_plus {
     change.name_arrays(arrays.of("change"), experts, rows, columns);
   }
 };
+
+/// Whether all experts read one matrix, and something of their own beside it: products on the CPU then read that matrix once for all.
+template <class Operand>
+inline constexpr bool shares_base = false;
+template <class Base, class Change>
+inline constexpr bool shares_base<base_plus<Base, Change>> = true;
+
+/// Whether that is a sparse change of a matrix that stands in memory: products of few tokens on the CPU multiply the two apart. Such a
+/// change says `static constexpr bool sparse = true`.
+template <class Operand>
+inline constexpr bool has_sparse_change = false;
+template <class Base, class Change>
+requires(Change::sparse) inline constexpr bool has_sparse_change<base_plus<Base, Change>> = Base::in_place;
 
 static_assert(operand<weight_view<float>>);
 
