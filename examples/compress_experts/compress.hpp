@@ -30,8 +30,8 @@ inline constexpr char const* metadata_key = "switchyard_resmoe";
 /// What a run is told while it works. `layer` counts those that are compressed.
 struct step {
   int layer = 0, layers = 0;
-  std::string name;  ///< of the layer; empty while the output is written
-  compression::progress of_layer;
+  std::string name = {};  ///< of the layer; empty while the output is written
+  compression::progress of_layer = {};
 };
 /// Returns false to stop.
 using step_watcher = std::function<bool(step const&)>;
@@ -42,8 +42,8 @@ struct stopped : std::runtime_error {
 };
 
 struct layer_report {
-  expert_layer layer;
-  compression::resmoe_report report;
+  expert_layer layer = {};
+  compression::resmoe_report report = {};
   std::int64_t bytes_before = 0, centre_bytes = 0, residual_bytes = 0;
 };
 

@@ -74,7 +74,7 @@ class work_folder {
     std::error_code error;
     std::filesystem::create_directories(folder_, error);
     if (error) throw std::runtime_error(text() + ": the folder cannot be made: " + error.message() + ".");
-    write("plan", {plan.begin(), plan.end()});
+    write("plan", std::span<char const>(plan));
   }
   /// What the computation was described as.
   std::string plan() const {
@@ -89,8 +89,7 @@ class work_folder {
   bool has_state(int layer) const { return std::filesystem::exists(folder_ / state_name(layer)); }
   std::vector<std::byte> state(int layer) const { return read<std::byte>(state_name(layer)); }
   void save_state(int layer, std::vector<std::byte> const& bytes) const {
-    auto const* const first = reinterpret_cast<char const*>(bytes.data());
-    write(state_name(layer), {first, first + bytes.size()});
+    write(state_name(layer), bytes);
   }
 
   void save(int layer, int expert, residual_part const& part) const {
@@ -148,15 +147,13 @@ class work_folder {
     return "layer" + std::to_string(layer) + ".expert" + std::to_string(expert);
   }
 
-  void write(std::string const& name, std::vector<char> const& bytes) const {
+  void write(std::string const& name, std::span<char const> bytes) const {
     checkpoint::new_file out(folder_ / name);
     out.write(bytes);
     out.finish();
   }
   void write(std::string const& name, std::vector<std::byte> const& bytes) const {
-    checkpoint::new_file out(folder_ / name);
-    out.write({reinterpret_cast<char const*>(bytes.data()), bytes.size()});
-    out.finish();
+    write(name, std::span(reinterpret_cast<char const*>(bytes.data()), bytes.size()));
   }
 
   template <class Byte>

@@ -55,15 +55,15 @@ struct centre_error {
 
 /// What became of the experts of a layer.
 struct resmoe_report {
-  expert_sizes sizes;
+  expert_sizes sizes = {};
   residual_form form = residual_form::pruned;
   std::int64_t kept = 0;          ///< entries of a pruned expert
   int rank = 0;                   ///< of one of low rank
   int start = 0, iterations = 0;  ///< of the run whose centre it is
-  centre_error barycenter;
+  centre_error barycenter = {};
   bool compared = false;  ///< whether what follows is known
-  centre_error average;   ///< the mean of the experts as they are, without alignment
-  centre_error single;    ///< the best of the experts as the centre of the others, aligned
+  centre_error average = {};   ///< the mean of the experts as they are, without alignment
+  centre_error single = {};    ///< the best of the experts as the centre of the others, aligned
   int single_expert = 0;
 
   /// A sum of squared errors as a mean over the numbers of an expert.
@@ -321,7 +321,7 @@ class resmoe {
     std::vector<std::int32_t> permutation(static_cast<std::size_t>(rows));
 
     while (pairs_.size() < pairs.size()) {
-      auto const [a, b] = pairs[pairs_.size()];
+      int const a = pairs[pairs_.size()].first, b = pairs[pairs_.size()].second;
       matrix costs(rows, rows);
       detail::read_expert(read, a, centre, context_);
       detail::read_expert(read, b, expert, context_);
