@@ -295,7 +295,7 @@ void run(settings const& wanted) {
   variant const original{.moe = weights.moe, .bytes = 2 * sizes.size() * experts * blocks};
   auto const score = [&](variant const& v) {
     return evaluate(weights, variant_layers(v), std::span<unsigned char const>(text), wanted.threads,
-                    [](auto, auto) {});
+                    [](long long, long long) {});
   };
   evaluation<kind> const plain = score(original);
   std::printf("%d blocks with %s\n", blocks, sy::describe<layer>().c_str());

@@ -51,7 +51,8 @@ class safetensors {
   std::vector<float> floats(std::string const& tensor_name, shape const& expected) const {
     checkpoint::tensor const& t = header_.at(tensor_name);
     if (t.dims != expected) {
-      refuse("has tensor '" + tensor_name + "' with shape " + text(t.dims) + ", expected " + text(expected));
+      refuse("has tensor '" + tensor_name + "' with shape " + checkpoint::text(t.dims) + ", expected " +
+             checkpoint::text(expected));
     }
     if (t.type != "F32" && t.type != "BF16") {
       refuse("has tensor '" + tensor_name + "' of type " + t.type + ", expected F32 or BF16");
