@@ -125,15 +125,19 @@ inline residual_part part_of(expert_layer const& layer, sy::view<float const> ce
                                                    : pack<sy::half>(layer, p, r));
       continue;
     }
-    std::vector<char> right;
-    for (std::int64_t k = 0; k < r.right.rows; ++k) {
-      std::vector<char> const row = narrow(layer.type, r.right.row(k) + column_of(layer, p), sizes.hidden);
-      right.insert(right.end(), row.begin(), row.end());
+    // As layers take it in: of down the transpose.
+    std::int64_t const rank = r.right.rows, hidden = sizes.hidden;
+    std::vector<float> features(static_cast<std::size_t>(rank * hidden));
+    for (std::int64_t k = 0; k < rank; ++k) {
+      for (std::int64_t f = 0; f < hidden; ++f) {
+        features[static_cast<std::size_t>(p == layer.down ? f * rank + k : k * hidden + f)] =
+            r.right.row(k)[column_of(layer, p) + f];
+      }
     }
-    part.right.push_back(std::move(right));
+    part.features.push_back(narrow(layer.type, features.data(), features.size()));
   }
   if (r.kept == nullptr) {
-    part.left = narrow(layer.type, r.left.data, static_cast<std::size_t>(r.left.rows * r.left.columns));
+    part.units = narrow(layer.type, r.left.data, static_cast<std::size_t>(r.left.rows * r.left.columns));
   }
   // One number for each unit: restored, they take as much as a residual would.
   for (std::string const& p : layer.projections()) {
@@ -293,10 +297,10 @@ inline std::vector<checkpoint::new_tensor> tensors_of(expert_layer const& layer,
                           to(padding);
                         }});
     } else {
-      result.push_back({layer.residual_name(p + ".right"),
-                        layer.type,
-                        {experts, rank, layer.sizes.hidden},
-                        of_experts([i](residual_part const& r) { return std::span<char const>(r.right.at(i)); })});
+      checkpoint::shape const of_features = p == layer.down ? checkpoint::shape{experts, layer.sizes.hidden, rank}
+                                                            : checkpoint::shape{experts, rank, layer.sizes.hidden};
+      result.push_back({layer.residual_name(p + ".features"), layer.type, of_features,
+                        of_experts([i](residual_part const& r) { return std::span<char const>(r.features.at(i)); })});
     }
     if (p == layer.down || !layer.sizes.biased) continue;
     for (int e = 0; e < experts; ++e) {
@@ -309,10 +313,10 @@ inline std::vector<checkpoint::new_tensor> tensors_of(expert_layer const& layer,
     }
   }
   if (!pruned) {
-    result.push_back({layer.residual_name("left"),
+    result.push_back({layer.residual_name("units"),
                       layer.type,
                       {experts, layer.sizes.intermediate, rank},
-                      of_experts([](residual_part const& r) { return std::span<char const>(r.left); })});
+                      of_experts([](residual_part const& r) { return std::span<char const>(r.units); })});
   }
   return result;
 }

@@ -419,7 +419,7 @@ void fuzzed(fs::path const& folder) {
     std::vector<char> const good = bytes_of_file(file);
     std::uint64_t header = 0;
     std::memcpy(&header, good.data(), 8);
-    for (int trial = 0; trial < 400; ++trial) {
+    for (int trial = 0; trial < 200; ++trial) {
       std::vector<char> bytes = good;
       std::size_t const reach = trial % 4 == 0 ? bytes.size() : std::min<std::size_t>(bytes.size(), header + 8);
       for (int changes = 1 + trial % 3; changes > 0; --changes) {

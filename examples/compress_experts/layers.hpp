@@ -25,10 +25,10 @@ namespace sy = switchyard;
 
 /// The routed experts of one layer in a checkpoint: what their tensors are called.
 struct expert_layer {
-  std::string prefix = {};          ///< "model.layers.3.mlp.experts"
-  std::string word = {};            ///< what stands before an expert's number: "" or "expert_"
+  std::string prefix = {};                    ///< "model.layers.3.mlp.experts"
+  std::string word = {};                      ///< what stands before an expert's number: "" or "expert_"
   std::string gate = {}, up = {}, down = {};  ///< what the projections are called; `gate` is empty where there is none
-  std::string type = {};            ///< of all weights: F32, BF16 or F16
+  std::string type = {};                      ///< of all weights: F32, BF16 or F16
   sy::compression::expert_sizes sizes = {};
 
   std::vector<std::string> projections() const {

@@ -80,8 +80,11 @@ class projection_restorer {
     std::int64_t const experts = layer.sizes.experts, rows = dims_[0], columns = dims_[1];
     check(layer.centre_name(projection_), layer.type, dims_);
     if (of_.rank >= 0) {
-      check(layer.residual_name("left"), layer.type, {experts, layer.sizes.intermediate, of_.rank});
-      check(layer.residual_name(projection_ + ".right"), layer.type, {experts, of_.rank, layer.sizes.hidden});
+      checkpoint::shape const features = projection_ == layer.down
+                                             ? checkpoint::shape{experts, layer.sizes.hidden, of_.rank}
+                                             : checkpoint::shape{experts, of_.rank, layer.sizes.hidden};
+      check(layer.residual_name("units"), layer.type, {experts, layer.sizes.intermediate, of_.rank});
+      check(layer.residual_name(projection_ + ".features"), layer.type, features);
     } else {
       check(part("masks"), "U32", {experts, rows, sy::divide_up(columns, 32)});
       check(part("block_starts"), "U32", {experts, rows, sy::divide_up(columns, block_columns)});
@@ -174,12 +177,17 @@ class projection_restorer {
     int const experts = of_.layer.sizes.experts;
     std::int64_t const units = of_.layer.sizes.intermediate, hidden = of_.layer.sizes.hidden;
     if (of_.rank == 0) return;
-    std::vector<float> const left = floats(slice(of_.layer.residual_name("left"), expert, experts));
-    std::vector<float> const right = floats(slice(of_.layer.residual_name(projection_ + ".right"), expert, experts));
-    sy::view<float const> const u(left.data(), units, of_.rank), v(right.data(), of_.rank, hidden);
-    compression::matrix rows(units, hidden), zero(units, hidden);
-    compression::add_low_rank(zero, u, v, rows);
+    std::vector<float> const u = floats(slice(of_.layer.residual_name("units"), expert, experts));
+    std::vector<float> v = floats(slice(of_.layer.residual_name(projection_ + ".features"), expert, experts));
     bool const is_down = projection_ == of_.layer.down;
+    if (is_down) {
+      std::vector<float> const transposed = v;
+      for (std::int64_t f = 0; f < hidden; ++f) {
+        for (std::int64_t k = 0; k < of_.rank; ++k) v[k * hidden + f] = transposed[f * of_.rank + k];
+      }
+    }
+    compression::matrix rows(units, hidden), zero(units, hidden);
+    compression::add_low_rank(zero, {u.data(), units, of_.rank}, {v.data(), of_.rank, hidden}, rows);
     for (std::int64_t unit = 0; unit < units; ++unit) {
       for (std::int64_t f = 0; f < hidden; ++f) to[is_down ? f * units + unit : unit * hidden + f] += rows.row(unit)[f];
     }

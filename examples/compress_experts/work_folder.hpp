@@ -31,10 +31,10 @@ struct masked_part {
 
 /// The residual of one expert.
 struct residual_part {
-  std::vector<masked_part> masked;        ///< of a pruned one, of each projection
-  std::vector<char> left;                 ///< [intermediate, rank], of one of low rank
-  std::vector<std::vector<char>> right;   ///< of each projection, [rank, hidden]
-  std::vector<std::vector<char>> biases;  ///< [intermediate], restored, of gate and up; empty where there is none
+  std::vector<masked_part> masked;          ///< of a pruned one, of each projection
+  std::vector<char> units;                  ///< U [intermediate, rank], of one of low rank
+  std::vector<std::vector<char>> features;  ///< V of each projection, [rank, hidden], of down [hidden, rank]
+  std::vector<std::vector<char>> biases;    ///< [intermediate], restored, of gate and up; empty where there is none
 };
 
 /// A layer that is finished: its centre, and what came of it.
@@ -88,16 +88,14 @@ class work_folder {
 
   bool has_state(int layer) const { return std::filesystem::exists(folder_ / state_name(layer)); }
   std::vector<std::byte> state(int layer) const { return read<std::byte>(state_name(layer)); }
-  void save_state(int layer, std::vector<std::byte> const& bytes) const {
-    write(state_name(layer), bytes);
-  }
+  void save_state(int layer, std::vector<std::byte> const& bytes) const { write(state_name(layer), bytes); }
 
   void save(int layer, int expert, residual_part const& part) const {
     using detail::operator<<;
     compression::state_writer to;
     to << static_cast<std::uint64_t>(part.masked.size());
     for (masked_part const& m : part.masked) to << m.masks << m.block_starts << m.values;
-    to << part.left << part.right << part.biases;
+    to << part.units << part.features << part.biases;
     write(part_name(layer, expert), std::move(to).finish());
   }
   residual_part residual(int layer, int expert) const {
@@ -108,7 +106,7 @@ class work_folder {
       if (count > 3) throw std::runtime_error("the bytes are others than those that were written");
       part.masked.resize(static_cast<std::size_t>(count));
       for (masked_part& m : part.masked) from >> m.masks >> m.block_starts >> m.values;
-      from >> part.left >> part.right >> part.biases;
+      from >> part.units >> part.features >> part.biases;
     });
   }
 

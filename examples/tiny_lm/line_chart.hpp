@@ -107,7 +107,8 @@ inline std::string svg(chart const& of) {
       }
     }
     double const x = width - right + 24, y = top + 20.0 * legend++;
-    if (s.joined) line(x, y, x + 28, y, ("stroke=\"" + s.colour + "\" stroke-width=\"2\"" + dash).c_str());
+    if (s.joined && s.points.size() > 1)
+      line(x, y, x + 28, y, ("stroke=\"" + s.colour + "\" stroke-width=\"2\"" + dash).c_str());
     out += detail::format("<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\" fill=\"%s\" stroke=\"%s\"/>\n", x + 14, y,
                           s.dashed ? "#ffffff" : s.colour.c_str(), s.colour.c_str());
     text(x + 36, y + 4, "font-size=\"12\"", s.name);
