@@ -204,7 +204,7 @@ inline void compress_layer(checkpoint::reader& file, expert_layer const& layer, 
   while (!job.run(expert_source(file, layer), write, watch_and_save)) {
     folder.save_state(number, job.save());
     saved = std::chrono::steady_clock::now();
-    if (!save_only) throw stopped("stopped in layer " + layer.prefix);
+    if (!save_only) throw stopped("stopped in " + layer.prefix + ". The same command with --resume goes on.");
   }
   if (centre.rows() == 0) centre = job.centre();
   layer_part part;
@@ -441,7 +441,7 @@ inline std::vector<layer_report> compress(options const& wanted, compression::tr
   metadata[metadata_key] = about.dump();
   checkpoint::write_safetensors(wanted.output, std::move(tensors), metadata, [&](double done) {
     if (!watch({.layer = count, .layers = count, .of_layer = {.done = done, .seconds_left = -1.0}})) {
-      throw stopped("stopped while the output was written");
+      throw stopped("stopped while the output was written. The same command with --resume writes it.");
     }
   });
   folder.remove();

@@ -28,7 +28,6 @@ std::sig_atomic_t volatile interrupted = 0;
 extern "C" void interrupt(int) { interrupted = 1; }
 
 std::string duration(double seconds) {
-  if (seconds < 0.0) return "some time";
   if (seconds < 100.0) return detail::format("%.0f s", seconds);
   if (seconds < 6000.0) return detail::format("%.0f min", seconds / 60.0);
   return detail::format("%.1f h", seconds / 3600.0);
@@ -84,7 +83,8 @@ class progress_line {
       case compression::phase::comparing: text += detail::format("comparing, expert %d", p.expert); break;
       case compression::phase::compressing: text += detail::format("compressing, expert %d", p.expert); break;
     }
-    text += detail::format("; %.0f %% of this, %s left", 100.0 * p.done, duration(p.seconds_left).c_str());
+    text += detail::format("; %.0f %% of this", 100.0 * p.done);
+    if (p.seconds_left >= 0.0) text += ", " + duration(p.seconds_left) + " left";
     if (layer_ > first_layer_) {
       double const each = std::chrono::duration<double>(layer_began_ - began_).count() / (layer_ - first_layer_);
       double const now_in_layer = std::chrono::duration<double>(now - layer_began_).count();
@@ -135,7 +135,7 @@ int main(int argc, char** argv) {
     return 2;
   } catch (stopped const& where) {
     std::fflush(stdout);
-    std::fprintf(stderr, "\ncompress_experts: %s. The same command with --resume goes on.\n", where.what());
+    std::fprintf(stderr, "\ncompress_experts: %s\n", where.what());
     return 130;
   } catch (std::exception const& wrong) {
     std::fflush(stdout);

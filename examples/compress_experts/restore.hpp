@@ -230,7 +230,7 @@ inline void restore(options const& wanted, step_watcher const& watch) {
   metadata.erase(metadata_key);
   checkpoint::write_safetensors(wanted.output, std::move(tensors), metadata, [&](double done) {
     if (!watch({.layer = 0, .layers = 0, .of_layer = {.done = done, .seconds_left = -1.0}})) {
-      throw stopped("stopped while the output was written");
+      throw stopped("stopped. Nothing is written; the same command begins again.");
     }
   });
 }
