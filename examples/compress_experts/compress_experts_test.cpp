@@ -262,6 +262,10 @@ void a_quarter_is_kept(fs::path const& folder) {
   check(job.report().barycenter.residual == reports[0].report.barycenter.residual, "the report is the library's");
   check(reports[0].bytes_before == std::int64_t{4} * experts * intermediate * hidden * 3, "bytes before");
   check(reports[0].centre_bytes == std::int64_t{4} * intermediate * hidden * 3, "bytes of the centre");
+  check(reports[0].bytes_before == reports[0].report.plain_bytes() &&
+            reports[0].centre_bytes == reports[0].report.centre_bytes() &&
+            reports[0].residual_bytes == reports[0].report.residual_bytes(),
+        "bytes are the library's");
 }
 
 void shards_and_layers(fs::path const& folder) {

@@ -117,8 +117,8 @@ class work_folder {
     compression::resmoe_report const& r = part.report;
     to << part.centre << static_cast<std::uint64_t>(part.counts.size());
     for (auto const& counts : part.counts) to << counts;
-    to << r.form << r.kept << r.rank << r.start << r.iterations << r.barycenter << r.compared << r.average << r.single
-       << r.single_expert;
+    to << r.form << r.element << r.kept << r.rank << r.start << r.iterations << r.barycenter << r.compared << r.average
+       << r.single << r.single_expert;
     write(layer_name(layer), std::move(to).finish());
     std::error_code ignored;
     std::filesystem::remove(folder_ / state_name(layer), ignored);
@@ -133,8 +133,8 @@ class work_folder {
       for (auto& counts : part.counts) from >> counts;
       compression::resmoe_report& r = part.report;
       r.sizes = sizes;
-      from >> r.form >> r.kept >> r.rank >> r.start >> r.iterations >> r.barycenter >> r.compared >> r.average >>
-          r.single >> r.single_expert;
+      from >> r.form >> r.element >> r.kept >> r.rank >> r.start >> r.iterations >> r.barycenter >> r.compared >>
+          r.average >> r.single >> r.single_expert;
     });
   }
 

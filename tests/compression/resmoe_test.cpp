@@ -282,8 +282,11 @@ TEST_CASE("all that is kept restores each expert, and what is pruned is the erro
       CHECK(std::count(pruned.kept[e].begin(), pruned.kept[e].end(), 1) == kept);
     }
     CHECK(pruned.report.barycenter.residual == Catch::Approx(dropped / 5).epsilon(1e-5));
-    CHECK(pruned.report.residual_numbers() == 5 * kept);
-    CHECK(pruned.report.plain_numbers() == 5 * 23 * 6 * (gated ? 3 : 2));
+    CHECK(pruned.report.plain_bytes() == 4 * 5 * 23 * 6 * (gated ? 3 : 2));
+    CHECK(pruned.report.centre_bytes() == 4 * 23 * 6 * (gated ? 3 : 2));
+    // A word and a start for each row, 5 experts and one more as numbers of 8 bytes, and 32 floats of padding.
+    int const in = gated ? 2 : 1;
+    CHECK(pruned.report.residual_bytes() == 4 * 5 * kept + (in + 1) * (4 * 32 + 8 * 6) + 5 * 4 * 2 * (in * 23 + 6));
   }
 }
 
@@ -505,7 +508,7 @@ TEST_CASE("residuals of low rank are the best ones", "[compression]") {
     CHECK(some.report.barycenter.residual == Catch::Approx(dropped).epsilon(1e-4));
     CHECK(mean_error(experts, some) == Catch::Approx(some.report.barycenter.residual).epsilon(1e-9));
     CHECK(some.report.rank == 2);
-    CHECK(some.report.residual_numbers() == 3 * 2 * (intermediate + 3 * hidden));
+    CHECK(some.report.residual_bytes() == 4 * 3 * 2 * (intermediate + 3 * hidden));
   }
 }
 

@@ -39,7 +39,8 @@ struct barycenter_run {
   std::vector<double> movements = {};  ///< of each iteration: || new centre - old one ||^2
   /// Of each iteration, and of the centre at the end: sum over experts of || centre - aligned expert ||^2. It never rises but for rounding.
   std::vector<double> objectives = {};
-  std::vector<double> of_start = {};  ///< [experts]: the same of each expert, with the expert `start` itself as the centre
+  std::vector<double> of_start =
+      {};  ///< [experts]: the same of each expert, with the expert `start` itself as the centre
 
   int iterations() const { return static_cast<int>(movements.size()); }
 };

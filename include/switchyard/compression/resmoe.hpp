@@ -3,13 +3,14 @@
 #include <switchyard/compression/barycenter.hpp>
 #include <switchyard/compression/low_rank.hpp>
 #include <switchyard/compression/pruning.hpp>
+#include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
+#include <switchyard/core/masked_change.hpp>
 
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <limits>
 #include <span>
 #include <string>
 #include <utility>
@@ -57,23 +58,34 @@ struct centre_error {
 struct resmoe_report {
   expert_sizes sizes = {};
   residual_form form = residual_form::pruned;
+  stored_as element = stored_as::float32;
   std::int64_t kept = 0;          ///< entries of a pruned expert
   int rank = 0;                   ///< of one of low rank
   int start = 0, iterations = 0;  ///< of the run whose centre it is
   centre_error barycenter = {};
-  bool compared = false;  ///< whether what follows is known
-  centre_error average = {};   ///< the mean of the experts as they are, without alignment
-  centre_error single = {};    ///< the best of the experts as the centre of the others, aligned
+  bool compared = false;      ///< whether what follows is known
+  centre_error average = {};  ///< the mean of the experts as they are, without alignment
+  centre_error single = {};   ///< the best of the experts as the centre of the others, aligned
   int single_expert = 0;
 
   /// A sum of squared errors as a mean over the numbers of an expert.
   double per_element(double error) const { return error / static_cast<double>(sizes.size()); }
-  /// Numbers that are stored: of all experts as they were, of the centre, and of all residuals, without what tells where entries are.
-  std::int64_t plain_numbers() const { return sizes.experts * sizes.size(); }
-  std::int64_t centre_numbers() const { return sizes.size(); }
-  std::int64_t residual_numbers() const {
-    return sizes.experts *
-           (form == residual_form::pruned ? kept : rank * (std::int64_t{sizes.intermediate} + sizes.columns()));
+
+  /// Bytes of all experts as they were, in numbers of `element`.
+  std::int64_t plain_bytes() const { return sizes.experts * centre_bytes(); }
+  std::int64_t centre_bytes() const { return sizes.size() * bytes_of(element); }
+  /// Bytes of all residuals, in numbers of `element`: factors, or what is kept and all that tells where it is, as `masked_change` has it.
+  /// Of experts with biases what is kept of those counts with the rest.
+  std::int64_t residual_bytes() const {
+    std::int64_t const experts = sizes.experts, hidden = sizes.hidden, units = sizes.intermediate;
+    if (form == residual_form::low_rank) return experts * rank * (units + sizes.columns()) * bytes_of(element);
+    using arrays = masked_change<float>;
+    auto const places = [experts](std::int64_t rows, std::int64_t columns) {
+      return 4 * experts * rows * (divide_up(columns, 32) + divide_up(columns, arrays::block_columns));
+    };
+    std::int64_t const projections = sizes.gated ? 3 : 2;
+    return (experts * kept + projections * arrays::padding) * bytes_of(element) + projections * 8 * (experts + 1) +
+           (projections - 1) * places(units, hidden) + places(hidden, units);
   }
 };
 
@@ -150,7 +162,8 @@ class resmoe {
 
   /// What came of it, once it is finished.
   resmoe_report report() const {
-    resmoe_report result{.sizes = sizes_, .form = options_.form, .kept = kept_, .rank = rank_};
+    resmoe_report result{
+        .sizes = sizes_, .form = options_.form, .element = options_.element, .kept = kept_, .rank = rank_};
     result.start = found().start;
     for (barycenter_run const& run : found().runs) {
       if (run.start == result.start) result.iterations = run.iterations();
