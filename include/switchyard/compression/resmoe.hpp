@@ -114,7 +114,7 @@ inline void round_all(view<float> values, stored_as element) {
 ///
 /// An expert is restored as centre + residual, in weight space. The residual is taken from the centre as it is stored, rounded to
 /// `element`, so that what is kept makes up for that rounding. Experts are read one at a time; beside the memory of `barycenter_search`
-/// there are two matrices of their size, and what the decomposition takes.
+/// there are three matrices of their size, and what the decomposition takes.
 ///
 /// Source: Ai et al. 2025, ResMoE: Space-efficient Compression of Mixture of Experts LLMs via Residual Restoration. The authors' code
 /// prunes; their inference module for low rank, which adds outputs of two experts, is another function, and not this.
