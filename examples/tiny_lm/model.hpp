@@ -80,6 +80,7 @@ class model {
   static constexpr sy::shape dims = Kind::template first<sy::backend::cpu>::dims;
   static constexpr int hidden = dims.hidden, experts = dims.experts;
   static constexpr bool is_dense = experts == 1;
+  static constexpr bool is_gated = Kind::template first<sy::backend::cpu>::expert_traits.gated;
   static constexpr bool is_memory = kinds::is_memory<typename Kind::template first<sy::backend::cpu>>;
   using router_policy = typename Kind::template others<sy::backend::cpu>::router;
   static constexpr bool owns_router = router_policy::traits.owner == sy::router_owner::model;
@@ -111,7 +112,11 @@ class model {
     }
     std::size_t known = 2 + (owns_router ? 1 : 0);
     for (moe_weights const& w : moe) {
-      known += 9 + (strata > 0 ? 3 * strata : is_dense || w.router.empty() ? 0 : 1) + (w.feature_scale.empty() ? 0 : 1);
+      known += (is_gated || is_memory ? 9 : 8) +
+               (strata > 0                     ? 3 * strata
+                : is_dense || w.router.empty() ? 0
+                                               : 1) +
+               (w.feature_scale.empty() ? 0 : 1);
     }
     if (file.size() != known) {
       file.refuse("has " + std::to_string(file.size()) + " tensors, and the model has " + std::to_string(known));
@@ -144,7 +149,7 @@ class model {
     moe_weights w;
     if constexpr (is_dense) {
       w.router.assign(hidden, 0.0f);
-      w.gate_proj = file.floats(prefix + "gate.weight", {inner, hidden});
+      if constexpr (is_gated) w.gate_proj = file.floats(prefix + "gate.weight", {inner, hidden});
       w.up_proj = file.floats(prefix + "up.weight", {inner, hidden});
       w.down_proj = file.floats(prefix + "down.weight", {hidden, inner});
       return w;

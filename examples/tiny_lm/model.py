@@ -110,6 +110,19 @@ class TopKUnits(Dense):
         return torch.where(inner >= inner.topk(KEPT_UNITS).values[:, -1:], inner, 0)
 
 
+class Relu(nn.Module):
+    """The plain block that MoEfication was published for: ReLU, four times as wide as the model."""
+    def __init__(self, c, out_scale, *_):
+        super().__init__()
+        width = 4 * c["hidden"]
+        self.sizes = {"intermediate": width}
+        self.up, self.down = Linear(c["hidden"], width), Linear(width, c["hidden"], out_scale)
+
+    def forward(self, u, x, before):
+        none = torch.zeros(len(u), dtype=torch.long)
+        return Fed(x + self.down(F.relu(self.up(u))), x.new_zeros(()), torch.tensor([len(u)]), none, none + 1)
+
+
 class ProductKeyMemory(nn.Module):
     """A table of rows of which each head adds the best, by ReLU of their scores.  The score of row
     i * KEYS + j is the product of the token's first half with the first key i and of its second half with
@@ -348,7 +361,7 @@ class Stratified(nn.Module):
         return Fed(h, losses / ran, counts, first, passes)
 
 
-FEED_FORWARD = {"moe": TopKMoE, "dense": Dense, "switch": Switch, "omni": Omni, "sigma": Sigma,
+FEED_FORWARD = {"moe": TopKMoE, "dense": Dense, "relu": Relu, "switch": Switch, "omni": Omni, "sigma": Sigma,
                 "ac": AdaptiveClustering, "stratified": Stratified, "pkm": ProductKeyMemory, "topk": TopKUnits,
                 "sigma_without_entropy": SigmaWithoutEntropy}
 

@@ -87,6 +87,11 @@ struct topk
   static constexpr std::string_view option = "topk", name = "topk";
   static constexpr written_sizes sizes = dense::sizes;
 };
+/// The plain block with ReLU that MoEfication was published for, four times as wide as the model.
+struct relu : uniform<sy::router::softmax_top_k, 1, 512, 1, sy::expert::mlp<sy::relu>> {
+  static constexpr std::string_view option = "relu", name = "relu";
+  static constexpr written_sizes sizes{.experts = 8, .top_k = 2, .intermediate = 512};
+};
 /// A table of 36 x 36 rows in place of experts, of which 8 heads add the best 12 each.
 struct pkm : uniform<sy::router::product_keys<36, 8, sy::router::query::token, sy::router::weighting::relu>, 8 * 12, 1,
                      36 * 36, sy::expert::value_row> {
@@ -127,6 +132,7 @@ bool with(std::string_view option, Body const& body) {
   offer.template operator()<sigma_without_entropy>();
   offer.template operator()<topk>();
   offer.template operator()<pkm>();
+  offer.template operator()<relu>();
   return found;
 }
 

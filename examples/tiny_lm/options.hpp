@@ -30,7 +30,7 @@ continues a prompt.
   --bytes N          bytes to score, from the start of the text (all)
   --model KIND       shipped; or one of those that are compared: dense, top2,
                      switch, omni, ac, stratified, sigma,
-                     sigma_without_entropy, topk, pkm           (shipped)
+                     sigma_without_entropy, topk, pkm, relu     (shipped)
   --weights FILE     another weight file of that kind
   --text FILE        another text to score; the recorded score is for the whole of the shipped one only
   --help             this text
@@ -149,7 +149,7 @@ inline options parse(int argc, char const* const* argv) {
       })) {
     throw usage_error(
         "--model: expected shipped, dense, top2, switch, omni, ac, stratified, sigma, "
-        "sigma_without_entropy, topk or pkm, got '" +
+        "sigma_without_entropy, topk, pkm or relu, got '" +
         result.model + "'");
   }
   return result;

@@ -5,7 +5,7 @@
 twin with as many *active* parameters.  Both see the same bytes in the same order.  The MoE model
 is shipped as tiny_lm.safetensors; of the dense twin only the score is kept.  The other kinds
 (switch, omni, ac, stratified, sigma, sigma_without_entropy, topk, pkm) are compared in a smaller
-size, see below.
+size, see below; relu, in that size, is what MoEfication starts from.
 
 The text is the King James Bible, which is in the public domain, from Debian's packages bible-kjv
 and bible-kjv-text.  To make the text file (4404412 bytes, one verse per line):

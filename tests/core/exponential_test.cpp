@@ -27,3 +27,15 @@ TEST_CASE("the exponential of large numbers is infinite or next to nothing, and 
   }
   CHECK(std::isnan(exponential(std::numeric_limits<float>::quiet_NaN())));
 }
+
+TEST_CASE("exponentials of many values are those of each, and 0 below the limit", "[core]") {
+  float const infinity = std::numeric_limits<float>::infinity(), nan = std::numeric_limits<float>::quiet_NaN();
+  float values[11] = {-infinity, -1e4f, -87.5f, -3.25f, -0.0f, nan, 0.5f, 17.0f, 88.0f, 1e4f, infinity};
+  float each[11];
+  for (int i = 0; i < 11; ++i) each[i] = values[i] < -87.0f ? 0.0f : exponential(values[i]);
+  switchyard::exponentials(values);
+  for (int i = 0; i < 11; ++i) {
+    INFO(i);
+    CHECK(((values[i] == each[i]) || (std::isnan(values[i]) && std::isnan(each[i]))));
+  }
+}

@@ -131,3 +131,21 @@ TEST_CASE("the order of choice is total: larger values first, of equal ones the 
   CHECK(sy::precedes(sy::before_all, {sy::infinity, 0}));
   CHECK(sy::precedes({-sy::infinity, 1000}, sy::after_all));
 }
+
+TEST_CASE("one lane that has many experts takes them in the order of one choice after the other", "[router]") {
+  constexpr int experts = 43, top_k = 9;
+  float const few[] = {-sy::infinity, -1.0f, 0.5f, 0.5f, 2.0f, std::nanf("")};
+  std::mt19937 random(7);
+  for (int round = 0; round < 300; ++round) {
+    // The first rounds have fewer open experts than choices.
+    int const kinds = round < 100 ? 2 : 6;
+    sy::per_expert<experts, sy::serial_lanes> values;
+    for (float& v : values.value) v = random() % 8 == 0 || round >= 100 ? few[random() % kinds] : few[0];
+    auto const chosen = take_top_k<top_k>(sy::serial_lanes{}, values);
+    sy::candidate last = sy::before_all;
+    for (sy::candidate const& choice : chosen.choice) {
+      last = next_choice(sy::serial_lanes{}, values, last);
+      CHECK((choice.id == last.id && choice.value == last.value));
+    }
+  }
+}

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/core/exponential.hpp>
 #include <switchyard/core/lanes.hpp>
 #include <switchyard/core/text.hpp>
 
@@ -19,14 +20,23 @@ struct softmax {
   static constexpr bool chosen_by_logits = true;
   template <int Experts, class Lanes>
   SWITCHYARD_HD static void apply(Lanes lanes, per_expert<Experts, Lanes>& values) {
-    float largest = values.value[0];
-    for (float v : values.value) largest = v > largest ? v : largest;
-    largest = lanes.max(largest);
-    float total = 0.0f;
-    for (float& v : values.value) {
-      v = std::exp(v - largest);
-      total += v;
+    using share = per_expert<Experts, Lanes>;
+    constexpr int chains = share::size % 4 == 0 ? 4 : 1;  // so that no value waits for all before it
+    float most[chains], sums[chains] = {};
+    for (float& m : most) m = -infinity;
+    for (int i = 0; i < share::size; i += chains) {
+      for (int c = 0; c < chains; ++c) most[c] = values.value[i + c] > most[c] ? values.value[i + c] : most[c];
     }
+    float largest = most[0];
+    for (float m : most) largest = m > largest ? m : largest;
+    largest = lanes.max(largest);
+    for (float& v : values.value) v -= largest;
+    exponentials(values.value);
+    for (int i = 0; i < share::size; i += chains) {
+      for (int c = 0; c < chains; ++c) sums[c] += values.value[i + c];
+    }
+    float total = 0.0f;
+    for (float s : sums) total += s;
     total = lanes.sum(total);
     for (float& v : values.value) v /= total;
   }
@@ -39,10 +49,12 @@ struct sigmoid {
   static constexpr bool chosen_by_logits = false;
   template <int Experts, class Lanes>
   SWITCHYARD_HD static void apply(Lanes, per_expert<Experts, Lanes>& values) {
+    for (float& v : values.value) v = -v;
+    exponentials(values.value);
     for (float& v : values.value) {
-      v = 1.0f / (1.0f + std::exp(-v));
+      v = 1.0f / (1.0f + v);
       // Not what a process may flush or keep, so that it chooses the same experts either way.
-      if (v < 0x1p-126f) v = 0.0f;
+      v = v < 0x1p-126f ? 0.0f : v;
     }
   }
 };
