@@ -48,7 +48,7 @@ layer_costs costs(std::int64_t tokens, double experts_used = -1.0) {
   constexpr expert_costs expert = Layer::expert::template costs<Layer>();
   constexpr router_costs router = Layer::router::template costs<Layer>();
   constexpr bool owns_router = Layer::router_traits.owner == router_owner::layer;
-  constexpr std::int64_t own = expert.matrices + expert.vectors - expert.common;  // of an expert
+  constexpr std::int64_t own = expert.matrices + expert.vectors - expert.common - expert.repeated;  // of an expert
   constexpr std::int64_t copies = expert.copies > 0 ? expert.copies : dims.experts;
   constexpr bool has_nulls = Layer::all_experts > dims.experts;
   constexpr std::int64_t most_rows = has_nulls && dims.top_k > dims.experts ? dims.experts : dims.top_k;  // of a token

@@ -31,6 +31,7 @@
 #include <switchyard/expert/low_rank.hpp>
 #include <switchyard/expert/mlp.hpp>
 #include <switchyard/expert/null_experts.hpp>
+#include <switchyard/expert/residual.hpp>
 #include <switchyard/expert/rows.hpp>
 #include <switchyard/expert/top_k_units.hpp>
 #include <switchyard/expert/wrappers.hpp>

@@ -34,9 +34,9 @@ void check_list() {
       using layer = std::tuple_element_t<Place, List>;
       if constexpr (Place % 3 == 0) check_operand<typename with_format<layer, four_bits>::type>(40, context, same);
       if constexpr (Place % 3 == 1)
-        check_operand<typename with_format<layer, with_sparse_change>::type>(40, context, same);
+        check_operand<typename with_format<layer, pruned_residual>::type>(40, context, same);
       if constexpr (Place % 3 == 2)
-        check_operand<typename with_format<layer, with_low_rank_change>::type>(40, context, same);
+        check_operand<typename with_format<layer, low_rank_residual>::type>(40, context, same);
     };
     (check.template operator()<I>(), ...);
   }

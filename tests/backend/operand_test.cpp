@@ -36,7 +36,7 @@ TEST_CASE("an operand says what it lacks, and what overlaps it", "[operand][erro
   using layer = sy::layer<sy::shape{16, 8, 2, 1}, sy::router::switch_top1, sy::capacity::dropless,
                           stored_as<sy::expert::mlp<sy::relu>, four_bits>>;
   using other = sy::layer<sy::shape{16, 8, 2, 1}, sy::router::switch_top1, sy::capacity::dropless,
-                          stored_as<sy::expert::mlp<sy::relu>, with_sparse_change>>;
+                          stored_as<sy::expert::mlp<sy::relu>, pruned_residual>>;
   std::vector<float> numbers(512, 0.5f);
   std::vector<std::uint32_t> codes(64);
   std::vector<std::byte> scratch(layer::workspace_bytes(1));
@@ -82,6 +82,6 @@ TEST_CASE("an operand says what it lacks, and what overlaps it", "[operand][erro
       "memory that overlaps weights.down_proj");
   CHECK(error_of(std::type_identity<other>{},
                  [&](auto& a) { a.weights.up_proj.base = sy::weight_view<float>::packed(numbers.data(), 8, 16); }) ==
-        "switchyard: layer::forward, weights.up_proj.change.masks: expected [experts, rows, columns / 32] bits, got a "
-        "null pointer");
+        "switchyard: layer::forward, weights.up_proj.change.masks: expected [experts, rows, columns / 32] words of "
+        "bits, got a null pointer");
 }

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/core/pack_masked.hpp>
 #include <switchyard/switchyard.hpp>
 
 #include <cstddef>
@@ -19,8 +20,8 @@
 #include "support/random_numbers.hpp"
 #include "support/set_arguments.hpp"
 
-/// Operands that are none of the library's, each against the same weights widened to dense ones. Their values have few enough bits to be
-/// elements of any type, so that both layers compute with the same numbers.
+/// Weights that are restored, by an operand that is none of the library's and by experts of residuals, each against the same weights
+/// widened to dense ones. Their values have few enough bits to be elements of any type, so that both layers compute with the same numbers.
 namespace support {
 
 /// 4-bit codes, eight in a word, and a scale for each word.
@@ -51,65 +52,12 @@ struct four_bits {
   }
 };
 
-/// A bit for every weight, and the weights that have one.
-template <class Element>
-struct sparse_change {
-  static constexpr int granule = 32;
-
-  std::uint32_t const* masks = nullptr;  ///< [experts, rows, words]
-  std::int32_t const* firsts = nullptr;  ///< the same: where the values of each word begin
-  Element const* values = nullptr;
-  std::int64_t rows = 0, words = 0;  ///< of a matrix, of a row
-
-  SWITCHYARD_HD void add(int expert, int row, int column, int count, float* to) const {
-    std::int64_t const at = (expert * rows + row) * words + column / 32;
-    std::uint32_t const mask = masks[at];
-    std::int64_t next = firsts[at];
-    for (int i = 0; i < column % 32; ++i) next += mask >> i & 1u;
-    for (int i = 0; i < count; ++i) {
-      if ((mask >> (column % 32 + i) & 1u) != 0) to[i] += static_cast<float>(values[next++]);
-    }
-  }
-  SWITCHYARD_HD constexpr sparse_change from(int expert) const {
-    return {masks + expert * rows * words, firsts + expert * rows * words, values, rows, words};
-  }
-  template <class Arrays>
-  void name_arrays(Arrays const& arrays, int experts, int all_rows, int) const {
-    arrays.array("masks", masks, std::int64_t{experts} * all_rows * words, "[experts, rows, columns / 32] bits");
-    arrays.array("firsts", firsts, std::int64_t{experts} * all_rows * words, "[experts, rows, columns / 32] int32");
-    arrays.array("values", values, 1, "the values of all bits");
-  }
-};
-template <class Element>
-using with_sparse_change = switchyard::base_plus<switchyard::weight_view<Element>, sparse_change<Element>>;
-
-/// Columns of one matrix times rows of another, for each expert.
-template <class Element>
-struct low_rank_change {
-  static constexpr int granule = 32, rank = 2;
-
-  Element const* left = nullptr;   ///< [experts, rows, rank]
-  Element const* right = nullptr;  ///< [experts, rank, columns]
-  std::int64_t rows = 0, columns = 0;
-
-  SWITCHYARD_HD void add(int expert, int row, int column, int count, float* to) const {
-    for (int r = 0; r < rank; ++r) {
-      float const factor = static_cast<float>(left[(expert * rows + row) * rank + r]);
-      Element const* const line = right + (std::int64_t{expert} * rank + r) * columns + column;
-      for (int i = 0; i < count; ++i) to[i] += factor * static_cast<float>(line[i]);
-    }
-  }
-  SWITCHYARD_HD constexpr low_rank_change from(int expert) const {
-    return {left + expert * rows * rank, right + std::int64_t{expert} * rank * columns, rows, columns};
-  }
-  template <class Arrays>
-  void name_arrays(Arrays const& arrays, int experts, int all_rows, int all_columns) const {
-    arrays.array("left", left, std::int64_t{experts} * all_rows * rank, "[experts, rows, rank]");
-    arrays.array("right", right, std::int64_t{experts} * rank * all_columns, "[experts, rank, columns]");
-  }
-};
-template <class Element>
-using with_low_rank_change = switchyard::base_plus<switchyard::weight_view<Element>, low_rank_change<Element>>;
+/// Formats that are experts of the library: a centre and residuals, pruned or of low rank, restored.
+template <class>
+struct pruned_residual {};
+template <class>
+struct low_rank_residual {};
+inline constexpr int residual_rank = 2;
 
 /// An expert whose weights are stored so.
 template <class Base, template <class> class Format>
@@ -118,6 +66,17 @@ struct stored_as : Base {
   using dense = Base;
   template <class Element, switchyard::projection>
   using operand = Format<Element>;
+};
+
+template <class Base>
+struct stored_as<Base, pruned_residual> : switchyard::expert::residual<Base> {
+  using dense = Base;
+};
+template <class Base>
+struct stored_as<Base, low_rank_residual>
+    : switchyard::expert::residual<Base,
+                                   switchyard::low_rank_residuals<residual_rank, switchyard::low_rank_form::restored>> {
+  using dense = Base;
 };
 
 /// Arrays where a backend reads and writes them.
@@ -184,35 +143,38 @@ void make(four_bits<Element>& to, placed_arrays& memory, random_numbers& random,
   for (float& scale : scales) scale = random.below(2) == 0 ? 0.03125f : 0.015625f;
   to = {memory.put(codes), memory.put(scales), rows, columns / 8};
 }
-template <class Element>
-void make(with_sparse_change<Element>& to, placed_arrays& memory, random_numbers& random, int experts, int rows,
-          int columns) {
-  to.base = switchyard::weight_view<Element>::packed(
-      memory.put(few_bits<Element>(random, std::int64_t{rows} * columns, 7, 0.03125f)), rows, columns);
-  int const words = (columns + 31) / 32;
-  std::vector<std::uint32_t> masks;
-  std::vector<std::int32_t> firsts;
-  std::int32_t count = 0;
-  for (std::int64_t line = 0; line < std::int64_t{experts} * rows; ++line) {
-    for (int w = 0; w < words; ++w) {
-      std::uint32_t mask = 0;
-      for (int i = 0; i < 32 && w * 32 + i < columns; ++i) mask |= random.below(4) == 0 ? 1u << i : 0u;
-      masks.push_back(mask);
-      firsts.push_back(count);
-      for (; mask != 0; mask &= mask - 1) ++count;
-    }
-  }
-  to.change = {memory.put(masks), memory.put(firsts), memory.put(few_bits<Element>(random, count + 1, 7, 0.03125f)),
-               rows, words};
+/// A centre that all experts share.
+template <class Element, switchyard::projection Role>
+void make_centre(switchyard::weight_view<Element, Role>& to, placed_arrays& memory, random_numbers& random, int rows,
+                 int columns) {
+  std::vector<Element> const centre = few_bits<Element>(random, std::int64_t{rows} * columns, 7, 0.03125f);
+  to = {memory.put(centre), 0, columns, 1};
 }
-template <class Element>
-void make(with_low_rank_change<Element>& to, placed_arrays& memory, random_numbers& random, int experts, int rows,
-          int columns) {
-  to.base = switchyard::weight_view<Element>::packed(
-      memory.put(few_bits<Element>(random, std::int64_t{rows} * columns, 7, 0.03125f)), rows, columns);
-  constexpr int rank = low_rank_change<Element>::rank;
-  to.change = {memory.put(few_bits<Element>(random, std::int64_t{experts} * rows * rank, 2, 0.25f)),
-               memory.put(few_bits<Element>(random, std::int64_t{experts} * rank * columns, 2, 0.125f)), rows, columns};
+template <class Element, switchyard::projection Role>
+void make(switchyard::base_plus<switchyard::weight_view<Element, Role>, switchyard::masked_change<Element>>& to,
+          placed_arrays& memory, random_numbers& random, int experts, int rows, int columns) {
+  make_centre(to.base, memory, random, rows, columns);
+  std::int64_t const count = std::int64_t{experts} * rows * columns;
+  std::vector<float> const changes = few_bits<float>(random, count, 7, 0.03125f);
+  std::vector<std::uint8_t> kept;
+  for (std::int64_t i = 0; i < count; ++i) kept.push_back(random.below(4) == 0 ? 1 : 0);
+  auto const packed = switchyard::pack_masked<Element>(changes.data(), kept.data(), experts, rows, columns);
+  to.change = packed.view();
+  to.change.masks = memory.put(packed.masks);
+  to.change.values = memory.put(packed.values);
+  to.change.first_values = memory.put(packed.first_values);
+  to.change.block_starts = memory.put(packed.block_starts);
+}
+template <class Element, switchyard::projection Role>
+void make(switchyard::base_plus<switchyard::weight_view<Element, Role>, switchyard::residual_factors<Element>>& to,
+          placed_arrays& memory, random_numbers& random, int experts, int rows, int columns) {
+  make_centre(to.base, memory, random, rows, columns);
+  std::int64_t const numbers = std::int64_t{experts} * residual_rank;
+  constexpr bool of_down = Role == switchyard::projection::out;
+  std::vector<Element> const of_rows = few_bits<Element>(random, numbers * rows, 2, 0.25f),
+                             of_columns = few_bits<Element>(random, numbers * columns, 2, 0.125f);
+  Element const *const left = memory.put(of_rows), *const right = memory.put(of_columns);
+  to.change = {of_down ? right : left, of_down ? left : right, rows, columns, residual_rank, of_down};
 }
 
 /// A layer with stored weights, and the same with dense ones.
@@ -228,7 +190,6 @@ template <class Layer, class Same>
 void check_operand(int tokens, sy::cpu_context const& context, Same const& same) {
   using element = typename Layer::element;
   using dense = typename dense_twin<Layer>::type;
-  using operand = typename Layer::weights::in_operand;
   static constexpr sy::shape dims = Layer::dims;
   static constexpr int shared = Layer::expert_traits.shared_intermediate;
   INFO(sy::describe<Layer>() << ", " << tokens << " tokens");
@@ -240,7 +201,7 @@ void check_operand(int tokens, sy::cpu_context const& context, Same const& same)
   auto const set_weights = [&](auto& stored, auto& twin, int rows, int columns, unsigned seed) {
     random_numbers same_numbers(seed), again(seed);
     make(stored, memory, same_numbers, dims.experts, rows, columns);
-    operand on_host;
+    std::remove_reference_t<decltype(stored)> on_host;
     make(on_host, host, again, dims.experts, rows, columns);
     std::vector<element> wide;
     bool exact = true;
@@ -336,19 +297,19 @@ struct operand_layers {
   template <class Expert>
   using bits = stored_as<Expert, four_bits>;
   template <class Expert>
-  using sparse = stored_as<Expert, with_sparse_change>;
+  using pruned = stored_as<Expert, pruned_residual>;
   template <class Expert>
-  using low_rank = stored_as<Expert, with_low_rank_change>;
+  using low_rank = stored_as<Expert, low_rank_residual>;
   using gated = sy::expert::gated_mlp<sy::silu>;
   using plain = sy::expert::mlp<sy::relu>;
 
   using type = std::tuple<
       layer<4, 2, sy::router::softmax_top_k, sy::capacity::dropless, bits<sy::expert::with_bias<gated>>>,
       layer<3, 2, sy::router::on_input<sy::router::sigmoid_top_k>, sy::capacity::dropless,
-            sparse<sy::expert::with_shared<gated, 24, sy::shared_gate::sigmoid>>>,
+            pruned<sy::expert::with_shared<gated, 24, sy::shared_gate::sigmoid>>>,
       layer<4, 2, sy::router::stratified<sy::router::softmax_top_k, 2, 2>, sy::capacity::dropless, low_rank<plain>>,
       layer<4, 2, sy::router::precomputed,
-            sy::capacity::on_drop<sy::capacity::factor<1, 2>, sy::dropped::weighted_input>, sparse<gated>>>;
+            sy::capacity::on_drop<sy::capacity::factor<1, 2>, sy::dropped::weighted_input>, pruned<gated>>>;
 };
 
 template <class List, class Same>

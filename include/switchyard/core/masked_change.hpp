@@ -27,6 +27,7 @@ SWITCHYARD_HD inline int count_ones(std::uint32_t word) {
 template <class Element>
 struct masked_change {
   static constexpr int granule = 32;
+  static constexpr bool sparse = true;
   /// Columns from one entry of `block_starts` to the next.
   static constexpr int block_columns = 512;
   /// Elements behind the last value that belong to the array and are no values: products load whole vectors.

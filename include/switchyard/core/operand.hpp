@@ -66,6 +66,19 @@ struct base_plus {
   }
 };
 
+/// Whether all experts read one matrix, and something of their own beside it: products on the CPU then read that matrix once for all.
+template <class Operand>
+inline constexpr bool shares_base = false;
+template <class Base, class Change>
+inline constexpr bool shares_base<base_plus<Base, Change>> = true;
+
+/// Whether that is a sparse change of a matrix that stands in memory: products of few tokens on the CPU multiply the two apart. Such a
+/// change says `static constexpr bool sparse = true`.
+template <class Operand>
+inline constexpr bool has_sparse_change = false;
+template <class Base, class Change>
+requires(Change::sparse) inline constexpr bool has_sparse_change<base_plus<Base, Change>> = Base::in_place;
+
 static_assert(operand<weight_view<float>>);
 
 /// The operand as kernels take it: a dense one does not know its product there, so that both share their kernels.

@@ -59,6 +59,8 @@ struct expert_costs {
   std::int64_t common = 0;    ///< of a routed expert's, those that all have in common
   std::int64_t copies =
       0;  ///< so many there are of the rest, by which experts may be put together; 0: each has its own
+  std::int64_t repeated =
+      0;  ///< of one routed expert, what `matrices` counts again: factors that several projections share
   std::int64_t others = 0;  ///< of one routed expert, what a row of it does not meet: other adapters
   std::int64_t nulls = 0;   ///< of the null experts together
 };

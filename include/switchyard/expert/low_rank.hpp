@@ -199,6 +199,11 @@ struct low_rank : Base {
   static_assert(Base::traits.nulls.count() == 0,
                 "switchyard: expert::low_rank has an expert for each path, and a token's languages are always one of "
                 "them, so that nothing would choose expert::with_null_experts. Take one of the two.");
+  static_assert(
+      !requires { typename Base::form; },
+      "switchyard: expert::low_rank has one matrix for all paths, and expert::residual one for each expert. Take one "
+      "of "
+      "the two.");
   using paths = Paths;
   static constexpr int rank = Rank;
   static constexpr auto label = "low_rank<" + name_of<Paths>() + "," + decimal<Rank>() + "," + name_of<Base>() +

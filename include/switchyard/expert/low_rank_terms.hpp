@@ -17,9 +17,12 @@ struct low_rank_factors {
   Element const* tall = nullptr;  ///< [entries, rows, rank]
   Element const* wide = nullptr;  ///< [entries, rank, columns]
   int rows = 0, columns = 0, rank = 0;
+  bool wide_by_columns = false;  ///< `wide` is [entries, columns, rank]
 
   SWITCHYARD_HD constexpr Element const* tall_of(std::int64_t entry) const { return tall + entry * rows * rank; }
   SWITCHYARD_HD constexpr Element const* wide_of(std::int64_t entry) const { return wide + entry * rank * columns; }
+  SWITCHYARD_HD constexpr std::int64_t wide_row_stride() const { return wide_by_columns ? 1 : columns; }
+  SWITCHYARD_HD constexpr std::int64_t wide_column_stride() const { return wide_by_columns ? rank : 1; }
 };
 
 /// The factors of a row: entries of both tables, or -1 for both where the row gets W x alone.
@@ -33,7 +36,7 @@ namespace expert {
 /// What an expert computes whose projections are W x + scale * tall (wide x), named by it as `computation`. Such an expert says beside
 /// what experts of `two_products` do:
 ///
-///   static constexpr bool one_matrix;   // all experts have the same W, so that products run over all rows at once
+///   static constexpr bool one_matrix;   // all experts have the same W: see `runs_as_one`
 ///   static constexpr int rank;
 ///   template <class Layer>
 ///   static constexpr std::int64_t entries;               // of each table
@@ -46,4 +49,11 @@ namespace expert {
 struct low_rank_products {};
 
 }  // namespace expert
+
+/// Whether products run over the rows of all experts at once: these share their matrices, and biases where there are some. Experts that
+/// share matrices and have biases of their own have W with an `expert_stride` of 0.
+template <class Layer>
+inline constexpr bool runs_as_one = Layer::expert::one_matrix &&
+                                    (!Layer::expert_traits.bias || Layer::expert_traits.one_bias);
+
 }  // namespace switchyard

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/cpu/change_apart.hpp>
 #include <switchyard/backend/cpu/context.hpp>
 #include <switchyard/backend/cpu/low_rank_terms.hpp>
 #include <switchyard/backend/cpu/panels.hpp>
@@ -88,10 +89,9 @@ struct token_rows {
   int top_k = 1;
   float const* weights = nullptr;  ///< [pairs], for routers that weigh the input; null: nothing does
 
+  std::int64_t token_of(std::int64_t row) const { return pair_of == nullptr ? row : pair_of[row] / top_k; }
   void locate(std::int64_t first, int count, Element const** rows) const {
-    for (int r = 0; r < count; ++r) {
-      rows[r] = tokens.row(pair_of == nullptr ? first + r : pair_of[first + r] / top_k);
-    }
+    for (int r = 0; r < count; ++r) rows[r] = tokens.row(token_of(first + r));
   }
   void weights_of(std::int64_t first, int count, float* to) const {
     for (int r = 0; r < count; ++r) to[r] = weights[pair_of == nullptr ? first + r : pair_of[first + r]];
@@ -104,20 +104,6 @@ struct input_projection {
   Operand gate, up;
   bias_view<typename Operand::element> gate_bias, up_bias;  ///< null data: no bias
 };
-
-/// values[r][i] = row_weight[r] * values[r][i] + the bias of feature first + i.
-template <class Element>
-void weigh_and_shift(float* values, int rows, int features, float const* row_weight, bias_view<Element> const& bias,
-                     int expert, std::int64_t first) {
-  float biases[item_features];
-  for (int i = 0; i < features; ++i) biases[i] = bias.at(expert, first + i);
-  for (int r = 0; r < rows; ++r) {
-    float const weight = row_weight == nullptr ? 1.0f : row_weight[r];
-    for (int i = 0; i < features; ++i) {
-      values[r * item_features + i] = weight * values[r * item_features + i] + biases[i];
-    }
-  }
-}
 
 /// activated[row] = activations of the gate and up products (or of the up product) of some features, where `project_rows_out`
 /// wants them. `next` is what is multiplied after it.
@@ -330,19 +316,46 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     if (c.is_second && by_units(e)) return unit_features;
     return all.by_panels(e) ? c.by_panels : c.by_rows;
   };
-  auto const count_items = [&](cut const& c) {
-    return all.count([&](int e) {
-      return divide_up(all.rows(e), all.by_panels(e) ? rows_in_panels : item_rows) *
-             divide_up(c.features, block_of(c, e));
-    });
-  };
-  // The weights of an item, as far as they are multiplied row by row; none past the last item.
-  auto const weights_of = [&](cut const& c, std::int64_t index, std::int64_t items, Operand const& matrix) {
-    if (index >= items) return feature_tile<Operand>{};
-    expert_rows::item const item = all.at(index, item_rows, rows_in_panels);
-    if (c.is_second && by_units(item.expert)) return feature_tile<Operand>{};
-    int const first = item.feature_item * block_of(c, item.expert);
-    return features_of(matrix, item.expert, first, std::min(c.by_rows, c.features - first));
+  // Calls `product(item, next)` for every item. `next(matrix)` is what the same thread probably reads after it of a matrix, as far as that
+  // is multiplied row by row; none behind the last item.
+  auto const for_each_item = [&](cut const& c, int blocks_in_turn, auto const& product) {
+    auto const count = [&](auto const& is_counted) {
+      return all.count([&](int e) {
+        return !is_counted(e) ? 0
+                              : divide_up(all.rows(e), all.by_panels(e) ? rows_in_panels : item_rows) *
+                                    divide_up(c.features, block_of(c, e));
+      });
+    };
+    auto const run = [&](std::int64_t items, auto const& item_at) {
+      parallel_for(context, items, [&](std::int64_t index, std::int64_t next_index) {
+        product(item_at(index), [&](Operand const& matrix) {
+          if (next_index >= items) return feature_tile<Operand>{};
+          expert_rows::item const item = item_at(next_index);
+          if (c.is_second && by_units(item.expert)) return feature_tile<Operand>{};
+          int const first = item.feature_item * block_of(c, item.expert);
+          return features_of(matrix, item.expert, first, std::min(c.by_rows, c.features - first));
+        });
+      });
+    };
+    auto const by_experts = [&](std::int64_t index) {
+      return all.at(index, item_rows, rows_in_panels, blocks_in_turn);
+    };
+    if constexpr (shares_base<Operand>) {
+      run(count([&](int e) { return all.by_panels(e); }), by_experts);
+      // What all experts read comes from memory once: a block of features meets the rows of all of them before the next one does.
+      std::int64_t const items = count([&](int e) { return !all.by_panels(e); });
+      std::int64_t const blocks = divide_up(c.features, c.by_rows), groups = items / blocks;
+      run(items, [&](std::int64_t index) {
+        expert_rows::item item = all.at(index % groups * blocks, item_rows, rows_in_panels);
+        std::int64_t const before = all.first_item[item.expert] / blocks;
+        item.first_row = (index % groups - before) * item_rows;
+        item.rows = static_cast<int>(std::min<std::int64_t>(item_rows, all.rows(item.expert) - item.first_row));
+        item.feature_item = static_cast<int>(index / groups);
+        return item;
+      });
+    } else {
+      run(count([](int) { return true; }), by_experts);
+    }
   };
 
   all.set_padded_rows();
@@ -366,9 +379,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   cut const in_cut{intermediate,
                    features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
                    panel_item_features(kernels, activation.gated ? 2 : 1), false};
-  std::int64_t const in_items = count_items(in_cut);
-  parallel_for(context, in_items, [&](std::int64_t index, std::int64_t next) {
-    expert_rows::item const item = all.at(index, item_rows, rows_in_panels, in_cut.blocks_in_turn(hidden));
+  for_each_item(in_cut, in_cut.blocks_in_turn(hidden), [&](expert_rows::item const& item, auto const& next) {
     int const e = item.expert;
     float weight[most_panel_rows];
     if (tokens.weights != nullptr) {
@@ -384,7 +395,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
       int const first = item.feature_item * in_cut.by_rows;
       project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, e, first,
                       std::min(in_cut.by_rows, intermediate - first), hidden, intermediate,
-                      weights_of(in_cut, next, in_items, activation.gated ? in.gate : in.up), activated_of(item), terms,
+                      next(activation.gated ? in.gate : in.up), activated_of(item), terms,
                       all.offsets[e] + item.first_row);
     }
   });
@@ -408,10 +419,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   cut const out_cut{hidden,
                     features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
                     panel_item_features(kernels, 1), true};
-  std::int64_t const out_items = count_items(out_cut);
-  parallel_for(context, out_items, [&](std::int64_t index, std::int64_t next) {
-    expert_rows::item const item =
-        all.at(index, item_rows, rows_in_panels, units_lie_together ? 0 : out_cut.blocks_in_turn(intermediate));
+  int const out_blocks = units_lie_together ? 0 : out_cut.blocks_in_turn(intermediate);
+  for_each_item(out_cut, out_blocks, [&](expert_rows::item const& item, auto const& next) {
     int const e = item.expert;
     float* const to = results + (all.offsets[e] + item.first_row) * hidden;
     if (by_units(e)) {
@@ -433,8 +442,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     } else {
       int const first = item.feature_item * out_cut.by_rows;
       project_rows_out(few, {activated_of(item), item.rows}, down, down_bias, e, first,
-                       std::min(out_cut.by_rows, hidden - first), hidden, intermediate,
-                       weights_of(out_cut, next, out_items, down), to, terms, all.offsets[e] + item.first_row);
+                       std::min(out_cut.by_rows, hidden - first), hidden, intermediate, next(down), to, terms,
+                       all.offsets[e] + item.first_row);
     }
   });
 }
@@ -443,7 +452,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
 struct products_memory {
   std::int64_t *first_padded_row, *first_item;  ///< [experts + 1]
   float* activated;                             ///< [most_padded_rows(rows), row_floats(intermediate)]
-  float* results;  ///< [most_padded_rows(rows), row_floats(hidden)]: the result is [rows, hidden]
+  float* results;           ///< [most_padded_rows(rows), row_floats(hidden)]: the result is [rows, hidden]
+  apart_memory apart = {};  ///< of few tokens, where weights have a sparse change
 };
 
 /// Both products of some experts over their rows: `offsets` says which rows of `tokens` each has. `Operand` alone decides
@@ -454,6 +464,11 @@ void run_products(cpu_context const& context, std::int32_t const* offsets, int e
                   expert_weights<Operand> const& weights, products_memory const& memory, Terms const& terms = {}) {
   panel_kernels<Operand> const kernels = panel_kernels_of<Operand>(context.instructions, context.floats);
   int const least = context.least_panel_rows > 0 ? context.least_panel_rows : kernels.usual_rows;
+  if constexpr (has_sparse_change<Operand> && !Terms::any) {
+    apart_products<Operand, token_rows<typename Operand::element>, expert_weights<Operand>> const apart(
+        context, offsets, experts, tokens, activation, weights, memory.apart);
+    if (apart.fit(least)) return apart.run(memory.activated, memory.results);
+  }
   expert_rows const rows{offsets, memory.first_padded_row, memory.first_item, experts, least, kernels.lanes};
   run_products(context, kernels, rows, tokens, activation, weights, memory.activated, memory.results, terms);
 }
@@ -470,6 +485,7 @@ struct experts_step<expert::two_products> {
     std::int64_t *first_padded_row, *first_item;  // [experts + 1]
     float *activated, *results;                   // see `products_memory`
     float *shared_activated = nullptr, *shared_results = nullptr;
+    apart_memory apart;
 
     constexpr memory_of_experts(carver& from, std::int64_t tokens) {
       std::int64_t const pairs = tokens * dims.top_k, padded_rows = most_padded_rows(pairs, Experts);
@@ -482,8 +498,11 @@ struct experts_step<expert::two_products> {
         shared_activated = from.take<float>(shared_padded_rows * row_floats(shared_intermediate));
         shared_results = from.take<float>(shared_padded_rows * row_floats(dims.hidden));
       }
+      if constexpr (has_sparse_change<typename Layer::weights::in_operand>) {
+        apart = {from, tokens, dims.top_k, dims.hidden, dims.intermediate};
+      }
     }
-    products_memory of_products() const { return {first_padded_row, first_item, activated, results}; }
+    products_memory of_products() const { return {first_padded_row, first_item, activated, results, apart}; }
   };
   template <class Layer>
   using memory = memory_of_experts<Layer, Layer::dims.experts>;
@@ -561,7 +580,7 @@ struct experts_step<expert::two_products> {
       std::int32_t const offsets[2] = {0, static_cast<std::int32_t>(tokens.rows)};
       run_products(context, offsets, 1, token_rows<element>{tokens},
                    activation_of<typename Layer::expert>(context.instructions), shared,
-                   {m.first_padded_row, m.first_item, m.shared_activated, m.shared_results});
+                   {m.first_padded_row, m.first_item, m.shared_activated, m.shared_results, {}});
       results.shared_rows = m.shared_results;
       if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
     }

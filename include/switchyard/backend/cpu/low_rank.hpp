@@ -19,7 +19,7 @@ template <>
 struct experts_step<expert::low_rank_products> {
   using products = experts_step<expert::two_products>;
   template <class Layer>
-  static constexpr int matrices = Layer::expert::one_matrix ? 1 : Layer::dims.experts;
+  static constexpr int matrices = runs_as_one<Layer> ? 1 : Layer::dims.experts;
   template <class Layer>
   static constexpr std::int64_t entries = Layer::expert::template entries<Layer>;
 
@@ -83,7 +83,7 @@ struct experts_step<expert::low_rank_products> {
     terms.by_wide = m.by_wide;
     terms.first_of = m.first_of;
     terms.inner = m.inner;
-    run_products(context, Layer::expert::one_matrix ? all_rows : plan.offsets, matrices<Layer>,
+    run_products(context, runs_as_one<Layer> ? all_rows : plan.offsets, matrices<Layer>,
                  products::template rows_of<Layer>(tokens, plan, combine_weights),
                  activation_of<typename Layer::expert>(context.instructions),
                  products::template weights_of<Layer>(w, [](auto const& operand) { return as_operand(operand.base); }),

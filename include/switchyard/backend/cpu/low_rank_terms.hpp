@@ -111,8 +111,11 @@ void make_narrow_rows(cpu_context const& context, low_rank_terms<Element> const&
         int const length = std::min(piece, depth - k);
         group(kernels, ids, rows, k, length, grouped);
         for (int p = 0; p < count; ++p) {
-          Element const* const wide = projections[p].factors.wide_of(entry) + first_feature * std::int64_t{depth} + k;
-          kernels.multiply(grouped, rows, {length, 0, length}, {wide, depth, 1, these}, {}, part, most_features);
+          low_rank_factors<Element> const& factors = projections[p].factors;
+          std::int64_t const row_stride = factors.wide_row_stride(), column_stride = factors.wide_column_stride();
+          Element const* const wide = factors.wide_of(entry) + first_feature * row_stride + k * column_stride;
+          multiply_rows(kernels, {grouped, rows}, {wide, row_stride, column_stride, these}, length, {}, part,
+                        most_features);
           for (int r = 0; r < rows; ++r) {
             for (int f = 0; f < these; ++f) {
               float const value = part[r * most_features + f];

@@ -83,9 +83,11 @@ panel_kernels<Operand> panel_kernels_with();
     kernels.keep_largest = &space::keep_largest_in_panel<element>; \
     kernels.prepare = &space::widen_rows<element>;                 \
   } else {                                                         \
-    kernels.pack = &space::pack_panel<element, float>;             \
-    kernels.put = &space::put_values<float>;                       \
-    kernels.keep_largest = &space::keep_largest_in_panel<float>;   \
+    using order = typename space::restored<Operand>::order;        \
+    kernels.in_order = space::stored<order>::in_order;             \
+    kernels.pack = &space::pack_panel<element, order>;             \
+    kernels.put = &space::put_values<order>;                       \
+    kernels.keep_largest = &space::keep_largest_in_panel<order>;   \
     kernels.prepare = &space::restore_rows<Operand>;               \
   }                                                                \
   return kernels;
@@ -158,20 +160,31 @@ float* sums_at(panel_kernels<Operand> const& kernels, float* sums, int tile, int
   return sums + (tile * kernels.item_panels + panel) * kernels.features * kernels.width;
 }
 
-/// Part `part` of `parts` of a tile's rows, from depth `first` on, to be fetched from memory: none where there is nothing left, or weights
-/// do not stand in memory as they are multiplied.
+/// Some rows of a matrix that stands in memory, from depth `first` on.
+template <class T>
+fetched_rows rows_of(weight_view<T> const& matrix, int expert, int row, int count, std::int64_t first) {
+  constexpr int element_bytes = static_cast<int>(sizeof(T));
+  if (matrix.column_stride != 1) return {};
+  return {reinterpret_cast<char const*>(matrix.at(expert, row, first)), matrix.row_stride * element_bytes, count,
+          element_bytes};
+}
+
+/// Part `part` of `parts` of a tile's rows, from depth `first` on, to be fetched from memory: none where there is nothing left, or nothing
+/// of the weights stands in memory as it is read.
 template <class Operand>
 fetched_rows rows_to_fetch(feature_tile<Operand> const& tile, std::int64_t first, std::int64_t depth, int part,
                            int parts) {
-  fetched_rows result;
+  int const from = tile.features * part / parts, count = tile.features * (part + 1) / parts - from;
+  if (first >= depth) return {};
   if constexpr (Operand::in_place) {
-    if (first >= depth || tile.column_stride != 1) return result;
-    int const from = tile.features * part / parts, end = tile.features * (part + 1) / parts;
-    constexpr int element_bytes = static_cast<int>(sizeof(typename Operand::element));
-    result = {reinterpret_cast<char const*>(tile.rows + from * tile.row_stride + first),
-              tile.row_stride * element_bytes, end - from, element_bytes};
+    weight_view<typename Operand::element> const rows{tile.rows, 0, tile.row_stride, tile.column_stride};
+    return rows_of(rows, 0, from, count, first);
+  } else if constexpr (shares_base<Operand>) {
+    if constexpr (decltype(Operand::base)::in_place) {
+      return rows_of(tile.weights->base, 0, tile.first + from, count, first);
+    }
   }
-  return result;
+  return {};
 }
 
 /// sums = products over the whole depth, in the first of `item_floats` floats. Weights are read once: those of the next tile are

@@ -22,15 +22,24 @@ struct row_kernels {
   void (*keep_largest)(float* rows, int row_count, std::int64_t depth, int kept, float const* factors);
   void (*multiply)(float const* rows, int row_count, depth_slice const& piece, feature_tile<Operand> const& weights,
                    feature_tile<Operand> const& next, float* to, std::int64_t stride);
+  /// to[r][f] += row r . what the change of an operand with a base has for feature f, for a depth that is a multiple of 32. Null where
+  /// weights are restored as fast.
+  void (*add_change)(float const* rows, int row_count, std::int64_t depth, feature_tile<Operand> const& weights,
+                     float* to, std::int64_t stride) = nullptr;
 };
 
-#define SWITCHYARD_ROW_KERNELS(space)                                                                                \
-  if constexpr (Operand::in_place) {                                                                                 \
-    return {&space::group_rows<element>, &space::put_in_group<element>, &space::keep_largest_in_group<element>,      \
-            &space::multiply_rows_by_features<typename Operand::element>};                                           \
-  } else {                                                                                                           \
-    return {&space::group_rows_in_order<element>, &space::put_in_group<float>, &space::keep_largest_in_group<float>, \
-            &space::multiply_rows_by_restored<Operand>};                                                             \
+#define SWITCHYARD_ROW_KERNELS(space)                                                                               \
+  if constexpr (Operand::in_place) {                                                                                \
+    return {&space::group_rows<element>, &space::put_in_group<element>, &space::keep_largest_in_group<element>,     \
+            &space::multiply_rows_by_features<typename Operand::element>};                                          \
+  } else {                                                                                                          \
+    using order = typename space::restored<Operand>::order;                                                         \
+    row_kernels<Operand> kernels{&space::group_rows_in_order<element>, &space::put_in_group<order>,                 \
+                                 &space::keep_largest_in_group<order>, &space::multiply_rows_by_restored<Operand>}; \
+    if constexpr (std::is_same_v<order, element>) kernels.group = &space::group_rows<element>;                      \
+    if constexpr (space::restored<Operand>::multiplies_changes)                                                     \
+      kernels.add_change = &space::restored<Operand>::add_change;                                                   \
+    return kernels;                                                                                                 \
   }
 /// `set` must not be `automatic`.
 template <class Operand>
@@ -120,6 +129,20 @@ void multiply_rows(row_kernels<Operand> const& kernels, grouped_rows const& rows
           to[r * stride + f] = k == 0 ? value : to[r * stride + f] + value;
         }
       }
+    }
+  }
+}
+
+/// values[r][i] = row_weight[r] * values[r][i] + the bias of feature first + i.
+template <class Element>
+void weigh_and_shift(float* values, int rows, int features, float const* row_weight, bias_view<Element> const& bias,
+                     int expert, std::int64_t first) {
+  float biases[item_features];
+  for (int i = 0; i < features; ++i) biases[i] = bias.at(expert, first + i);
+  for (int r = 0; r < rows; ++r) {
+    float const weight = row_weight == nullptr ? 1.0f : row_weight[r];
+    for (int i = 0; i < features; ++i) {
+      values[r * item_features + i] = weight * values[r * item_features + i] + biases[i];
     }
   }
 }

@@ -4,6 +4,7 @@
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
 #include <switchyard/core/exponential.hpp>
+#include <switchyard/core/masked_change.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/core/view.hpp>
 
@@ -113,6 +114,28 @@ struct row_element<summed_as_float<Element>> {
   using type = float;
 };
 
+/// A weight that was restored, as a float. A vector of them comes in the order of `Element`'s.
+template <class Element>
+struct __attribute__((may_alias)) widened {
+  float value;
+  explicit operator float() const { return value; }
+};
+
+/// Which of the next values a column of eight takes, by the bits of a mask that says which columns take one.
+struct value_places {
+  std::uint8_t of_byte[256][8] = {};
+
+  constexpr value_places() {
+    for (int mask = 0; mask < 256; ++mask) {
+      for (int column = 0, next = 0; column < 8; ++column) {
+        of_byte[mask][column] = static_cast<std::uint8_t>(next & 7);
+        next += mask >> column & 1;
+      }
+    }
+  }
+};
+inline constexpr value_places places_of_values;
+
 /// Most rows and features of a product without panels, whose sums are on the stack.
 inline constexpr int item_rows = 32, item_features = 64;
 
@@ -165,6 +188,17 @@ inline std::int32_t order_key(float value) {
 #define SWITCHYARD_TILE_LOADED(value)
 #endif
 
+#if defined(__x86_64__)
+/// Whether this processor spreads words of 16 bits by a mask (AVX-512 VBMI2).
+inline bool expands_words() {
+  static bool const does = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 6)) != 0;
+  }();
+  return does;
+}
+#endif
+
 namespace portable {
 #define SWITCHYARD_TILE_TARGET
 #define SWITCHYARD_TILE_BYTES 16
@@ -199,6 +233,9 @@ namespace avx2 {
 }  // namespace avx2
 
 namespace avx512 {
+#if !defined(SWITCHYARD_EMULATED_TILES)
+#define SWITCHYARD_TILE_EXPANDS
+#endif
 #define SWITCHYARD_TILE_TARGET SWITCHYARD_AVX512_TARGET
 #define SWITCHYARD_TILE_BYTES 64
 #define SWITCHYARD_TILE_REGISTERS 32
@@ -211,6 +248,7 @@ namespace avx512 {
 #undef SWITCHYARD_TILE_ROWS
 #undef SWITCHYARD_PANEL_FEATURES
 #undef SWITCHYARD_TILE_HALF
+#undef SWITCHYARD_TILE_EXPANDS
 }  // namespace avx512
 #endif
 

@@ -5,6 +5,7 @@
 //   SWITCHYARD_TILE_ROWS       rows that are multiplied together without panels
 //   SWITCHYARD_PANEL_FEATURES  features that are multiplied together with a panel
 //   SWITCHYARD_TILE_HALF       defined where an instruction makes floats of half elements, in any mode of the processor
+//   SWITCHYARD_TILE_EXPANDS    defined where one puts the first elements of a vector where a mask has bits
 // Vectors are the compilers' vector extension, so the source is the same for all of them.
 
 inline constexpr int lanes = SWITCHYARD_TILE_BYTES / 4;
@@ -134,6 +135,17 @@ struct stored<summed_as_float<half>> {
 #else
     return floats_of_halves(widen_words(from));
 #endif
+  }
+};
+
+template <class Element>
+struct stored<widened<Element>> {
+  static constexpr int parts = stored<Element>::parts;
+  static constexpr bool in_order = stored<Element>::in_order;
+  SWITCHYARD_TILE_TARGET static floats load(widened<Element> const* from, int part) {
+    floats result;
+    __builtin_memcpy(&result, from + part * lanes, sizeof(floats));
+    return result;
   }
 };
 
@@ -495,6 +507,25 @@ SWITCHYARD_TILE_TARGET __attribute__((flatten)) inline void restore_row(Operand 
   if (k < count) weights.read(expert, row, column + k, count - k, to + k);
 }
 
+/// How rows of weights are restored: as floats in the order of `order`'s vectors. This one serves every operand; those that can be read
+/// faster have one of their own.
+template <class Operand>
+struct restored {
+  using order = float;
+  SWITCHYARD_TILE_TARGET static void read(Operand const& weights, int expert, int row, std::int64_t first, int count,
+                                          float* to) {
+    restore_row(weights, expert, row, first, count, to);
+  }
+  /// Multiplies without restoring to memory first, with the same bits; false where it is better not to.
+  SWITCHYARD_TILE_TARGET static bool multiply(float const*, int, depth_slice const&, feature_tile<Operand> const&,
+                                              feature_tile<Operand> const&, float*, std::int64_t) {
+    return false;
+  }
+  /// Whether there is `add_change(rows, row_count, depth, tile, to, stride)`: to[r][f] += row r . what the change of an operand with a base has
+  /// for feature f, for a depth that is a multiple of 32.
+  static constexpr bool multiplies_changes = false;
+};
+
 /// Puts rows side by side for `multiply_rows_by_restored`, as `group_rows` does with floats.
 template <class Element>
 SWITCHYARD_TILE_TARGET void group_rows_in_order(Element const* const* rows, int row_count, std::int64_t depth,
@@ -517,20 +548,26 @@ SWITCHYARD_TILE_TARGET void group_rows_in_order(Element const* const* rows, int 
 /// first-level cache.
 template <class Operand>
 SWITCHYARD_TILE_TARGET void multiply_rows_by_restored(float const* rows, int row_count, depth_slice const& piece,
-                                                      feature_tile<Operand> const& tile, feature_tile<Operand> const&,
-                                                      float* to, std::int64_t stride) {
+                                                      feature_tile<Operand> const& tile,
+                                                      feature_tile<Operand> const& next, float* to,
+                                                      std::int64_t stride) {
+  using order = typename restored<Operand>::order;
+  using weight = std::conditional_t<std::is_same_v<order, float>, float, widened<order>>;
+  if (restored<Operand>::multiply(rows, row_count, piece, tile, next, to, stride)) return;
   constexpr int together = 8;
-  alignas(64) float restored[together * panel_pitch];
+  alignas(64) float memory[together * panel_pitch];
   float part[item_rows * together];
   for (int begin = 0; begin < tile.features; begin += together) {
     int const count = tile.features - begin < together ? tile.features - begin : together;
     for (std::int64_t k = 0; k < piece.depth; k += panel_depth) {
       int const length = piece.depth - k < panel_depth ? static_cast<int>(piece.depth - k) : panel_depth;
       for (int f = 0; f < count; ++f) {
-        restore_row(*tile.weights, tile.expert, tile.first + begin + f, k, length, restored + f * panel_pitch);
+        restored<Operand>::read(*tile.weights, tile.expert, tile.first + begin + f, k, length,
+                                memory + f * panel_pitch);
       }
-      multiply_rows_by_features<float>(rows, row_count, {piece.depth, k, length}, {restored, panel_pitch, 1, count}, {},
-                                       part, together);
+      multiply_rows_by_features<weight>(rows, row_count, {piece.depth, k, length},
+                                        {reinterpret_cast<weight const*>(memory), panel_pitch, 1, count}, {}, part,
+                                        together);
       for (int r = 0; r < row_count; ++r) {
         for (int f = 0; f < count; ++f) {
           float const value = part[r * together + f];
@@ -660,14 +697,14 @@ SWITCHYARD_TILE_TARGET ready_weights widen_rows(feature_tile<weight_view<Element
   return {memory, panel_pitch * static_cast<std::int64_t>(sizeof(float))};
 }
 
-/// The same of weights that are restored, in the order of floats.
+/// The same of weights that are restored.
 template <class Operand>
 SWITCHYARD_TILE_TARGET ready_weights restore_rows(feature_tile<Operand> const& tile, std::int64_t first, int depth,
                                                   float* memory) {
   float* to = memory;
   for (int f = 0; f < panel_features; ++f, to += panel_pitch) {
     if (f < tile.features) {
-      restore_row(*tile.weights, tile.expert, tile.first + f, first, depth, to);
+      restored<Operand>::read(*tile.weights, tile.expert, tile.first + f, first, depth, to);
     } else {
       for (int k = 0; k < depth; ++k) to[k] = 0.0f;
     }
@@ -853,5 +890,6 @@ SWITCHYARD_TILE_TARGET void add_low_rank_terms_to_panel(Element const* tall, int
   }
 }
 
+#include <switchyard/backend/cpu/masked.inl>
 #include <switchyard/backend/cpu/product_keys.inl>
 #include <switchyard/backend/cpu/rows.inl>

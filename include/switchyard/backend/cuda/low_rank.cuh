@@ -58,6 +58,18 @@ __device__ uint2 load_eight_bytes(Element const* row, int k, int depth) {
   return *reinterpret_cast<uint2 const*>(values);
 }
 
+/// The same of a column of a matrix with rows of `stride` elements.
+template <class Element>
+__device__ uint2 load_eight_bytes_across(Element const* column, int stride, int k, int depth) {
+  constexpr int size = 8 / static_cast<int>(sizeof(Element));
+  alignas(8) Element values[size];
+#pragma unroll
+  for (int i = 0; i < size; ++i) {
+    values[i] = column != nullptr && k + i < depth ? column[std::int64_t{k + i} * stride] : Element(0.0f);
+  }
+  return *reinterpret_cast<uint2 const*>(values);
+}
+
 /// A block has 16 rows and up to 32 numbers of the rank; its warps take turns along the depth. For every entry that one of the rows has:
 ///
 /// rows, wide factor --tensor cores--> sums of a warp --> shared memory --all warps, in order--> narrow rows of that entry
@@ -131,7 +143,9 @@ __global__ void __launch_bounds__(narrow_threads) make_narrow_rows(narrow_args<E
       for (int j = 0; j < blocks; ++j) {
         int const column = first_column + 8 * j + eighth;
         uint2 const b =
-            load_eight_bytes(column < rank ? wide + std::int64_t{column} * args.depth : nullptr, k, args.depth);
+            factors.wide_by_columns
+                ? load_eight_bytes_across(column < rank ? wide + column : nullptr, rank, k, args.depth)
+                : load_eight_bytes(column < rank ? wide + std::int64_t{column} * args.depth : nullptr, k, args.depth);
         if constexpr (sizeof(Element) == 2) {
           multiply(Element{}, sums[j], a, b.x, b.y);
         } else {
@@ -172,7 +186,7 @@ template <class Products>
 struct experts_step<expert::low_rank_products, Products> {
   using products = experts_step<expert::two_products, Products>;
   template <class Layer>
-  static constexpr int matrices = Layer::expert::one_matrix ? 1 : Layer::dims.experts;
+  static constexpr int matrices = runs_as_one<Layer> ? 1 : Layer::dims.experts;
   template <class Layer>
   using operand = decltype(as_operand(std::declval<typename Layer::weights const&>().up_proj.base));
 
@@ -248,7 +262,7 @@ struct experts_step<expert::low_rank_products, Products> {
   static auto products_of(forward_args<Layer> const& args, view<typename Layer::element const> const& tokens,
                           plan_memory const& plan, memory<Layer> const& m) {
     auto both = products::products_of(args, tokens, plan, m, [](auto const& of) { return as_operand(of.base); });
-    if constexpr (Layer::expert::one_matrix) {
+    if constexpr (runs_as_one<Layer>) {
       both.in.experts = both.out.experts = 1;
       both.in.offsets = both.out.offsets = m.all_rows;
     }
