@@ -15,8 +15,13 @@
 #include <random>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
+
+#include <switchyard/core/operand.hpp>
+#include <switchyard/core/pack_masked.hpp>
+#include <switchyard/expert/residual.hpp>
 
 #include "../checkpoint/reader.hpp"
 #include "../checkpoint/writer.hpp"
@@ -268,6 +273,71 @@ void a_quarter_is_kept(fs::path const& folder) {
         "bytes are the library's");
 }
 
+/// Values of a tensor as a layer reads them where they stand.
+template <class T>
+std::vector<T> tensor_values(checkpoint::reader& file, std::string const& name) {
+  std::vector<char> const bytes = file.read(name);
+  std::vector<T> values(bytes.size() / sizeof(T));
+  std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
+  return values;
+}
+
+/// The operands of a layer, made of the tensors that are written, give the weights that are restored.
+void operands_of_layers(fs::path const& folder) {
+  style const& s = styles[2];
+  fs::path const input = folder / "model.safetensors", output = folder / "out.safetensors",
+                 plain = folder / "plain.safetensors";
+  write_content(input, make_content(s), s.type);
+  std::vector<std::vector<std::string>> forms = {{"--start=0"}};
+  if (svd()) forms.push_back({"--start=0", "--form=svd", "--rank=5"});
+  for (auto const& flags : forms) {
+    expert_layer const layer = compress(options_with(input, output, flags), svd(), always)[0].layer;
+    restore(options_with(output, plain), always);
+    content const restored = read_content(plain);
+    checkpoint::reader file(output);
+    for (std::string const& p : layer.projections()) {
+      int const rows = static_cast<int>(layer.dims(p)[0]), columns = static_cast<int>(layer.dims(p)[1]);
+      auto const centre = tensor_values<float>(file, layer.centre_name(p));
+      auto const compare = [&](auto const& change) {
+        sy::base_plus<sy::weight_view<float>, std::remove_cvref_t<decltype(change)>> const operand{
+            sy::weight_view<float>::packed(centre.data(), rows, columns), change};
+        for (int e = 0; e < experts; ++e) {
+          std::vector<float> const& expected = restored.at(layer.name(e, p)).second;
+          double apart = 0.0;
+          for (int row = 0; row < rows; ++row) {
+            for (int column = 0; column < columns; column += 32) {
+              float weights[32];
+              int const count = std::min(32, columns - column);
+              operand.read(e, row, column, count, weights);
+              for (int i = 0; i < count; ++i) {
+                float const of_file = expected[static_cast<std::size_t>(row * columns + column + i)];
+                apart = std::max(apart, std::abs(static_cast<double>(weights[i]) - of_file));
+              }
+            }
+          }
+          check(apart < 1e-6, layer.name(e, p) + ": a layer reads what is restored, apart by " + std::to_string(apart));
+        }
+      };
+      if (flags.size() == 1) {
+        auto const masks = tensor_values<std::uint32_t>(file, layer.residual_name(p + ".masks"));
+        auto const values = tensor_values<float>(file, layer.residual_name(p + ".values"));
+        auto const first_values = tensor_values<std::int64_t>(file, layer.residual_name(p + ".first_values"));
+        auto const block_starts = tensor_values<std::uint32_t>(file, layer.residual_name(p + ".block_starts"));
+        sy::masked_change<float> const change{masks.data(), values.data(), first_values.data(), block_starts.data(),
+                                              rows,         columns,       first_values.back()};
+        sy::check_masked(change, experts);
+        check(static_cast<std::int64_t>(values.size()) == first_values.back() + sy::masked_change<float>::padding,
+              "padding");
+        compare(change);
+      } else {
+        auto const units = tensor_values<float>(file, layer.residual_name("units"));
+        auto const features = tensor_values<float>(file, layer.residual_name(p + ".features"));
+        compare(sy::residual_factors<float>{units.data(), features.data(), rows, columns, 5, p == layer.down});
+      }
+    }
+  }
+}
+
 void shards_and_layers(fs::path const& folder) {
   style const& s = styles[0];
   content const original = make_content(s);
@@ -498,6 +568,7 @@ int main(int argc, char** argv) {
     command_lines();
     all_is_kept(folder);
     a_quarter_is_kept(folder);
+    operands_of_layers(folder);
     shards_and_layers(folder);
     stopped_and_resumed(folder);
     fuzzed(folder);
