@@ -35,7 +35,7 @@ function(switchyard_add_fixtures target cuda_targets)
       # Waiting OpenMP threads that spin would take the cores from the tests that run at the same time.
       set_tests_properties(fixture.${case}.float fixture.${case}.bfloat16 reference.${case} PROPERTIES
         LABELS "fixtures;any_processor"
-        ENVIRONMENT OMP_WAIT_POLICY=passive
+        ENVIRONMENT "OMP_WAIT_POLICY=passive;OPENBLAS_NUM_THREADS=1"
         TIMEOUT 300)
       if(cuda_targets)
         list(GET cuda_targets 0 on_cuda)
