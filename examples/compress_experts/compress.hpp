@@ -194,17 +194,18 @@ inline void compress_layer(checkpoint::reader& file, expert_layer const& layer, 
     if (centre.rows() == 0) centre = job.centre();
     folder.save(number, r.expert, part_of(layer, centre, r, file));
   };
-  bool save_only = false;
   auto const watch_and_save = [&](compression::progress const& p) {
-    bool const goes_on = watch(p);
+    if (!watch(p)) return false;
     // A machine that stops without a word costs some minutes.
-    save_only = goes_on && std::chrono::steady_clock::now() - saved > std::chrono::minutes(10);
-    return goes_on && !save_only;
+    if (std::chrono::steady_clock::now() - saved > std::chrono::minutes(10)) {
+      folder.save_state(number, job.save());
+      saved = std::chrono::steady_clock::now();
+    }
+    return true;
   };
-  while (!job.run(expert_source(file, layer), write, watch_and_save)) {
+  if (!job.run(expert_source(file, layer), write, watch_and_save)) {
     folder.save_state(number, job.save());
-    saved = std::chrono::steady_clock::now();
-    if (!save_only) throw stopped("stopped in " + layer.prefix + ". The same command with --resume goes on.");
+    throw stopped("stopped in " + layer.prefix + ". The same command with --resume goes on.");
   }
   if (centre.rows() == 0) centre = job.centre();
   layer_part part;

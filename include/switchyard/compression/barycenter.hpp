@@ -170,7 +170,7 @@ class barycenter_search {
   bool is_finished() const { return best_.runs.size() == options_.starts.size(); }
   barycenter const& result() const { return best_; }
 
-  /// Everything that `run` needs to go on, but the experts and the options.
+  /// Everything that `run` needs to go on, but the experts and the options. `watch` may call it, too.
   std::vector<std::byte> save() const {
     state_writer to;
     to << tag << sizes_ << options_.starts << options_.tolerance << options_.most_iterations << begun_ << settled_

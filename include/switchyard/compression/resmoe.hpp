@@ -177,7 +177,7 @@ class resmoe {
     return result;
   }
 
-  /// Everything that `run` needs to go on, but the experts, the options, and what was written.
+  /// Everything that `run` needs to go on, but the experts, the options, and what was written. `watch` may call it, too.
   std::vector<std::byte> save() const {
     state_writer to;
     to << tag << options_.form << options_.keep << options_.rank << options_.element << options_.compare
