@@ -90,7 +90,8 @@ constexpr style styles[] = {{"mixtral", "block_sparse_moe.experts", "", "w1", "w
                             {"olmoe", "mlp.experts", "", "gate_proj", "up_proj", "down_proj", "F16"},
                             {"plain", "mlp.experts", "", "gate_proj", "up_proj", "down_proj", "F32"},
                             {"switch", "mlp.experts", "expert_", "", "wi", "wo", "F32"},
-                            {"nllb", "ffn.experts", "expert_", "", "fc1", "fc2", "F32", true}};
+                            {"nllb", "ffn.experts", "expert_", "", "fc1", "fc2", "F32", true},
+                            {"gated and biased", "mlp.experts", "", "gate_proj", "up_proj", "down_proj", "F32", true}};
 constexpr int experts = 3, hidden = 6, intermediate = 40, layer_count = 2;
 
 using content = std::map<std::string, std::pair<checkpoint::shape, std::vector<float>>>;
@@ -114,6 +115,7 @@ content make_content(style const& s) {
       add(expert + s.up + ".weight", {intermediate, hidden});
       add(expert + s.down + ".weight", {hidden, intermediate});
       if (s.biased) add(expert + s.up + ".bias", {intermediate});
+      if (s.biased && *s.gate != '\0') add(expert + s.gate + ".bias", {intermediate});
       if (s.biased) add(expert + s.down + ".bias", {hidden});
     }
     add(layer + "router.weight", {experts, hidden});
@@ -147,19 +149,17 @@ content read_content(fs::path const& path) {
 /// What an expert computes for one input, in double: down(relu(up x + b) [* gate x]).
 std::vector<double> outputs(style const& s, content const& all, std::string const& expert,
                             std::vector<double> const& x) {
-  auto const dot = [&](std::string const& projection, int row) {
+  auto const feature = [&](std::string const& projection, int row) {
     std::vector<float> const& w = all.at(expert + projection + ".weight").second;
-    double sum = 0.0;
+    double sum = s.biased ? all.at(expert + projection + ".bias").second[static_cast<std::size_t>(row)] : 0.0;
     for (int i = 0; i < hidden; ++i)
       sum += w[static_cast<std::size_t>(row * hidden + i)] * x[static_cast<std::size_t>(i)];
     return sum;
   };
   std::vector<double> result(hidden, 0.0);
   for (int u = 0; u < intermediate; ++u) {
-    double inner = dot(s.up, u);
-    if (s.biased) inner += all.at(expert + s.up + ".bias").second[static_cast<std::size_t>(u)];
-    inner = std::max(inner, 0.0);
-    if (*s.gate != '\0') inner *= dot(s.gate, u);
+    double inner = std::max(feature(s.up, u), 0.0);
+    if (*s.gate != '\0') inner *= feature(s.gate, u);
     for (int f = 0; f < hidden; ++f) {
       result[static_cast<std::size_t>(f)] +=
           all.at(expert + s.down + ".weight").second[static_cast<std::size_t>(f * intermediate + u)] * inner;

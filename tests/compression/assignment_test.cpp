@@ -151,6 +151,21 @@ TEST_CASE("an assignment of many costs as little as that of the Hungarian method
   }
 }
 
+TEST_CASE("an assignment of points on a line, which takes long paths, costs as little as that of the Hungarian method",
+          "[compression]") {
+  support::random_numbers random(6);
+  for (int trial = 0; trial < 100; ++trial) {
+    int const count = 5 + random.below(40);
+    std::vector<double> points;
+    for (int i = 0; i < 2 * count; ++i) points.push_back(random.uniform());
+    problem const line = make(count, [&](int i, int j) { return std::abs(points[i] - points[count + j]); });
+    CHECK(line.sum(solve(line)) == Catch::Approx(least_by_hungarian(line)).epsilon(1e-9));
+    problem const steps =
+        make(count, [&](int i, int j) { return std::floor(20 * points[i]) * std::floor(20 * points[count + j]); });
+    CHECK(steps.sum(solve(steps)) == least_by_hungarian(steps));
+  }
+}
+
 TEST_CASE("an assignment of equal costs is one, and a hidden permutation is found", "[compression]") {
   problem const equal = make(70, [](int, int) { return 2.5; });
   CHECK(equal.sum(solve(equal)) == 175.0);

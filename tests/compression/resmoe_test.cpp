@@ -516,6 +516,23 @@ TEST_CASE("residuals of low rank are the best ones", "[compression]") {
   }
 }
 
+TEST_CASE("both factors have numbers of like size, the largest first", "[compression]") {
+  support::random_numbers random(32);
+  for (auto [rows, columns] : {std::pair{9, 5}, std::pair{5, 9}}) {
+    matrix change(rows, columns), left(rows, 4), right(4, columns);
+    for (float& value : change.values()) value = static_cast<float>(random.normal());
+    lapack_svd(change, left, right);
+    std::vector<double> const values = lapack_singular_values(change);
+    for (int k = 0; k < 4; ++k) {
+      double of_left = 0.0, of_right = 0.0;
+      for (int r = 0; r < rows; ++r) of_left += std::pow(left.row(r)[k], 2);
+      for (int c = 0; c < columns; ++c) of_right += std::pow(right.row(k)[c], 2);
+      CHECK(of_left == Catch::Approx(values[k]).epsilon(1e-5));
+      CHECK(of_right == Catch::Approx(values[k]).epsilon(1e-5));
+    }
+  }
+}
+
 TEST_CASE("a compression to low rank that was stopped goes on to the same bits", "[compression]") {
   check_resuming(random_experts({.experts = 3, .hidden = 4, .intermediate = 24}, 31),
                  {.form = residual_form::low_rank, .keep = 0.5, .svd = lapack_svd});

@@ -102,9 +102,8 @@ class assignment_problem {
     for (std::int32_t i = 0; i < count_; ++i) {
       if (wanted[i] == 0) free_rows_.push_back(i);
       if (wanted[i] != 1 || count_ == 1) continue;
-      std::int32_t const column = column_of_[i];
-      two_columns const two = loops_.two_least(costs_.row(i), price_.data(), count_);
-      price_[column] -= two.first_column == column ? two.second : two.first;
+      // Its own column costs it the least, so that the second least is what any other would.
+      price_[column_of_[i]] -= loops_.two_least(costs_.row(i), price_.data(), count_).second;
     }
   }
 
