@@ -457,7 +457,8 @@ TEST_CASE("a state that is damaged or another computation's is refused", "[compr
 TEST_CASE("wrong options and weights are refused with one sentence", "[compression]") {
   expert_sizes const sizes{.experts = 2, .hidden = 3, .intermediate = 4};
   CHECK(said([&] { resmoe(expert_sizes{}, {}); }) ==
-        "switchyard: compression::expert_sizes: expected at least 1 expert, and widths of at least 1, got 0 experts of "
+        "switchyard: compression::expert_sizes: expected at least 1 expert, and widths of at least 1 (hidden at most "
+        "2^29), got 0 experts of "
         "0 x 0");
   CHECK(said([&] {
           resmoe(sizes, {.centre = {.starts = {0, 2}}});

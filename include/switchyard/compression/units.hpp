@@ -47,8 +47,9 @@ using expert_reader = std::function<void(int expert, view<float> rows)>;
 namespace detail {
 
 inline void check_sizes(expert_sizes const& sizes) {
-  if (sizes.experts < 1 || sizes.hidden < 1 || sizes.intermediate < 1) {
-    fail("compression::expert_sizes", "at least 1 expert, and widths of at least 1",
+  constexpr int widest = 1 << 29;  // rows of units are counted in int
+  if (sizes.experts < 1 || sizes.hidden < 1 || sizes.hidden > widest || sizes.intermediate < 1) {
+    fail("compression::expert_sizes", "at least 1 expert, and widths of at least 1 (hidden at most 2^29)",
          std::to_string(sizes.experts) + " experts of " + std::to_string(sizes.hidden) + " x " +
              std::to_string(sizes.intermediate));
   }
