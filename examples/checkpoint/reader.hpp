@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
@@ -135,17 +136,22 @@ class reader {
   /// Throws: the checkpoint is not what was expected, because it `why`.
   [[noreturn]] void refuse(std::string const& why) const { files_[0].header().refuse(why); }
 
-  /// What tells this checkpoint from another, without reading all of it: the files' names, sizes and headers.
-  std::string fingerprint() const {
+  /// What tells this checkpoint from another, without reading all of it: the files' names, sizes and headers, and how every tensor begins.
+  std::string fingerprint() {
     std::uint64_t hash = 0xcbf29ce484222325u;
-    auto const add = [&](std::string const& s) {
-      for (char c : s) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
+    auto const add = [&](std::span<char const> bytes) {
+      for (char c : bytes) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001b3u;
       hash = (hash ^ 0xffu) * 0x100000001b3u;
     };
-    for (tensor_file const& file : files_) {
+    for (tensor_file& file : files_) {
       add(std::filesystem::path(file.header().name()).filename().string());
       add(std::to_string(file.size()));
-      for (auto const& [name, t] : file.header().tensors()) add(name + t.type + text(t.dims) + std::to_string(t.begin));
+      for (auto const& [name, t] : file.header().tensors()) {
+        add(name + t.type + text(t.dims) + std::to_string(t.begin));
+        std::vector<char> first(std::min<std::uint64_t>(t.end - t.begin, 256));
+        file.read(t, 0, first);
+        add(first);
+      }
     }
     return std::to_string(hash);
   }

@@ -458,6 +458,11 @@ void stopped_and_resumed(fs::path const& folder) {
         others.push_back("--tolerance=1e-9");
         check_refusal("other flags", "with another checkpoint or other flags",
                       [&] { compress(options_with(input, output, others), svd(), always); });
+        std::vector<char> const kept = bytes_of_file(input);
+        write_content(input, make_content(s), s.type);
+        check_refusal("other weights", "with another checkpoint or other flags",
+                      [&] { compress(options_with(input, output, resumed), svd(), always); });
+        write_file(input, kept);
       }
       compress(options_with(input, output, resumed), svd(), always);
       check(bytes_of_file(output) == expected,
