@@ -4,7 +4,8 @@
 #
 # adds to the targets a layer for every file of the folders that the library's policies can express, and the CTest tests
 # fixture.<case>.float, fixture.<case>.bfloat16, fixture.<case>.float.cuda and reference.<case>, and for the first case of each
-# kind of expert fixture.<case>.bfloat16.hopper. A file that needs another policy is skipped with a message that names it; a key or a value that is
+# kind of expert fixture.<case>.bfloat16.hopper. A file of measures, which have no layer, is the test fixture.<case> of the program
+# modularity_fixtures. A file that needs another policy is skipped with a message that names it; a key or a value that is
 # unknown stops the configuration. Where two folders have a case, the later folder wins.
 
 function(switchyard_add_fixtures target cuda_targets)
@@ -22,6 +23,12 @@ function(switchyard_add_fixtures target cuda_targets)
         continue()
       endif()
       switchyard_fixture_source(${path} ${case} source skipped)
+      if(skipped STREQUAL "measures")
+        list(APPEND cases ${case})
+        add_test(NAME fixture.${case} COMMAND modularity_fixtures ${path})
+        set_tests_properties(fixture.${case} PROPERTIES LABELS "fixtures;any_processor" TIMEOUT 300)
+        continue()
+      endif()
       if(skipped)
         message(STATUS "switchyard: fixture ${case} is skipped: ${skipped}")
         continue()
@@ -85,9 +92,14 @@ function(switchyard_fixture_source path case source_variable skipped_variable)
     set(${skipped_variable} "tests/expert/low_rank_test.cpp reads those of low rank by language" PARENT_SCOPE)
     return()
   endif()
-  if(NOT algorithm MATCHES "^(generic|omni|aux|acmoe|stratified|pkm|memory_layer|grad_pkm|grad_memory|resmoe2?)$")
+  if(algorithm MATCHES "^modularity_(predictivity|functional|thresholds|similarity|stability|perturbation)$")
+    set(${skipped_variable} measures PARENT_SCOPE)
+    return()
+  endif()
+  if(NOT algorithm MATCHES
+      "^(generic|omni|aux|acmoe|stratified|pkm|memory_layer|grad_pkm|grad_memory|resmoe2?|modularity_restricted)$")
     set(${skipped_variable} "the algorithm '${algorithm}' is none of generic, omni, aux, acmoe, stratified, pkm, \
-memory_layer, grad_pkm, grad_memory, resmoe, resmoe2" PARENT_SCOPE)
+memory_layer, grad_pkm, grad_memory, resmoe, resmoe2, modularity_restricted and the measures of modularity" PARENT_SCOPE)
     return()
   endif()
   switchyard_check_fixture_keys(${path} ${algorithm} "${config}")
@@ -139,7 +151,9 @@ memory_layer, grad_pkm, grad_memory, resmoe, resmoe2" PARENT_SCOPE)
     switchyard_fixture_capacity(${path} "${config}" capacity)
     switchyard_fixture_router(${path} "${header}" "${config}" router)
     switchyard_fixture_expert(${path} "${header}" "${config}" ${Is} expert)
-    if(algorithm STREQUAL "omni")
+    if(algorithm STREQUAL "modularity_restricted")
+      set(router "router::restricted<${router}>")
+    elseif(algorithm STREQUAL "omni")
       set(router "router::shared<${router}>")
       switchyard_fixture_word(${path} "${config}" norm rms "rms" ignored)
       switchyard_fixture_word(${path} "${config}" residual ON "ON" ignored)
@@ -201,6 +215,7 @@ function(switchyard_check_fixture_keys path algorithm config)
   set(generic ${layer} aux batch_prioritised capacity_order correction_bias dropped_output expert_output_scale
     group_score groups jitter_eps masked_fill n_group output_bias topk_group weight_on)
   set(omni ${layer} layers norm norm_eps residual)
+  set(modularity_restricted ${layer})
   set(aux B S gate_noise layers)
   set(stratified I capacities capacity_fraction d activation expert_output_scale experts_per_stratum gated layernorm
     norm_eps normalise only_current_tokens)

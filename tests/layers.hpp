@@ -44,6 +44,7 @@ using routers = std::tuple<
     routed<8, 3, router::scaled<replayed<router::with_bias<softmax_top_k>>, 5, 2>>,
     routed<8, 2, with_router_input<top_k_softmax, 36>>,
     routed<8, 3, router::scaled<with_expert_dropout<router::with_bias<softmax_top_k>, 1, 2>, 5, 2>>,  // often fewer than three left
+    routed<8, 3, restricted<router::with_bias<softmax_top_k>>>,
     routed<8, 2, router::with_bias<s_base<as_published>>>,
     routed<8, 6, router::scaled<softmax_top_k_raw, 16>>,
     routed<8, 2, with_weight_element<softmax_top_k, bfloat16>>,

@@ -48,6 +48,7 @@
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/product_keys.hpp>
 #include <switchyard/router/replayed.hpp>
+#include <switchyard/router/restricted.hpp>
 #include <switchyard/router/s_base.hpp>
 #include <switchyard/router/shared.hpp>
 #include <switchyard/router/sparsemixer.hpp>

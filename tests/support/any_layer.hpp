@@ -45,6 +45,7 @@ struct any_args {
   std::int64_t router_width = 0, router_token_stride = 0;
   sy::token_clusters clusters;
   sy::expert_dropout dropout;
+  sy::allowed_experts restriction;
   std::int64_t tokens_per_group = 0;
   std::uint8_t const* active = nullptr;
   sy::decisions decisions;
@@ -67,6 +68,7 @@ struct router_facts {
   bool given_experts = false;    ///< it takes experts from the call, and makes their weights
   bool by_words = false;         ///< it takes its experts from a table, with weights of 1
   double expert_dropout = 0.0;   ///< the probability that it masks an expert with
+  bool restricted = false;       ///< it chooses among experts that the call names
   bool bias = false, correction_bias = false;
   std::size_t weight_bytes = sizeof(float);  ///< of an element of its weight
   int strata = 0;                            ///< 0: it makes one pass

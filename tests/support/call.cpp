@@ -210,6 +210,11 @@ outcome run(problem const& p, call const& how) {
   args.clusters = {placed.place(labels), p.inputs.label_choices,
                    feature_scale.empty() ? nullptr : placed.place(feature_scale)};
   args.dropout = p.dropout;
+  std::vector<std::uint8_t> allowed;  // of every token the same
+  for (int e = 0; layer.router.restricted && !p.inputs.masked.empty() && e < c.experts; ++e) {
+    allowed.push_back(p.inputs.masked[static_cast<std::size_t>(e)] != 0 ? 0 : 1);
+  }
+  args.restriction.allowed = placed.place(allowed);
   args.tokens_per_group = c.tokens_per_group;
   if (!p.inputs.active.empty()) args.active = placed.place(p.inputs.active);
 

@@ -54,6 +54,7 @@ typed_args<Element>::typed_args(any_args const& from, int hidden) {
   optional.router_tokens = {data(from.router_tokens), from.rows, from.router_width, from.router_token_stride};
   optional.clusters = from.clusters;
   optional.dropout = from.dropout;
+  optional.restriction = from.restriction;
   optional.auxiliary = from.auxiliary;
   optional.report = from.report;
 }

@@ -67,6 +67,12 @@ double dropout_probability(sy::router::with_expert_dropout<Base, Numerator, Deno
   return double(Numerator) / Denominator;
 }
 
+constexpr bool is_restricted(void const*) { return false; }
+template <class Base>
+constexpr bool is_restricted(sy::router::restricted<Base> const*) {
+  return true;
+}
+
 template <class Router>
 constexpr auto weight_element_type() {
   if constexpr (requires { typename Router::weight_element; }) {
@@ -89,6 +95,7 @@ router_facts facts_of() {
   facts.correction_bias = Router::traits.correction_bias;
   facts.weight_bytes = sizeof(weight_element_of<Router>);
   facts.expert_dropout = dropout_probability(static_cast<Router const*>(nullptr));
+  facts.restricted = is_restricted(static_cast<Router const*>(nullptr));
   if constexpr (sy::router::climbs<typename Router::schedule>) facts.strata = Router::schedule::strata;
   return facts;
 }

@@ -194,8 +194,11 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
 
   double const dropout = layer.router.expert_dropout;
   if (dropout > 0.0) p.dropout = {.seed = seed + 100, .first_token = 1000};
+  std::vector<std::uint8_t> not_allowed;
+  for (int e = 0; layer.router.restricted && e < c.experts; ++e)
+    not_allowed.push_back(e != hot && random.below(2) == 0);
   auto const masked = [&](std::int64_t token) {
-    std::vector<std::uint8_t> of_token;
+    std::vector<std::uint8_t> of_token = not_allowed;
     sy::counter_random const random_of{p.dropout.seed.value, std::uint64_t{1} << 63};
     for (int e = 0; dropout > 0.0 && e < c.experts; ++e) {
       std::int64_t const number = (p.dropout.first_token + token) * c.experts + e;

@@ -8,6 +8,7 @@
 #include <switchyard/router/hash_layer.hpp>
 #include <switchyard/router/precomputed.hpp>
 #include <switchyard/router/replayed.hpp>
+#include <switchyard/router/restricted.hpp>
 #include <switchyard/router/stratified.hpp>
 #include <switchyard/router/with_router_input.hpp>
 
@@ -45,6 +46,7 @@ struct optional_arguments {
   switchyard::view<Element const> router_tokens = {};
   switchyard::token_clusters clusters = {};
   switchyard::expert_dropout dropout = {};
+  switchyard::allowed_experts restriction = {};
   switchyard::auxiliary_values* auxiliary = nullptr;
   any_report report = {};
 };
@@ -101,6 +103,10 @@ void set(switchyard::token_clusters& to, optional_arguments<Element> const& from
 template <class Element>
 void set(switchyard::expert_dropout& to, optional_arguments<Element> const& from) {
   to = from.dropout;
+}
+template <class Element>
+void set(switchyard::allowed_experts& to, optional_arguments<Element> const& from) {
+  to = from.restriction;
 }
 template <class Layer, class Element>
 void set(switchyard::router::block_inputs<Layer>& to, optional_arguments<Element> const& from) {

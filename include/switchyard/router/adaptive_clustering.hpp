@@ -167,10 +167,11 @@ struct adaptive_clustering : Base {
       makes_logits<Base>,
       "switchyard: a router without logits, such as router::precomputed, leaves router::adaptive_clustering nothing "
       "to scale. Wrap a router that makes logits.");
-  static_assert(!Base::traits.takes_inputs,
-                "switchyard: router::adaptive_clustering takes .inputs, and the router that it wraps "
-                "(router::replayed, router::with_router_input or router::with_expert_dropout) takes "
-                "them, too. Take one of the two.");
+  static_assert(
+      !Base::traits.takes_inputs,
+      "switchyard: router::adaptive_clustering takes .inputs, and the router that it wraps "
+      "(router::replayed, router::restricted, router::with_router_input or router::with_expert_dropout) takes "
+      "them, too. Take one of the two.");
   static_assert(std::is_same_v<typename Base::weight_element, float>,
                 "switchyard: router::adaptive_clustering reads its router weight as floats, for it also takes the "
                 "lengths of its rows. Take router::with_weight_element away.");

@@ -62,7 +62,7 @@ struct the_router_takes_no_inputs {
         sizeof(T) == 0,
         "switchyard: this router takes nothing from .inputs: it decides by the tokens alone. router::precomputed takes "
         ".experts and .weights, router::adaptive_clustering takes .labels, router::stratified takes .residual and "
-        ".norm, router::with_expert_dropout takes .seed.");
+        ".norm, router::with_expert_dropout takes .seed, router::restricted takes .allowed.");
   }
 };
 struct the_router_has_no_clusters {
@@ -125,6 +125,7 @@ struct absent_inputs {
   [[no_unique_address]] absent<Why> tokens = {};
   [[no_unique_address]] absent<Why> seed = {};
   [[no_unique_address]] absent<Why> first_token = {};
+  [[no_unique_address]] absent<Why> allowed = {};
 };
 
 /// Where `forward` writes what a router knows beside its decisions. Pointers may be null.

@@ -141,10 +141,11 @@ struct stratified : Base {
       !makes_logits<Base> || std::is_same_v<typename Base::source, from_logits>,
       "switchyard: router::stratified around router::s_base: no publication says which tokens of which passes "
       "balance the experts of a stratum. Take one of the two.");
-  static_assert(!Base::traits.takes_inputs,
-                "switchyard: router::stratified takes .inputs, and the router that it wraps "
-                "(router::replayed, router::with_router_input or router::with_expert_dropout) takes "
-                "them, too. Take one of the two.");
+  static_assert(
+      !Base::traits.takes_inputs,
+      "switchyard: router::stratified takes .inputs, and the router that it wraps "
+      "(router::replayed, router::restricted, router::with_router_input or router::with_expert_dropout) takes "
+      "them, too. Take one of the two.");
   static_assert(
       std::is_same_v<typename Base::features, features_as_they_are>,
       "switchyard: router::stratified around router::adaptive_clustering: the clusters of a token are those of "
