@@ -1,4 +1,4 @@
-// What is left of the small model with eight experts when those are made smaller: bits per byte of the held-out text against bytes of
+// What is left of the model that is shipped when its experts are made smaller: bits per byte of the held-out text against bytes of
 // the expert weights, for ResMoE and simpler ways.
 #include <switchyard/compression/resmoe.hpp>
 #include <switchyard/core/pack_masked.hpp>
@@ -39,7 +39,7 @@ namespace {
 using namespace tiny_lm;
 namespace comp = switchyard::compression;
 
-using kind = kinds::top2;
+using kind = kinds::shipped;
 /// The kind's layer, with a bias that closes experts.
 using layer = sy::layer<model<kind>::dims, sy::router::with_bias<sy::router::softmax_top_k>, sy::capacity::dropless,
                         sy::expert::gated_mlp<sy::silu>>;
@@ -49,11 +49,12 @@ constexpr std::int64_t matrix_size = std::int64_t{hidden} * inner;
 
 constexpr char const* help = R"(usage: tiny_lm_compression [flag value]...
 
-Compresses the experts of the model with eight experts of width 64 in many ways, and scores the held-out text with each.
+Compresses the experts of the model that is shipped in many ways, and scores the held-out text with each.
 
   --bytes N        bytes to score, from the start of the text  (all)
   --threads N      windows to score side by side               (all cores)
   --picture FILE   where the picture is drawn, as SVG          (compression.svg)
+  --help           this text
 )";
 
 /// The experts of all blocks after something was done to them.
@@ -266,6 +267,7 @@ struct settings {
   std::int64_t bytes = 0;
   int threads = 1;
   std::string picture = "compression.svg";
+  bool help = false;
 };
 
 settings parse_settings(int argc, char** argv) {
@@ -274,6 +276,10 @@ settings parse_settings(int argc, char** argv) {
   result.threads = cores == 0 ? 1 : static_cast<int>(cores);
   for (int i = 1; i < argc; ++i) {
     std::string const flag = argv[i];
+    if (flag == "--help") {
+      result.help = true;
+      return result;
+    }
     if (flag != "--bytes" && flag != "--threads" && flag != "--picture")
       throw usage_error("unknown flag '" + flag + "'");
     if (++i == argc) throw usage_error(flag + " needs a value");
@@ -285,7 +291,7 @@ settings parse_settings(int argc, char** argv) {
 }
 
 void run(settings const& wanted) {
-  safetensors const file = safetensors::load(std::string(TINY_LM_MODELS) + "/moe.safetensors");
+  safetensors const file = safetensors::load(TINY_LM_WEIGHTS);
   model<kind> const weights(file);
   std::vector<char> const whole = read_file(TINY_LM_TEXT);
   std::vector<unsigned char> text(whole.begin(), whole.end());
@@ -304,7 +310,8 @@ void run(settings const& wanted) {
   std::printf("%-34s %6s %10s %8s %14s %14s\n", "experts", "", "bytes", "share", "squared error", "bits per byte");
 
   chart picture{.title = "Bits per byte against bytes of the expert weights",
-                .subtitle = "Top 2 of 8 experts of width 64, 4 blocks; " + std::to_string(plain.bytes) +
+                .subtitle = "Top 2 of " + std::to_string(experts) + " experts of width " + std::to_string(inner) +
+                            ", " + std::to_string(blocks) + " blocks; " + std::to_string(plain.bytes) +
                             " bytes of held-out text",
                 .x_name = "expert weights, kB",
                 .y_name = "bits per byte",
@@ -374,7 +381,12 @@ void run(settings const& wanted) {
 
 int main(int argc, char** argv) {
   try {
-    run(parse_settings(argc, argv));
+    settings const wanted = parse_settings(argc, argv);
+    if (wanted.help) {
+      std::printf("%s", help);
+      return 0;
+    }
+    run(wanted);
     return 0;
   } catch (usage_error const& wrong) {
     std::fprintf(stderr, "tiny_lm_compression: %s\n\n%s", wrong.what(), help);
