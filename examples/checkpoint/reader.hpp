@@ -9,12 +9,14 @@
 #include <span>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
 #include "safetensors_header.hpp"
+#include "writer.hpp"
 
 namespace checkpoint {
 
@@ -22,7 +24,7 @@ namespace checkpoint {
 class tensor_file {
  public:
   /// Reads and checks the header.
-  explicit tensor_file(std::filesystem::path const& path) : in_(path, std::ios::binary | std::ios::ate) {
+  explicit tensor_file(std::filesystem::path const& path) : path_(path), in_(path, std::ios::binary | std::ios::ate) {
     if (!in_) throw std::runtime_error(path.string() + ": the file cannot be read.");
     size_ = static_cast<std::uint64_t>(in_.tellg());
     std::vector<char> first(8 < size_ ? 8 : size_);
@@ -39,6 +41,7 @@ class tensor_file {
     header_ = std::make_unique<safetensors_header>(path.string(), first, size_);
   }
 
+  std::filesystem::path const& path() const { return path_; }
   safetensors_header const& header() const { return *header_; }
   std::uint64_t size() const { return size_; }
 
@@ -59,6 +62,7 @@ class tensor_file {
     }
   }
 
+  std::filesystem::path path_;
   std::ifstream in_;
   std::uint64_t size_ = 0;
   std::unique_ptr<safetensors_header> header_;
@@ -78,6 +82,7 @@ class reader {
       for (auto const& [name, t] : files_[0].header().tensors()) file_of_[name] = 0;
       return;
     }
+    index_ = path;
     std::ifstream in(path, std::ios::binary);
     if (!in) throw std::runtime_error(path.string() + ": the file cannot be read.");
     auto const index = nlohmann::json::parse(in, nullptr, false);
@@ -103,6 +108,24 @@ class reader {
       for (auto const& [name, t] : file.header().tensors()) {
         if (!file_of_.contains(name)) file.header().refuse("has a tensor '" + name + "' that the index does not know");
       }
+    }
+  }
+
+  /// Throws where what is written to `output`, or beside it at first, would take the place of one of the checkpoint's own files.
+  void refuse_as_output(std::filesystem::path const& output) const {
+    std::vector<std::filesystem::path> own;
+    if (!index_.empty()) own.push_back(index_);
+    for (tensor_file const& file : files_) own.push_back(file.path());
+    for (std::filesystem::path const& place : {output, new_file::beside(output)}) {
+      for (std::filesystem::path const& one : own) {
+        std::error_code none;
+        if (!std::filesystem::equivalent(place, one, none)) continue;
+        throw std::runtime_error(output.string() + ": the output would be written over " + one.string() +
+                                 ", which is a file of the input. Choose another name.");
+      }
+    }
+    if (std::filesystem::is_directory(output)) {
+      throw std::runtime_error(output.string() + ": the output is one file, and this is a folder.");
     }
   }
 
@@ -167,6 +190,7 @@ class reader {
     return const_cast<tensor_file&>(std::as_const(*this).file_with(name));
   }
 
+  std::filesystem::path index_;  ///< empty where there is none
   std::vector<tensor_file> files_;
   std::map<std::string, std::size_t> file_of_;
 };

@@ -188,11 +188,9 @@ inline void compress_layer(checkpoint::reader& file, expert_layer const& layer, 
                            compression::watcher const& watch) {
   compression::resmoe job(layer.sizes, options_of(wanted, layer, svd), {.threads = wanted.threads});
   if (folder.has_state(number)) job.restore(folder.state(number));
-  compression::matrix centre;
   auto saved = std::chrono::steady_clock::now();
   auto const write = [&](compression::expert_residual const& r) {
-    if (centre.rows() == 0) centre = job.centre();
-    folder.save(number, r.expert, part_of(layer, centre, r, file));
+    folder.save(number, r.expert, part_of(layer, job.centre(), r, file));
   };
   auto const watch_and_save = [&](compression::progress const& p) {
     if (!watch(p)) return false;
@@ -207,9 +205,8 @@ inline void compress_layer(checkpoint::reader& file, expert_layer const& layer, 
     folder.save_state(number, job.save());
     throw stopped("stopped in " + layer.prefix + ". The same command with --resume goes on.");
   }
-  if (centre.rows() == 0) centre = job.centre();
   layer_part part;
-  for (std::string const& p : layer.projections()) part.centre.push_back(projection_bytes(layer, p, centre));
+  for (std::string const& p : layer.projections()) part.centre.push_back(projection_bytes(layer, p, job.centre()));
   part.report = job.report();
   if (part.report.form == compression::residual_form::pruned) {
     part.counts.resize(layer.projections().size());
@@ -364,12 +361,9 @@ inline nlohmann::json json_of(expert_layer const& layer, compression::resmoe_rep
 inline std::vector<layer_report> compress(options const& wanted, compression::truncated_svd const& svd,
                                           step_watcher const& watch) {
   checkpoint::reader file(wanted.input);
+  file.refuse_as_output(wanted.output);
   if (file.metadata().contains(metadata_key)) file.refuse("has been compressed already: --restore makes it plain");
-  std::vector<expert_layer> layers;
-  for (expert_layer const& layer : find_layers(file)) {
-    if (is_named(layer, wanted.layers)) layers.push_back(layer);
-  }
-  if (layers.empty()) file.refuse("has no layer with routed experts that --layers " + wanted.layers + " names");
+  std::vector<expert_layer> const layers = named_layers(file, wanted.layer_items);
   if (wanted.low_rank && !svd) {
     throw std::runtime_error(
         "--form svd: this program was built without LAPACK. Install it (liblapack-dev or "
@@ -387,8 +381,8 @@ inline std::vector<layer_report> compress(options const& wanted, compression::tr
                                {"tolerance", wanted.tolerance},
                                {"iterations", wanted.iterations},
                                {"comparison", wanted.compare}};
-  work_folder const folder(wanted.output + ".work");
-  if (!folder.exists()) {
+  work_folder const folder(wanted.output + ".work", wanted.durable);
+  if (!folder.has_plan()) {
     folder.begin(plan.dump());
   } else if (!wanted.resume) {
     throw std::runtime_error(folder.text() +
@@ -440,11 +434,12 @@ inline std::vector<layer_report> compress(options const& wanted, compression::tr
   }
   std::map<std::string, std::string> metadata = file.metadata();
   metadata[metadata_key] = about.dump();
-  checkpoint::write_safetensors(wanted.output, std::move(tensors), metadata, [&](double done) {
+  auto const progress = [&](double done) {
     if (!watch({.layer = count, .layers = count, .of_layer = {.done = done, .seconds_left = -1.0}})) {
       throw stopped("stopped while the output was written. The same command with --resume writes it.");
     }
-  });
+  };
+  checkpoint::write_safetensors(wanted.output, std::move(tensors), metadata, progress, wanted.durable);
   folder.remove();
   return reports;
 }

@@ -130,7 +130,7 @@ void write_content(fs::path const& path, content const& all, std::string const& 
     tensors.push_back({name, type, of.first,
                        [values = of.second, type](auto const& to) { to(narrow(type, values.data(), values.size())); }});
   }
-  checkpoint::write_safetensors(path, std::move(tensors), {{"format", "pt"}});
+  checkpoint::write_safetensors(path, std::move(tensors), {{"format", "pt"}}, {}, false);
 }
 
 content read_content(fs::path const& path) {
@@ -173,7 +173,9 @@ bool always(step const&) { return true; }
 options options_with(fs::path const& input, fs::path const& output, std::vector<std::string> flags = {}) {
   std::vector<std::string> all{input.string(), output.string(), "--threads", "1"};
   all.insert(all.end(), flags.begin(), flags.end());
-  return parse(all);
+  options result = parse(all);
+  result.durable = false;  // thousands of files
+  return result;
 }
 
 compression::truncated_svd svd() {
@@ -381,9 +383,13 @@ void shards_and_layers(fs::path const& folder) {
   refuse_index("a tensor that is not named", "that the index does not know", changed);
   refuse_index("no weight map", "it has no 'weight_map'", {{"weight_map", 3}});
 
-  check_refusal("layers that are not there", "has no layer with routed experts that --layers 7-9 names", [&] {
-    compress(options_with(input, other, {"--layers", "7-9"}), svd(), always);
-  });
+  for (auto const& [layers, item] :
+       {std::pair{"7-9", "7-9"}, std::pair{"1,99", "99"}, std::pair{"decoder,1", "decoder"}}) {
+    check_refusal("layers that are not there",
+                  "has no layer with routed experts that --layers " + std::string(item) + " names", [&, l = layers] {
+                    compress(options_with(input, other, {"--layers", l}), svd(), always);
+                  });
+  }
   check_refusal("compressed twice", "has been compressed already",
                 [&] { compress(options_with(output, other), svd(), always); });
   check_refusal("restored without need", "has not been compressed by this program",
@@ -489,6 +495,102 @@ void stopped_and_resumed(fs::path const& folder) {
   fs::remove_all(output.string() + ".work");
 }
 
+/// Nothing of the user's is overwritten or removed, and two processes do not work in one folder.
+void files_of_others(fs::path const& folder) {
+  style const& s = styles[0];
+  fs::path const input = folder / "model.safetensors", output = folder / "out.safetensors",
+                 work = folder / "out.safetensors.work", linked = folder / "linked.safetensors";
+  write_content(input, make_content(s), s.type);
+  std::vector<char> const before = bytes_of_file(input);
+  std::vector<std::string> const flags = {"--start=0", "--no-comparison"};
+  auto const refuse = [&](std::string const& what, std::string_view sentence, fs::path const& from,
+                          fs::path const& to) {
+    check_refusal(what, sentence, [&] { compress(options_with(from, to, flags), svd(), always); });
+    check_refusal(what + ", restored", sentence, [&] { restore(options_with(from, to), always); });
+    check(bytes_of_file(input) == before, what + ": the input is as it was");
+  };
+  refuse("the output is the input", "which is a file of the input", input, input);
+  refuse("by another way", "which is a file of the input", input, folder / "." / "model.safetensors");
+  fs::create_symlink(input.filename(), linked);
+  refuse("by a link", "which is a file of the input", input, linked);
+  fs::remove(linked);
+  refuse("a folder as the output", "this is a folder", input, folder);
+  fs::copy_file(input, folder / "x.part");
+  refuse("beside the output", "x.part, which is a file of the input", folder / "x.part", folder / "x");
+  fs::remove(folder / "x.part");
+  fs::path const shards = folder / "index";
+  fs::create_directories(shards);
+  fs::copy_file(input, shards / "one.safetensors");
+  nlohmann::json index;
+  checkpoint::reader const file(input);
+  for (std::string const& name : file.names()) index["weight_map"][name] = "one.safetensors";
+  std::string const text = index.dump();
+  write_file(shards / "model.safetensors.index.json", {text.begin(), text.end()});
+  refuse("a shard as the output", "one.safetensors, which is a file of the input", shards, shards / "one.safetensors");
+  refuse("the index as the output", "index.json, which is a file of the input", shards,
+         shards / "model.safetensors.index.json");
+
+  fs::create_directories(work);
+  std::string const thesis = "thesis";
+  write_file(work / "thesis.txt", {thesis.begin(), thesis.end()});
+  check_refusal("a folder of the user's", "the folder has 'thesis.txt', which is not of this program",
+                [&] { compress(options_with(input, output, flags), svd(), always); });
+  check(fs::exists(work / "thesis.txt") && !fs::exists(work / "lock"), "the user's folder is as it was");
+  fs::remove(work / "thesis.txt");
+  // What comes while the program works stays, too. Here files are on the disk before the run goes on.
+  options wanted = options_with(input, output, flags);
+  wanted.durable = true;
+  compress(wanted, svd(), [&](step const&) {
+    write_file(work / "thesis.txt", {thesis.begin(), thesis.end()});
+    return true;
+  });
+  check(fs::exists(work / "thesis.txt") && std::distance(fs::directory_iterator(work), {}) == 1,
+        "files of the program's own are removed, and no others");
+  fs::remove_all(work);
+  std::string const not_ours = "mine";
+  fs::create_directories(work);
+  write_file(work / "plan", {not_ours.begin(), not_ours.end()});
+  check_refusal("another's plan", "plan: the file is damaged",
+                [&] { compress(options_with(input, output, {"--resume"}), svd(), always); });
+  check(bytes_of_file(work / "plan").size() == not_ours.size(), "another's plan is as it was");
+  fs::remove_all(work);
+#if defined(COMPRESS_EXPERTS_HAS_LOCKS)
+  {
+    work_folder const held(work, false);
+    check_refusal("two at once", "another process works in this folder",
+                  [&] { compress(options_with(input, output, flags), svd(), always); });
+  }
+  check(!fs::exists(work), "a folder in which nothing was begun is gone");
+#endif
+  check(detail::is_own_name("layer12.expert3.part") && detail::is_own_name("layer0.state") &&
+            !detail::is_own_name("layer.state") && !detail::is_own_name("layer1.expert") &&
+            !detail::is_own_name("layer1.experts") && !detail::is_own_name("my plan"),
+        "names of the program's own files");
+}
+
+/// Numbers in the metadata of a compressed file that are none.
+void damaged_metadata(fs::path const& folder) {
+  style const& s = styles[3];
+  fs::path const input = folder / "model.safetensors", output = folder / "out.safetensors",
+                 changed = folder / "changed.safetensors", plain = folder / "plain.safetensors";
+  write_content(input, make_content(s), s.type);
+  compress(options_with(input, output, {"--start=0", "--no-comparison"}), svd(), always);
+  checkpoint::reader file(output);
+  auto const about = nlohmann::json::parse(file.metadata().at(metadata_key));
+  for (char const* key : {"count", "hidden", "intermediate", "rank"}) {
+    for (nlohmann::json const& value : {nlohmann::json(1e300), nlohmann::json(1099511627776 + 3), nlohmann::json(-3),
+                                        nlohmann::json("3"), nlohmann::json(2.5)}) {
+      nlohmann::json other = about;
+      other["layers"][0][key] = value;
+      std::vector<checkpoint::new_tensor> tensors;
+      for (std::string const& name : file.names()) tensors.push_back(detail::copy_of(file, name));
+      checkpoint::write_safetensors(changed, std::move(tensors), {{metadata_key, other.dump()}}, {}, false);
+      check_refusal(key + (" = " + value.dump()), "has a damaged 'switchyard_resmoe' in its metadata",
+                    [&] { restore(options_with(changed, plain), always); });
+    }
+  }
+}
+
 /// Changes bytes of a small file in many ways: each is refused with one sentence, or is a file.
 void fuzzed(fs::path const& folder) {
   fs::path const input = folder / "model.safetensors", output = folder / "out.safetensors",
@@ -554,9 +656,24 @@ void command_lines() {
         "flags between names");
   expert_layer layer;
   layer.prefix = "encoder.block.11.layer.1.mlp.experts";
-  check(is_named(layer, "11") && is_named(layer, "3,8-12") && is_named(layer, "encoder") && is_named(layer, ""),
-        "named");
-  check(!is_named(layer, "1") && !is_named(layer, "12-13") && !is_named(layer, "decoder,2"), "not named");
+  auto const names = [&](std::string const& list) {
+    bool named = false;
+    for (layer_item const& item : detail::layer_items("--layers", list)) named = named || is_named(layer, item);
+    return named;
+  };
+  check(names("11") && names("3,8-12") && names("encoder") && names("block.11"), "named");
+  check(!names("1") && !names("12-13") && !names("decoder,2"), "not named");
+  for (char const* list : {"-5", "8-", "8--9", "9-8", "1,,2", "1,", "", "1-2-3", "99999999999"}) {
+    refuse("layers", "--layers: expected numbers, ranges such as 8-31 and parts of names",
+           {"a", "b", "--layers", list});
+  }
+  for (std::vector<std::string> const& flag :
+       {std::vector<std::string>{"--keep", "0.5"}, {"--form=svd"}, {"--resume"}, {"--layers=1"}, {"--no-comparison"}}) {
+    std::vector<std::string> line{"--restore", "a", "b"};
+    line.insert(line.end(), flag.begin(), flag.end());
+    refuse("with --restore", "is no flag of --restore", line);
+  }
+  check(parse({"--restore", "a", "b", "--threads", "2"}).threads == 2, "--restore takes --threads");
 }
 
 }  // namespace
@@ -576,6 +693,8 @@ int main(int argc, char** argv) {
     operands_of_layers(folder);
     shards_and_layers(folder);
     stopped_and_resumed(folder);
+    files_of_others(folder);
+    damaged_metadata(folder);
     fuzzed(folder);
     fs::remove_all(folder);
   } catch (std::exception const& wrong) {

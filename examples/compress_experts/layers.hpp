@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "../checkpoint/reader.hpp"
+#include "options.hpp"
 
 namespace compress_experts {
 
@@ -207,26 +208,32 @@ inline std::vector<expert_layer> find_layers(checkpoint::reader const& file) {
   return result;
 }
 
-/// Whether a list such as "8-31,decoder" names a layer: by the first number in its name, or by a part of its name.
-inline bool is_named(expert_layer const& layer, std::string const& list) {
-  if (list.empty()) return true;
+/// Whether an item of `--layers` names a layer: by the first number in its name, or by a part of its name.
+inline bool is_named(expert_layer const& layer, layer_item const& item) {
+  if (item.first < 0) return layer.prefix.find(item.text) != std::string::npos;
   std::size_t const digit = layer.prefix.find_first_of("0123456789");
-  int const number = digit == std::string::npos ? -1 : std::atoi(layer.prefix.c_str() + digit);
-  for (std::size_t begin = 0; begin <= list.size();) {
-    std::size_t const end = std::min(list.find(',', begin), list.size());
-    std::string const item = list.substr(begin, end - begin);
-    begin = end + 1;
-    if (item.empty()) continue;
-    if (item.find_first_not_of("0123456789-") != std::string::npos) {
-      if (layer.prefix.find(item) != std::string::npos) return true;
-      continue;
+  if (digit == std::string::npos) return false;
+  int number = -1;
+  std::from_chars(layer.prefix.data() + digit, layer.prefix.data() + layer.prefix.size(), number);
+  return number >= item.first && number <= item.last;
+}
+
+/// The layers that `--layers` names, all where it has no items. Throws for an item that names none.
+inline std::vector<expert_layer> named_layers(checkpoint::reader const& file, std::vector<layer_item> const& items) {
+  std::vector<expert_layer> const all = find_layers(file);
+  for (layer_item const& item : items) {
+    if (std::none_of(all.begin(), all.end(), [&](expert_layer const& layer) { return is_named(layer, item); })) {
+      file.refuse("has no layer with routed experts that --layers " + item.text + " names");
     }
-    std::size_t const dash = item.find('-');
-    int const first = std::atoi(item.c_str()),
-              last = dash == std::string::npos ? first : std::atoi(item.c_str() + dash + 1);
-    if (number >= first && number <= last) return true;
   }
-  return false;
+  std::vector<expert_layer> result;
+  for (expert_layer const& layer : all) {
+    if (items.empty() ||
+        std::any_of(items.begin(), items.end(), [&](layer_item const& item) { return is_named(layer, item); })) {
+      result.push_back(layer);
+    }
+  }
+  return result;
 }
 
 }  // namespace compress_experts

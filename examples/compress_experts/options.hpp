@@ -1,11 +1,14 @@
 #pragma once
 
+#include <algorithm>
 #include <charconv>
+#include <cstddef>
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
 #include <string_view>
 #include <system_error>
+#include <utility>
 #include <vector>
 
 namespace compress_experts {
@@ -15,12 +18,13 @@ inline constexpr std::string_view usage_text = R"(usage: compress_experts INPUT 
 
 Compresses the routed experts of a checkpoint by ResMoE: one centre for each layer, found by optimal transport between hidden
 units, and of each expert what it differs from the centre, pruned or of low rank. All other tensors are copied. The second form
-writes plain experts again, which every engine reads.
+writes plain experts again, which every engine reads; of the flags it takes --threads alone.
 
 INPUT is a safetensors file, an index of several (model.safetensors.index.json), or a folder with either. OUTPUT is one file. What
-is computed for it stands in OUTPUT.work until it is whole. Ctrl-C stops; the same command with --resume goes on.
+is computed for it stands in the folder OUTPUT.work until it is whole, and what is written of it in OUTPUT.part. Ctrl-C stops; the same command with --resume goes on.
 
   --layers LIST      numbers and ranges of layers, or parts of their names, such as 8-31 or 1,3,decoder  (all)
+                     (a number is the first one in a layer's name; each part of the list must name a layer)
   --keep SHARE       of each expert's numbers that is kept beside the centre                             (0.25)
   --form FORM        pruned, or svd for two factors of low rank                                          (pruned)
   --rank N           of svd, instead of --keep
@@ -41,10 +45,17 @@ struct usage_error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+/// A number or a range of layers, or a part of their names.
+struct layer_item {
+  std::string text;
+  int first = -1, last = -1;  ///< -1: it is a part of a name
+};
+
 struct options {
   std::string input, output;
   bool restore = false, resume = false, help = false;
-  std::string layers;  ///< empty: all
+  std::string layers;                   ///< empty: all
+  std::vector<layer_item> layer_items;  ///< what `layers` has
   double keep = 0.25;
   bool low_rank = false;
   int rank = -1;   ///< -1: by `keep`
@@ -53,6 +64,7 @@ struct options {
   int iterations = 100;
   int threads = 0;
   bool compare = true;
+  bool durable = true;  ///< files are on the disk before the run goes on; no flag, but for tests that write very many
 };
 
 namespace detail {
@@ -77,18 +89,48 @@ inline double number(std::string const& flag, std::string const& value, double l
   return result;
 }
 
+/// Takes "8-31,decoder" apart.
+inline std::vector<layer_item> layer_items(std::string const& flag, std::string const& list) {
+  std::vector<layer_item> result;
+  for (std::size_t begin = 0; begin <= list.size();) {
+    std::size_t const end = std::min(list.find(',', begin), list.size());
+    layer_item item{.text = list.substr(begin, end - begin)};
+    begin = end + 1;
+    auto const refuse = [&] {
+      throw usage_error(flag +
+                        ": expected numbers, ranges such as 8-31 and parts of names, with commas between them, got '" +
+                        list + "'");
+    };
+    if (item.text.empty()) refuse();
+    if (item.text.find_first_not_of("0123456789-") == std::string::npos) {
+      std::size_t const dash = item.text.find('-');
+      auto const number = [](std::string const& digits) {
+        int value = -1;
+        auto const [at, error] = std::from_chars(digits.data(), digits.data() + digits.size(), value);
+        return error == std::errc{} && at == digits.data() + digits.size() ? value : -1;
+      };
+      item.first = number(item.text.substr(0, dash));
+      item.last = dash == std::string::npos ? item.first : number(item.text.substr(dash + 1));
+      if (item.first < 0 || item.last < item.first) refuse();
+    }
+    result.push_back(std::move(item));
+  }
+  return result;
+}
+
 }  // namespace detail
 
 /// Reads `--flag value` and `--flag=value`. Throws usage_error.
 inline options parse(std::vector<std::string> const& arguments) {
   options result;
-  std::vector<std::string> files;
+  std::vector<std::string> files, flags;
   for (std::size_t i = 0; i < arguments.size(); ++i) {
     std::string flag = arguments[i], value;
     if (!flag.starts_with("--")) {
       files.push_back(flag);
       continue;
     }
+    flags.push_back(flag.substr(0, flag.find('=')));
     if (flag == "--help") result.help = true;
     if (flag == "--restore") result.restore = true;
     if (flag == "--resume") result.resume = true;
@@ -111,7 +153,10 @@ inline options parse(std::vector<std::string> const& arguments) {
       value = arguments[++i];
     }
     constexpr int many = 1'000'000'000;
-    if (flag == "--layers") result.layers = value;
+    if (flag == "--layers") {
+      result.layers = value;
+      result.layer_items = detail::layer_items(flag, value);
+    }
     if (flag == "--keep") result.keep = detail::number(flag, value, 0.0, 1.0);
     if (flag == "--form") {
       if (value != "pruned" && value != "svd")
@@ -127,6 +172,10 @@ inline options parse(std::vector<std::string> const& arguments) {
   if (result.help) return result;
   if (files.size() != 2) {
     throw usage_error("expected INPUT and OUTPUT, got " + std::to_string(files.size()) + " names of files");
+  }
+  for (std::string const& flag : flags) {
+    if (!result.restore || flag == "--restore" || flag == "--threads") continue;
+    throw usage_error(flag + ": is no flag of --restore, which takes how experts were compressed from the file");
   }
   if (result.rank >= 0 && !result.low_rank) throw usage_error("--rank: wants --form svd");
   result.input = files[0];

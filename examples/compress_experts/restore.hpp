@@ -34,6 +34,13 @@ struct compressed_layer {
   std::int64_t rank = -1;  ///< -1: it is pruned
 };
 
+/// A whole number of the metadata, from 0 on; -1 for anything else.
+inline int whole_number_of(nlohmann::json const& value) {
+  constexpr std::uint64_t most = std::numeric_limits<int>::max() / 4;
+  if (!value.is_number_unsigned() || value.get<std::uint64_t>() > most) return -1;
+  return value.get<int>();
+}
+
 inline std::vector<compressed_layer> compressed_layers(checkpoint::reader const& file) {
   auto const found = file.metadata().find(metadata_key);
   if (found == file.metadata().end()) {
@@ -54,15 +61,16 @@ inline std::vector<compressed_layer> compressed_layers(checkpoint::reader const&
                .up = of.at("up"),
                .down = of.at("down"),
                .type = of.at("type")};
-      layer.sizes = {.experts = of.at("count"), .hidden = of.at("hidden"), .intermediate = of.at("intermediate")};
+      layer.sizes = {.experts = whole_number_of(of.at("count")),
+                     .hidden = whole_number_of(of.at("hidden")),
+                     .intermediate = whole_number_of(of.at("intermediate"))};
       layer.sizes.gated = !layer.gate.empty();
-      constexpr int most = std::numeric_limits<int>::max() / 4;
       for (int size : {layer.sizes.experts, layer.sizes.hidden, layer.sizes.intermediate}) {
-        if (size < 1 || size > most) file.refuse(damaged);
+        if (size < 1) file.refuse(damaged);
       }
       if (layer.type != "F32" && layer.type != "BF16" && layer.type != "F16") file.refuse(damaged);
-      if (of.contains("rank")) c.rank = of.at("rank").get<int>();
-      if (c.rank < -1 || layer.sizes.experts > 999'999) file.refuse(damaged);
+      if (of.contains("rank")) c.rank = whole_number_of(of.at("rank"));
+      if ((of.contains("rank") && c.rank < 0) || layer.sizes.experts > 999'999) file.refuse(damaged);
       result.push_back(std::move(c));
     }
   } catch (nlohmann::json::exception const&) {
@@ -74,8 +82,8 @@ inline std::vector<compressed_layer> compressed_layers(checkpoint::reader const&
 /// Restores one projection of all experts of a layer, one after the other.
 class projection_restorer {
  public:
-  projection_restorer(checkpoint::reader& file, compressed_layer const& of, std::string projection)
-      : file_(file), of_(of), projection_(std::move(projection)), dims_(of.layer.dims(projection_)) {
+  projection_restorer(checkpoint::reader& file, compressed_layer const& of, std::string projection, int threads)
+      : file_(file), of_(of), projection_(std::move(projection)), dims_(of.layer.dims(projection_)), threads_(threads) {
     expert_layer const& layer = of_.layer;
     std::int64_t const experts = layer.sizes.experts, rows = dims_[0], columns = dims_[1];
     check(layer.centre_name(projection_), layer.type, dims_);
@@ -186,8 +194,9 @@ class projection_restorer {
         for (std::int64_t k = 0; k < of_.rank; ++k) v[k * hidden + f] = transposed[f * of_.rank + k];
       }
     }
-    compression::matrix rows(units, hidden), zero(units, hidden);
-    compression::add_low_rank(zero, {u.data(), units, of_.rank}, {v.data(), of_.rank, hidden}, rows);
+    compression::matrix rows(units, hidden);
+    compression::add_low_rank({nullptr, units, hidden}, {u.data(), units, of_.rank}, {v.data(), of_.rank, hidden}, rows,
+                              {.threads = threads_});
     for (std::int64_t unit = 0; unit < units; ++unit) {
       for (std::int64_t f = 0; f < hidden; ++f) to[is_down ? f * units + unit : unit * hidden + f] += rows.row(unit)[f];
     }
@@ -197,6 +206,7 @@ class projection_restorer {
   compressed_layer const& of_;
   std::string projection_;
   checkpoint::shape dims_;
+  int threads_;
   std::vector<float> centre_;
   std::vector<std::int64_t> first_values_;
 };
@@ -207,11 +217,12 @@ class projection_restorer {
 /// centre's order. Throws std::exception of one sentence, and `stopped` when `watch` returned false.
 inline void restore(options const& wanted, step_watcher const& watch) {
   checkpoint::reader file(wanted.input);
+  file.refuse_as_output(wanted.output);
   std::vector<detail::compressed_layer> const layers = detail::compressed_layers(file);
   std::vector<checkpoint::new_tensor> tensors;
   for (detail::compressed_layer const& c : layers) {
     for (std::string const& p : c.layer.projections()) {
-      auto const restorer = std::make_shared<detail::projection_restorer>(file, c, p);
+      auto const restorer = std::make_shared<detail::projection_restorer>(file, c, p, wanted.threads);
       for (int e = 0; e < c.layer.sizes.experts; ++e) {
         tensors.push_back(
             {c.layer.name(e, p), c.layer.type, c.layer.dims(p), [restorer, e](auto const& to) { to((*restorer)(e)); }});
@@ -228,11 +239,12 @@ inline void restore(options const& wanted, step_watcher const& watch) {
   }
   std::map<std::string, std::string> metadata = file.metadata();
   metadata.erase(metadata_key);
-  checkpoint::write_safetensors(wanted.output, std::move(tensors), metadata, [&](double done) {
+  auto const progress = [&](double done) {
     if (!watch({.layer = 0, .layers = 0, .of_layer = {.done = done, .seconds_left = -1.0}})) {
       throw stopped("stopped. Nothing is written; the same command begins again.");
     }
-  });
+  };
+  checkpoint::write_safetensors(wanted.output, std::move(tensors), metadata, progress, wanted.durable);
 }
 
 }  // namespace compress_experts

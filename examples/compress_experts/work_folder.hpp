@@ -4,6 +4,8 @@
 #include <switchyard/compression/state_bytes.hpp>
 #include <switchyard/core/pack_masked.hpp>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
@@ -16,6 +18,13 @@
 
 #include "../checkpoint/writer.hpp"
 #include "layers.hpp"
+
+#if __has_include(<sys/file.h>) && __has_include(<fcntl.h>) && __has_include(<unistd.h>)
+#include <fcntl.h>
+#include <sys/file.h>
+#include <unistd.h>
+#define COMPRESS_EXPERTS_HAS_LOCKS 1
+#endif
 
 /// What stands on the disk until the output is whole, so that a run goes on where it was stopped. Every file is written beside its
 /// place and has a checksum.
@@ -60,30 +69,103 @@ inline compression::state_reader& operator>>(compression::state_reader& from, st
   return from;
 }
 
+/// Keeps other processes away from a file, until it goes. Where the system has no such locks, it does nothing.
+class file_lock {
+ public:
+  file_lock() = default;
+  file_lock(file_lock const&) = delete;
+  file_lock& operator=(file_lock const&) = delete;
+  ~file_lock() {
+#if defined(COMPRESS_EXPERTS_HAS_LOCKS)
+    if (file_ >= 0) ::close(file_);
+#endif
+  }
+
+  /// Makes the file where it is missing. Whether no other has it.
+  bool take([[maybe_unused]] std::filesystem::path const& path) {
+#if defined(COMPRESS_EXPERTS_HAS_LOCKS)
+    file_ = ::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
+    if (file_ < 0) throw std::runtime_error(path.string() + ": the file cannot be written.");
+    return ::flock(file_, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK;
+#else
+    return true;
+#endif
+  }
+
+ private:
+  int file_ = -1;
+};
+
+/// Whether the work folder's own files have such a name.
+inline bool is_own_name(std::string name) {
+  if (name.ends_with(".part")) name.resize(name.size() - 5);
+  if (name == "plan" || name == "lock") return true;
+  auto const digits = [&](std::size_t from) {
+    return std::min(name.find_first_not_of("0123456789", from), name.size());
+  };
+  if (!name.starts_with("layer")) return false;
+  std::size_t const end = digits(5);
+  std::string const rest = name.substr(end);
+  if (end == 5) return false;
+  return rest == ".state" || rest == ".finished" ||
+         (rest.starts_with(".expert") && rest.size() > 7 && digits(end + 7) == name.size());
+}
+
 }  // namespace detail
 
 class work_folder {
  public:
-  explicit work_folder(std::filesystem::path folder) : folder_(std::move(folder)) {}
-
-  bool exists() const { return std::filesystem::exists(folder_ / "plan"); }
-  std::string text() const { return folder_.string(); }
-
-  /// Makes the folder, for a computation that is described so.
-  void begin(std::string const& plan) const {
+  /// Makes the folder, which belongs to this object until it goes. Throws where another process works there, and where the folder has
+  /// files of others. `durable` is `checkpoint::new_file`'s.
+  work_folder(std::filesystem::path folder, bool durable) : folder_(std::move(folder)), durable_(durable) {
     std::error_code error;
     std::filesystem::create_directories(folder_, error);
     if (error) throw std::runtime_error(text() + ": the folder cannot be made: " + error.message() + ".");
-    write("plan", std::span<char const>(plan));
+    for (auto const& entry : std::filesystem::directory_iterator(folder_)) {
+      std::string const name = entry.path().filename().string();
+      if (detail::is_own_name(name) && entry.is_regular_file()) continue;
+      throw std::runtime_error(
+          text() + ": the folder has '" + name +
+          "', which is not of this program, and is where its work would stand. Choose another name for "
+          "the output.");
+    }
+    if (!lock_.take(folder_ / "lock")) {
+      throw std::runtime_error(text() + ": another process works in this folder.");
+    }
+  }
+  /// A folder in which no computation was begun goes again.
+  ~work_folder() {
+    if (!has_plan()) remove();
+  }
+  work_folder(work_folder const&) = delete;
+  work_folder& operator=(work_folder const&) = delete;
+
+  bool has_plan() const {
+    std::error_code none;
+    return std::filesystem::exists(folder_ / "plan", none);
+  }
+  std::string text() const { return folder_.string(); }
+
+  /// Begins a computation that is described so.
+  void begin(std::string const& plan) const {
+    compression::state_writer to;
+    to << std::vector<char>(plan.begin(), plan.end());
+    write("plan", std::move(to).finish());
   }
   /// What the computation was described as.
   std::string plan() const {
-    std::vector<char> const bytes = read<char>("plan");
-    return {bytes.begin(), bytes.end()};
+    auto const text = take<std::vector<char>>("plan", [](compression::state_reader& from, auto& to) { from >> to; });
+    return {text.begin(), text.end()};
   }
+  /// Removes the program's own files, and the folder where it has no others.
   void remove() const {
     std::error_code ignored;
-    std::filesystem::remove_all(folder_, ignored);
+    std::vector<std::filesystem::path> own;
+    for (auto const& entry : std::filesystem::directory_iterator(folder_, ignored)) {
+      if (detail::is_own_name(entry.path().filename().string())) own.push_back(entry.path());
+    }
+    for (std::filesystem::path const& path : own) std::filesystem::remove(path, ignored);
+    std::filesystem::remove(folder_, ignored);
   }
 
   bool has_state(int layer) const { return std::filesystem::exists(folder_ / state_name(layer)); }
@@ -117,8 +199,8 @@ class work_folder {
     compression::resmoe_report const& r = part.report;
     to << part.centre << static_cast<std::uint64_t>(part.counts.size());
     for (auto const& counts : part.counts) to << counts;
-    to << r.form << r.element << r.kept << r.rank << r.start << r.iterations << r.barycenter << r.compared << r.average
-       << r.single << r.single_expert;
+    to << r.form << r.element << r.kept << r.rank << r.start << r.iterations << r.compared << r.single_expert;
+    for (compression::centre_error const& e : {r.barycenter, r.average, r.single}) to << e.centre << e.residual;
     write(layer_name(layer), std::move(to).finish());
     std::error_code ignored;
     std::filesystem::remove(folder_ / state_name(layer), ignored);
@@ -133,8 +215,13 @@ class work_folder {
       for (auto& counts : part.counts) from >> counts;
       compression::resmoe_report& r = part.report;
       r.sizes = sizes;
-      from >> r.form >> r.element >> r.kept >> r.rank >> r.start >> r.iterations >> r.barycenter >> r.compared >>
-          r.average >> r.single >> r.single_expert;
+      from >> r.form >> r.element >> r.kept >> r.rank >> r.start >> r.iterations >> r.compared >> r.single_expert;
+      for (compression::centre_error* e : {&r.barycenter, &r.average, &r.single}) from >> e->centre >> e->residual;
+      std::size_t const projections = sizes.gated ? 3 : 2;
+      bool const pruned = r.form == compression::residual_form::pruned;
+      if (part.centre.size() != projections || part.counts.size() != (pruned ? projections : 0)) {
+        throw std::runtime_error("it has another number of projections");
+      }
     });
   }
 
@@ -146,7 +233,7 @@ class work_folder {
   }
 
   void write(std::string const& name, std::span<char const> bytes) const {
-    checkpoint::new_file out(folder_ / name);
+    checkpoint::new_file out(folder_ / name, durable_);
     out.write(bytes);
     out.finish();
   }
@@ -183,6 +270,8 @@ class work_folder {
   }
 
   std::filesystem::path folder_;
+  bool durable_;
+  detail::file_lock lock_;
 };
 
 }  // namespace compress_experts

@@ -228,6 +228,9 @@ TEST_CASE("pruned counts and ranks are the published ones", "[compression]") {
   CHECK(pruned_count(0.25, 6) == 4);  // 4.5 goes to the even number
   CHECK(pruned_count(0.25, 10) == 8);
   CHECK(pruned_count(0.25, 2) == 2);  // 1.5 as well
+  // As Python's round(0.1 * 15) and round(0.3 * 15), though 1 - 0.9 is a little less than 0.1 and 1 - 0.7 a little more than 0.3.
+  CHECK(pruned_count(0.9, 15) == 2);
+  CHECK(pruned_count(0.7, 15) == 4);
   CHECK(pruned_count(1.0, 7) == 0);
   CHECK(pruned_count(0.0, 7) == 7);
   CHECK(pruned_count(0.25, std::int64_t{14336} * 12288) == 132120576);

@@ -147,10 +147,13 @@ class barycenter_search {
     while (!is_finished()) {
       if (!begun_) begin_run(read);
       if (!match_all(read, watch, pace)) return false;
-      current_.objectives.push_back(objective_);
-      if (iteration_ == 1 && !settled_) current_.of_start = distances_;
-      if (!settled_) {
-        double const movement = average(read);
+      if (settled_) {
+        current_.objectives.push_back(objective_);
+      } else {
+        double movement = 0.0;
+        if (!average(read, watch, pace, movement)) return false;
+        if (iteration_ == 1) current_.of_start = distances_;
+        current_.objectives.push_back(objective_);
         current_.movements.push_back(movement);
         settled_ = movement <= options_.tolerance || iteration_ == options_.most_iterations;
         ++iteration_;
@@ -173,41 +176,63 @@ class barycenter_search {
   /// Everything that `run` needs to go on, but the experts and the options. `watch` may call it, too.
   std::vector<std::byte> save() const {
     state_writer to;
-    to << tag << sizes_ << options_.starts << options_.tolerance << options_.most_iterations << begun_ << settled_
-       << iteration_ << next_expert_ << objective_ << distances_ << centre_.values() << permutation_ << current_.start
+    save(to);
+    return std::move(to).finish();
+  }
+  /// The same among other things, of so many bytes.
+  void save(state_writer& to, std::size_t others = 0) const {
+    std::size_t const centres = centre_.values().size() + best_.centre.values().size();
+    std::size_t run_bytes = 0;
+    for (barycenter_run const& run : best_.runs) {
+      run_bytes += 8 * (run.movements.size() + run.objectives.size() + run.of_start.size()) + 28;
+    }
+    to.reserve(4 * (centres + permutation_.size() + best_.permutation.size()) + run_bytes +
+               8 * (current_.movements.size() + current_.objectives.size() + 2 * distances_.size()) +
+               4 * options_.starts.size() + others + 256);
+    to << tag << sizes_.experts << sizes_.hidden << sizes_.intermediate << sizes_.gated << sizes_.biased
+       << options_.starts << options_.tolerance << options_.most_iterations << begun_ << settled_ << iteration_
+       << next_expert_ << objective_ << distances_ << centre_.values() << permutation_ << current_.start
        << current_.movements << current_.objectives << current_.of_start << best_.centre.values() << best_.permutation
        << best_.start << best_.objective << static_cast<std::uint64_t>(best_.runs.size());
     for (barycenter_run const& run : best_.runs) to << run.start << run.movements << run.objectives << run.of_start;
-    return std::move(to).finish();
   }
 
-  /// Takes over what a search of the same experts with the same options has saved. Throws `error` for any other.
+  /// Takes over what a search of the same experts with the same options has saved. Throws `error` for any other, and nothing is changed.
   void restore(std::span<std::byte const> bytes) {
     state_reader from(bytes);
+    barycenter_search other(sizes_, options_, context_);
+    other.take(from);
+    from.finish();
+    *this = std::move(other);
+  }
+  /// The same among other things. A search that this has thrown for is of no use.
+  void take(state_reader& from) {
     std::uint64_t found = 0;
     expert_sizes sizes;
     barycenter_options options;
     from >> found;
-    if (found == tag) from >> sizes >> options.starts >> options.tolerance >> options.most_iterations;
+    if (found == tag) {
+      from >> sizes.experts >> sizes.hidden >> sizes.intermediate >> sizes.gated >> sizes.biased >> options.starts >>
+          options.tolerance >> options.most_iterations;
+    }
     if (found != tag || !(sizes == sizes_) || !(options == options_)) {
       fail("compression, saved state", "that of a search with the same experts and options", "another");
     }
-    barycenter_search other(sizes_, options_, context_);
     std::vector<float> centre, best_centre;
     std::uint64_t runs = 0;
-    from >> other.begun_ >> other.settled_ >> other.iteration_ >> other.next_expert_ >> other.objective_ >>
-        other.distances_ >> centre >> other.permutation_ >> other.current_.start >> other.current_.movements >>
-        other.current_.objectives >> other.current_.of_start >> best_centre >> other.best_.permutation >>
-        other.best_.start >> other.best_.objective >> runs;
+    from >> begun_ >> settled_ >> iteration_ >> next_expert_ >> objective_ >> distances_ >> centre >> permutation_ >>
+        current_.start >> current_.movements >> current_.objectives >> current_.of_start >> best_centre >>
+        best_.permutation >> best_.start >> best_.objective >> runs;
     for (std::uint64_t i = 0; i < runs; ++i) {
       barycenter_run run;
       from >> run.start >> run.movements >> run.objectives >> run.of_start;
-      other.best_.runs.push_back(std::move(run));
+      best_.runs.push_back(std::move(run));
     }
-    from.finish();
-    other.centre_ = matrix_of(std::move(centre));
-    other.best_.centre = matrix_of(std::move(best_centre));
-    *this = std::move(other);
+    centre_ = matrix_of(std::move(centre));
+    best_.centre = matrix_of(std::move(best_centre));
+    if (!is_possible()) {
+      fail("compression, saved state", "a search that can go on", "numbers that do not belong together");
+    }
   }
 
  private:
@@ -222,6 +247,47 @@ class barycenter_search {
     }
     result.values() = std::move(values);
     return result;
+  }
+
+  /// Whether what was read belongs together, for a checksum is no proof: nothing that is read later lies outside.
+  bool is_possible() const {
+    auto const experts = static_cast<std::size_t>(sizes_.experts);
+    std::size_t const all = experts * static_cast<std::size_t>(sizes_.intermediate);
+    auto const are_rows = [&](std::vector<std::int32_t> const& rows, std::size_t count, std::int32_t least) {
+      for (std::size_t i = 0; i < count; ++i) {
+        if (rows[i] < least || rows[i] >= sizes_.intermediate) return false;
+      }
+      return true;
+    };
+    std::size_t const finished = best_.runs.size(), most = static_cast<std::size_t>(options_.most_iterations);
+    if (finished > options_.starts.size() || permutation_.size() != all || !are_rows(permutation_, all, -1)) {
+      return false;
+    }
+    bool from_a_run = false;
+    for (std::size_t i = 0; i < finished; ++i) {
+      barycenter_run const& run = best_.runs[i];
+      if (run.start != options_.starts[i] || run.movements.empty() || run.movements.size() > most ||
+          run.of_start.size() != experts || run.objectives.size() != run.movements.size() + 1) {
+        return false;
+      }
+      from_a_run = from_a_run || run.start == best_.start;
+    }
+    if (finished == 0 ? best_.start != -1
+                      : !from_a_run || best_.centre.rows() == 0 || best_.permutation.size() != all ||
+                            !are_rows(best_.permutation, all, 0)) {
+      return false;
+    }
+    if (!begun_) return true;
+    if (finished == options_.starts.size() || current_.start != options_.starts[finished] || centre_.rows() == 0 ||
+        iteration_ < 1 || next_expert_ < 0 || next_expert_ > sizes_.experts) {
+      return false;
+    }
+    auto const iterations = static_cast<std::size_t>(iteration_ - 1), matched = static_cast<std::size_t>(next_expert_);
+    return iterations <= most && (settled_ ? iterations > 0 : iterations < most) &&
+           current_.movements.size() == iterations && current_.objectives.size() == iterations &&
+           current_.of_start.size() == (iterations > 0 ? experts : 0) &&
+           (matched == 0 || distances_.size() == matched) &&
+           are_rows(permutation_, matched * static_cast<std::size_t>(sizes_.intermediate), 0);
   }
 
   std::span<std::int32_t> permutation_of(int expert) {
@@ -290,13 +356,19 @@ class barycenter_search {
     return true;
   }
 
-  /// The centre becomes the mean of the aligned experts. Returns its squared movement.
-  double average(expert_reader const& read) {
+  /// The centre becomes the mean of the aligned experts, and `movement` what it moved, squared. Returns false when `watch` has, before
+  /// anything has changed.
+  bool average(expert_reader const& read, watcher const& watch, detail::pace const& pace, double& movement) {
     std::int64_t const rows = sizes_.intermediate, columns = sizes_.columns();
     std::vector<double> sums(static_cast<std::size_t>(rows * columns), 0.0), moved(static_cast<std::size_t>(rows));
     {
       matrix expert(rows, columns);
       for (int e = 0; e < sizes_.experts; ++e) {
+        double const done = matchings(), all_of_them = expected_matchings();
+        if (watch && !watch({phase::matching, current_.start, iteration_, e, std::min(done / all_of_them, 1.0),
+                             pace.seconds_left(done, all_of_them)})) {
+          return false;
+        }
         read(e, expert);
         std::int32_t const* const permutation = permutation_of(e).data();
         cpu::parallel_for(context_, rows, [&](std::int64_t r) {
@@ -317,9 +389,9 @@ class barycenter_search {
       }
       moved[r] = sum;
     });
-    double sum = 0.0;
-    for (double of_row : moved) sum += of_row;
-    return sum;
+    movement = 0.0;
+    for (double of_row : moved) movement += of_row;
+    return true;
   }
 
   expert_sizes sizes_;

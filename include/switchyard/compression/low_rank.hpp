@@ -5,6 +5,7 @@
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/view.hpp>
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -15,8 +16,8 @@ namespace switchyard::compression {
 /// columns]: left x right, where the rank is at most the smaller size of the matrix. `lapack_svd` (compression/lapack_svd.hpp) is one.
 using truncated_svd = std::function<void(view<float const> change, view<float> left, view<float> right)>;
 
-/// rows = centre + left x right, [intermediate, columns], in float: the design matrix of an expert whose change is of low rank. Memory:
-/// `right` once more.
+/// rows = centre + left x right, [intermediate, columns], in float: the design matrix of an expert whose change is of low rank. A centre
+/// whose data are null is a matrix of zeros. Memory: `right` once more.
 inline void add_low_rank(view<float const> centre, view<float const> left, view<float const> right, view<float> rows,
                          cpu_context const& context = {}) {
   if (left.rows != centre.rows || right.columns != centre.columns || left.columns != right.rows) {
@@ -31,7 +32,9 @@ inline void add_low_rank(view<float const> centre, view<float const> left, view<
   }
   if (left.columns == 0) {
     for (std::int64_t r = 0; r < rows.rows; ++r) {
-      for (std::int64_t i = 0; i < rows.columns; ++i) rows.row(r)[i] = centre.row(r)[i];
+      for (std::int64_t i = 0; i < rows.columns; ++i) {
+        rows.row(r)[i] = centre.data == nullptr ? 0.0f : centre.row(r)[i];
+      }
     }
     return;
   }
@@ -40,8 +43,12 @@ inline void add_low_rank(view<float const> centre, view<float const> left, view<
                           [&](std::int64_t k, std::int64_t i) { transposed.row(i)[k] = right.row(k)[i]; });
   multiply_by_transposed(left, transposed, context,
                          [&](std::int64_t row, std::int64_t first, int count, float const* products) {
-                           float const* const from = centre.row(row) + first;
                            float* const to = rows.row(row) + first;
+                           if (centre.data == nullptr) {
+                             std::copy_n(products, count, to);
+                             return;
+                           }
+                           float const* const from = centre.row(row) + first;
                            for (int i = 0; i < count; ++i) to[i] = from[i] + products[i];
                          });
 }

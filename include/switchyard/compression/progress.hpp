@@ -25,8 +25,9 @@ struct progress {
   double seconds_left = 0.0;  ///< of this phase, at the speed so far; negative while that is not known
 };
 
-/// Called several times a second where there is much to do. It returns false to stop: whatever runs returns soon, and goes on later
-/// where it stood.
+/// Called now and then, several times a second while experts are matched, and in front of each expert that is averaged or compressed. It
+/// returns false to stop: whatever runs returns at the next such place, and goes on later where it stood. Nothing is called within a
+/// `truncated_svd`, which takes minutes for a matrix as large as an expert of Mixtral.
 using watcher = std::function<bool(progress const&)>;
 
 namespace detail {

@@ -75,7 +75,8 @@ struct resmoe_report {
   std::int64_t plain_bytes() const { return sizes.experts * centre_bytes(); }
   std::int64_t centre_bytes() const { return sizes.size() * bytes_of(element); }
   /// Bytes of all residuals, in numbers of `element`: factors, or what is kept and all that tells where it is, as `masked_change` has it.
-  /// Of experts with biases what is kept of those counts with the rest.
+  /// What is kept of biases counts with the rest, without what tells where it is: whoever stores biases as they are, as compress_experts
+  /// does, has other numbers for experts with biases.
   std::int64_t residual_bytes() const {
     std::int64_t const experts = sizes.experts, hidden = sizes.hidden, units = sizes.intermediate;
     if (form == residual_form::low_rank) return experts * rank * (units + sizes.columns()) * bytes_of(element);
@@ -153,11 +154,16 @@ class resmoe {
   /// The centre and its runs, once it is found.
   barycenter const& found() const { return search_.result(); }
   bool has_centre() const { return search_.is_finished(); }
-  /// The centre as it is stored.
-  matrix centre() const {
-    matrix result = found().centre;
-    detail::round_all(result, options_.element);
-    return result;
+  /// The centre as it is stored. It stays where it is until another is restored. The first call rounds it, so that no other thread may call
+  /// at that time.
+  matrix const& centre() const {
+    if (options_.element == stored_as::float32) return found().centre;
+    if (!is_rounded_) {
+      rounded_ = found().centre;
+      detail::round_all(rounded_, options_.element);
+      is_rounded_ = has_centre();
+    }
+    return rounded_;
   }
 
   /// What came of it, once it is finished.
@@ -166,7 +172,9 @@ class resmoe {
         .sizes = sizes_, .form = options_.form, .element = options_.element, .kept = kept_, .rank = rank_};
     result.start = found().start;
     for (barycenter_run const& run : found().runs) {
-      if (run.start == result.start) result.iterations = run.iterations();
+      if (run.start != result.start) continue;
+      result.iterations = run.iterations();
+      break;
     }
     for (centre_error const& e : errors_) add(result.barycenter, e);
     result.compared = options_.compare;
@@ -180,13 +188,17 @@ class resmoe {
   /// Everything that `run` needs to go on, but the experts, the options, and what was written. `watch` may call it, too.
   std::vector<std::byte> save() const {
     state_writer to;
-    to << tag << options_.form << options_.keep << options_.rank << options_.element << options_.compare
-       << search_.save() << pairs_ << average_errors_ << single_errors_ << errors_;
+    std::size_t const errors = average_errors_.size() + single_errors_.size() + errors_.size();
+    search_.save(to, 8 * pairs_.size() + sizeof(centre_error) * errors + 128);
+    to << tag << options_.form << options_.keep << options_.rank << options_.element << options_.compare << pairs_
+       << average_errors_ << single_errors_ << errors_;
     return std::move(to).finish();
   }
-  /// Takes over what a computation with the same experts and options has saved. Throws `error` for any other.
+  /// Takes over what a computation with the same experts and options has saved. Throws `error` for any other, and nothing is changed.
   void restore(std::span<std::byte const> bytes) {
     state_reader from(bytes);
+    resmoe other(sizes_, options_, context_);
+    other.search_.take(from);
     std::uint64_t found = 0;
     resmoe_options o;
     from >> found;
@@ -195,14 +207,30 @@ class resmoe {
         o.element != options_.element || o.compare != options_.compare) {
       fail("compression, saved state", "that of a computation with the same experts and options", "another");
     }
-    std::vector<std::byte> search;
-    from >> search >> pairs_ >> average_errors_ >> single_errors_ >> errors_;
+    from >> other.pairs_ >> other.average_errors_ >> other.single_errors_ >> other.errors_;
     from.finish();
-    search_.restore(search);
+    if (!other.is_possible()) {
+      fail("compression, saved state", "a computation that can go on", "numbers that do not belong together");
+    }
+    *this = std::move(other);
   }
 
  private:
   static constexpr std::uint64_t tag = 0x313065736d657230;
+
+  /// Whether what was read belongs together: each part begins when the one before it is whole.
+  bool is_possible() const {
+    auto const experts = static_cast<std::size_t>(sizes_.experts);
+    std::size_t const pairs = options_.compare ? unmatched().size() : 0, compared = options_.compare ? experts : 0;
+    auto const part = [](std::size_t size, std::size_t whole, bool before) {
+      return size <= whole && (before || size == 0);
+    };
+    bool const all_pairs = has_centre() && pairs_.size() == pairs,
+               all_averages = all_pairs && average_errors_.size() == compared,
+               all_singles = all_averages && single_errors_.size() == compared;
+    return part(pairs_.size(), pairs, has_centre()) && part(average_errors_.size(), compared, all_pairs) &&
+           part(single_errors_.size(), compared, all_averages) && part(errors_.size(), experts, all_singles);
+  }
 
   void add(centre_error& to, centre_error const& of_expert) const {
     to.centre += of_expert.centre / sizes_.experts;
@@ -233,8 +261,7 @@ class resmoe {
     options_.svd(change, left, right);
     detail::round_all(left, options_.element);
     detail::round_all(right, options_.element);
-    matrix const nothing(rows, columns);
-    add_low_rank(nothing, left, right, change, context_);
+    add_low_rank({nullptr, rows, columns}, left, right, change, context_);
     result.residual = restored_distance(centre, expert, permutation, change);
     if (write) write({.expert = number, .left = left, .right = right});
     return result;
@@ -260,7 +287,7 @@ class resmoe {
 
   bool compress(expert_reader const& read, residual_writer const& write, watcher const& watch) {
     if (is_finished()) return true;
-    matrix const x = centre();
+    matrix const& x = centre();
     matrix expert(sizes_.intermediate, sizes_.columns());
     detail::pace const pace(static_cast<double>(errors_.size()));
     while (!is_finished()) {
@@ -346,12 +373,13 @@ class resmoe {
     if (average_errors_.size() < experts) {
       std::vector<double> sums(static_cast<std::size_t>(rows * columns), 0.0);
       for (int e = 0; e < sizes_.experts; ++e) {
+        if (!report(e, 0.0)) return false;
         detail::read_expert(read, e, expert, context_);
         for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += expert.values()[i];
       }
       for (std::size_t i = 0; i < sums.size(); ++i) centre.values()[i] = static_cast<float>(sums[i] / sizes_.experts);
+      detail::round_all(centre, options_.element);
     }
-    detail::round_all(centre, options_.element);
     while (average_errors_.size() < experts) {
       int const e = static_cast<int>(average_errors_.size());
       if (!report(e, 0.0)) return false;
@@ -359,7 +387,10 @@ class resmoe {
       average_errors_.push_back(compress_one(centre, expert, nullptr, e, {}));
     }
 
-    if (single_errors_.size() < experts) detail::read_expert(read, best_single(), centre, context_);
+    if (single_errors_.size() < experts) {
+      detail::read_expert(read, best_single(), centre, context_);
+      detail::round_all(centre, options_.element);
+    }
     while (single_errors_.size() < experts) {
       int const e = static_cast<int>(single_errors_.size());
       {
@@ -379,6 +410,8 @@ class resmoe {
   barycenter_search search_;
   std::int64_t kept_ = 0;
   int rank_ = 0;
+  mutable matrix rounded_;  ///< the centre, where numbers are rounded
+  mutable bool is_rounded_ = false;
   std::vector<double> pairs_;                                          ///< distances of the first `unmatched` pairs
   std::vector<centre_error> average_errors_, single_errors_, errors_;  ///< of the first experts
 };

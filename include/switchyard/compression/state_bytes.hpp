@@ -20,15 +20,23 @@ inline std::uint64_t checksum(std::span<std::byte const> bytes) {
   return hash;
 }
 
+/// One number. Structures may have bytes that belong to no member, and are put down member by member.
+template <class T>
+inline constexpr bool is_one_number = std::is_arithmetic_v<T> || std::is_enum_v<T>;
+
 /// Puts numbers and vectors of numbers one after the other, as they stand in memory.
 class state_writer {
  public:
+  /// Makes room for so many bytes, so that they need not be moved.
+  void reserve(std::size_t bytes) { bytes_.reserve(bytes + sizeof(std::uint64_t)); }
+
   template <class T>
-  requires(std::is_trivially_copyable_v<T>) state_writer& operator<<(T const& value) {
+  requires(is_one_number<T>) state_writer& operator<<(T const& value) {
     auto const* const from = reinterpret_cast<std::byte const*>(&value);
     bytes_.insert(bytes_.end(), from, from + sizeof(T));
     return *this;
   }
+  /// Structures that are elements have no bytes but those of their members.
   template <class T>
   state_writer& operator<<(std::vector<T> const& values) {
     static_assert(std::is_trivially_copyable_v<T>);
@@ -59,8 +67,14 @@ class state_reader {
   }
 
   template <class T>
-  requires(std::is_trivially_copyable_v<T>) state_reader& operator>>(T& value) {
-    __builtin_memcpy(&value, take(sizeof(T)), sizeof(T));
+  requires(is_one_number<T>) state_reader& operator>>(T& value) {
+    if constexpr (std::is_same_v<T, bool>) {
+      std::byte const read = *take(1);
+      if (read > std::byte{1}) fail_damaged();
+      value = read == std::byte{1};
+    } else {
+      __builtin_memcpy(&value, take(sizeof(T)), sizeof(T));
+    }
     return *this;
   }
   template <class T>
