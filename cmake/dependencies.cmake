@@ -147,3 +147,19 @@ function(switchyard_json)
     URL https://github.com/nlohmann/json/releases/download/v3.12.0/json.tar.xz
     SHA256 42f6e95cad6ec532fd372391373363b62a14af6d771056dbfc86160e6dfff7aa)
 endfunction()
+
+# LAPACK, for programs and tests that decompose matrices: one that is installed, never one that is fetched. Where there is none,
+# SWITCHYARD_LAPACK is off and they do without, and say so.
+function(switchyard_lapack)
+  set(found OFF)
+  if(NOT CMAKE_CROSSCOMPILING)  # what is found then is the host's
+    find_package(LAPACK QUIET)
+    if(TARGET LAPACK::LAPACK)
+      set(found ON)
+    endif()
+  endif()
+  if(NOT found)
+    message(STATUS "switchyard: no LAPACK here (liblapack-dev or libopenblas-dev), programs and tests do without low rank")
+  endif()
+  set(SWITCHYARD_LAPACK ${found} PARENT_SCOPE)
+endfunction()

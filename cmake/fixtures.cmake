@@ -42,7 +42,7 @@ function(switchyard_add_fixtures target cuda_targets)
       # Waiting OpenMP threads that spin would take the cores from the tests that run at the same time.
       set_tests_properties(fixture.${case}.float fixture.${case}.bfloat16 reference.${case} PROPERTIES
         LABELS "fixtures;any_processor"
-        ENVIRONMENT OMP_WAIT_POLICY=passive
+        ENVIRONMENT "OMP_WAIT_POLICY=passive;OPENBLAS_NUM_THREADS=1"
         TIMEOUT 300)
       if(cuda_targets)
         list(GET cuda_targets 0 on_cuda)
@@ -92,18 +92,14 @@ function(switchyard_fixture_source path case source_variable skipped_variable)
     set(${skipped_variable} "tests/expert/low_rank_test.cpp reads those of low rank by language" PARENT_SCOPE)
     return()
   endif()
-  if(algorithm MATCHES "^resmoe2?$")
-    set(${skipped_variable} "tests/expert/residual_test.cpp reads those of compressed experts" PARENT_SCOPE)
-    return()
-  endif()
   if(algorithm MATCHES "^modularity_(predictivity|functional|thresholds|similarity|stability|perturbation)$")
     set(${skipped_variable} measures PARENT_SCOPE)
     return()
   endif()
   if(NOT algorithm MATCHES
-      "^(generic|omni|aux|acmoe|stratified|moefication|pkm|memory_layer|grad_pkm|grad_memory|modularity_restricted)$")
+      "^(generic|omni|aux|acmoe|stratified|moefication|pkm|memory_layer|grad_pkm|grad_memory|resmoe2?|modularity_restricted)$")
     set(${skipped_variable} "the algorithm '${algorithm}' is none of generic, omni, aux, acmoe, stratified, \
-moefication, pkm, memory_layer, grad_pkm, grad_memory, modularity_restricted and the measures of modularity" PARENT_SCOPE)
+moefication, pkm, memory_layer, grad_pkm, grad_memory, resmoe, resmoe2, modularity_restricted and the measures of modularity" PARENT_SCOPE)
     return()
   endif()
   switchyard_check_fixture_keys(${path} ${algorithm} "${config}")
@@ -152,6 +148,10 @@ moefication, pkm, memory_layer, grad_pkm, grad_memory, modularity_restricted and
   else()
     set(shape "shape{.hidden = ${d}, .intermediate = ${I}, .experts = ${E}, .top_k = ${K}}")
     switchyard_fixture_unsupported("${config}" reason)
+    switchyard_fixture_value("${config}" compress prune compressed)
+    if(algorithm MATCHES "^resmoe" AND compressed STREQUAL "svd" AND NOT SWITCHYARD_LAPACK)
+      set(reason "there is no LAPACK to compress its experts with")
+    endif()
     if(reason)
       set(${skipped_variable} "${reason}" PARENT_SCOPE)
       return()
@@ -227,6 +227,9 @@ function(switchyard_check_fixture_keys path algorithm config)
   set(aux B S gate_noise layers)
   set(stratified I capacities capacity_fraction d activation expert_output_scale experts_per_stratum gated layernorm
     norm_eps normalise only_current_tokens)
+  # Experts that are compressed before the layer runs.
+  set(resmoe ${layer} init_expert iterations layout pruned_per_expert sparsity stop)
+  set(resmoe2 ${resmoe} compress rank retention)
   # Of a file with gradients its forward pass is compared.
   foreach(rows pkm memory_layer grad_pkm grad_memory)
     set(${rows} d gated heads index k_dim knn n_keys variant weight)

@@ -167,13 +167,13 @@ void measure(char const* name, std::vector<std::int64_t> const& all_tokens, int 
 }  // namespace
 
 int main(int argc, char** argv) {
-  bool const tiny = argc == 2 && std::strcmp(argv[1], "--tiny") == 0;
+  bool const tiny = argc == 2 && std::strcmp(argv[1], "--smoke") == 0;
   int const threads = argc > 1 && !tiny ? std::atoi(argv[1]) : 2, rounds = argc > 2 ? std::atoi(argv[2]) : 9;
   bool const only_olmoe = argc == 4 && std::strcmp(argv[3], "OLMoE") == 0,
              only_mixtral = argc == 4 && std::strcmp(argv[3], "Mixtral") == 0;
   if (threads < 1 || rounds < 1 || argc > 4 || (argc == 4 && !only_olmoe && !only_mixtral)) {
     std::fputs(
-        "usage: residual_bench [--tiny], or residual_bench [threads, default 2] [rounds, default 9] [OLMoE or "
+        "usage: residual_bench [--smoke], or residual_bench [threads, default 2] [rounds, default 9] [OLMoE or "
         "Mixtral]\n",
         stderr);
     return 1;
