@@ -69,8 +69,9 @@ inline std::string svg(tradeoff const& of) {
       left, y(of.dense_bits), right, y(of.dense_bits), left + 6, y(of.dense_bits) - 5);
   out += detail::format(
       "<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\" stroke=\"#1f2933\" stroke-width=\"1\" "
-      "stroke-dasharray=\"2 4\"/>\n",
-      left, time_y(of.dense_time), right, time_y(of.dense_time));
+      "stroke-dasharray=\"2 4\"/>\n<text x=\"%d\" y=\"%.1f\" font-size=\"12\" text-anchor=\"end\" "
+      "fill=\"#52606d\">time of the dense layers</text>\n",
+      left, time_y(of.dense_time), right, time_y(of.dense_time), right - 6, time_y(of.dense_time) - 5);
   for (std::size_t i = 0; i < of.lines.size(); ++i) {
     tradeoff_line const& line = of.lines[i];
     // The colours of selectors stay, whether there is a split by METIS or not.

@@ -163,6 +163,17 @@ TEST_CASE("terms of low rank need at most 64 KB of stack on any thread", "[layer
   }
 }
 
+TEST_CASE("experts of few units need at most 64 KB of stack on any thread", "[layer]") {
+  using layer = sy::layer<sy::shape{512, 64, 4, 2}, sy::router::softmax_top_k, sy::capacity::dropless,
+                          sy::expert::gated_mlp<sy::silu>>;
+  for (int set = 1; set <= static_cast<int>(sy::best_instruction_set()); ++set) {
+    CAPTURE(set);
+    for (int tokens : {1, 600}) {
+      CHECK(stack_of<layer>(tokens, true, static_cast<sy::instruction_set>(set)) <= 64 * 1024);
+    }
+  }
+}
+
 TEST_CASE("a call with many experts needs at most 64 KB of stack", "[layer]") {
   CHECK(stack_of<stacked<float, 2048>>(3, false, sy::instruction_set::portable) <= 64 * 1024);
 }

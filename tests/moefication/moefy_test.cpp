@@ -277,6 +277,29 @@ TEST_CASE("the order of units within an expert changes nothing but roundings", "
   CHECK(support::relative_error(reversed, y) < 1e-6);
 }
 
+TEST_CASE("an expert of few units that a token visits twice adds both times", "[moefication]") {
+  using of = problem<float, false>;
+  of const p;
+  using layer = sy::layer<sy::shape{of::hidden, of::units / of::experts, of::experts, 2}, sy::router::precomputed,
+                          sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
+  auto const experts = moefication::moefy(p.block(), p.labels, of::experts);
+  layer::args args{};
+  set_weights<layer>(args, experts);
+  auto const outputs = [&](std::vector<std::int32_t> const& ids, std::vector<float> const& weights) {
+    args.inputs = {.experts = ids.data(), .weights = weights.data()};
+    return run<layer>(args, p.x);
+  };
+  std::vector<std::int32_t> twice, once;
+  std::vector<float> halves, one;
+  for (int t = 0; t < of::tokens; ++t) {
+    twice.insert(twice.end(), {t % of::experts, t % of::experts});
+    halves.insert(halves.end(), {0.25f, 0.75f});
+    once.insert(once.end(), {t % of::experts, -1});
+    one.insert(one.end(), {1.0f, 0.0f});
+  }
+  CHECK(support::relative_error(outputs(twice, halves), outputs(once, one)) < 1e-6);
+}
+
 TEST_CASE("MoEfication refuses what does not fit", "[moefication]") {
   by_hand const of;
   auto const refused = [&](moefication::dense_block<float> const& block, std::vector<std::int32_t> const& labels,
