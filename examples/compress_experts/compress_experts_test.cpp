@@ -551,8 +551,10 @@ void files_of_others(fs::path const& folder) {
   std::string const not_ours = "mine";
   fs::create_directories(work);
   write_file(work / "plan", {not_ours.begin(), not_ours.end()});
-  check_refusal("another's plan", "plan: the file is damaged",
-                [&] { compress(options_with(input, output, {"--resume"}), svd(), always); });
+  for (auto const& more : {std::vector<std::string>{}, {"--resume"}}) {
+    check_refusal("another's plan", "plan: the file is damaged or of another program",
+                  [&] { compress(options_with(input, output, more), svd(), always); });
+  }
   check(bytes_of_file(work / "plan").size() == not_ours.size(), "another's plan is as it was");
   fs::remove_all(work);
 #if defined(COMPRESS_EXPERTS_HAS_LOCKS)
