@@ -384,11 +384,11 @@ inline std::vector<layer_report> compress(options const& wanted, compression::tr
   work_folder const folder(wanted.output + ".work", wanted.durable);
   if (!folder.has_plan()) {
     folder.begin(plan.dump());
-  } else if (!wanted.resume) {
+  } else if (std::string const found = folder.plan(); !wanted.resume) {
     throw std::runtime_error(folder.text() +
                              ": the folder has a run that was stopped. Add --resume to go on, or remove the "
                              "folder.");
-  } else if (folder.plan() != plan.dump()) {
+  } else if (found != plan.dump()) {
     throw std::runtime_error(folder.text() +
                              ": the folder has a run with another checkpoint or other flags. Repeat its "
                              "flags, or remove the folder.");

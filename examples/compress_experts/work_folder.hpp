@@ -115,13 +115,14 @@ inline bool is_own_name(std::string name) {
 
 class work_folder {
  public:
-  /// Makes the folder, which belongs to this object until it goes. Throws where another process works there, and where the folder has
-  /// files of others. `durable` is `checkpoint::new_file`'s.
+  /// Makes the folder, which belongs to this object until it goes. Throws where another process works there, and where there are files of
+  /// others and no plan. `durable` is `checkpoint::new_file`'s.
   work_folder(std::filesystem::path folder, bool durable) : folder_(std::move(folder)), durable_(durable) {
     std::error_code error;
     std::filesystem::create_directories(folder_, error);
     if (error) throw std::runtime_error(text() + ": the folder cannot be made: " + error.message() + ".");
     for (auto const& entry : std::filesystem::directory_iterator(folder_)) {
+      if (has_plan()) break;
       std::string const name = entry.path().filename().string();
       if (detail::is_own_name(name) && entry.is_regular_file()) continue;
       throw std::runtime_error(
@@ -264,8 +265,9 @@ class work_folder {
       from.finish();
       return part;
     } catch (std::exception const& wrong) {
-      throw std::runtime_error((folder_ / name).string() + ": the file is damaged: " + wrong.what() +
-                               ". Remove the folder and begin again.");
+      throw std::runtime_error((folder_ / name).string() +
+                               ": the file is damaged or of another program: " + wrong.what() +
+                               ". Remove the folder and begin again, or choose another name for the output.");
     }
   }
 

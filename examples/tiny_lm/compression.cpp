@@ -171,7 +171,7 @@ variant with_centre(std::vector<moe_weights> const& original, comp::residual_for
     if (aligned) {
       comp::resmoe job(sizes, options, {.threads = 1});
       job.run(read, [&](comp::expert_residual const& r) {
-        comp::matrix const centre = job.centre();
+        comp::matrix const& centre = job.centre();
         comp::matrix rows = centre, expert = rows_of(plain, r.expert), in_order = expert;
         for (int u = 0; u < inner; ++u) {
           std::copy_n(expert.row(job.found().permutation[static_cast<std::size_t>(r.expert * inner + u)]),

@@ -457,6 +457,77 @@ TEST_CASE("a state that is damaged or another computation's is refused", "[compr
   CHECK(said([&] { barycenter_search(experts.sizes, {}).restore(state); }) != "");
 }
 
+/// Bytes are changed, and the checksum with them: each state is refused, or belongs together and is computed to the end. What matters
+/// most is seen by sanitizers.
+TEST_CASE("a state that is forged is refused as a whole or goes on", "[compression]") {
+  some_experts const experts = random_experts({.experts = 3, .hidden = 1, .intermediate = 5}, 24);
+  resmoe_options const options{.element = stored_as::bfloat16, .centre = {.starts = {2, 1}, .most_iterations = 5}};
+  std::vector<std::vector<std::byte>> states;
+  {
+    resmoe job(experts.sizes, options, {.threads = 1});
+    int calls = 0;
+    REQUIRE(job.run(experts.reader(), {}, [&](progress const& p) {
+      bool const first_of_phase = states.size() < 2 || (p.phase == phase::comparing && states.size() == 2) ||
+                                  (p.phase == phase::compressing && p.expert == 1);
+      if (++calls % 19 == 0 || p.phase != phase::matching) {
+        if (first_of_phase) states.push_back(job.save());
+      }
+      return true;
+    }));
+    states.push_back(job.save());
+  }
+  REQUIRE(states.size() == 5);
+  int refused = 0, taken = 0;
+  for (std::vector<std::byte> const& state : states) {
+    for (std::size_t at = 0; at + sizeof(std::uint64_t) < state.size(); at += 2) {
+      std::vector<std::byte> forged = state;
+      forged[at] ^= at % 3 == 0 ? std::byte{0xff} : std::byte{0x01};
+      std::uint64_t const sum = checksum({forged.data(), forged.size() - sizeof(std::uint64_t)});
+      std::copy_n(reinterpret_cast<std::byte const*>(&sum), sizeof sum, forged.end() - sizeof sum);
+      resmoe job(experts.sizes, options, {.threads = 1});
+      std::vector<std::byte> const before = job.save();
+      if (!said([&] { job.restore(forged); }).empty()) {
+        if (job.save() != before) FAIL("a state that is refused leaves the computation as it was");
+        ++refused;
+        continue;
+      }
+      ++taken;
+      // A forged centre may have numbers that are not finite.
+      if (said([&] { job.run(experts.reader(), {}); }).empty() && !job.is_finished()) FAIL("it is computed to the end");
+    }
+  }
+  CHECK(refused > 300);
+  CHECK(taken > 300);
+}
+
+TEST_CASE("a computation asks whether it is to stop in front of every expert that it reads", "[compression]") {
+  some_experts const experts = random_experts({.experts = 7, .hidden = 2, .intermediate = 6}, 25);
+  for (std::vector<int> const& starts : {std::vector<int>{0}, every_start(7)}) {
+    resmoe job(experts.sizes, {.centre = {.starts = starts}});
+    int since = 0, most = 0;
+    expert_reader const read = experts.reader();
+    REQUIRE(job.run(
+        [&](int expert, sy::view<float> rows) {
+          most = std::max(most, ++since);
+          read(expert, rows);
+        },
+        {},
+        [&](progress const&) {
+          since = 0;
+          return true;
+        }));
+    CHECK(most <= 3);  // two that are matched, after one that was averaged
+  }
+}
+
+TEST_CASE("other centres are rounded as the barycenter is", "[compression]") {
+  some_experts const alone = random_experts({.experts = 1, .hidden = 3, .intermediate = 9}, 26);
+  resmoe_report const report = compressed(alone, {.keep = 0.0, .element = stored_as::bfloat16}).report;
+  CHECK(report.barycenter.centre > 0.0);
+  CHECK(report.single.centre == report.barycenter.centre);
+  CHECK(report.average.centre == report.barycenter.centre);
+}
+
 TEST_CASE("wrong options and weights are refused with one sentence", "[compression]") {
   expert_sizes const sizes{.experts = 2, .hidden = 3, .intermediate = 4};
   CHECK(said([&] { resmoe(expert_sizes{}, {}); }) ==

@@ -221,8 +221,8 @@ class assignment_problem {
 /// in double; two assignments whose sums differ by less than its rounding count as equal.
 ///
 /// `costs` is [count, count] and finite, of any sign; `column_of_row` has room for `count` numbers. Of several assignments with the
-/// least sum the result is always the same one, whatever the instruction set. Memory beside the costs: at most 80 bytes for each row. Time: at
-/// most of the order of count^3, on the calling thread. Returns false when `watch` returned false; `column_of_row` is then of no use.
+/// least sum the result is always the same one, whatever the instruction set. Memory beside the costs: at most 80 bytes for each row.
+/// Time: at most of the order of count^3, on the calling thread. Returns false when `watch` returned false; `column_of_row` is then of no use.
 /// Throws `error` for costs that are not square or not finite.
 /// Source: Jonker and Volgenant 1987, A Shortest Augmenting Path Algorithm for Dense and Sparse Linear Assignment Problems: reduction
 /// of columns, augmenting reduction of rows, then shortest paths as Dijkstra's.
