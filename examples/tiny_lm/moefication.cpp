@@ -1,4 +1,4 @@
-// Turns the dense model's feed-forward blocks into Mixture-of-Experts layers, without training it: scores a text with some of the hidden
+// Turns a dense model's feed-forward blocks into Mixture-of-Experts layers, without training it: scores a text with some of the hidden
 // units of each block, chosen by several selectors, and draws the score against the share of the units that are computed.
 #include <switchyard/moefication/coactivation.hpp>
 #include <switchyard/moefication/moefy.hpp>
@@ -16,7 +16,10 @@
 #include <exception>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <iterator>
 #include <memory>
+#include <numeric>
 #include <span>
 #include <stdexcept>
 #include <string>
@@ -38,27 +41,53 @@ namespace {
 using namespace tiny_lm;
 namespace moefication = sy::moefication;
 
-constexpr int experts = 16;
+/// How the blocks of a kind are split, and how many experts are computed.
+template <class Kind>
+struct split_of;
+template <>
+struct split_of<kinds::dense> {
+  static constexpr int experts = 16;
+  using computed = std::integer_sequence<int, 1, 2, 4, 6, 8, 12>;
+  static constexpr char const* title = "A dense model with a part of its hidden units";
+  static constexpr char const* picture = "moefication.svg";
+};
+template <>
+struct split_of<kinds::relu> {
+  static constexpr int experts = 32;
+  using computed = std::integer_sequence<int, 1, 2, 4, 8, 16>;
+  static constexpr char const* title = "A dense model with ReLU and a part of its hidden units";
+  static constexpr char const* picture = "moefication_relu.svg";
+};
+
 constexpr char const* usage = R"(usage: tiny_lm_moefication [flag value]...
 
-Splits the hidden units of each feed-forward block of a dense model into 16 experts, trains selectors on the activations of one part of a
-text, scores the rest of it with 1 to 12 experts for each byte, and draws the result.
+Splits the hidden units of each feed-forward block of a dense model into experts, trains selectors on the activations of one part of a
+text, scores the rest of it with some of the experts for each byte, and draws the result.
 
-  --weights FILE   weights of kind dense                      (models/dense.safetensors)
+  --model KIND     dense: gated SiLU, 128 units, 16 experts;
+                   relu: plain ReLU, 512 units, 32 experts    (dense)
+  --weights FILE   weights of that kind                       (its file in models/)
   --text FILE      a text                                     (held_out.txt)
   --bytes N        bytes of the text to use, from its start   (all)
   --epochs N       of the training of the selectors           (30)
-  --picture FILE   where the picture goes, as SVG             (moefication.svg)
+  --picture FILE   where the picture goes, as SVG             (moefication.svg; of relu moefication_relu.svg)
   --help           this text
 )";
 
 struct settings {
-  std::string weights = std::string(TINY_LM_MODELS) + "/dense.safetensors", text = TINY_LM_TEXT;
-  std::string picture = "moefication.svg";
+  std::string model = "dense", weights, text = TINY_LM_TEXT, picture;
   std::int64_t bytes = 0;
   int epochs = 30;
   bool help = false;
 };
+
+/// Calls `body.template operator()<Kind>()` for the kind that the command line calls so. Whether there is one.
+template <class Body>
+bool with_model(std::string const& option, Body const& body) {
+  if (option == kinds::dense::option) return body.template operator()<kinds::dense>(), true;
+  if (option == kinds::relu::option) return body.template operator()<kinds::relu>(), true;
+  return false;
+}
 
 settings parse_settings(int argc, char const* const* argv) {
   settings result;
@@ -68,16 +97,26 @@ settings parse_settings(int argc, char const* const* argv) {
       result.help = true;
       continue;
     }
-    if (flag != "--weights" && flag != "--text" && flag != "--bytes" && flag != "--epochs" && flag != "--picture") {
+    if (flag != "--model" && flag != "--weights" && flag != "--text" && flag != "--bytes" && flag != "--epochs" &&
+        flag != "--picture") {
       throw usage_error("unknown flag '" + flag + "'");
     }
     if (i + 1 == argc) throw usage_error(flag + " needs a value");
     std::string const value = argv[++i];
+    if (flag == "--model") result.model = value;
     if (flag == "--weights") result.weights = value;
     if (flag == "--text") result.text = value;
     if (flag == "--picture") result.picture = value;
     if (flag == "--bytes") result.bytes = tiny_lm::detail::whole_number<std::int64_t>(flag, value, 100, 1'000'000'000);
     if (flag == "--epochs") result.epochs = tiny_lm::detail::whole_number(flag, value, 1, 1000);
+  }
+  if (!with_model(result.model, [&]<class Kind>() {
+        if (result.weights.empty()) {
+          result.weights = std::string(TINY_LM_MODELS) + "/" + std::string(Kind::name) + ".safetensors";
+        }
+        if (result.picture.empty()) result.picture = split_of<Kind>::picture;
+      })) {
+    throw usage_error("--model: expected dense or relu, got '" + result.model + "'");
   }
   return result;
 }
@@ -99,6 +138,7 @@ template <class Kind, int TopK, choice Choice>
 class split_layers final : public moe_layers {
   using dense = typename Kind::template first<sy::backend::cpu>;
   using activation = typename dense::expert::activation;
+  static constexpr int experts = split_of<Kind>::experts;
   static constexpr bool is_given = Choice == choice::at_random || Choice == choice::by_ground_truth;
   using router = std::conditional_t<
       is_given, sy::router::precomputed,
@@ -122,7 +162,7 @@ class split_layers final : public moe_layers {
       moefication::chosen_experts given;
       typename layer::args args{};
       args.tokens = layer::rows(tokens, rows);
-      args.weights.gate_proj = of.moefied.gate_view();
+      if constexpr (layer::expert_traits.gated) args.weights.gate_proj = of.moefied.gate_view();
       args.weights.up_proj = of.moefied.up_view();
       args.weights.down_proj = of.moefied.down_view();
       args.output = layer::rows(output, rows);
@@ -197,7 +237,7 @@ class recording_layers final : public moe_layers {
 double layer_time(moe_layers const& layers, int hidden, std::vector<std::vector<float>> const& seen) {
   auto const worker = layers.worker();
   std::vector<float> output(static_cast<std::size_t>(context * hidden));
-  std::int64_t used[experts] = {};
+  std::int64_t used[1] = {};  // the dense layer has one expert, and the others do not count
   std::int64_t const windows =
       std::min<std::int64_t>(8, static_cast<std::int64_t>(seen[0].size()) / (context * hidden));
   if (windows < 1) return 0.0;
@@ -221,7 +261,7 @@ template <class Kind>
 class figure {
   using dense = typename Kind::template first<sy::backend::cpu>;
   using activation = typename dense::expert::activation;
-  static constexpr int hidden = dense::dims.hidden, units = dense::dims.intermediate;
+  static constexpr int hidden = dense::dims.hidden, units = dense::dims.intermediate, experts = split_of<Kind>::experts;
 
  public:
   explicit figure(settings const& wanted)
@@ -253,10 +293,10 @@ class figure {
         split([](auto const&, auto const&) { return moefication::contiguous_clusters(units, experts); });
     std::vector<split_block> clustered = split([](auto const& block, auto const&) {
       std::vector<float> const rows = moefication::clustered_rows(block);
-      return moefication::balanced_k_means({rows.data(), units, std::int64_t{2} * hidden}, experts).labels;
+      return moefication::balanced_k_means({rows.data(), units, std::ssize(rows) / units}, experts).labels;
     });
     train(clustered);
-    picture_ = {.dense_bits = dense_bits, .dense_time = dense_time, .experts = experts};
+    picture_ = {.title = split_of<Kind>::title, .dense_bits = dense_bits, .dense_time = dense_time, .experts = experts};
     add<choice::at_random>("random experts", clustered);
     add<choice::by_ground_truth>("ground truth, contiguous", contiguous);
     add<choice::by_ground_truth>("ground truth, clusters", clustered);
@@ -293,9 +333,8 @@ class figure {
     for (int b = 0; b < blocks; ++b) {
       moe_weights const& w = model_.moe[static_cast<std::size_t>(b)];
       split_block of;
-      of.dense = {.gate = {w.gate_proj.data(), units, hidden},
-                  .up = {w.up_proj.data(), units, hidden},
-                  .down = {w.down_proj.data(), hidden, units}};
+      of.dense = {.up = {w.up_proj.data(), units, hidden}, .down = {w.down_proj.data(), hidden, units}};
+      if (dense::expert_traits.gated) of.dense.gate = {w.gate_proj.data(), units, hidden};
       of.labels = labels_of(of.dense, activations_of(of.dense, b));
       of.moefied = moefication::moefy(of.dense, of.labels, experts);
       of.centers = moefication::centers(of.dense, of.labels, experts);
@@ -322,14 +361,42 @@ class figure {
       sy::view<float const> const wanted{masses.data(), tokens.rows, experts};
       auto const result = moefication::train_selector(moefication::first_selector(block.centers, experts), tokens,
                                                       wanted, {.epochs = wanted_.epochs});
-      int const fifth = experts / 5;
+      constexpr int fifth = experts / 5;
+      sparsity const sparse = sparsity_of(active);
       double const most = moefication::captured_mass(wanted, moefication::best_experts(wanted, fifth).experts, fifth);
       std::printf(
-          "  block %d: %d of %d experts have %.1f %% of the mass, those of the trained selector %.1f %% "
-          "(epoch %d)\n",
-          b, fifth, experts, 100.0 * most, 100.0 * result.captured_mass, result.epoch);
+          "  block %d: %.1f %% of the units are not zero, the largest %.1f %% have nine tenths of the mass;\n"
+          "    %d of %d experts have %.1f %% of it, those of the trained selector %.1f %% (epoch %d)\n",
+          b, 100.0 * sparse.active, 100.0 * sparse.most, fifth, experts, 100.0 * most, 100.0 * result.captured_mass,
+          result.epoch);
       block.trained = result.best;
     }
+  }
+
+  struct sparsity {
+    double active = 0.0;  ///< share of the units that are not zero
+    double most = 0.0;    ///< share of the units, the largest, that have nine tenths of the mass
+  };
+  /// The mean over tokens, of activations [tokens, units].
+  static sparsity sparsity_of(std::vector<float> const& active) {
+    sparsity result;
+    std::vector<float> row(units);
+    for (std::size_t begin = 0; begin < active.size(); begin += units) {
+      auto const from = active.begin() + static_cast<std::ptrdiff_t>(begin);
+      std::copy(from, from + units, row.begin());
+      std::sort(row.begin(), row.end(), std::greater<>());
+      double const wanted = 0.9 * std::accumulate(row.begin(), row.end(), 0.0);
+      double mass = 0.0;
+      for (float value : row) {
+        if (!(value > 0.0f)) break;
+        if (mass < wanted) result.most += 1.0;
+        mass += static_cast<double>(value);
+        result.active += 1.0;
+      }
+    }
+    result.active /= static_cast<double>(active.size());
+    result.most /= static_cast<double>(active.size());
+    return result;
   }
 
   template <choice Choice>
@@ -342,12 +409,8 @@ class figure {
       bool const is_a_router = Choice == choice::by_centers || Choice == choice::by_trained_selector;
       if (is_a_router) line.time.push_back(layer_time(layers, hidden, seen_));
     };
-    at(std::integral_constant<int, 1>{});
-    at(std::integral_constant<int, 2>{});
-    at(std::integral_constant<int, 4>{});
-    at(std::integral_constant<int, 6>{});
-    at(std::integral_constant<int, 8>{});
-    at(std::integral_constant<int, 12>{});
+    [&]<int... TopK>(std::integer_sequence<int, TopK...>) { (at(std::integral_constant<int, TopK>{}), ...); }
+    (typename split_of<Kind>::computed{});
     if (picture_.lines.empty()) {
       std::printf(
           "\nbits per byte (and ns for each byte, where a router chooses), by the share of the hidden units\n%-26s",
@@ -389,7 +452,7 @@ int main(int argc, char** argv) {
     if (wanted.help) {
       std::printf("%s", usage);
     } else {
-      figure<kinds::dense>(wanted).draw();
+      with_model(wanted.model, [&]<class Kind>() { figure<Kind>(wanted).draw(); });
     }
     return 0;
   } catch (usage_error const& wrong) {

@@ -19,6 +19,7 @@ struct tradeoff_line {
 };
 
 struct tradeoff {
+  std::string title = {};
   double dense_bits = 0.0, dense_time = 0.0;
   int experts = 1;
   std::vector<tradeoff_line> lines = {};
@@ -44,9 +45,9 @@ inline std::string svg(tradeoff const& of) {
       "<rect width=\"%d\" height=\"%d\" fill=\"#ffffff\"/>\n",
       width, height, width, height, width, height);
   out += detail::format(
-      "<text x=\"%d\" y=\"34\" font-size=\"20\" font-weight=\"bold\">A dense model with a part of its hidden "
-      "units</text>\n<text x=\"%d\" y=\"56\" font-size=\"13\" fill=\"#52606d\">%s</text>\n",
-      left, left, of.subtitle.c_str());
+      "<text x=\"%d\" y=\"34\" font-size=\"20\" font-weight=\"bold\">%s</text>\n<text x=\"%d\" y=\"56\" "
+      "font-size=\"13\" fill=\"#52606d\">%s</text>\n",
+      left, of.title.c_str(), left, of.subtitle.c_str());
   for (int i = 0; i <= 5; ++i) {
     double const bits = low + (high - low) * i / 5.0, share = i / 5.0;
     out += detail::format("<line x1=\"%d\" y1=\"%.1f\" x2=\"%d\" y2=\"%.1f\" stroke=\"#e4e7eb\"/>\n", left, y(bits),
