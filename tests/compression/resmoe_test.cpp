@@ -498,6 +498,21 @@ TEST_CASE("a state that is forged is refused as a whole or goes on", "[compressi
   }
   CHECK(refused > 300);
   CHECK(taken > 300);
+
+  // The errors of the experts stand last: a number of them, and two numbers each.
+  std::vector<std::byte> longer = states.back();
+  longer.resize(longer.size() - sizeof(std::uint64_t));
+  std::byte& count = longer[longer.size() - 3 * sizeof(centre_error) - sizeof(std::uint64_t)];
+  REQUIRE(count == std::byte{3});
+  count = std::byte{4};
+  longer.resize(longer.size() + sizeof(centre_error));
+  std::uint64_t const sum = checksum(longer);
+  auto const* const bytes = reinterpret_cast<std::byte const*>(&sum);
+  longer.insert(longer.end(), bytes, bytes + sizeof sum);
+  resmoe job(experts.sizes, options, {.threads = 1});
+  CHECK(said([&] { job.restore(longer); }) ==
+        "switchyard: compression, saved state: expected a computation that can go on, got numbers that do not belong "
+        "together");
 }
 
 TEST_CASE("a computation asks whether it is to stop in front of every expert that it reads", "[compression]") {
