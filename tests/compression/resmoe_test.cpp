@@ -11,6 +11,7 @@
 
 #include "catch.hpp"
 #include "support/random_numbers.hpp"
+#include "support/said.hpp"
 
 #if defined(SWITCHYARD_TESTS_WITH_LAPACK)
 #include <switchyard/compression/lapack_svd.hpp>
@@ -18,6 +19,8 @@
 
 namespace sy = switchyard;
 using namespace switchyard::compression;
+
+using support::said;
 
 namespace {
 
@@ -123,17 +126,6 @@ double mean_error(some_experts const& experts, outcome const& of) {
   double sum = 0.0;
   for (int e = 0; e < experts.sizes.experts; ++e) sum += squared(aligned(experts, of, e), of.restored[e]);
   return sum / experts.sizes.experts;
-}
-
-/// What a call throws; empty when it does not.
-template <class Call>
-std::string said(Call call) {
-  try {
-    call();
-  } catch (sy::error const& wrong) {
-    return wrong.what();
-  }
-  return {};
 }
 
 /// Two experts of two units with two numbers each.
