@@ -14,8 +14,11 @@
 #include "catch.hpp"
 #include "safetensors.hpp"
 #include "support/random_numbers.hpp"
+#include "support/said.hpp"
 
 namespace sy = switchyard;
+
+using support::said;
 
 namespace {
 
@@ -96,17 +99,6 @@ double distance(std::vector<float> const& a, std::vector<float> const& b) {
     most = std::max(most, std::abs(static_cast<double>(a[i]) - b[i]));
   }
   return most / largest;
-}
-
-/// What a call throws; empty when it does not.
-template <class Call>
-std::string said(Call call) {
-  try {
-    call();
-  } catch (sy::error const& wrong) {
-    return wrong.what();
-  }
-  return {};
 }
 
 }  // namespace

@@ -7,10 +7,13 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "support/said.hpp"
 
 namespace sy = switchyard;
 namespace initialise = switchyard::initialise;
 using initialise::layer_norm;
+
+using support::said;
 
 namespace {
 
@@ -24,17 +27,6 @@ double deviation_of(std::vector<T> const& values) {
   for (T v : values) mean += static_cast<float>(v) / count;
   for (T v : values) square += (static_cast<float>(v) - mean) * (static_cast<float>(v) - mean);
   return std::sqrt(square / (count - 1.0));
-}
-
-/// What a call throws; empty when it does not.
-template <class Call>
-std::string said(Call call) {
-  try {
-    call();
-  } catch (sy::error const& wrong) {
-    return wrong.what();
-  }
-  return {};
 }
 
 }  // namespace

@@ -12,9 +12,12 @@
 
 #include "catch.hpp"
 #include "support/random_numbers.hpp"
+#include "support/said.hpp"
 
 namespace sy = switchyard;
 using sy::compression::assign;
+
+using support::said;
 
 namespace {
 
@@ -105,17 +108,6 @@ double least_by_hungarian(problem const& p) {
     } while (column != 0);
   }
   return -v[0];
-}
-
-/// What a call throws; empty when it does not.
-template <class Call>
-std::string said(Call call) {
-  try {
-    call();
-  } catch (sy::error const& wrong) {
-    return wrong.what();
-  }
-  return {};
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 
 #include "catch.hpp"
 #include "support/random_numbers.hpp"
+#include "support/said.hpp"
 
 #if defined(SWITCHYARD_TESTS_WITH_LAPACK)
 #include <switchyard/compression/lapack_svd.hpp>
@@ -18,6 +19,8 @@
 
 namespace sy = switchyard;
 using namespace switchyard::compression;
+
+using support::said;
 
 namespace {
 
@@ -123,17 +126,6 @@ double mean_error(some_experts const& experts, outcome const& of) {
   double sum = 0.0;
   for (int e = 0; e < experts.sizes.experts; ++e) sum += squared(aligned(experts, of, e), of.restored[e]);
   return sum / experts.sizes.experts;
-}
-
-/// What a call throws; empty when it does not.
-template <class Call>
-std::string said(Call call) {
-  try {
-    call();
-  } catch (sy::error const& wrong) {
-    return wrong.what();
-  }
-  return {};
 }
 
 /// Two experts of two units with two numbers each.
@@ -498,6 +490,21 @@ TEST_CASE("a state that is forged is refused as a whole or goes on", "[compressi
   }
   CHECK(refused > 300);
   CHECK(taken > 300);
+
+  // The errors of the experts stand last: a number of them, and two numbers each.
+  std::vector<std::byte> longer = states.back();
+  longer.resize(longer.size() - sizeof(std::uint64_t));
+  std::byte& count = longer[longer.size() - 3 * sizeof(centre_error) - sizeof(std::uint64_t)];
+  REQUIRE(count == std::byte{3});
+  count = std::byte{4};
+  longer.resize(longer.size() + sizeof(centre_error));
+  std::uint64_t const sum = checksum(longer);
+  auto const* const bytes = reinterpret_cast<std::byte const*>(&sum);
+  longer.insert(longer.end(), bytes, bytes + sizeof sum);
+  resmoe job(experts.sizes, options, {.threads = 1});
+  CHECK(said([&] { job.restore(longer); }) ==
+        "switchyard: compression, saved state: expected a computation that can go on, got numbers that do not belong "
+        "together");
 }
 
 TEST_CASE("a computation asks whether it is to stop in front of every expert that it reads", "[compression]") {

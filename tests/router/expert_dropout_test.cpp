@@ -98,17 +98,6 @@ TEST_CASE("groups are judged by what is left of them", "[router]") {
 
 namespace {
 
-template <int Experts, class Lanes>
-sy::per_expert<Experts, Lanes> deal(Lanes lanes, std::vector<float> const& logits) {
-  using share = sy::per_expert<Experts, Lanes>;
-  share mine;
-  for (int i = 0; i < share::size; ++i) {
-    int const id = share::expert(lanes, i);
-    mine.value[i] = id < Experts ? logits[static_cast<std::size_t>(id)] : share::closed;
-  }
-  return mine;
-}
-
 template <class Router, int Experts, int TopK>
 void check_lanes() {
   std::mt19937 random(5);
@@ -117,7 +106,7 @@ void check_lanes() {
     for (int e = 0; e < Experts; ++e) logits.push_back(static_cast<float>(random() % 16) / 8.0f);  // with ties
     sy::expert_dropout const from{.seed = 3, .first_token = 7};
     auto const decide = [&](auto lanes) {
-      return sy::decide<Router, TopK>(lanes, deal<Experts>(lanes, logits), {}, from, token);
+      return sy::decide<Router, TopK>(lanes, emulated::deal<Experts>(lanes, logits), {}, from, token);
     };
     sy::route<TopK> const alone = decide(sy::serial_lanes{});
     for (auto const& mine : emulated::run<8>(decide)) {

@@ -85,4 +85,16 @@ auto run(Body body) -> std::vector<decltype(body(lanes<Size>{}))> {
   }
 }
 
+/// One token's logits dealt to the lanes of a group, or to one lane.
+template <int Experts, class Lanes>
+switchyard::per_expert<Experts, Lanes> deal(Lanes lanes, std::vector<float> const& logits) {
+  using share = switchyard::per_expert<Experts, Lanes>;
+  share mine;
+  for (int i = 0; i < share::size; ++i) {
+    int const id = share::expert(lanes, i);
+    mine.value[i] = id < Experts ? logits[static_cast<std::size_t>(id)] : share::closed;
+  }
+  return mine;
+}
+
 }  // namespace emulated

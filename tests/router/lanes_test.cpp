@@ -20,25 +20,13 @@ using selection::group_score;
 
 namespace {
 
-/// One token's logits dealt to the lanes of a group.
-template <int Experts, class Lanes>
-sy::per_expert<Experts, Lanes> deal(Lanes lanes, std::vector<float> const& logits) {
-  using share = sy::per_expert<Experts, Lanes>;
-  share mine;
-  for (int i = 0; i < share::size; ++i) {
-    int const id = share::expert(lanes, i);
-    mine.value[i] = id < Experts ? logits[static_cast<std::size_t>(id)] : share::closed;
-  }
-  return mine;
-}
-
 bool close(float a, float b) { return std::abs(a - b) <= 1e-6f * std::max(std::abs(a), std::abs(b)); }
 
 /// Routes one token on one lane and on a group; ids have to be equal and weights within 1e-6, on every lane.
 template <class Router, int Experts, int TopK, int Size>
 bool agree(std::vector<float> const& logits, sy::router_weights const& weights) {
   auto const select = [&](auto lanes) {
-    return Router::template select<TopK>(lanes, deal<Experts>(lanes, logits), weights);
+    return Router::template select<TopK>(lanes, emulated::deal<Experts>(lanes, logits), weights);
   };
   sy::route<TopK> const expected = select(sy::serial_lanes{});
   for (sy::route<TopK> const& got : emulated::run<Size>(select)) {
@@ -108,7 +96,7 @@ TEST_CASE("sparsemixer chooses the same on a group of lanes as on one", "[router
 TEST_CASE("a value can be asked of every expert on every lane", "[router]") {
   std::vector<float> const logits{4, 8, 15, 16, 23, 42};
   for (int id = 0; id < 6; ++id) {
-    for (float v : emulated::run<4>([&](auto lanes) { return deal<6>(lanes, logits).at(lanes, id); })) {
+    for (float v : emulated::run<4>([&](auto lanes) { return emulated::deal<6>(lanes, logits).at(lanes, id); })) {
       CHECK(v == logits[static_cast<std::size_t>(id)]);
     }
   }

@@ -20,20 +20,9 @@ namespace {
 
 using bytes = std::vector<std::uint8_t>;
 
-template <int Experts, class Lanes>
-sy::per_expert<Experts, Lanes> deal(Lanes lanes, std::vector<float> const& logits) {
-  using share = sy::per_expert<Experts, Lanes>;
-  share mine;
-  for (int i = 0; i < share::size; ++i) {
-    int const id = share::expert(lanes, i);
-    mine.value[i] = id < Experts ? logits[static_cast<std::size_t>(id)] : share::closed;
-  }
-  return mine;
-}
-
 template <class Router, int TopK, int Experts>
 sy::route<TopK> decide(std::vector<float> const& logits, bytes const& allowed) {
-  return sy::decide<Router, TopK>(sy::serial_lanes{}, deal<Experts>(sy::serial_lanes{}, logits), {},
+  return sy::decide<Router, TopK>(sy::serial_lanes{}, emulated::deal<Experts>(sy::serial_lanes{}, logits), {},
                                   sy::allowed_experts{allowed.empty() ? nullptr : allowed.data()}, 5);
 }
 
@@ -64,7 +53,7 @@ TEST_CASE("the best of the allowed experts has its weight of the softmax over al
 TEST_CASE("without an allowed expert a router keeps its own choice", "[router]") {
   std::vector<float> const logits{0.5f, -1.0f, 2.0f, 0.25f, 1.0f};
   sy::route<2> const own =
-      sy::decide<softmax_top_k_raw, 2>(sy::serial_lanes{}, deal<5>(sy::serial_lanes{}, logits), {});
+      sy::decide<softmax_top_k_raw, 2>(sy::serial_lanes{}, emulated::deal<5>(sy::serial_lanes{}, logits), {});
   for (bytes const& allowed : {bytes{}, bytes{0, 0, 0, 0, 0}, bytes{1, 1, 1, 1, 1}}) {
     sy::route<2> const got = decide<restricted<softmax_top_k_raw>, 2, 5>(logits, allowed);
     for (int k = 0; k < 2; ++k) {
@@ -86,7 +75,7 @@ TEST_CASE("every group of lanes is restricted to the same experts", "[router]") 
       allowed.push_back(random() % 8 == 0 ? 1 : 0);                // sometimes none, and often fewer than four
     }
     auto const choice = [&](auto lanes) {
-      return sy::decide<restricted<softmax_top_k>, 4>(lanes, deal<experts>(lanes, logits), {},
+      return sy::decide<restricted<softmax_top_k>, 4>(lanes, emulated::deal<experts>(lanes, logits), {},
                                                       sy::allowed_experts{allowed.data()}, 0);
     };
     sy::route<4> const alone = choice(sy::serial_lanes{});

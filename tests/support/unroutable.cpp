@@ -1,6 +1,7 @@
 #include "support/unroutable.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -16,7 +17,8 @@ namespace support {
 namespace {
 
 constexpr int tested_tokens = 40;
-constexpr double not_a_number = std::numeric_limits<double>::quiet_NaN();
+/// As a float, too, it has all bits set, as those have that a GPU's arithmetic makes.
+constexpr double not_a_number = std::bit_cast<double>(std::uint64_t{0x7fffffffffffffff});
 constexpr call giving_nan{.context = {.threads = 1, .unroutable = sy::unroutable_tokens::give_nan}};
 
 }  // namespace

@@ -53,10 +53,8 @@ __global__ void __launch_bounds__(Threads)
   float const inverse = selectors::inverse_length(squares_by_warp(tokens.row(token), static_cast<int>(tokens.columns)));
   float* const of_token = products + token * experts;
   for (int e = static_cast<int>(threadIdx.x) % 32; e < experts; e += 32) {
-    float const value = center_squares != nullptr ? selectors::minus_distance(of_token[e], inverse, center_squares[e])
-                                                  : selectors::hidden_value(of_token[e], inverse);
-    // The NaN of a GPU's arithmetic has all bits set, and would become 0 where it is cut into tf32 parts.
-    of_token[e] = value == value ? value : not_a_number;
+    of_token[e] = center_squares != nullptr ? selectors::minus_distance(of_token[e], inverse, center_squares[e])
+                                            : selectors::hidden_value(of_token[e], inverse);
   }
 }
 
