@@ -70,7 +70,10 @@ SWITCHYARD_HD constexpr chosen<TopK> take_top_k(Lanes lanes, per_expert<Experts,
   chosen<TopK> result{};
   // The order is total, so the next choice is the first one after the last: nothing has to be marked.
   candidate last = before_all;
-  for (candidate& choice : result.choice) choice = last = next_choice(lanes, values, last);
+  for (int k = 0; k < TopK; ++k) {
+    last = next_choice(lanes, values, last);
+    result.choice[k] = last;
+  }
   return result;
 }
 

@@ -70,10 +70,9 @@ struct tf32_parts {
   std::uint32_t high, low;
 
   __device__ explicit tf32_parts(std::uint32_t bits) {
-    high = nearest(bits);
-    std::uint32_t const rest = __float_as_uint(__uint_as_float(bits) - __uint_as_float(high));
     // Rounding carries into the sign of a NaN with these bits, such as those that a GPU's arithmetic makes, and leaves a zero.
-    low = (bits & 0x7ffff000u) == 0x7ffff000u ? bits : nearest(rest);
+    high = (bits & 0x7ffff000u) == 0x7ffff000u ? bits : nearest(bits);
+    low = nearest(__float_as_uint(__uint_as_float(bits) - __uint_as_float(high)));
   }
 
  private:
