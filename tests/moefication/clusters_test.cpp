@@ -147,4 +147,7 @@ TEST_CASE("balanced k-means takes rows that are equal, and one cluster, and as m
   CHECK(is_balanced(each.labels, 6));
   CHECK(each.objective == Catch::Approx(0.0).margin(1e-6));
   CHECK_THROWS_AS(moefication::balanced_k_means({rows.data(), 6, 2}, 4), sy::error);
+  std::vector<float> broken = rows;
+  broken[3] = std::nanf("");
+  CHECK_THROWS_AS(moefication::balanced_k_means({broken.data(), 6, 2}, 3), sy::error);
 }

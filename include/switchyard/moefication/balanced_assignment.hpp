@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/core/error.hpp>
+#include <switchyard/core/finite.hpp>
 #include <switchyard/core/view.hpp>
 
 #include <algorithm>
@@ -126,9 +127,18 @@ class balancing_flow {
 }  // namespace detail
 
 /// labels[i] = the cluster of unit i, so that every cluster has as many units and the sum of their costs is least: the exact solution of
-/// the transportation problem, by successive shortest paths. `costs` is [units, experts]; units are a multiple of experts, else it throws.
+/// the transportation problem, by successive shortest paths. `costs` is [units, experts]. Throws `error` unless units are a multiple of
+/// experts and costs finite.
 inline void assign_balanced(view<float const> const& costs, std::int32_t* labels) {
   detail::check_split("assign_balanced, costs", costs.rows, static_cast<int>(costs.columns));
+  for (std::int64_t i = 0; i < costs.rows; ++i) {
+    for (std::int64_t e = 0; e < costs.columns; ++e) {
+      float const cost = costs.row(i)[e];
+      if (is_finite(cost)) continue;
+      fail("moefication::assign_balanced, costs", "finite numbers (are the weights free of NaN and infinity?)",
+           std::to_string(cost) + " for unit " + std::to_string(i));
+    }
+  }
   detail::balancing_flow(costs, labels).run();
 }
 
