@@ -1,0 +1,70 @@
+#pragma once
+
+#include <concepts>
+#include <cstdint>
+#include <limits>
+#include <string_view>
+
+namespace switchyard::offload {
+
+/// `resident::next_use` of a piece that no call is expected to need.
+inline constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
+
+/// What a policy knows of a piece that is resident. Calls are numbered; the present one is the last that has begun.
+struct resident {
+  int layer, expert;
+  std::int64_t last_use;  ///< the call that used it last, or that it was fetched for
+  std::int64_t next_use;  ///< the call that is expected to need it next, after the present one; `never`
+  double frequency;       ///< how often it was needed where that was recorded, 0 without a record
+};
+
+/// Which pieces stay resident. Both are asked by `expert_cache` whenever room is needed, and by the simulator; they know no threads and no
+/// memory. A piece that is being read, or is used by the present call, is never given up.
+///
+/// Fetching ahead never changes what a policy decides: it does earlier what the policy would do once the expected calls come.
+template <class Policy>
+concept residency_policy = requires(Policy const& policy, resident const& piece) {
+  { Policy::name } -> std::convertible_to<std::string_view>;
+  /// Whether a piece of the layer whose call begins stays, though that call does not need it.
+  { policy.keeps(piece) } -> std::same_as<bool>;
+  /// Whether the first is given up before the second: a strict weak order.
+  { policy.goes_before(piece, piece) } -> std::same_as<bool>;
+};
+
+/// As published (SiDA): what the present table does not need goes.
+struct exact {
+  static constexpr std::string_view name = "exact";
+  static bool keeps(resident const&) { return false; }
+  static bool goes_before(resident const& a, resident const& b) { return a.last_use < b.last_use; }
+};
+
+/// The least recently used goes.
+struct lru {
+  static constexpr std::string_view name = "lru";
+  static bool keeps(resident const&) { return true; }
+  static bool goes_before(resident const& a, resident const& b) { return a.last_use < b.last_use; }
+};
+
+/// What is expected to be needed last goes; of those that nobody expects, the least recently used. With all calls known that is Belady's
+/// rule, and reads least.
+struct lru_with_lookahead {
+  static constexpr std::string_view name = "lru_with_lookahead";
+  static bool keeps(resident const&) { return true; }
+  static bool goes_before(resident const& a, resident const& b) {
+    return a.next_use != b.next_use ? a.next_use > b.next_use : a.last_use < b.last_use;
+  }
+};
+
+/// What was needed most often where that was recorded stays; the least recently used of equals goes.
+struct pinned_by_frequency {
+  static constexpr std::string_view name = "pinned_by_frequency";
+  static bool keeps(resident const&) { return true; }
+  static bool goes_before(resident const& a, resident const& b) {
+    return a.frequency != b.frequency ? a.frequency < b.frequency : a.last_use < b.last_use;
+  }
+};
+
+static_assert(residency_policy<exact> && residency_policy<lru> && residency_policy<lru_with_lookahead> &&
+              residency_policy<pinned_by_frequency>);
+
+}  // namespace switchyard::offload
