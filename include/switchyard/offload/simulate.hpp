@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <iterator>
 #include <set>
 #include <string>
 #include <utility>
@@ -74,7 +75,6 @@ simulated_run simulate(trace const& of, residency<Policy>& known, simulated_mach
     }
     now = at;
   };
-  std::vector<int> taken;
   std::vector<std::int32_t> rows_of(static_cast<std::size_t>(of.experts()));
   for (std::int64_t i = 0; i < of.calls(); ++i) {
     traced_call const call = of[i];
@@ -91,13 +91,13 @@ simulated_run simulate(trace const& of, residency<Policy>& known, simulated_mach
     begin_read(now);
     while (!known.is_over()) {
       double computing = 0.0;
-      taken.clear();
-      known.take([&](int expert, int place) {
-        taken.push_back(place);
+      bool takes = false;
+      known.take([&](int expert, int) {
+        takes = true;
         computing += machine.seconds_per_piece +
                      machine.seconds_per_row * static_cast<double>(rows_of[static_cast<std::size_t>(expert)]);
       });
-      if (taken.empty()) {
+      if (!takes) {
         if (arriving < 0) fail("offload::simulate", "a policy that makes room for what a call needs", "none");
         result.waiting += arrives - now;
         pass_to(arrives);
@@ -105,7 +105,7 @@ simulated_run simulate(trace const& of, residency<Policy>& known, simulated_mach
       }
       pass_to(now + computing);
       result.resident += computing;
-      for (int const place : taken) known.done(place);
+      known.finish_taken();
       begin_read(now);
     }
     known.end();
@@ -126,51 +126,63 @@ simulated_run simulate(trace const& of, residency<Policy>& known, simulated_mach
 ///
 /// A call uses what is there first; then it reads what is missing, one piece after the other, each in the place of the piece that is
 /// needed last, be it one that this call has used. Of the missing ones that which is needed last comes first, since the one that is
-/// read last is there when the call ends in any case. Written apart from `residency`, which is measured against it.
+/// read last is there when the call ends in any case. Of pieces that the same call needs next, the one goes that this call would read
+/// last. Written apart from `residency`, which is measured against it.
 /// Source: Belady 1966, A study of replacement algorithms for a virtual-storage computer.
 inline std::int64_t belady_loads(trace const& of, std::int64_t places) {
   if (places < 1) fail("offload::belady_loads, places", "1 or more", std::to_string(places));
-  std::int64_t const calls = of.calls();
-  std::size_t const pieces = static_cast<std::size_t>(of.layers()) * static_cast<std::size_t>(of.experts());
-  auto const piece_of = [&](int layer, std::int32_t expert) {
-    return static_cast<std::size_t>(layer) * static_cast<std::size_t>(of.experts()) + static_cast<std::size_t>(expert);
+  auto const index = [](std::int64_t number) { return static_cast<std::size_t>(number); };
+  std::size_t const pieces = index(of.layers()) * index(of.experts());
+  auto const piece_of = [&](int layer, std::int32_t expert) { return index(layer) * index(of.experts()) + index(expert); };
+
+  // The uses of all calls in a row, those of a call in the order in which it would read them, from the last call back: of each use the
+  // number of the same piece's next one.
+  struct use {
+    std::int64_t next;
+    std::size_t piece;
   };
-  // Of each use the call that needs the same piece next; `calls`: none does.
-  std::vector<std::vector<std::int64_t>> next(static_cast<std::size_t>(calls));
-  std::vector<std::int64_t> seen(pieces, calls);
-  for (std::int64_t i = calls; i-- > 0;) {
+  std::int64_t uses = 0;
+  for (std::int64_t i = 0; i < of.calls(); ++i) uses += static_cast<std::int64_t>(of[i].experts.size());
+  std::vector<use> all(index(uses));
+  std::vector<std::int64_t> next_of(pieces, uses);
+  std::int64_t begin = uses;
+  for (std::int64_t i = of.calls(); i-- > 0;) {
     traced_call const call = of[i];
+    std::int64_t const end = begin;
+    begin -= static_cast<std::int64_t>(call.experts.size());
+    std::int64_t number = begin;
     for (std::int32_t const e : call.experts) {
-      next[static_cast<std::size_t>(i)].push_back(std::exchange(seen[piece_of(call.layer, e)], i));
+      std::size_t const piece = piece_of(call.layer, e);
+      all[index(number++)] = {next_of[piece], piece};
     }
+    std::sort(all.begin() + begin, all.begin() + end,
+              [](use const& a, use const& b) { return a.next != b.next ? a.next > b.next : a.piece < b.piece; });
+    for (number = begin; number < end; ++number) next_of[all[index(number)].piece] = number;
   }
-  std::set<std::pair<std::int64_t, std::size_t>> resident;  // by the call that needs it next
-  std::vector<std::int64_t> next_of(pieces, -1);            // -1: not resident
-  std::vector<std::pair<std::int64_t, std::size_t>> missing;
-  std::int64_t loads = 0;
-  for (std::int64_t i = 0; i < calls; ++i) {
-    traced_call const call = of[i];
+
+  std::set<std::pair<std::int64_t, std::size_t>> resident;  // by the next use
+  std::vector<std::uint8_t> is_resident(pieces);
+  std::vector<use> missing;
+  std::int64_t loads = 0, number = 0;
+  for (std::int64_t i = 0; i < of.calls(); ++i) {
     missing.clear();
-    for (std::size_t k = 0; k < call.experts.size(); ++k) {
-      std::size_t const piece = piece_of(call.layer, call.experts[k]);
-      std::pair<std::int64_t, std::size_t> const use{next[static_cast<std::size_t>(i)][k], piece};
-      if (next_of[piece] < 0) {
-        missing.push_back(use);
-        continue;
+    for (std::size_t k = of[i].experts.size(); k-- > 0; ++number) {
+      use const& u = all[index(number)];
+      if (is_resident[u.piece] == 0) {
+        missing.push_back(u);
+      } else {
+        resident.erase({number, u.piece});
+        resident.insert({u.next, u.piece});
       }
-      resident.erase({next_of[piece], piece});
-      resident.insert(use);
-      next_of[piece] = use.first;
     }
-    std::sort(missing.rbegin(), missing.rend());
-    for (auto const& use : missing) {
+    for (use const& u : missing) {
       if (static_cast<std::int64_t>(resident.size()) == places) {
         auto const last = std::prev(resident.end());
-        next_of[last->second] = -1;
+        is_resident[last->second] = 0;
         resident.erase(last);
       }
-      resident.insert(use);
-      next_of[use.second] = use.first;
+      resident.insert({u.next, u.piece});
+      is_resident[u.piece] = 1;
       ++loads;
     }
   }
