@@ -1,9 +1,11 @@
 #pragma once
 
+#include <switchyard/core/element.hpp>
 #include <switchyard/core/view.hpp>
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace switchyard::offload {
 
@@ -19,7 +21,8 @@ struct piece {
   static constexpr std::int64_t room_for(std::int64_t elements) {
     return (elements * static_cast<std::int64_t>(sizeof(element)) + 63) / 64 * 64;
   }
-  static constexpr std::int64_t matrix = room_for(hidden * intermediate), inner_bias = has_bias ? room_for(intermediate) : 0;
+  static constexpr std::int64_t matrix = room_for(hidden * intermediate),
+                                inner_bias = has_bias ? room_for(intermediate) : 0;
 
  public:
   // Bytes from the begin of the piece.
@@ -30,6 +33,13 @@ struct piece {
   static constexpr std::int64_t up_bias = gate_bias + (gated ? inner_bias : 0);
   static constexpr std::int64_t down_bias = up_bias + inner_bias;
   static constexpr std::int64_t bytes = down_bias + (has_bias ? room_for(hidden) : 0);
+
+  /// What tells its pieces from those of another layer: `bfloat16, gate and up [1024, 2048], down [2048, 1024], biases`.
+  static std::string format() {
+    std::string const inner = std::to_string(intermediate), outer = std::to_string(hidden);
+    return std::string(element_name<element>) + (gated ? ", gate and up [" : ", up [") + inner + ", " + outer +
+           "], down [" + outer + ", " + inner + "]" + (has_bias ? ", biases" : "");
+  }
 };
 
 /// The weights of pieces that stand one after the other, as a layer's products read them: the expert of a view is the number of a piece.
