@@ -116,12 +116,7 @@ class residency {
     return true;
   }
   /// Ends the call: what it has not used is not needed.
-  void end() {
-    std::fill(needed_.begin(), needed_.end(), std::uint64_t{0});
-    for (place& p : places_) {
-      if (p.what == state::taken) p.what = state::ready;
-    }
-  }
+  void end() { std::fill(needed_.begin(), needed_.end(), std::uint64_t{0}); }
 
   /// Calls `to(expert, place)` for all that the present call needs and that is ready, in the order of experts, and takes it.
   template <class To>
@@ -133,12 +128,18 @@ class residency {
       to(e, at);
     });
   }
-  /// The present call is done with what stands in a place.
-  void done(int at) {
-    place& p = places_[index(at)];
-    p.what = state::ready;
-    p.last_use = call_;
-    needed_[index(p.expert / 64)] &= ~(std::uint64_t{1} << p.expert % 64);
+  /// The present call is done with what it has taken. How much that was.
+  int finish_taken() {
+    int count = 0;
+    for_each(needed_.data(), [&](int e) {
+      int const at = place_of_[piece_of(layer_, e)];
+      if (at == none || places_[index(at)].what != state::taken) return;
+      places_[index(at)].what = state::ready;
+      places_[index(at)].last_use = call_;
+      needed_[index(e / 64)] &= ~(std::uint64_t{1} << e % 64);
+      ++count;
+    });
+    return count;
   }
 
   /// What is to be read now, if anything: its place counts as taken up from then on.
@@ -206,9 +207,7 @@ class residency {
     return static_cast<std::size_t>(number);
   }
   std::size_t slot(std::int64_t number) const { return index(number % horizon_); }
-  std::size_t piece_of(int layer, int expert) const {
-    return index(layer) * index(experts_) + index(expert);
-  }
+  std::size_t piece_of(int layer, int expert) const { return index(layer) * index(experts_) + index(expert); }
   std::uint64_t* needs_of(std::int64_t number) { return expected_needs_.data() + slot(number) * index(words_); }
 
   template <class Each>
@@ -334,7 +333,7 @@ class residency {
   std::vector<std::int64_t> next_use_;  // [layers, experts], the expected call after the present one
   std::vector<std::uint8_t> unreadable_;
   std::vector<std::int64_t> first_of_layer_, last_of_layer_;  // [layers], expected calls
-  std::vector<std::uint64_t> needed_;                         // what the present call still has to use, a bit for each expert
+  std::vector<std::uint64_t> needed_;  // what the present call still has to use, a bit for each expert
   std::int64_t call_ = 0;
   int layer_ = 0;
   int used_ = 0;
