@@ -86,8 +86,8 @@ class trace {
       traced_call const call = (*this)[i];
       text += std::to_string(call.layer);
       for (std::size_t k = 0; k < call.experts.size(); ++k) {
-        text += " " + std::to_string(call.experts[k]);
-        if (call.rows[k] > 1) text += ":" + std::to_string(call.rows[k]);
+        (text += ' ') += std::to_string(call.experts[k]);
+        if (call.rows[k] > 1) (text += ':') += std::to_string(call.rows[k]);
       }
       text += "\n";
     }
