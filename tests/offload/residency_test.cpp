@@ -234,13 +234,19 @@ TEST_CASE("what was expected and does not come is forgotten", "[offload]") {
   CHECK(of.room_to_expect() == 0);
   call(0, {1});  // the second is this one, and the first is past
   CHECK(of.room_to_expect() == 2);
-  auto const next = of.next_load();  // of the third; what nobody expects and was used before goes
+  CHECK(is_there(1, 3));  // read ahead for the third; what nobody expects and was used before has gone
+  CHECK(is_there(0, 1));
+  CHECK_FALSE(is_there(0, 0));
+  expect(0, {3});
+  auto const next = of.next_load();
   REQUIRE(next.has_value());
-  CHECK(next->layer == 1);
+  CHECK(next->layer == 0);
   CHECK(next->expert == 3);
-  CHECK(of.state_of(0, 0) == pieces::state::empty);
+  CHECK_FALSE(is_there(0, 1));
   of.failed(next->place);
   CHECK_FALSE(of.next_load().has_value());  // not again before a call needs it
+  call(0, {3});
+  CHECK(is_there(0, 3));
   call(1, {3});
   CHECK(is_there(1, 3));
   CHECK(of.room_to_expect() == 3);

@@ -285,8 +285,9 @@ class residency {
         int const at = place_for_next();
         followed& f = followed_[index(at)];
         // What is given up on the way and read again cannot be read before it is gone.
-        bool const is_there = place_of_[piece] != none;
-        if (!f.blocked && !is_there) return found_load{{layer, e, at}, call};
+        bool const is_given_up = place_of_[piece] != none ||
+                                 (Policy::drops_unneeded && number != never && first_of_layer_[index(layer)] != number);
+        if (!f.blocked && !is_given_up) return found_load{{layer, e, at}, call};
         if (++planned >= most_planned) return std::nullopt;
         f.blocked = true;
         if (f.is.expert != none) followed_place_of_[piece_of(f.is.layer, f.is.expert)] = none;
