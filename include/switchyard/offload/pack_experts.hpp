@@ -38,6 +38,15 @@ void copy_matrix(T const* from, std::int64_t row_stride, std::int64_t column_str
   }
 }
 
+/// The same to a part of a piece. What stands before the next part is zeros, so that equal experts are equal pieces.
+template <class T>
+void put_matrix(T const* from, std::int64_t row_stride, std::int64_t column_stride, std::int64_t rows,
+                std::int64_t columns, std::byte* part) {
+  copy_matrix(from, row_stride, column_stride, rows, columns, reinterpret_cast<T*>(part));
+  std::int64_t const bytes = rows * columns * static_cast<std::int64_t>(sizeof(T));
+  std::memset(part + bytes, 0, static_cast<std::size_t>((64 - bytes % 64) % 64));
+}
+
 }  // namespace detail
 
 /// Puts one expert of a resident layer into a place: its matrices and biases, which may stand in memory in any order that strides
@@ -57,11 +66,7 @@ void pack_expert(typename Layer::weights const& weights, int expert, std::byte* 
     auto const put = [&](element const* from, char const* name, std::int64_t offset, std::int64_t rows,
                          std::int64_t columns, std::int64_t row_stride, std::int64_t column_stride) {
       if (from == nullptr) fail(std::string("offload::pack_experts, weights.") + name, "numbers", "a null pointer");
-      auto* const to = reinterpret_cast<element*>(place + offset);
-      detail::copy_matrix(from, row_stride, column_stride, rows, columns, to);
-      // What stands before the next matrix is zeros, so that equal experts are equal pieces.
-      std::int64_t const bytes = rows * columns * static_cast<std::int64_t>(sizeof(element));
-      std::memset(place + offset + bytes, 0, static_cast<std::size_t>((64 - bytes % 64) % 64));
+      detail::put_matrix(from, row_stride, column_stride, rows, columns, place + offset);
     };
     auto const matrix = [&](auto const& w, char const* name, std::int64_t offset, std::int64_t rows,
                             std::int64_t columns) {

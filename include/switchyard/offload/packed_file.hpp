@@ -109,7 +109,10 @@ inline bool write_all(int file, std::int64_t offset, std::byte const* from, std:
 class file_beside {
  public:
   file_beside(std::string place, std::int64_t bytes)
-      : place_(std::move(place)), beside_(place_ + ".part"), what_("offload::pack, " + quoted(place_)), bytes_(bytes) {
+      : place_(std::move(place)),
+        beside_(place_ + ".part"),
+        what_("offload::pack, " + in_quotes(place_)),
+        bytes_(bytes) {
     struct stat of;
     if (::stat(place_.c_str(), &of) == 0 && !S_ISREG(of.st_mode)) {
       fail(what_, "the name of a file", S_ISDIR(of.st_mode) ? "a folder" : "something that is no ordinary file");
@@ -117,14 +120,14 @@ class file_beside {
     file_ = open_path(beside_, O_RDWR | O_CREAT, 0666);
     if (!file_) {
       fail(what_, "a folder that takes files",
-           system_says(errno) + " (" + quoted(beside_) + "). Make the folder, or give another one");
+           system_says(errno) + " (" + in_quotes(beside_) + "). Make the folder, or give another one");
     }
     // Who holds the lock of a file that has taken its place meanwhile holds that of a finished one.
     struct stat mine, there;
     if (::flock(file_.number(), LOCK_EX | LOCK_NB) != 0 || ::fstat(file_.number(), &mine) != 0 ||
         ::stat(beside_.c_str(), &there) != 0 || mine.st_ino != there.st_ino || mine.st_dev != there.st_dev) {
       fail(what_, "nobody else who writes this file",
-           "another one who does (" + quoted(beside_) + "). Wait, or give another name");
+           "another one who does (" + in_quotes(beside_) + "). Wait, or give another name");
     }
     mine_ = true;
     take_room();
@@ -200,7 +203,7 @@ inline packed_contents read_packed_header(std::string const& path) {
   open_file const file = open_to_read(what, path, false);
   auto const size = static_cast<std::uint64_t>(file.bytes);
   auto const refuse = [&](std::string const& expected, std::string const& got) {
-    fail(what, expected, quoted(path) + ", " + got);
+    fail(what, expected, in_quotes(path) + ", " + got);
   };
   auto const number = [](std::uint64_t n) { return std::to_string(n); };
   char const* const a_file = "a file that offload::pack wrote";
@@ -281,7 +284,7 @@ bool pack(std::string const& path, Store&& from, pack_progress const& progress =
   for (std::int64_t i = 0; i < pieces; ++i) {
     int const layer = static_cast<int>(i / from.experts()), expert = static_cast<int>(i % from.experts());
     std::string const wrong = from.read(layer, expert, place.get());
-    if (!wrong.empty()) fail("offload::pack, " + detail::quoted(path), "a store that can be read", wrong);
+    if (!wrong.empty()) fail("offload::pack, " + detail::in_quotes(path), "a store that can be read", wrong);
     std::memset(place.get() + bytes, 0, static_cast<std::size_t>(room - bytes));
     checksums.push_back(checksum(place.get(), bytes));
     file.write(static_cast<std::int64_t>(h.first_piece) + i * room, place.get(), room);
@@ -322,13 +325,13 @@ file_store open_packed(std::string const& path, file_options const& options = {}
   std::string const expected = piece<Layer>::format();
   if (store.piece_bytes() != piece<Layer>::bytes || (!store.format().empty() && store.format() != expected)) {
     fail("offload::open_packed", "pieces of " + expected,
-         detail::quoted(path) + ", with pieces of " +
+         detail::in_quotes(path) + ", with pieces of " +
              (store.format().empty() ? std::to_string(store.piece_bytes()) + " bytes" : std::string(store.format())) +
              ". Take the layer that it was packed for, or pack it for this one");
   }
   if (store.experts() != Layer::dims.experts) {
     fail("offload::open_packed", std::to_string(Layer::dims.experts) + " experts of each layer",
-         detail::quoted(path) + ", with " + std::to_string(store.experts()));
+         detail::in_quotes(path) + ", with " + std::to_string(store.experts()));
   }
   return store;
 }
