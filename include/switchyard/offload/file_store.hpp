@@ -68,7 +68,7 @@ struct file_store_args {
 
 namespace detail {
 
-inline std::string quoted(std::string const& path) { return "\"" + path + "\""; }
+inline std::string in_quotes(std::string const& path) { return "\"" + path + "\""; }
 inline std::string system_says(int error) { return std::generic_category().message(error); }
 
 /// A file that is closed with it.
@@ -132,11 +132,12 @@ inline open_file open_to_read(std::string const& what, std::string const& path, 
   open_file result;
   result.path = path;
   result.file = open_path(path, O_RDONLY);
-  if (!result.file) fail(what, "a file that can be read", quoted(path) + ", " + system_says(errno) + hint_for(errno));
+  if (!result.file)
+    fail(what, "a file that can be read", in_quotes(path) + ", " + system_says(errno) + hint_for(errno));
   struct stat of;
-  if (::fstat(result.file.number(), &of) != 0) fail(what, "a file", quoted(path) + ", " + system_says(errno));
+  if (::fstat(result.file.number(), &of) != 0) fail(what, "a file", in_quotes(path) + ", " + system_says(errno));
   if (!S_ISREG(of.st_mode)) {
-    fail(what, "a file", quoted(path) + ", which is " + (S_ISDIR(of.st_mode) ? "a folder" : "no ordinary file"));
+    fail(what, "a file", in_quotes(path) + ", which is " + (S_ISDIR(of.st_mode) ? "a folder" : "no ordinary file"));
   }
   result.bytes = of.st_size;
 #if defined(O_DIRECT)
@@ -240,7 +241,7 @@ class file_store {
     std::size_t const index = index_of(layer, expert);
     if (checksum(place, args_.piece_bytes) == args_.checksums[index]) return {};
     extent const& first = args_.pieces[index][0];
-    return detail::quoted(files_[static_cast<std::size_t>(first.file)].path) + " with other bytes in " +
+    return detail::in_quotes(files_[static_cast<std::size_t>(first.file)].path) + " with other bytes in " +
            piece_name{layer, expert}.text() + ", from byte " + std::to_string(first.offset) +
            " on, than were packed: the disk or a copy damaged it. Fetch or pack it again";
   }
@@ -314,12 +315,12 @@ class file_store {
     return std::any_of(parts.begin(), parts.end(), [&](extent const& part) { return !is_straight(part); });
   }
 
-  /// Puts the extents of a piece in order, and checks them. Returns the bytes of the longest one that does not come straight into its
+  /// Puts the extents of a piece in order, joins those that are one, and checks them. Returns the bytes of the longest one that does not come straight into its
   /// place.
   std::int64_t check_piece(std::size_t index) {
     std::vector<extent>& parts = args_.pieces[index];
     std::sort(parts.begin(), parts.end(), [](extent const& a, extent const& b) { return a.at < b.at; });
-    std::int64_t end = 0, bounced = 0;
+    std::int64_t end = 0;
     for (extent const& part : parts) {
       auto const experts = static_cast<std::size_t>(args_.experts);
       std::string const name = "offload::file_store, " +
@@ -336,13 +337,26 @@ class file_store {
       if (part.offset < 0 || part.bytes > file.bytes - part.offset) {
         fail(name,
              std::to_string(part.bytes) + " bytes from byte " + std::to_string(part.offset) + " of " +
-                 detail::quoted(file.path) + " on",
+                 detail::in_quotes(file.path) + " on",
              "a file of " + std::to_string(file.bytes) + " bytes. Fetch or pack it again");
       }
       end = part.at + part.bytes;
-      if (!is_straight(part)) bounced = std::max(bounced, part.bytes);
     }
     if (parts.empty()) fail("offload::file_store", "an extent of every piece", "a piece of none");
+    std::size_t count = 1;
+    for (std::size_t i = 1; i < parts.size(); ++i) {
+      extent &last = parts[count - 1], &part = parts[i];
+      if (last.file == part.file && last.at + last.bytes == part.at && last.offset + last.bytes == part.offset) {
+        last.bytes += part.bytes;
+      } else {
+        parts[count++] = part;
+      }
+    }
+    parts.resize(count);
+    std::int64_t bounced = 0;
+    for (extent const& part : parts) {
+      if (!is_straight(part)) bounced = std::max(bounced, part.bytes);
+    }
     return bounced;
   }
 
@@ -386,7 +400,7 @@ class file_store {
                                                 static_cast<off_t>(offset + done));
       if (got < 0 && errno == EINTR) continue;
       if (got < 0) {
-        return detail::quoted(file.path) + ", whose bytes from " + std::to_string(offset + done) + " on, in " +
+        return detail::in_quotes(file.path) + ", whose bytes from " + std::to_string(offset + done) + " on, in " +
                name.text() + ", cannot be read: " + detail::system_says(errno) +
                ". Look into the system's log for errors of the disk";
       }
@@ -394,7 +408,7 @@ class file_store {
       // What goes past the page cache goes on at a block.
       std::int64_t const next = file.direct ? (done + got) / block_bytes * block_bytes : done + got;
       if (next == done) {
-        return detail::quoted(file.path) + ", which ended at byte " + std::to_string(offset + done + got) + ", in " +
+        return detail::in_quotes(file.path) + ", which ended at byte " + std::to_string(offset + done + got) + ", in " +
                name.text() + ", and had " + std::to_string(file.bytes) +
                " bytes when it was opened: it was cut meanwhile. Fetch or pack it again";
       }
