@@ -182,6 +182,10 @@ class residency {
 
  private:
   static constexpr int none = -1;
+  static constexpr int pieces_out_of_turn = [] {
+    if constexpr (requires { Policy::out_of_turn; }) return static_cast<int>(Policy::out_of_turn);
+    return 0;
+  }();
   static constexpr int most_planned = 32, most_calls = 64;  // what `next_load` looks at
 
   struct place {
@@ -287,7 +291,11 @@ class residency {
         // What is given up on the way and read again cannot be read before it is gone.
         bool const is_given_up = place_of_[piece] != none ||
                                  (Policy::drops_unneeded && number != never && first_of_layer_[index(layer)] != number);
-        if (!f.blocked && !is_given_up) return found_load{{layer, e, at}, call};
+        if (!is_given_up) {
+          bool const is_soon = number == never || number < front_ + 2;
+          int const now = !f.blocked ? at : is_soon ? place_out_of_turn(at, most_out_of_turn() - planned, number) : none;
+          if (now != none) return found_load{{layer, e, now}, call};
+        }
         if (++planned >= most_planned) return std::nullopt;
         f.blocked = true;
         if (f.is.expert != none) followed_place_of_[piece_of(f.is.layer, f.is.expert)] = none;
@@ -306,6 +314,26 @@ class residency {
       if (best == none || goes_before(followed_[i], followed_[index(best)])) best = static_cast<int>(i);
     }
     return best;
+  }
+  /// In a small cache what goes out of turn costs more reads than it is worth.
+  int most_out_of_turn() const { return std::min(pieces_out_of_turn, std::max(1, places() / 4)); }
+  /// Where a piece goes whose place, `at`, is still in use: the first that may be overwritten of those after it in the order of the policy.
+  /// So many are looked at; a piece that is needed before the one that is read is not given up.
+  int place_out_of_turn(int at, int count, std::int64_t number) const {
+    std::int64_t const call = number == never ? front_ - 1 : number;
+    int passed[pieces_out_of_turn + 1];
+    for (int passes = 0; passes < count;) {
+      passed[passes++] = at;
+      at = none;
+      for (std::size_t i = 0; i < followed_.size(); ++i) {
+        int const candidate = static_cast<int>(i);
+        if (at != none && !goes_before(followed_[i], followed_[index(at)])) continue;
+        if (std::find(passed, passed + passes, candidate) == passed + passes) at = candidate;
+      }
+      if (at == none || followed_[index(at)].is.next_use <= call) return none;
+      if (!followed_[index(at)].blocked) return at;
+    }
+    return none;
   }
   bool goes_before(followed const& a, followed const& b) const {
     if (a.is.expert == none || b.is.expert == none) {
