@@ -96,6 +96,10 @@ TEST_CASE("no way of reading takes fewer loads than Belady's rule", "[offload]")
       CHECK(offload::belady_loads(of, places) == least_loads(of, places));
     }
   }
+  // The first two calls read three pieces, the third one, and the last none.
+  offload::trace const four = calls_of({{1, 1, 0, 0}, {1, 0, 1, 0}, {0, 0, 0, 1}, {1, 0, 0, 1}});
+  CHECK(offload::belady_loads(four, 2) == 4);
+  CHECK(offload::belady_loads(four, 2, 2) == 1);
   CHECK_THAT(support::said([] { offload::belady_loads(offload::trace(1, 1), 0); }),
              ContainsSubstring("1 or more, got 0"));
 }
