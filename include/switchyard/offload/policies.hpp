@@ -54,7 +54,7 @@ struct lru {
 struct lru_with_lookahead {
   static constexpr std::string_view name = "lru_with_lookahead";
   static constexpr bool drops_unneeded = false;
-  static constexpr int out_of_turn = 4;
+  static constexpr int out_of_turn = 3;
   static bool goes_before(resident const& a, resident const& b) {
     return a.next_use != b.next_use ? a.next_use > b.next_use : a.last_use < b.last_use;
   }
@@ -69,7 +69,7 @@ struct lru_with_lookahead {
 struct by_next_use {
   static constexpr std::string_view name = "by_next_use";
   static constexpr bool drops_unneeded = false;
-  static constexpr int out_of_turn = 4;
+  static constexpr int out_of_turn = 3;
   static bool goes_before(resident const& a, resident const& b) {
     return a.calls_until_use != b.calls_until_use ? a.calls_until_use > b.calls_until_use : a.last_use < b.last_use;
   }
