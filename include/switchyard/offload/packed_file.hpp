@@ -130,7 +130,6 @@ class file_beside {
            "another one who does (" + in_quotes(beside_) + "). Wait, or give another name");
     }
     mine_ = true;
-    take_room();
   }
   file_beside(file_beside const&) = delete;
   file_beside& operator=(file_beside const&) = delete;
@@ -138,25 +137,6 @@ class file_beside {
     if (mine_) ::unlink(beside_.c_str());
   }
 
-  void write(std::int64_t offset, std::byte const* from, std::int64_t bytes) {
-    if (!write_all(file_.number(), offset, from, bytes)) refuse();
-  }
-  /// The disk has all bytes, then the file takes its place.
-  void finish() {
-    if (::fsync(file_.number()) != 0) refuse();
-#if defined(POSIX_FADV_DONTNEED)
-    ::posix_fadvise(file_.number(), 0, 0, POSIX_FADV_DONTNEED);
-#endif
-    if (::rename(beside_.c_str(), place_.c_str()) != 0) refuse();
-    mine_ = false;
-    std::size_t const folder = place_.rfind('/');
-    // Some file systems cannot wait for a folder, and the file is there anyway.
-    if (descriptor const d = open_path(folder == place_.npos ? "." : place_.substr(0, folder + 1), O_RDONLY)) {
-      ::fsync(d.number());
-    }
-  }
-
- private:
   /// A disk that has no room says so before hours of writing.
   void take_room() {
     if (::ftruncate(file_.number(), 0) != 0) refuse();
@@ -177,6 +157,25 @@ class file_beside {
     if (failed == ENOSPC || failed == EFBIG || failed == EDQUOT) refuse();
 #endif
   }
+  void write(std::int64_t offset, std::byte const* from, std::int64_t bytes) {
+    if (!write_all(file_.number(), offset, from, bytes)) refuse();
+  }
+  /// The disk has all bytes, then the file takes its place.
+  void finish() {
+    if (::fsync(file_.number()) != 0) refuse();
+#if defined(POSIX_FADV_DONTNEED)
+    ::posix_fadvise(file_.number(), 0, 0, POSIX_FADV_DONTNEED);
+#endif
+    if (::rename(beside_.c_str(), place_.c_str()) != 0) refuse();
+    mine_ = false;
+    std::size_t const folder = place_.rfind('/');
+    // Some file systems cannot wait for a folder, and the file is there anyway.
+    if (descriptor const d = open_path(folder == place_.npos ? "." : place_.substr(0, folder + 1), O_RDONLY)) {
+      ::fsync(d.number());
+    }
+  }
+
+ private:
   std::string room() const { return "room for " + std::to_string(bytes_) + " bytes"; }
   [[noreturn]] void refuse() {
     int const error = errno;
@@ -278,6 +277,7 @@ bool pack(std::string const& path, Store&& from, pack_progress const& progress =
   h.file_bytes = detail::end_of(h);
 
   detail::file_beside file(path, static_cast<std::int64_t>(h.file_bytes));
+  file.take_room();
   block_memory const place = take_blocks(bytes);
   std::vector<std::uint64_t> checksums;
   std::int64_t const pieces = std::int64_t{from.layers()} * from.experts();
