@@ -364,7 +364,7 @@ class expert_finder {
       args.arrange = [matrices = arranged_, wide = piece_.element_bytes == 4](std::byte const* stored,
                                                                               std::byte* place) {
         if (wide) {
-          arrange_matrices<std::uint32_t>(matrices, stored, place);
+          arrange_matrices<float>(matrices, stored, place);
         } else {
           arrange_matrices<std::uint16_t>(matrices, stored, place);
         }
