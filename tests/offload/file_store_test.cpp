@@ -89,6 +89,9 @@ ssize_t in_parts(int file, void* to, std::size_t bytes, off_t offset) {
   ++reads;
   return ::pread(file, to, std::min<std::size_t>(bytes, 4096), offset);
 }
+ssize_t in_small_parts(int file, void* to, std::size_t bytes, off_t offset) {
+  return std::min<ssize_t>(::pread(file, to, bytes, offset), 1000);
+}
 ssize_t with_an_error(int file, void* to, std::size_t bytes, off_t offset) {
   if (++reads == 2) {
     errno = EIO;
@@ -288,6 +291,14 @@ TEST_CASE("a read goes on after a signal and a part, and an error has a name", "
               "\", whose bytes from 16384 on, in layer 0, expert 1, cannot be read: Input/output error. Look into "
               "the system's log for errors of the disk");
     CHECK(c.read(0, 1, place.get()).empty());
+    // Past the page cache nothing goes on within a block.
+    offload::file_store d = open(in_small_parts);
+    CHECK(count_wrong(d, expected) == (d.direct() ? 2 : 0));
+    if (d.direct()) {
+      CHECK_THAT(
+          d.read(0, 0, place.get()),
+          ContainsSubstring("which ended at byte 5096, in layer 0, expert 0 for this read, though the file goes on"));
+    }
   }
 
   for (bool const page_cache : {false, true}) {

@@ -407,13 +407,20 @@ class file_store {
       if (done + got >= wanted) return {};
       // What goes past the page cache goes on at a block.
       std::int64_t const next = file.direct ? (done + got) / block_bytes * block_bytes : done + got;
-      if (next == done) {
-        return detail::in_quotes(file.path) + ", which ended at byte " + std::to_string(offset + done + got) + ", in " +
-               name.text() + ", and had " + std::to_string(file.bytes) +
-               " bytes when it was opened: it was cut meanwhile. Fetch or pack it again";
-      }
+      if (next == done) return ended(file, name, offset, wanted, offset + done + got);
       done = next;
     }
+  }
+
+  static std::string ended(detail::open_file const& file, piece_name name, std::int64_t offset, std::int64_t wanted,
+                           std::int64_t at) {
+    struct stat of;
+    bool const is_cut = ::fstat(file.file.number(), &of) == 0 && of.st_size < offset + wanted;
+    return detail::in_quotes(file.path) + ", which ended at byte " + std::to_string(at) + ", in " + name.text() +
+           (is_cut
+                ? ", and had " + std::to_string(file.bytes) +
+                      " bytes when it was opened: it was cut meanwhile. Fetch or pack it again"
+                : " for this read, though the file goes on. Open it with .page_cache, or look into the system's log");
   }
 
   /// Without O_DIRECT: the system shall not keep a second copy.
