@@ -304,12 +304,11 @@ class file_store {
     return static_cast<std::size_t>(layer) * static_cast<std::size_t>(args_.experts) + static_cast<std::size_t>(expert);
   }
 
-  /// Whether an extent comes straight into its place: anything does without O_DIRECT, else whole blocks, and the last bytes of a piece,
-  /// behind which the place has room.
+  /// Whether an extent comes straight into its place. Past the page cache whole blocks do: what the last one overwrites behind the extent
+  /// is put there after it.
   bool is_straight(extent const& part) const {
     return !files_[static_cast<std::size_t>(part.file)].direct ||
-           (part.offset % block_bytes == 0 && part.at % block_bytes == 0 &&
-            (part.bytes % block_bytes == 0 || part.at + part.bytes == args_.stored_bytes));
+           (part.offset % block_bytes == 0 && part.at % block_bytes == 0);
   }
   bool is_bounced(std::vector<extent> const& parts) const {
     return std::any_of(parts.begin(), parts.end(), [&](extent const& part) { return !is_straight(part); });

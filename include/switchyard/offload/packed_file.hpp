@@ -71,15 +71,17 @@ inline bool is_possible(packed_header const& h) {
 }
 
 /// All bytes before the first piece.
-inline std::vector<std::byte> bytes_of_header(packed_header h, std::string const& format,
-                                              std::vector<std::uint64_t> const& checksums) {
-  std::vector<std::byte> bytes(static_cast<std::size_t>(h.first_piece));
+inline block_memory bytes_of_header(packed_header h, std::string const& format,
+                                    std::vector<std::uint64_t> const& checksums) {
+  auto const size = static_cast<std::int64_t>(h.first_piece);
+  block_memory bytes = take_blocks(size);
+  std::memset(bytes.get(), 0, static_cast<std::size_t>(size));
   h.header_checksum = 0;
-  std::memcpy(bytes.data(), &h, sizeof h);
-  std::memcpy(bytes.data() + sizeof h, format.data(), format.size());
-  std::memcpy(bytes.data() + checksums_at(h), checksums.data(), checksums.size() * 8);
-  h.header_checksum = checksum(bytes.data(), static_cast<std::int64_t>(bytes.size()));
-  std::memcpy(bytes.data(), &h, sizeof h);
+  std::memcpy(bytes.get(), &h, sizeof h);
+  std::memcpy(bytes.get() + sizeof h, format.data(), format.size());
+  std::memcpy(bytes.get() + checksums_at(h), checksums.data(), checksums.size() * 8);
+  h.header_checksum = checksum(bytes.get(), size);
+  std::memcpy(bytes.get(), &h, sizeof h);
   return bytes;
 }
 
@@ -130,6 +132,9 @@ class file_beside {
            "another one who does (" + in_quotes(beside_) + "). Wait, or give another name");
     }
     mine_ = true;
+#if defined(O_DIRECT)
+    if (!is_in_memory(file_.number())) direct_ = open_path(beside_, O_WRONLY | O_DIRECT);
+#endif
   }
   file_beside(file_beside const&) = delete;
   file_beside& operator=(file_beside const&) = delete;
@@ -157,7 +162,12 @@ class file_beside {
     if (failed == ENOSPC || failed == EFBIG || failed == EDQUOT) refuse();
 #endif
   }
+  /// Writes whole blocks of `block_memory`.
   void write(std::int64_t offset, std::byte const* from, std::int64_t bytes) {
+    // Past the page cache, which some file systems refuse here.
+    if (direct_ && write_all(direct_.number(), offset, from, bytes)) return;
+    if (direct_ && errno != EINVAL) refuse();
+    direct_ = descriptor();
     if (!write_all(file_.number(), offset, from, bytes)) refuse();
   }
   /// The disk has all bytes, then the file takes its place.
@@ -186,7 +196,7 @@ class file_beside {
 
   std::string place_, beside_, what_;
   std::int64_t bytes_;
-  descriptor file_;
+  descriptor file_, direct_;
   bool mine_ = false;
 };
 
@@ -290,8 +300,7 @@ bool pack(std::string const& path, Store&& from, pack_progress const& progress =
     file.write(static_cast<std::int64_t>(h.first_piece) + i * room, place.get(), room);
     if (progress && !progress(i + 1, pieces)) return false;
   }
-  std::vector<std::byte> const header = detail::bytes_of_header(h, format, checksums);
-  file.write(0, header.data(), static_cast<std::int64_t>(header.size()));
+  file.write(0, detail::bytes_of_header(h, format, checksums).get(), static_cast<std::int64_t>(h.first_piece));
   file.finish();
   return true;
 }
