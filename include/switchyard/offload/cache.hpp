@@ -255,7 +255,7 @@ class expert_cache final : public expert_source<Memory> {
       if (!runs_) {
         runs_ = true;
         begin_call(layer, experts);
-        to_read_.notify_all();
+        if (of_call_.hits < of_call_.needed || residency_.expects_calls()) to_read_.notify_all();
         return;
       }
     }
@@ -334,7 +334,8 @@ class expert_cache final : public expert_source<Memory> {
 
   /// Gives back what `take` has handed out.
   void finish_batch() {
-    if (residency_.finish_taken() > 0) to_read_.notify_all();
+    if (residency_.finish_taken() == 0) return;
+    if (!residency_.is_over() || residency_.expects_calls()) to_read_.notify_all();
   }
 
   [[noreturn]] void fail_read(std::unique_lock<std::mutex>& lock) {
