@@ -386,6 +386,10 @@ TEST_CASE("a checkpoint that is not what was expected says which tensor", "[offl
              ContainsSubstring("has it of F32 with shape [10, 12]"));
   CHECK_THAT(with([&](auto& h) { h[name]["dtype"] = "F7"; }),
              ContainsSubstring("of unknown type 'F7'. Fetch it again"));
+  CHECK_THAT(with([&](auto& h) { h.erase(name); }), ContainsSubstring(", and the one before it ends at "));
+  new_file longer = right;
+  longer.data.push_back(0);
+  CHECK_THAT(open(longer, names), ContainsSubstring("which is damaged: its last tensor ends at byte "));
   new_file more = right;
   more.add<float>("encoder.block.3.layer.1.mlp.experts.expert_3.wo.weight", {1}, {1});
   CHECK_THAT(open(more, names), ContainsSubstring("expected 3 experts, got \"" + path + "\", which has tensor '"));
