@@ -331,7 +331,7 @@ inline file_store open_packed(std::string const& path, file_options const& optio
 template <class Layer>
 file_store open_packed(std::string const& path, file_options const& options = {}) {
   file_store store = open_packed(path, options);
-  std::string const expected = piece<Layer>::format();
+  std::string const expected(piece<Layer>::format());
   if (store.piece_bytes() != piece<Layer>::bytes || (!store.format().empty() && store.format() != expected)) {
     fail("offload::open_packed", "pieces of " + expected,
          detail::in_quotes(path) + ", with pieces of " +

@@ -302,7 +302,7 @@ piece_numbers numbers_of_piece() {
           .up_bias = at::up_bias,
           .down_bias = at::down_bias,
           .bytes = at::bytes,
-          .format = at::format()};
+          .format = std::string(at::format())};
 }
 
 /// A matrix that is not in the order of a piece: what `arrange` copies. Offsets are bytes, strides elements.
