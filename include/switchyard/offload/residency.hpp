@@ -336,7 +336,7 @@ class residency {
   /// So many are looked at; a piece that is needed before the one that is read is not given up.
   int place_out_of_turn(int at, int count, std::int64_t number) const {
     std::int64_t const call = number == never ? front_ - 1 : number;
-    int passed[index(pieces_out_of_turn) + 1];
+    int passed[static_cast<std::size_t>(pieces_out_of_turn) + 1];
     for (int passes = 0; passes < count;) {
       passed[passes++] = at;
       at = none;
