@@ -261,6 +261,8 @@ class problem {
       auto const nothing = [](auto&, std::int64_t) {};
       b.outcomes.push_back(cached<offload::exact>("exact", budget, nothing));
       b.outcomes.push_back(cached<offload::lru>("lru", budget, nothing));
+      std::vector<std::int64_t> const uses = of_.earlier.uses();
+      b.outcomes.push_back(cached<offload::pinned_by_frequency>("pinned", budget, nothing, {uses.begin(), uses.end()}));
       using ours = offload::by_next_use;
       b.outcomes.push_back(cached<ours>("ours", budget, nothing));
       int const usual = static_cast<int>(std::min<std::int64_t>(Dims.experts, of_.tokens * Dims.top_k));
@@ -387,8 +389,10 @@ class problem {
   }
 
   template <class Policy, class Tell>
-  outcome cached(std::string const& contender, std::int64_t budget, Tell const& tell) {
+  outcome cached(std::string const& contender, std::int64_t budget, Tell const& tell,
+                 std::vector<double> frequencies = {}) {
     offload::cache_options<Policy> options;
+    options.frequencies = std::move(frequencies);
     options.budget_bytes = budget;
     options.readers = how_.readers;
     options.horizon = of_.calls.calls() + 1;

@@ -20,6 +20,7 @@ inline std::string bytes_by_budget(std::vector<trace_results> const& all) {
                                    {"on demand", "#212529", "2 3"},
                                    {"exact", "#e8590c", ""},
                                    {"lru", "#f08c00", ""},
+                                   {"pinned", "#9c36b5", ""},
                                    {"ours", "#3b6fb6", ""},
                                    {"ours, frequencies", "#3b6fb6", "2 3"},
                                    {"ours, next router", "#3b6fb6", "6 4"},

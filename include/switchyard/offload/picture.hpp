@@ -68,9 +68,10 @@ inline std::string picture_of(cache_measures const& measures, std::string const&
   detail::panel const of_resident{86.0, 1.1 * budget, seconds}, of_moved{246.0, std::max(moved, megabyte), seconds};
   auto const curve = [&](detail::panel const& to, char const* colour, std::int64_t call_measures::*bytes) {
     std::string points;
-    double before = to.y(0.0);
+    double before = to.y(static_cast<double>(measures.calls.front().*bytes) * megabyte);
     for (call_measures const& c : measures.calls) {
       double const x = to.x(c.begin_seconds + c.seconds - begin), y = to.y(static_cast<double>(c.*bytes) * megabyte);
+      if (points.empty()) points = formatted("%.1f,%.1f ", to.x(0.0), before);
       points += formatted("%.1f,%.1f %.1f,%.1f ", x, before, x, y);
       before = y;
     }
