@@ -43,7 +43,7 @@ using bench::trace_results;
 using clock_type = std::chrono::steady_clock;
 
 struct settings {
-  bool smoke = false;
+  bool smoke = false, pages = true;
   sy::cpu_context where;
   int readers = offload::default_readers;
   std::string file = "offload_bench.experts", json, pictures, only;
@@ -254,37 +254,55 @@ class problem {
                        .bytes_per_second = 0.0,
                        .resident_seconds = 0.0,
                        .outcomes = {}};
-      double const rate_before = read_rate();
-      b.outcomes.push_back(all_resident());
-      b.outcomes.push_back(on_demand());
-      if (!group.empty()) b.outcomes.push_back(paged(budget, group));
-      auto const nothing = [](auto&, std::int64_t) {};
-      b.outcomes.push_back(cached<offload::exact>("exact", budget, nothing));
-      b.outcomes.push_back(cached<offload::lru>("lru", budget, nothing));
-      std::vector<std::int64_t> const uses = of_.earlier.uses();
-      b.outcomes.push_back(cached<offload::pinned_by_frequency>("pinned", budget, nothing, {uses.begin(), uses.end()}));
       using ours = offload::by_next_use;
-      b.outcomes.push_back(cached<ours>("ours", budget, nothing));
+      auto const nothing = [](auto&, std::int64_t) {};
+      std::vector<std::int64_t> const uses = of_.earlier.uses();
       int const usual = static_cast<int>(std::min<std::int64_t>(Dims.experts, of_.tokens * Dims.top_k));
       offload::most_frequent const frequent(of_.earlier, usual);
-      b.outcomes.push_back(cached<ours>("ours, frequencies", budget, [&](auto& cache, std::int64_t i) {
-        // What the layer to come needs most often.
-        if (i + 1 == trace.calls()) return;
-        int const next = trace[i + 1].layer;
-        cache.expect(next, frequent.expected(next));
-      }));
+      std::vector<std::function<outcome()>> contenders{
+          [&] { return all_resident(); },
+          [&] { return on_demand(); },
+          [&] { return cached<offload::exact>("exact", budget, nothing); },
+          [&] { return cached<offload::lru>("lru", budget, nothing); },
+          [&] {
+            return cached<offload::pinned_by_frequency>("pinned", budget, nothing, {uses.begin(), uses.end()});
+          },
+          [&] { return cached<ours>("ours", budget, nothing); },
+          [&] {
+            // What the layer to come needs most often.
+            return cached<ours>("ours, frequencies", budget, [&](auto& cache, std::int64_t i) {
+              if (i + 1 == trace.calls()) return;
+              int const next = trace[i + 1].layer;
+              cache.expect(next, frequent.expected(next));
+            });
+          }};
       if (of_.expected.calls() > 0) {
-        b.outcomes.push_back(cached<ours>("ours, next router", budget, [&](auto& cache, std::int64_t i) {
-          if (i + 1 == trace.calls()) return;
-          offload::traced_call const next = of_.expected[i + 1];
-          if (!next.experts.empty()) cache.expect(next.layer, next.experts);
-        }));
+        contenders.push_back([&] {
+          return cached<ours>("ours, next router", budget, [&](auto& cache, std::int64_t i) {
+            if (i + 1 == trace.calls()) return;
+            offload::traced_call const next = of_.expected[i + 1];
+            if (!next.experts.empty()) cache.expect(next.layer, next.experts);
+          });
+        });
       }
-      offload::oracle all(trace, trace.calls());
-      b.outcomes.push_back(
-          cached<ours>("ours, oracle", budget, [&](auto& cache, std::int64_t i) { all.tell(cache, i); }));
-      b.resident_seconds = std::min(b.outcomes[0].seconds, all_resident().seconds);
-      b.bytes_per_second = 0.5 * (rate_before + read_rate());
+      contenders.push_back([&] {
+        offload::oracle all(trace, trace.calls());
+        return cached<ours>("ours, oracle", budget, [&](auto& cache, std::int64_t i) { all.tell(cache, i); });
+      });
+      // All in turns; the faster of two runs counts, for other work on the machine only slows down.
+      for (int round = 0; round < (how_.smoke ? 1 : 2); ++round) {
+        b.bytes_per_second = std::max(b.bytes_per_second, read_rate());
+        for (std::size_t k = 0; k < contenders.size(); ++k) {
+          outcome now = contenders[k]();
+          if (round == 0) {
+            b.outcomes.push_back(std::move(now));
+          } else if (now.hash != b.outcomes[k].hash || now.seconds < b.outcomes[k].seconds) {
+            b.outcomes[k] = std::move(now);
+          }
+        }
+      }
+      b.resident_seconds = b.outcomes[0].seconds;
+      if (!group.empty()) b.outcomes.insert(b.outcomes.begin() + 2, paged(budget, group));
       b.outcomes.push_back({.contender = "Belady, simulated", .bytes = b.belady_bytes, .measured = false});
       print(result, b);
       result.budgets.push_back(std::move(b));
@@ -503,6 +521,8 @@ bool parse(int argc, char** argv, settings& to) {
     auto const next = [&]() -> char const* { return i + 1 < argc ? argv[++i] : ""; };
     if (word == "--smoke") {
       to.smoke = true;
+    } else if (word == "--no-mmap") {
+      to.pages = false;
     } else if (word == "--threads") {
       to.where.threads = std::atoi(next());
     } else if (word == "--readers") {
@@ -667,7 +687,7 @@ int run(settings const& how) {
       "experts that are kept in a part of memory, %s, %d readers; the first quarter of the calls fills the caches and "
       "is not counted\n",
       sy::describe(how.where).c_str(), how.readers);
-  if (group.folder().empty()) {
+  if (how.pages && group.folder().empty()) {
     std::printf("mmap is left out: no memory group can be made for it: %s\n", group.why_not().c_str());
   }
   std::vector<double> const shares = how.smoke ? std::vector<double>{0.25} : std::vector<double>{0.1, 0.25, 0.5, 0.75};
@@ -685,7 +705,7 @@ int run(settings const& how) {
         std::printf("the file is read %s\n",
                     direct ? "past the page cache (O_DIRECT)" : "through the page cache, which is told to forget it");
       }
-      all.push_back(p.measure(shares, group.folder()));
+      all.push_back(p.measure(shares, how.pages ? group.folder() : std::string()));
       if (over_time.calls.empty()) over_time = p.over_time();
     });
     for (budget_results const& b : all.back().budgets) {
@@ -695,7 +715,7 @@ int run(settings const& how) {
   if (all.empty()) sy::fail("offload_bench, --only", "a word in the name of a trace", "'" + how.only + "'");
   if (!how.smoke) print_targets(all);
   print_simulation(experiments, shares);
-  if (!how.json.empty()) write_text(how.json, json_of(how, direct, !group.folder().empty(), all));
+  if (!how.json.empty()) write_text(how.json, json_of(how, direct, how.pages && !group.folder().empty(), all));
   if (!how.pictures.empty()) {
     write_text(how.pictures + "/bytes_by_budget.svg", bench::bytes_by_budget(all));
     write_text(how.pictures + "/over_time.svg",
@@ -710,7 +730,8 @@ int main(int argc, char** argv) {
   settings how;
   if (!parse(argc, argv, how)) {
     std::fputs(
-        "usage: offload_bench [--smoke] [--threads N] [--readers N] [--file PATH] [--only WORD] [--json PATH] "
+        "usage: offload_bench [--smoke] [--no-mmap] [--threads N] [--readers N] [--file PATH] [--only WORD] [--json "
+        "PATH] "
         "[--pictures FOLDER]\n"
         "  --file      where the experts are written; the file is removed at the end (default: offload_bench.experts)\n"
         "  --readers   threads that read it (default: 2)\n"

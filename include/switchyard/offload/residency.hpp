@@ -314,7 +314,7 @@ class residency {
         bool const is_given_up = place_of_[piece] != none ||
                                  (Policy::drops_unneeded && number != never && first_of_layer_[index(layer)] != number);
         if (!is_given_up) {
-          bool const is_soon = number == never || number < front_ + 2;
+          bool const is_soon = number == never || number < front_ + 3;
           int const now = !f.blocked ? at
                           : is_soon  ? place_out_of_turn(at, most_out_of_turn() - planned, number)
                                      : none;
