@@ -17,7 +17,8 @@ What made models/sida_predictor.safetensors, with PyTorch {torch} on one thread:
    the file, which `switchyard::sida::predictor` reads as it is.
 
 The network is the published one: linear and ReLU, a two-layer LSTM, attention without projections whose weights are
-the SparseMax of the scores divided by their sum, a linear residual, and a linear head for each block.  It is narrower
+the SparseMax of the scores divided by their sum, a linear map of what went into the LSTM as the residual, and a linear
+head for each block.  It is narrower
 (64 where the publication has 256), and learns at a higher rate over fewer epochs (the publication: Adam, 5e-5, 15).
 The attention sees the whole window, bytes that come later, too: it predicts for text that is known, not while
 generating.
@@ -68,9 +69,10 @@ class Predictor(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(hidden, c["E"]) for _ in range(c["layers"]))
 
     def forward(self, x):
-        o = self.lstm(self.compress(x).relu())[0]
+        c = self.compress(x).relu()
+        o = self.lstm(c)[0]
         weights = sparsemax(o @ o.mT, self.published)
-        context = weights / weights.sum(-1, keepdim=True) @ o + self.residual(o)
+        context = weights / weights.sum(-1, keepdim=True) @ o + self.residual(c)
         return torch.stack([head(context) for head in self.heads])
 
     def tensors(self):

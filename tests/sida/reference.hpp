@@ -62,7 +62,7 @@ struct linear {
 };
 
 struct network {
-  std::size_t embedding, hidden, experts;
+  std::size_t embedding = 0, hidden = 0, experts = 0;
   linear compress;
   std::vector<std::pair<linear, linear>>
       lstm;  // of the input and of the last output; gates: input, forget, cell, output
@@ -81,12 +81,13 @@ inline prediction predict(network const& by, numbers const& x, std::size_t seque
   prediction result;
   result.logits.resize(by.heads.size() * rows * by.experts);
   for (std::size_t s = 0; s < sequences; ++s) {
-    std::vector<numbers> o;
+    std::vector<numbers> c, o;
     for (std::size_t t = 0; t < length; ++t) {
       auto const first = x.begin() + static_cast<std::ptrdiff_t>((s * length + t) * by.embedding);
       o.push_back(by.compress({first, first + static_cast<std::ptrdiff_t>(by.embedding)}));
       for (double& v : o.back()) v = std::max(v, 0.0);
     }
+    c = o;
     for (auto const& [of_input, of_output] : by.lstm) {
       numbers h(width, 0.0), cell(width, 0.0);
       for (numbers& row : o) {
@@ -105,7 +106,7 @@ inline prediction predict(network const& by, numbers const& x, std::size_t seque
       for (numbers const& key : o) weights.push_back(std::inner_product(key.begin(), key.end(), o[t].begin(), 0.0));
       weights = sparsemax(weights, by.published);
       double const total = std::accumulate(weights.begin(), weights.end(), 0.0);
-      numbers context = by.residual(o[t]);
+      numbers context = by.residual(c[t]);
       for (std::size_t k = 0; k < length; ++k) {
         weights[k] /= total;
         for (std::size_t i = 0; i < width; ++i) context[i] += weights[k] * o[k][i];

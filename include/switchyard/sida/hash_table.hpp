@@ -3,6 +3,7 @@
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/exponential.hpp>
 #include <switchyard/core/finite.hpp>
+#include <switchyard/core/lanes.hpp>
 #include <switchyard/router/predicted.hpp>
 
 #include <algorithm>
@@ -101,7 +102,13 @@ inline void build_hash_table(float const* logits, int layers, std::int64_t token
     }
     float const largest = of_token[ids[0]];
     double total = 0.0;
-    for (int e = 0; e < experts; ++e) total += static_cast<double>(exponential(of_token[e] - largest));
+    for (int first = 0; first < experts; first += 32) {
+      float powers[32], sum = 0.0f;
+      for (int i = 0; i < 32; ++i) powers[i] = first + i < experts ? of_token[first + i] - largest : -infinity;
+      exponentials(powers);
+      for (float power : powers) sum += power;
+      total += static_cast<double>(sum);
+    }
     for (int i = 0; i < top_k; ++i) {
       probabilities[i] = static_cast<float>(static_cast<double>(exponential(of_token[ids[i]] - largest)) / total);
     }

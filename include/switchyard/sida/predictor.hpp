@@ -13,6 +13,7 @@
 #include <cstring>
 #include <span>
 #include <string>
+#include <utility>
 
 namespace switchyard::sida {
 
@@ -33,7 +34,7 @@ struct lstm {
 ///   c = relu(compress x)                       embedding -> hidden
 ///   o = the LSTM layers over time, from zero   hidden -> hidden
 ///   a = SparseMax of each row of o o^T, over all positions of the sequence, divided by its sum
-///   logits of layer l = head l (a o + residual o)
+///   logits of layer l = head l (a o + residual c)
 ///
 /// Attention is not causal: a token's prediction sees the tokens after it. Weights are the caller's.
 /// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving, section 3, and its code (SimpleLSTMClassifierSparseAttention).
@@ -57,20 +58,21 @@ inline constexpr std::int64_t attention_rows = 32;
 struct prediction_memory {
   std::int64_t sequences, steps;
   float *first, *second;     // [sequences, length, hidden]: what one step of the network reads and the next one writes
+  float* sums;               // [sequences, length, hidden]: the residual, to which attention is added
   float *gates, *recurrent;  // [sequences, steps, 4 hidden], [sequences, 4 hidden]
   float* cell;               // [sequences, hidden]
-  float *scores, *of_residual;  // [attention rows, length], [attention rows, hidden]
+  float* scores;             // [attention rows, length]
 
   constexpr prediction_memory(carver& from, predictor const& of, std::int64_t count, std::int64_t length)
       : sequences(count < together ? count : together),
         steps(length < steps_at_once ? length : steps_at_once),
         first(from.take<float>(sequences * length * of.hidden)),
         second(from.take<float>(sequences * length * of.hidden)),
+        sums(from.take<float>(sequences * length * of.hidden)),
         gates(from.take<float>(sequences * steps * 4 * of.hidden)),
         recurrent(from.take<float>(sequences * 4 * of.hidden)),
         cell(from.take<float>(sequences * of.hidden)),
-        scores(from.take<float>(attention_rows * length)),
-        of_residual(from.take<float>(attention_rows * of.hidden)) {}
+        scores(from.take<float>(attention_rows * length)) {}
 };
 
 /// to[row] = x[row] times the weight, plus the bias if there is one; rows of `to` are dense.
@@ -145,15 +147,12 @@ inline void run_lstm(lstm const& by, float const* x, std::int64_t count, std::in
   }
 }
 
-/// Attention and residual of some positions of a sequence, [length, hidden], from `begin` on. On request the attention is kept, [rows,
-/// length].
+/// Adds what some positions of a sequence, [length, hidden], attend to, from `begin` on. On request the attention is kept, [rows, length].
 inline void attend(predictor const& by, view<float const> const& o, std::int64_t begin, std::int64_t rows,
                    cpu_context const& context, prediction_memory const& m, float* kept, float* to) {
   int const hidden = by.hidden;
   std::int64_t const length = o.rows;
-  view<float const> const queries(o.row(begin), rows, hidden);
-  multiply(queries, {o.data, nullptr}, static_cast<int>(length), context, m.scores);
-  multiply(queries, by.residual, hidden, context, m.of_residual);
+  multiply({o.row(begin), rows, hidden}, {o.data, nullptr}, static_cast<int>(length), context, m.scores);
   cpu::parallel_for(context, rows, [&](std::int64_t r) {
     float* const weights = m.scores + r * length;
     sparsemax({weights, static_cast<std::size_t>(length)}, by.form);
@@ -161,10 +160,9 @@ inline void attend(predictor const& by, view<float const> const& o, std::int64_t
     for (std::int64_t s = 0; s < length; ++s) total += static_cast<double>(weights[s]);
     auto const scale = static_cast<float>(1.0 / total);
     float* const sum = to + r * hidden;
-    std::copy(m.of_residual + r * hidden, m.of_residual + (r + 1) * hidden, sum);
     for (std::int64_t s = 0; s < length; ++s) {
+      if (weights[s] == 0.0f) continue;  // most are
       float const weight = weights[s] *= scale;
-      if (weight == 0.0f) continue;  // most are
       float const* const row = o.row(s);
       for (int h = 0; h < hidden; ++h) sum[h] += weight * row[h];
     }
@@ -252,23 +250,23 @@ inline void predict(predictor const& by, predict_args const& args, cpu_context c
     detail::multiply({args.embeddings + begin * length * by.embedding, rows, by.embedding}, by.compress, by.hidden,
                      context, x);
     for (std::int64_t i = 0; i < rows * hidden; ++i) x[i] = x[i] > 0.0f || x[i] != x[i] ? x[i] : 0.0f;
+    detail::multiply({x, rows, hidden}, by.residual, by.hidden, context, m.sums);
     for (lstm const& layer : by.lstm_layers) {
       detail::run_lstm(layer, x, count, length, by.hidden, context, m, o);
       std::swap(x, o);
     }
-    std::swap(x, o);  // x is free again
-    if (args.lstm_output != nullptr) std::copy(o, o + rows * hidden, args.lstm_output + begin * length * hidden);
+    if (args.lstm_output != nullptr) std::copy(x, x + rows * hidden, args.lstm_output + begin * length * hidden);
     for (std::int64_t s = 0; s < count; ++s) {
-      view<float const> const sequence(o + s * length * hidden, length, hidden);
+      view<float const> const sequence(x + s * length * hidden, length, hidden);
       for (std::int64_t first = 0; first < length; first += detail::attention_rows) {
         std::int64_t const some = std::min(detail::attention_rows, length - first), row = s * length + first;
         float* const kept = args.attention == nullptr ? nullptr : args.attention + (begin * length + row) * length;
-        detail::attend(by, sequence, first, some, context, m, kept, x + row * hidden);
+        detail::attend(by, sequence, first, some, context, m, kept, m.sums + row * hidden);
       }
     }
     for (std::size_t layer = 0; layer < by.heads.size(); ++layer) {
       float* const to = args.logits + (static_cast<std::int64_t>(layer) * all + begin * length) * by.experts;
-      detail::multiply({x, rows, hidden}, by.heads[layer], by.experts, context, to);
+      detail::multiply({m.sums, rows, hidden}, by.heads[layer], by.experts, context, to);
     }
   }
 }
