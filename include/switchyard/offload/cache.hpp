@@ -30,7 +30,8 @@ class host_memory {
  public:
   host_memory(std::int64_t bytes_of_place, int places, int)
       : bytes_of_place_(bytes_of_place), first_(take_blocks(bytes_of_place * places)) {
-    std::memset(first_.get(), 0, static_cast<std::size_t>(bytes_of_place * places));  // else reads wait for the system's pages
+    std::memset(first_.get(), 0,
+                static_cast<std::size_t>(bytes_of_place * places));  // else reads wait for the system's pages
   }
 
   std::byte* place(int index) const { return first_.get() + index * bytes_of_place_; }
@@ -132,7 +133,7 @@ struct cache_options {
 ///
 /// Where the store fails, the call that needs the piece throws `error` with its sentence, and nothing is computed of what has been read in
 /// part; the cache serves the next call. A piece that was read ahead is tried again when a call needs it.
-template <expert_store Store, residency_policy Policy = lru_with_lookahead, class Memory = host_memory>
+template <expert_store Store, residency_policy Policy = by_next_use, class Memory = host_memory>
 class expert_cache final : public expert_source<Memory> {
  public:
   /// `store` outlives the cache. Throws `error` for a budget below one expert.
@@ -254,7 +255,7 @@ class expert_cache final : public expert_source<Memory> {
       if (!runs_) {
         runs_ = true;
         begin_call(layer, experts);
-        to_read_.notify_all();
+        if (of_call_.hits < of_call_.needed || residency_.expects_calls()) to_read_.notify_all();
         return;
       }
     }
@@ -333,7 +334,8 @@ class expert_cache final : public expert_source<Memory> {
 
   /// Gives back what `take` has handed out.
   void finish_batch() {
-    if (residency_.finish_taken() > 0) to_read_.notify_all();
+    if (residency_.finish_taken() == 0) return;
+    if (!residency_.is_over() || residency_.expects_calls()) to_read_.notify_all();
   }
 
   [[noreturn]] void fail_read(std::unique_lock<std::mutex>& lock) {
