@@ -4,9 +4,8 @@ each byte will visit in each block.
 
     python3 train_predictor.py --text kjv.txt --work /tmp/tiny_lm     # the text is that of train.py
 
-What made models/sida_predictor.safetensors, with PyTorch {torch} on one thread:
-
-    python3 train_predictor.py --text kjv.txt --epochs {epochs}
+That is what made models/sida_predictor.safetensors, with PyTorch TORCH on one thread of a busy machine: 20 minutes to
+record the logits, 15 to train.
 
 1. Runs the model over the training text, cut at every 256 bytes, and records the logits of its routers.  The
    held-out chapters are in none of it.
@@ -150,11 +149,57 @@ def predict(predictor, embedding, windows):
     return torch.cat([predictor(embedding[batch]) for batch in windows.split(32)], 1)
 
 
+def train(args, config, embedding, windows, teacher):
+    predictor = Predictor(config)
+    optimizer = torch.optim.Adam(predictor.parameters())
+    steps, order, started, losses = round(args.epochs * len(windows) / args.batch), torch.empty(0), time.time(), []
+    for step in range(steps):
+        if len(order) < args.batch:
+            order = torch.randperm(len(windows))
+        batch, order = order[:args.batch], order[args.batch:]
+        loss = distillation_loss(predictor(embedding[windows[batch]]), teacher[:, batch].float())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
+        rate = args.lr * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.step()
+        losses = losses[-99:] + [loss.item()]
+        if step % 100 == 99 or step + 1 == steps:
+            seconds = time.time() - started
+            print(f"step {step + 1}/{steps}  loss {sum(losses) / len(losses):.5f}  {seconds:.0f} s, "
+                  f"{seconds / (step + 1) * (steps - step - 1):.0f} s to go", flush=True)
+    return predictor
+
+
+def export(args, predictor, config, embedding, training, teacher, held_out, truth, visited):
+    for parameter in predictor.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    predicted = predict(predictor, embedding, held_out)
+    first, found = hits(predicted, truth, visited)
+    table_first, table_found = hits(by_byte(training, teacher)[:, held_out], truth, visited)
+    for name, (a, b) in {"predictor": (first, found), "table of bytes": (table_first, table_found)}.items():
+        for block in range(len(a)):
+            print(f"{name}, block {block}: top-1 {a[block]:.4f}; of the experts visited, among the best "
+                  + ", ".join(f"{k + 1}: {b[block, k]:.4f}" for k in range(1, 4)))
+    rounded = [[round(v, 4) for v in block] for block in found.tolist()]
+    # What a reader of the file compares itself with: the best expert of each byte of the first window, a digit each.
+    window = ["".join(str(e) for e in block) for block in predicted[:, 0].argmax(-1).tolist()]
+    metadata = {"format": FORMAT, "config": json.dumps(config), "first_window": json.dumps(window),
+                "top_1": json.dumps([round(v, 4) for v in first.tolist()]), "found_among_best": json.dumps(rounded),
+                "epochs": args.epochs, "seed": args.seed, "batch": args.batch, "lr": args.lr,
+                "torch": torch.__version__}
+    write_safetensors(args.out, {name: t.bfloat16() for name, t in predictor.tensors().items()},
+                      {name: str(value) for name, value in metadata.items()})
+    print(f"{args.out}: {args.out.stat().st_size} bytes")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--text", type=pathlib.Path, default=pathlib.Path("kjv.txt"))
     parser.add_argument("--model", type=pathlib.Path, default=HERE / "tiny_lm.safetensors")
-    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/tmp/tiny_lm"), help="recorded logits stay here")
+    parser.add_argument("--work", type=pathlib.Path, default=pathlib.Path("/tmp/tiny_lm"),
+                        help="recorded logits stay here")
     parser.add_argument("--out", type=pathlib.Path, default=HERE / "models" / "sida_predictor.safetensors")
     parser.add_argument("--hidden", type=int, default=64)
     parser.add_argument("--sparsemax", choices=("correct", "published"), default="correct")
@@ -175,46 +220,11 @@ def main():
     if not recorded.is_file():
         torch.save(record(model, training), recorded)
     teacher = torch.load(recorded, weights_only=True)
-
     config = {"d": embedding.shape[1], "hidden": args.hidden, "lstm_layers": 2, "layers": len(model.blocks),
-              "E": model.config["experts"], "sparsemax": args.sparsemax,
-              "gate_order": "input, forget, cell, output"}
-    predictor = Predictor(config)
-    optimizer = torch.optim.Adam(predictor.parameters())
-    steps, order, started, mean = round(args.epochs * len(training) / args.batch), torch.empty(0), time.time(), []
-    for step in range(steps):
-        if len(order) < args.batch:
-            order = torch.randperm(len(training))
-        batch, order = order[:args.batch], order[args.batch:]
-        loss = distillation_loss(predictor(embedding[training[batch]]), teacher[:, batch].float())
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(predictor.parameters(), 1.0)
-        rate = args.lr * min(1, (step + 1) / 50) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        optimizer.param_groups[0]["lr"] = rate
-        optimizer.step()
-        mean = mean[-99:] + [loss.item()]
-        if step % 100 == 99 or step + 1 == steps:
-            seconds = time.time() - started
-            print(f"step {step + 1}/{steps}  loss {sum(mean) / len(mean):.5f}  {seconds:.0f} s, "
-                  f"{seconds / (step + 1) * (steps - step - 1):.0f} s to go", flush=True)
-
-    for parameter in predictor.parameters():
-        parameter.data = parameter.data.bfloat16().float()
-    truth = record(read_model(args.model), held_out)
-    first, found = hits(predict(predictor, embedding, held_out), truth, visited)
-    table_first, table_found = hits(by_byte(training, teacher)[:, held_out], truth, visited)
-    for name, (a, b) in {"predictor": (first, found), "table of bytes": (table_first, table_found)}.items():
-        for block in range(len(a)):
-            print(f"{name}, block {block}: top-1 {a[block]:.4f}; of the experts visited, among the best "
-                  + ", ".join(f"{k + 1}: {b[block, k]:.4f}" for k in range(1, 4)))
-    rounded = [[round(v, 4) for v in block] for block in found.tolist()]
-    metadata = {"format": FORMAT, "config": json.dumps(config), "top_1": json.dumps([round(v, 4) for v in first.tolist()]),
-                "found_among_best": json.dumps(rounded), "epochs": args.epochs, "seed": args.seed, "batch": args.batch,
-                "lr": args.lr, "seconds": round(time.time() - started), "torch": torch.__version__}
-    write_safetensors(args.out, {name: t.bfloat16() for name, t in predictor.tensors().items()},
-                      {name: str(value) for name, value in metadata.items()})
-    print(f"{args.out}: {args.out.stat().st_size} bytes")
+              "E": model.config["experts"], "sparsemax": args.sparsemax, "gate_order": "input, forget, cell, output"}
+    predictor = train(args, config, embedding, training, teacher)
+    export(args, predictor, config, embedding, training, teacher, held_out, record(read_model(args.model), held_out),
+           visited)
 
 
 if __name__ == "__main__":
