@@ -1,4 +1,6 @@
+#include <switchyard/offload.hpp>
 #include <switchyard/offload/bounded_queue.hpp>
+#include <switchyard/offload/host_store.hpp>
 #include <switchyard/offload/pipeline.hpp>
 #include <switchyard/sida/hash_table.hpp>
 
@@ -16,6 +18,7 @@
 #include <vector>
 
 #include "catch.hpp"
+#include "support/random_numbers.hpp"
 #include "support/said.hpp"
 
 /// The two threads of SiDA: what one makes ahead of the other.
@@ -217,5 +220,75 @@ TEST_CASE("tables of groups, of which the last has fewer tokens, come as they ar
       }
       CHECK(seen == tokens);
     }
+  }
+}
+
+namespace {
+
+constexpr int layers = 2, experts = 6, top_k = 2;
+template <class Backend>
+using driven = sy::layer<sy::shape{.hidden = 16, .intermediate = 8, .experts = experts, .top_k = top_k},
+                         sy::router::predicted<>, sy::capacity::dropless, sy::expert::mlp<sy::relu>, Backend>;
+using resident = driven<sy::backend::cpu>;
+using offloaded = driven<sy::backend::offloaded<sy::backend::cpu>>;
+using piece = sy::offload::piece<resident>;
+
+/// What the layer makes of a group's tokens with its table.
+template <class Layer, class SetExperts>
+std::vector<float> run(std::vector<float> const& x, sy::sida::hash_table const& table, int layer,
+                       SetExperts const& set_experts) {
+  std::vector<float> y(x.size());
+  std::vector<std::byte> scratch(Layer::workspace_bytes(table.tokens));
+  typename Layer::args args{};
+  args.tokens = Layer::rows(x.data(), table.tokens);
+  args.output = Layer::rows(y.data(), table.tokens);
+  args.workspace = scratch;
+  args.inputs = table.routes(layer);
+  set_experts(args.weights);
+  Layer::forward(args, {.threads = 1});
+  return y;
+}
+
+}  // namespace
+
+TEST_CASE("a thread's tables drive a cache, and the output is that of resident experts", "[offload][sida]") {
+  support::random_numbers random(6);
+  auto const drawn = [&](std::size_t count) {
+    std::vector<float> values(count);
+    for (float& v : values) v = static_cast<float>(random.normal());
+    return values;
+  };
+  constexpr std::int64_t groups = 5, group = 4, place = sy::offload::place_bytes(piece::bytes);
+  std::vector<float> const pieces = drawn(layers * experts * place / sizeof(float)), x = drawn(group * 16);
+  std::vector<float> const logits = drawn(groups * layers * group * experts);
+  sy::offload::host_store store({reinterpret_cast<std::byte const*>(pieces.data()), layers, experts, piece::bytes});
+  for (std::size_t depth : {1, 16}) {
+    // Less than a group needs, so that experts come one after the other.
+    sy::offload::expert_cache<sy::offload::host_store, sy::offload::exact> cache(store, {.budget_bytes = 2 * place});
+    pipeline<sy::sida::hash_table> tables(
+        [&, made = 0]() mutable -> std::optional<sy::sida::hash_table> {
+          if (made == groups) return std::nullopt;
+          sy::sida::hash_table table;  // the last group has one token less
+          sy::sida::build_hash_table(logits.data() + made * layers * group * experts, layers,
+                                     made + 1 == groups ? group - 1 : group, experts, top_k, table);
+          ++made;
+          return table;
+        },
+        depth);
+    int count = 0;
+    for (; std::optional<sy::sida::hash_table> const table = tables.next(); ++count) {
+      for (int layer = 0; layer < layers; ++layer) cache.expect(layer, table->needed(layer));
+      for (int layer = 0; layer < layers; ++layer) {
+        auto const got = run<offloaded>(x, *table, layer, [&](auto& w) { w.experts = cache.layer(layer); });
+        sy::offload::placed_weights<resident> const placed(store.at(layer, 0), place);
+        auto const expected = run<resident>(x, *table, layer, [&](auto& w) {
+          w.up_proj = placed.up_proj;
+          w.down_proj = placed.down_proj;
+        });
+        CHECK(got == expected);
+      }
+    }
+    CHECK(count == groups);
+    CHECK(cache.measure().peak_bytes <= 2 * place);
   }
 }
