@@ -317,6 +317,9 @@ TEST_CASE("wrong tables are refused", "[sida]") {
   table = {.layers = 1, .experts = 2, .top_k = 1, .tokens = 2, .ids = {0, 2}};
   CHECK(said([&] { find_needed(table); }) ==
         "switchyard: sida::find_needed, ids: expected 0 to 1, got 2 for layer 0, token 1");
+  table.ids.push_back(0);
+  CHECK(said([&] { find_needed(table); }) ==
+        "switchyard: sida::find_needed, ids: expected 2 of them, [layers, tokens, top_k], got 3");
 }
 
 TEST_CASE("truncated distillation by hand", "[sida]") {

@@ -33,8 +33,7 @@ struct hash_table {
     auto const begin = static_cast<std::size_t>(needed_begin[at]), end = static_cast<std::size_t>(needed_begin[at + 1]);
     return {needed_ids.data() + begin, end - begin};
   }
-  /// The routes of a layer's tokens from `first_token` on: `.inputs` of `router::predicted` and, with the probabilities as weights, of
-  /// `router::precomputed`.
+  /// The routes of a layer's tokens from `first_token` on: `.inputs` of `router::predicted`.
   predicted_experts routes(int layer, std::int64_t first_token = 0) const {
     std::int64_t const at = (layer * tokens + first_token) * top_k;
     return {ids.data() + at, probabilities.data() + at};
@@ -42,8 +41,13 @@ struct hash_table {
 };
 
 /// Finds the experts that each layer needs, where sizes and ids were put together by hand, such as those of a recorded call. Throws `error`
-/// for an id that is no expert.
+/// for an id that is no expert, and where there are more or fewer of them than the sizes say.
 inline void find_needed(hash_table& table) {
+  std::int64_t const pairs = table.layers * table.tokens * table.top_k;
+  if (static_cast<std::int64_t>(table.ids.size()) != pairs) {
+    fail("sida::find_needed, ids", std::to_string(pairs) + " of them, [layers, tokens, top_k]",
+         std::to_string(table.ids.size()));
+  }
   std::vector<std::uint8_t> occurs(static_cast<std::size_t>(table.experts));
   table.needed_ids.clear();
   table.needed_begin.assign(1, 0);

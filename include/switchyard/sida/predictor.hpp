@@ -10,7 +10,6 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 #include <span>
 #include <string>
 #include <utility>
@@ -82,7 +81,7 @@ inline void multiply(view<float const> const& x, linear const& by, int outputs, 
       context, to);
 }
 
-/// Replaces some values by their sigmoids, and others by their hyperbolic tangents.
+/// Replaces values by their sigmoids.
 inline void sigmoids(float* values, int count) {
   constexpr int width = 32;
   float e[width];
@@ -94,6 +93,7 @@ inline void sigmoids(float* values, int count) {
     for (int i = 0; i < some; ++i) values[first + i] = 1.0f / (1.0f + e[i]);
   }
 }
+/// The hyperbolic tangents of values, which may stand in the same place.
 inline void tangents(float const* values, int count, float* to) {
   constexpr int width = 32;
   float e[width];
