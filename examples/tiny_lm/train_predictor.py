@@ -13,14 +13,13 @@ record the logits, 17 to train.
    the teacher, the mean absolute difference of the softmaxes of teacher and student over those, and 0.005 times the
    cross entropy with the teacher's best expert.
 3. Rounds the weights to bfloat16, as they are shipped, counts how often it is right on the held-out text, and writes
-   the file, which `switchyard::sida::predictor` reads as it is.
+   the file, which predictor.hpp reads.
 
 The network is the published one: linear and ReLU, a two-layer LSTM, attention without projections whose weights are
 the SparseMax of the scores divided by their sum, a linear map of what went into the LSTM as the residual, and a linear
-head for each block.  It is narrower
-(64 where the publication has 256), and learns at a higher rate over fewer epochs (the publication: Adam, 5e-5, 15).
-The attention sees the whole window, bytes that come later, too: it predicts for text that is known, not while
-generating.
+head for each block.  It is narrower (64 where the publication has 256), and learns at a higher rate over fewer epochs
+(the publication: Adam, 5e-5, 15).  The attention sees the whole window, bytes that come later, too: it predicts for
+text that is known, not while generating.
 
 Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving, and its published code.
 Needs PyTorch 2.6 or later.
