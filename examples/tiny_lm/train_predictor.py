@@ -112,14 +112,15 @@ def windows_of(text, context):
 def record(model, windows):
     """The logits of all routers, [blocks, windows, context, experts]."""
     recorded, batches = [[] for _ in model.blocks], windows.split(32)
-    for rows, block in zip(recorded, model.blocks):
-        block.moe.router.register_forward_hook(
-            lambda router, inputs, logits, rows=rows: rows.append(logits.half()))
+    hooks = [block.moe.router.register_forward_hook(
+        lambda router, inputs, logits, rows=rows: rows.append(logits.half())) for rows, block in zip(recorded, model.blocks)]
     started = time.time()
     for i, batch in enumerate(batches):
         model(batch)
         if i % 50 == 49:
             print(f"recorded {i + 1} of {len(batches)} batches, {time.time() - started:.0f} s", flush=True)
+    for hook in hooks:
+        hook.remove()
     return torch.stack([torch.cat(rows).view(*windows.shape, -1) for rows in recorded])
 
 
@@ -148,6 +149,22 @@ def predict(predictor, embedding, windows):
     return torch.cat([predictor(embedding[batch]) for batch in windows.split(32)], 1)
 
 
+@torch.no_grad()
+def score(model, windows, logits=None):
+    """Bits per byte of whole windows but for their first bytes; `logits` take the place of the routers', if given."""
+    batches, nats, hooks = windows.split(32), 0.0, []
+    for i, block in enumerate(model.blocks if logits is not None else []):
+        given = iter(logits[i].split(32))
+        hooks.append(block.moe.router.register_forward_hook(
+            lambda router, inputs, own, given=given: next(given).flatten(0, 1)))
+    for batch in batches:
+        predicted = model(batch)[0][:, :-1]
+        nats += F.cross_entropy(predicted.flatten(0, 1), batch[:, 1:].flatten(), reduction="sum").item()
+    for hook in hooks:
+        hook.remove()
+    return nats / math.log(2) / windows[:, 1:].numel()
+
+
 def train(args, config, embedding, windows, teacher):
     predictor = Predictor(config)
     optimizer = torch.optim.Adam(predictor.parameters())
@@ -171,16 +188,20 @@ def train(args, config, embedding, windows, teacher):
     return predictor
 
 
-def export(args, predictor, config, embedding, training, teacher, held_out, truth, visited):
+def export(args, predictor, config, model, training, teacher, held_out, truth):
+    visited, embedding = model.config["top_k"], model.embedding.weight.detach()
     for parameter in predictor.parameters():
         parameter.data = parameter.data.bfloat16().float()
     predicted = predict(predictor, embedding, held_out)
     first, found = hits(predicted, truth, visited)
-    table_first, table_found = hits(by_byte(training, teacher)[:, held_out], truth, visited)
+    table = by_byte(training, teacher)[:, held_out]
+    table_first, table_found = hits(table, truth, visited)
     for name, (a, b) in {"predictor": (first, found), "table of bytes": (table_first, table_found)}.items():
         for block in range(len(a)):
             print(f"{name}, block {block}: top-1 {a[block]:.4f}; of the experts visited, among the best "
                   + ", ".join(f"{k + 1}: {b[block, k]:.4f}" for k in range(1, 4)))
+    print(f"bits per byte by the model's routers {score(model, held_out):.4f}, by the predictor "
+          f"{score(model, held_out, predicted):.4f}, by the table {score(model, held_out, table.log()):.4f}")
     rounded = [[round(v, 4) for v in block] for block in found.tolist()]
     # What a reader of the file compares itself with: the best expert of each byte of the first window, a digit each.
     window = ["".join(str(e) for e in block) for block in predicted[:, 0].argmax(-1).tolist()]
@@ -212,8 +233,8 @@ def main():
     torch.set_num_threads(args.threads)
 
     model = read_model(args.model)
-    context, visited, embedding = model.config["context"], model.config["top_k"], model.embedding.weight.detach()
-    training, held_out = (windows_of(text, context) for text in load_text(args.text))
+    embedding = model.embedding.weight.detach()
+    training, held_out = (windows_of(text, model.config["context"]) for text in load_text(args.text))
     args.work.mkdir(parents=True, exist_ok=True)
     recorded = args.work / "router_logits.pt"
     if not recorded.is_file():
@@ -222,8 +243,7 @@ def main():
     config = {"d": embedding.shape[1], "hidden": args.hidden, "lstm_layers": 2, "layers": len(model.blocks),
               "E": model.config["experts"], "sparsemax": args.sparsemax, "gate_order": "input, forget, cell, output"}
     predictor = train(args, config, embedding, training, teacher)
-    export(args, predictor, config, embedding, training, teacher, held_out, record(read_model(args.model), held_out),
-           visited)
+    export(args, predictor, config, model, training, teacher, held_out, record(model, held_out))
 
 
 if __name__ == "__main__":
