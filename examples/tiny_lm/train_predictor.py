@@ -113,7 +113,8 @@ def record(model, windows):
     """The logits of all routers, [blocks, windows, context, experts]."""
     recorded, batches = [[] for _ in model.blocks], windows.split(32)
     hooks = [block.moe.router.register_forward_hook(
-        lambda router, inputs, logits, rows=rows: rows.append(logits.half())) for rows, block in zip(recorded, model.blocks)]
+                 lambda router, inputs, logits, rows=rows: rows.append(logits.half()))
+             for rows, block in zip(recorded, model.blocks)]
     started = time.time()
     for i, batch in enumerate(batches):
         model(batch)

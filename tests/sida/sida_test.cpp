@@ -225,6 +225,9 @@ TEST_CASE("the predictor agrees with float64", "[sida]") {
       CHECK(farthest(got.lstm_output, expected.lstm_output) < 2e-6);
       CHECK(farthest(got.attention, expected.attention) < 2e-5);
       CHECK(farthest(got.logits, expected.logits) < 2e-5);
+      predicted_values const portable =
+          run(p, x, s.sequences, s.length, {.threads = 1, .instructions = sy::instruction_set::portable});
+      CHECK(farthest(portable.logits, expected.logits) < 2e-5);
     }
   }
 }
