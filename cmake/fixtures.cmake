@@ -5,7 +5,7 @@
 # adds to the targets a layer for every file of the folders that the library's policies can express, and the CTest tests
 # fixture.<case>.float, fixture.<case>.bfloat16, fixture.<case>.float.cuda and reference.<case>, and for the first case of each
 # kind of expert fixture.<case>.bfloat16.hopper. A file of measures, which have no layer, is the test fixture.<case> of the program
-# modularity_fixtures. A file that needs another policy is skipped with a message that names it; a key or a value that is
+# modularity_fixtures, and one of quantised weights, which are compared bit for bit, of quantised_fixtures. A file that needs another policy is skipped with a message that names it; a key or a value that is
 # unknown stops the configuration. Where two folders have a case, the later folder wins.
 
 function(switchyard_add_fixtures target cuda_targets)
@@ -26,6 +26,12 @@ function(switchyard_add_fixtures target cuda_targets)
       if(skipped STREQUAL "measures")
         list(APPEND cases ${case})
         add_test(NAME fixture.${case} COMMAND modularity_fixtures ${path})
+        set_tests_properties(fixture.${case} PROPERTIES LABELS "fixtures;any_processor" TIMEOUT 300)
+        continue()
+      endif()
+      if(skipped STREQUAL "quantised")
+        list(APPEND cases ${case})
+        add_test(NAME fixture.${case} COMMAND quantised_fixtures ${path})
         set_tests_properties(fixture.${case} PROPERTIES LABELS "fixtures;any_processor" TIMEOUT 300)
         continue()
       endif()
@@ -94,6 +100,10 @@ function(switchyard_fixture_source path case source_variable skipped_variable)
   endif()
   if(algorithm MATCHES "^modularity_(predictivity|functional|thresholds|similarity|stability|perturbation)$")
     set(${skipped_variable} measures PARENT_SCOPE)
+    return()
+  endif()
+  if(algorithm STREQUAL "quantised")
+    set(${skipped_variable} quantised PARENT_SCOPE)
     return()
   endif()
   if(NOT algorithm MATCHES

@@ -64,8 +64,7 @@ struct awq {
     float const scale = static_cast<float>(scales[line * rows + row]);
     int const output = row % 8, shift = (output % 2 * 4 + output / 2) * 4;
     int const zero = static_cast<int>(qzeros[line * (rows / 8) + row / 8] >> shift & 15u);
-    std::uint32_t const* const words =
-        qweight + (std::int64_t{expert} * columns + column) * (rows / 8) + row / 8;
+    std::uint32_t const* const words = qweight + (std::int64_t{expert} * columns + column) * (rows / 8) + row / 8;
     for (int i = 0; i < count; ++i) {
       int const code = static_cast<int>(words[std::int64_t{i} * (rows / 8)] >> shift & 15u);
       to[i] = static_cast<float>(code - zero) * scale;

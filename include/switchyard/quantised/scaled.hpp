@@ -11,6 +11,28 @@
 /// rows as output features.
 namespace switchyard::quantised {
 
+/// No codes: weights of their own element, such as a projection that was left out of quantisation.
+template <class Weight>
+struct unquantised {
+  static constexpr char const* name = "unquantised";
+  static constexpr int granule = 32, whole = 1;
+
+  Weight const* weight = nullptr;  ///< [experts, rows, columns]
+  int rows = 0, columns = 0;
+
+  SWITCHYARD_HD void read(int expert, int row, int column, int count, float* to) const {
+    Weight const* const from = weight + (std::int64_t{expert} * rows + row) * columns + column;
+    for (int i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+  }
+  SWITCHYARD_HD constexpr unquantised from(int expert) const {
+    return {weight + std::int64_t{expert} * rows * columns, rows, columns};
+  }
+  template <class Arrays>
+  void name_arrays(Arrays const& arrays, int experts) const {
+    arrays.array("weight", weight, std::int64_t{experts} * rows * columns, "[experts, rows, columns]");
+  }
+};
+
 /// Codes of 4 bits, two in a byte: code 2 k is the low half of byte k.
 SWITCHYARD_HD inline std::uint32_t code_of_pair(std::uint8_t const* bytes, int index) {
   return static_cast<std::uint32_t>(bytes[index / 2]) >> (index % 2 == 0 ? 0 : 4) & 15u;
