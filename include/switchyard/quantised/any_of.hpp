@@ -47,37 +47,46 @@ struct any_of {
     std::memcpy(matrix, &of, sizeof of);
   }
 
-  /// Calls `body(format)` with the matrix as what it is, and gives what that returns.
-  template <class Result, class Body>
-  SWITCHYARD_HD Result visit(Body const& body) const {
-    return visit_from<Result, 0, Formats...>(body);
-  }
+  /// Of how many columns a row is a multiple.
   int whole() const {
-    return which < 0 ? 1 : visit<int>([](auto const& of) { return whole_of(of); });
+    int result = 1;
+    visit([&](auto const& of) { result = of.whole; });
+    return result;
   }
   SWITCHYARD_HD void read(int expert, int row, int column, int count, float* to) const {
-    visit<void>([&](auto const& of) { of.read(expert, row, column, count, to); });
+    read_as<0, Formats...>(expert, row, column, count, to);
   }
-  SWITCHYARD_HD any_of from(int expert) const {
-    return visit<any_of>([&](auto const& of) { return any_of(of.from(expert)); });
-  }
+  SWITCHYARD_HD any_of from(int expert) const { return from_as<0, Formats...>(expert); }
   template <class Arrays>
   void name_arrays(Arrays const& arrays, int experts) const {
-    if (which < 0) return arrays.array("matrix", static_cast<unsigned char const*>(nullptr), 1, "one of the formats");
-    visit<void>([&](auto const& of) { of.name_arrays(arrays, experts); });
+    if (which < 0) arrays.array("matrix", static_cast<unsigned char const*>(nullptr), 1, "one of the formats");
+    visit([&](auto const& of) { of.name_arrays(arrays, experts); });
   }
 
  private:
   template <class Format>
-  static constexpr int whole_of(Format const&) {
-    return Format::whole;
+  SWITCHYARD_HD Format const& as() const {
+    return *reinterpret_cast<Format const*>(matrix);
   }
-  template <class Result, int Number, class Format, class... Others, class Body>
-  SWITCHYARD_HD Result visit_from(Body const& body) const {
+  template <class Body>
+  void visit(Body const& body) const {
+    int number = 0;
+    ((number++ == which ? body(as<Formats>()) : void()), ...);
+  }
+  // Without lambdas, which a GPU's compiler takes for functions of the host.
+  template <int Number, class Format, class... Others>
+  SWITCHYARD_HD void read_as(int expert, int row, int column, int count, float* to) const {
     if constexpr (sizeof...(Others) > 0) {
-      if (which != Number) return visit_from<Result, Number + 1, Others...>(body);
+      if (which != Number) return read_as<Number + 1, Others...>(expert, row, column, count, to);
     }
-    return body(*reinterpret_cast<Format const*>(matrix));
+    as<Format>().read(expert, row, column, count, to);
+  }
+  template <int Number, class Format, class... Others>
+  SWITCHYARD_HD any_of from_as(int expert) const {
+    if constexpr (sizeof...(Others) > 0) {
+      if (which != Number) return from_as<Number + 1, Others...>(expert);
+    }
+    return any_of(as<Format>().from(expert));
   }
 };
 

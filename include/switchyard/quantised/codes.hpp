@@ -3,7 +3,6 @@
 #include <switchyard/core/host_device.hpp>
 
 #include <cstdint>
-#include <limits>
 
 /// Small numbers that stand for weights and scales, widened to the floats that they are.
 namespace switchyard::quantised {
@@ -22,7 +21,7 @@ SWITCHYARD_HD constexpr float e2m1_without_minus_zero(std::uint32_t code) { retu
 /// NaN.
 SWITCHYARD_HD constexpr float e4m3(std::uint32_t code) {
   std::uint32_t const sign = (code & 0x80u) << 24, magnitude = code & 0x7fu;
-  if (magnitude == 0x7fu) return std::numeric_limits<float>::quiet_NaN();
+  if (magnitude == 0x7fu) return __builtin_bit_cast(float, 0x7fc00000u);
   std::uint32_t const small =
       __builtin_bit_cast(std::uint32_t, static_cast<float>(static_cast<int>(magnitude)) * 0x1p-9f);
   return __builtin_bit_cast(float, sign | (magnitude < 8u ? small : (magnitude << 20) + (120u << 23)));
@@ -30,7 +29,7 @@ SWITCHYARD_HD constexpr float e4m3(std::uint32_t code) {
 
 /// E8M0: 2^(code - 127); 255 is NaN.
 SWITCHYARD_HD constexpr float e8m0(std::uint32_t code) {
-  return code == 255u ? std::numeric_limits<float>::quiet_NaN()
+  return code == 255u ? __builtin_bit_cast(float, 0x7fc00000u)
                       : __builtin_bit_cast(float, code == 0u ? 0x00400000u : code << 23);
 }
 
