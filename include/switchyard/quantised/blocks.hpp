@@ -35,9 +35,15 @@ struct q4_0 {
   static constexpr int weights = 32, bytes = 18;
   SWITCHYARD_HD static void widen(std::uint8_t const* block, int first, int count, float* to) {
     float const d = half_at(block);
+    std::uint8_t const* const codes = block + 2;
+    if (count == weights) {  // which the compiler makes vectors of
+      for (int i = 0; i < 16; ++i) to[i] = d * static_cast<float>((codes[i] & 15) - 8);
+      for (int i = 0; i < 16; ++i) to[16 + i] = d * static_cast<float>((codes[i] >> 4) - 8);
+      return;
+    }
     for (int i = 0; i < count; ++i) {
-      int const at = first + i, code = block[2 + at % 16] >> (at < 16 ? 0 : 4) & 15;
-      to[i] = d * static_cast<float>(code - 8);
+      int const at = first + i;
+      to[i] = d * static_cast<float>((codes[at % 16] >> (at < 16 ? 0 : 4) & 15) - 8);
     }
   }
 };
@@ -48,9 +54,15 @@ struct mxfp4_halves {
   static constexpr int weights = 32, bytes = 17;
   SWITCHYARD_HD static void widen(std::uint8_t const* block, int first, int count, float* to) {
     float const scale = e8m0(block[0]);
+    std::uint8_t const* const codes = block + 1;
+    if (count == weights) {
+      for (int i = 0; i < 16; ++i) to[i] = e2m1_without_minus_zero(codes[i] & 15u) * scale;
+      for (int i = 0; i < 16; ++i) to[16 + i] = e2m1_without_minus_zero(codes[i] >> 4u) * scale;
+      return;
+    }
     for (int i = 0; i < count; ++i) {
       int const at = first + i;
-      to[i] = e2m1_without_minus_zero(block[1 + at % 16] >> (at < 16 ? 0 : 4) & 15u) * scale;
+      to[i] = e2m1_without_minus_zero(codes[at % 16] >> (at < 16 ? 0 : 4) & 15u) * scale;
     }
   }
 };
@@ -77,12 +89,16 @@ struct q6_K {
   static constexpr int weights = 256, bytes = 210;
   SWITCHYARD_HD static void widen(std::uint8_t const* block, int first, int count, float* to) {
     float const d = half_at(block + 208);
-    for (int i = 0; i < count; ++i) {
-      int const at = first + i, h = at / 128, j = at / 32 % 4, l = at % 32;
-      int const low = block[64 * h + 32 * (j % 2) + l] >> (j < 2 ? 0 : 4) & 15;
-      int const high = block[128 + 32 * h + l] >> (2 * j) & 3;
-      float const scale = d * static_cast<float>(static_cast<std::int8_t>(block[192 + at / 16]));
-      to[i] = scale * static_cast<float>((high << 4 | low) - 32);
+    int const h = first / 128, j = first / 32 % 4, l = first % 32;
+    std::uint8_t const *const low = block + 64 * h + 32 * (j % 2) + l, *const high = block + 128 + 32 * h + l;
+    int const low_shift = j < 2 ? 0 : 4, high_shift = 2 * j;
+    for (int begin = 0, run = 16 - first % 16; begin < count; begin += run, run = 16) {
+      if (run > count - begin) run = count - begin;
+      float const scale = d * static_cast<float>(static_cast<std::int8_t>(block[192 + (first + begin) / 16]));
+      for (int i = begin; i < begin + run; ++i) {
+        int const code = (high[i] >> high_shift & 3) << 4 | (low[i] >> low_shift & 15);
+        to[i] = scale * static_cast<float>(code - 32);
+      }
     }
   }
 };

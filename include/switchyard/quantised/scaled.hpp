@@ -135,8 +135,15 @@ struct mxfp4 {
   SWITCHYARD_HD void read(int expert, int row, int column, int count, float* to) const {
     std::int64_t const line = (std::int64_t{expert} * rows + row) * row_stride;
     float const scale = e8m0(scales[line * (columns / 32) + column / 32]);
-    std::uint8_t const* const from = blocks + line * (columns / 2);
-    for (int i = 0; i < count; ++i) to[i] = e2m1(code_of_pair(from, column + i)) * scale;
+    std::uint8_t const* const from = blocks + line * (columns / 2) + column / 2;
+    if (count == granule) {  // which the compiler makes vectors of
+      for (int i = 0; i < granule / 2; ++i) {
+        to[2 * i] = e2m1(from[i] & 15u) * scale;
+        to[2 * i + 1] = e2m1(from[i] >> 4u) * scale;
+      }
+      return;
+    }
+    for (int i = 0; i < count; ++i) to[i] = e2m1(code_of_pair(from, column % 2 + i)) * scale;
   }
   SWITCHYARD_HD constexpr mxfp4 from(int expert) const {
     std::int64_t const lines = std::int64_t{expert} * rows * row_stride;
@@ -204,6 +211,14 @@ struct int4_packed {
     std::int64_t const line = std::int64_t{expert} * rows + row;
     float const of_group = static_cast<float>(scale[line * (columns / 32) + column / 32]);
     std::uint32_t const* const from = weight + line * (columns / 8);
+    if (count == granule) {
+      for (int w = 0; w < granule / 8; ++w) {
+        std::uint32_t const word = from[column / 8 + w];
+        for (int i = 0; i < 8; ++i)
+          to[8 * w + i] = static_cast<float>(static_cast<int>(word >> 4 * i & 15u) - 8) * of_group;
+      }
+      return;
+    }
     for (int i = 0; i < count; ++i) {
       int const at = column + i;
       to[i] = static_cast<float>(static_cast<int>(from[at / 8] >> at % 8 * 4 & 15u) - 8) * of_group;
