@@ -5,7 +5,8 @@
 # adds to the targets a layer for every file of the folders that the library's policies can express, and the CTest tests
 # fixture.<case>.float, fixture.<case>.bfloat16, fixture.<case>.float.cuda and reference.<case>, and for the first case of each
 # kind of expert fixture.<case>.bfloat16.hopper. A file of what is no layer is the test fixture.<case> of a program: measures of
-# modularity_fixtures, SiDA's predictor and all about it of sida_fixtures. A file that needs another policy is skipped with a message that names it; a key or a value that is
+# modularity_fixtures, SiDA's predictor and all about it of sida_fixtures, quantised weights, bit for bit, of quantised_fixtures. A
+# file that needs another policy is skipped with a message that names it; a key or a value that is
 # unknown stops the configuration. Where two folders have a case, the later folder wins.
 
 function(switchyard_add_fixtures target cuda_targets)
@@ -99,6 +100,10 @@ function(switchyard_fixture_source path case source_variable skipped_variable)
   endif()
   if(algorithm MATCHES "^sida_(predictor|tkd|eviction)$")
     set(${skipped_variable} sida_fixtures PARENT_SCOPE)
+    return()
+  endif()
+  if(algorithm STREQUAL "quantised")
+    set(${skipped_variable} quantised_fixtures PARENT_SCOPE)
     return()
   endif()
   if(NOT algorithm MATCHES

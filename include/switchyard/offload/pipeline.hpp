@@ -23,7 +23,7 @@ namespace switchyard::offload {
 /// were made before it: `next` throws it, and returns nothing from then on. An exception that nobody asks for with `next`, and all after
 /// `cancel`, are lost. Built without exceptions, an error ends the program where it happens.
 ///
-/// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving, section 3, with its code: a queue of 16 between the thread that
+/// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving, with its code: a queue of 16 between the thread that
 /// builds hash tables and the one that infers, ended by a null entry.
 template <class Item>
 class pipeline {

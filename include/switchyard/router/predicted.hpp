@@ -53,7 +53,7 @@ constexpr auto prediction_label() {
 ///
 /// The weights of a token's experts are its predicted probabilities, divided by their sum and times the first one's: their sum is what the
 /// best expert alone would have. One expert has its probability, as in Switch. Other forms: see `prediction_traits`.
-/// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving, section 3, with its code (`published_prediction`), whose list of
+/// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving, with its code (`published_prediction`), whose list of
 /// factors ends after the third choice. Its weights on the path that is timed are random numbers, and are not here.
 template <prediction_traits Form = prediction_traits{}>
 struct predicted : by_inputs {

@@ -33,7 +33,7 @@ struct truncated_distillation_losses {
 /// Truncated knowledge distillation, summed in double. Of equal logits of the teacher those of lower ids are kept. Without rows all is 0.
 /// Where the probabilities are equal, the gradient of their distance is 0. Throws `error` for matrices that do not fit; logits that are
 /// no numbers show in the result.
-/// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving, section 3; 30 entries and the weight are those of its code,
+/// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving; 30 entries and the weight are those of its code,
 /// which takes means over slices of at most 2048 sequences.
 inline truncated_distillation_losses truncated_distillation(truncated_distillation_args const& args) {
   std::int64_t const rows = args.student.rows, experts = args.student.columns;

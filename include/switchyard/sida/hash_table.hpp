@@ -18,7 +18,7 @@ namespace switchyard::sida {
 /// What a group of sequences will need: for every layer and token the `top_k` experts that were predicted, best first, with their
 /// probabilities, and for every layer the set of all of them. Tokens are those of the group, sequence after sequence; the last group of a
 /// stream has fewer.
-/// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving, section 3.
+/// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving.
 struct hash_table {
   int layers = 0, experts = 0, top_k = 0;
   std::int64_t tokens = 0;

@@ -36,7 +36,7 @@ struct lstm {
 ///   logits of layer l = head l (a o + residual c)
 ///
 /// Attention is not causal: a token's prediction sees the tokens after it. Weights are the caller's.
-/// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving, section 3, and its code (SimpleLSTMClassifierSparseAttention).
+/// Source: Du et al. 2024, SiDA-MoE: Sparsity-Inspired Data-Aware Serving, and its code (SimpleLSTMClassifierSparseAttention).
 struct predictor {
   int embedding = 0;  ///< width of what it sees
   int hidden = 0;
