@@ -333,13 +333,23 @@ class residency {
   /// The place that the next piece goes to: one that is empty, else that of the piece which the policy gives up first. Of equals the lower
   /// layer and expert goes, so that nothing depends on which piece stands where.
   int place_for_next(int layer, std::int64_t number) {
+    bool const keeps_to_share = is_share_used_up(layer, number);
     int best = none;
     for (std::size_t i = 0; i < followed_.size(); ++i) {
       if (followed_[i].is.expert != none)
         followed_[i].is.calls_until_use = calls_until_use(followed_[i].is, layer, number);
+      if (keeps_to_share && followed_[i].is.layer != layer) continue;
       if (best == none || goes_before(followed_[i], followed_[index(best)])) best = static_cast<int>(i);
     }
     return best;
+  }
+  /// Whether a layer has its share of the places while all are called for the first time. If the first ones took all places, they would be there
+  /// ever after, and nothing of the others: calls with nothing to read would take turns with calls that wait.
+  bool is_share_used_up(int layer, std::int64_t number) const {
+    if (pieces_out_of_turn == 0 || call_ + 1 + (number - front_) > layers_) return false;
+    int count = 0;
+    for (followed const& f : followed_) count += f.is.layer == layer;
+    return count > 0 && count * layers_ >= places();
   }
   /// In a small cache what goes out of turn costs more reads than it is worth.
   int most_out_of_turn() const { return std::min(pieces_out_of_turn, std::max(1, places() / 4)); }
