@@ -22,10 +22,12 @@ struct inner_rows {
   Element* first;  ///< [rows, stride], each row at a multiple of 16 bytes
   std::int64_t stride;
   int features;
-  row_exponents exponents;      ///< of half elements
-  std::int32_t const* offsets;  ///< [experts + 1] of the plan, on the device: the last is the number of rows
-  int experts;
-  float const* unit_norms;  ///< [experts, features], factors by which values are ranked; null: none
+  row_exponents exponents;                  ///< of half elements
+  int experts;                              ///< of the launch; the arrays of their rows are on the device
+  std::int32_t const* offsets;              ///< [experts + 1]: rows of those before each; the last is their number
+  std::int32_t const* begin = nullptr;      ///< [experts], where the rows of each stand; null: at `offsets`
+  std::int32_t const* expert_of = nullptr;  ///< [experts], their ids; null: e
+  float const* unit_norms;  ///< [experts of the layer, features], factors by which values are ranked; null: none
 };
 
 /// The highest bits of a float that tell the elements of a type apart, whatever power of two they are multiplied by; of products with
@@ -61,11 +63,13 @@ inline constexpr int most_keep_threads = 512, most_keep_chunks = 8;
 template <class Element, int Chunks, bool Compensated>
 __global__ void __launch_bounds__(most_keep_threads) keep_largest(inner_rows<Element> const rows, int kept) {
   constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
-  std::int64_t const row = blockIdx.x;
+  std::int64_t row = blockIdx.x;
   if (row >= rows.offsets[rows.experts]) return;
-  float const* const norms =
-      Compensated ? rows.unit_norms + std::int64_t{expert_of_row(rows.offsets, rows.experts, row)} * rows.features
-                  : nullptr;
+  bool const apart = rows.begin != nullptr;
+  int const at = Compensated || apart ? expert_of_row(rows.offsets, rows.experts, row) : 0;
+  int const expert = rows.expert_of == nullptr ? at : rows.expert_of[at];
+  if (apart) row += rows.begin[at] - rows.offsets[at];
+  float const* const norms = Compensated ? rows.unit_norms + std::int64_t{expert} * rows.features : nullptr;
   Element* const values = rows.first + row * rows.stride;
   int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   bool const has_exponents = rows.exponents.any != nullptr && *rows.exponents.any != 0;

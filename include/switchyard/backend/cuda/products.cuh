@@ -54,9 +54,9 @@ template <class Problem, class Tile>
 void enqueue_product(launch_queue const& queue, char const* what, typename Problem::args const& product_of) {
   using layout = product_layout<Problem, Tile>;
   constexpr int features = layout::features, rows = Tile::tile.rows;
-  // Every expert's last tile may have one row; there are no more tiles than pairs.
-  std::int64_t const pairs = product_of.tokens * product_of.top_k, most = pairs / rows + product_of.experts;
-  std::int64_t const tiles = most < pairs ? most : pairs;
+  // Every expert's last tile may have one row; there are no more tiles than rows.
+  std::int64_t const most_rows = product_of.experts.most, most = most_rows / rows + product_of.experts.count;
+  std::int64_t const tiles = most < most_rows ? most : most_rows;
   std::int64_t const shared_tiles =
       divide_up(product_of.tokens, rows) * divide_up(product_of.shared.features, features);
   launch(queue, what, product<Problem, Tile>, tiles * divide_up(product_of.routed.features, features) + shared_tiles,
@@ -154,25 +154,35 @@ struct experts_step<expert::two_products, Products> {
   static expert_results<typename Layer::element> enqueue(forward_args<Layer> const& args, launch_queue const& queue,
                                                          view<typename Layer::element const> const& tokens,
                                                          plan_memory const& plan, memory<Layer> const& m) {
+    constexpr expert_traits traits = Layer::expert_traits;
     auto const products = products_of<Layer>(args, tokens, plan, m);
     auto const between = [&] {
-      constexpr expert_traits traits = Layer::expert_traits;
       if constexpr (traits.kept_units > 0) {
         constexpr bool compensated = traits.ranking == unit_ranking::norm_compensated;
-        inner_rows<typename Layer::element> rows{.first = m.activated,
-                                                 .stride = m.activated_stride,
-                                                 .features = Layer::dims.intermediate,
-                                                 .exponents = m.exponents,
-                                                 .offsets = plan.plan.offsets,
-                                                 .experts = Layer::dims.experts,
-                                                 .unit_norms = nullptr};
-        if constexpr (compensated) rows.unit_norms = args.weights.unit_norms;
+        inner_rows<typename Layer::element> rows = inner_rows_of<Layer>(args, m);
+        rows.offsets = plan.plan.offsets;
+        rows.experts = Layer::dims.experts;
         enqueue_keep_largest<Layer::dims.intermediate, compensated>(queue, rows, tokens.rows * Layer::dims.top_k,
                                                                     traits.kept_units);
       }
     };
     Products::template enqueue<Layer>(queue, products.in, products.out, between);
     return results_of<Layer>(args, m);
+  }
+
+  /// The rows between the products, for `keep_largest`: all but which experts a launch has.
+  template <class Layer>
+  static inner_rows<typename Layer::element> inner_rows_of(forward_args<Layer> const& args,
+                                                           rows_memory<typename Layer::element> const& m) {
+    inner_rows<typename Layer::element> rows{};
+    rows.first = m.activated;
+    rows.stride = m.activated_stride;
+    rows.features = Layer::dims.intermediate;
+    rows.exponents = m.exponents;
+    if constexpr (Layer::expert_traits.ranking == unit_ranking::norm_compensated) {
+      rows.unit_norms = args.weights.unit_norms;
+    }
+    return rows;
   }
 
   /// What both products leave.
@@ -248,9 +258,9 @@ struct experts_step<expert::two_products, Products> {
   template <class Layer, class Operand>
   static void frame(product_args<Operand>& to, view<typename Layer::element const> const& tokens,
                     plan_memory const& plan) {
-    to.experts = Layer::dims.experts;
+    to.experts =
+        expert_rows::of_plan(plan.plan.offsets, Layer::dims.experts, tokens.rows * std::int64_t{Layer::dims.top_k});
     to.top_k = Layer::dims.top_k;
-    to.offsets = plan.plan.offsets;
     to.pair_of = plan.plan.pair_of;
     to.tokens = tokens.rows;
   }
