@@ -154,35 +154,31 @@ struct experts_step<expert::two_products, Products> {
   static expert_results<typename Layer::element> enqueue(forward_args<Layer> const& args, launch_queue const& queue,
                                                          view<typename Layer::element const> const& tokens,
                                                          plan_memory const& plan, memory<Layer> const& m) {
-    constexpr expert_traits traits = Layer::expert_traits;
     auto const products = products_of<Layer>(args, tokens, plan, m);
-    auto const between = [&] {
-      if constexpr (traits.kept_units > 0) {
-        constexpr bool compensated = traits.ranking == unit_ranking::norm_compensated;
-        inner_rows<typename Layer::element> rows = inner_rows_of<Layer>(args, m);
-        rows.offsets = plan.plan.offsets;
-        rows.experts = Layer::dims.experts;
-        enqueue_keep_largest<Layer::dims.intermediate, compensated>(queue, rows, tokens.rows * Layer::dims.top_k,
-                                                                    traits.kept_units);
-      }
-    };
-    Products::template enqueue<Layer>(queue, products.in, products.out, between);
+    Products::template enqueue<Layer>(queue, products.in, products.out, [&] {
+      enqueue_between<Layer>(args, queue, m, {.experts = Layer::dims.experts, .offsets = plan.plan.offsets},
+                             tokens.rows * Layer::dims.top_k);
+    });
     return results_of<Layer>(args, m);
   }
 
-  /// The rows between the products, for `keep_largest`: all but which experts a launch has.
+  /// What happens to the rows of a launch between the products; it has at most so many.
   template <class Layer>
-  static inner_rows<typename Layer::element> inner_rows_of(forward_args<Layer> const& args,
-                                                           rows_memory<typename Layer::element> const& m) {
-    inner_rows<typename Layer::element> rows{};
-    rows.first = m.activated;
-    rows.stride = m.activated_stride;
-    rows.features = Layer::dims.intermediate;
-    rows.exponents = m.exponents;
-    if constexpr (Layer::expert_traits.ranking == unit_ranking::norm_compensated) {
-      rows.unit_norms = args.weights.unit_norms;
+  static void enqueue_between(forward_args<Layer> const& args, launch_queue const& queue,
+                              rows_memory<typename Layer::element> const& m, listed_rows const& listed,
+                              std::int64_t most_rows) {
+    constexpr expert_traits traits = Layer::expert_traits;
+    if constexpr (traits.kept_units > 0) {
+      constexpr bool compensated = traits.ranking == unit_ranking::norm_compensated;
+      inner_rows<typename Layer::element> rows{.first = m.activated,
+                                               .stride = m.activated_stride,
+                                               .features = Layer::dims.intermediate,
+                                               .exponents = m.exponents,
+                                               .listed = listed,
+                                               .unit_norms = nullptr};
+      if constexpr (compensated) rows.unit_norms = args.weights.unit_norms;
+      enqueue_keep_largest<Layer::dims.intermediate, compensated>(queue, rows, most_rows, traits.kept_units);
     }
-    return rows;
   }
 
   /// What both products leave.
