@@ -18,30 +18,28 @@ struct resident {
   double frequency;       ///< how often it was needed where that was recorded, 0 without a record
 };
 
-/// Which pieces stay resident. Both are asked by `expert_cache` whenever room is needed, and by the simulator; they know no threads and no
-/// memory. A piece that is being read, or is used by the present call, is never given up.
+/// Which pieces stay resident. A policy knows no threads and no memory, so that the simulator runs it, too. A piece that is being read, or
+/// that the present call still has to use, is never given up, whatever the policy says.
 ///
 /// Fetching ahead never changes what a policy decides: it does earlier what the policy would do once the expected calls come.
 template <class Policy>
 concept residency_policy = requires(Policy const& policy, resident const& piece) {
   { Policy::name } -> std::convertible_to<std::string_view>;
-  /// Whether a piece of the layer whose call begins stays, though that call does not need it.
-  { policy.keeps(piece) } -> std::same_as<bool>;
-  /// Whether the first is given up before the second: a strict weak order.
-  { policy.goes_before(piece, piece) } -> std::same_as<bool>;
+  { Policy::drops_unneeded } -> std::convertible_to<bool>;  // a call gives up what it does not need of its layer
+  { policy.goes_before(piece, piece) } -> std::same_as<bool>;  // the first is given up before the second: a strict weak order
 };
 
 /// As published (SiDA): what the present table does not need goes.
 struct exact {
   static constexpr std::string_view name = "exact";
-  static bool keeps(resident const&) { return false; }
+  static constexpr bool drops_unneeded = true;
   static bool goes_before(resident const& a, resident const& b) { return a.last_use < b.last_use; }
 };
 
 /// The least recently used goes.
 struct lru {
   static constexpr std::string_view name = "lru";
-  static bool keeps(resident const&) { return true; }
+  static constexpr bool drops_unneeded = false;
   static bool goes_before(resident const& a, resident const& b) { return a.last_use < b.last_use; }
 };
 
@@ -49,7 +47,7 @@ struct lru {
 /// rule, and reads least.
 struct lru_with_lookahead {
   static constexpr std::string_view name = "lru_with_lookahead";
-  static bool keeps(resident const&) { return true; }
+  static constexpr bool drops_unneeded = false;
   static bool goes_before(resident const& a, resident const& b) {
     return a.next_use != b.next_use ? a.next_use > b.next_use : a.last_use < b.last_use;
   }
@@ -58,7 +56,7 @@ struct lru_with_lookahead {
 /// What was needed most often where that was recorded stays; the least recently used of equals goes.
 struct pinned_by_frequency {
   static constexpr std::string_view name = "pinned_by_frequency";
-  static bool keeps(resident const&) { return true; }
+  static constexpr bool drops_unneeded = false;
   static bool goes_before(resident const& a, resident const& b) {
     return a.frequency != b.frequency ? a.frequency < b.frequency : a.last_use < b.last_use;
   }

@@ -1,0 +1,349 @@
+#pragma once
+
+#include <switchyard/core/error.hpp>
+#include <switchyard/offload/policies.hpp>
+
+#include <algorithm>
+#include <bit>
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace switchyard::offload {
+
+/// Which pieces are in which places, which calls are expected, and what is to be read next: all that a cache decides, without its
+/// threads and its memory. The simulator runs the same.
+///
+/// A call begins with what it needs, of one layer. What is resident of that it takes, uses and is done with; what is not has to be read
+/// first. `next_load` says what is read next, and into which place, as soon as that place is free to be overwritten. It follows the policy
+/// from the present call through the expected ones, so that reading ahead only does earlier what the policy would do anyway.
+///
+/// All memory is taken by the constructor. Functions take time in proportion to the places, and `next_load` to the
+/// experts of the calls that it looks at.
+template <residency_policy Policy>
+class residency {
+ public:
+  enum class state : std::uint8_t { empty, loading, ready, taken };
+  struct load {
+    int layer, expert, place;
+  };
+
+  /// Of `layers * experts` pieces at most `places` are resident at a time, and at most `horizon` calls are expected. `frequencies`,
+  /// [layers, experts], is empty where nothing was recorded.
+  residency(int layers, int experts, int places, std::int64_t horizon, Policy policy = {},
+            std::vector<double> frequencies = {})
+      : layers_(layers),
+        experts_(experts),
+        words_((experts + 63) / 64),
+        horizon_(horizon < 1 ? 1 : horizon),
+        policy_(std::move(policy)),
+        frequencies_(std::move(frequencies)),
+        places_(static_cast<std::size_t>(places)),
+        followed_(places_.size()),
+        place_of_(static_cast<std::size_t>(layers) * static_cast<std::size_t>(experts), none),
+        followed_place_of_(place_of_.size()),
+        next_use_(place_of_.size(), never),
+        unreadable_(place_of_.size()),
+        first_of_layer_(static_cast<std::size_t>(layers), never),
+        last_of_layer_(first_of_layer_.size(), never),
+        needed_(static_cast<std::size_t>(words_)),
+        expected_(static_cast<std::size_t>(horizon_)),
+        expected_needs_(static_cast<std::size_t>(horizon_) * static_cast<std::size_t>(words_)) {
+    if (!frequencies_.empty() && frequencies_.size() != place_of_.size()) {
+      fail("offload, frequencies", std::to_string(place_of_.size()) + " numbers, [layers, experts]",
+           std::to_string(frequencies_.size()));
+    }
+  }
+
+  int layers() const { return layers_; }
+  int experts() const { return experts_; }
+  int places() const { return static_cast<int>(places_.size()); }
+
+  /// How many more calls may be expected.
+  std::int64_t room_to_expect() const { return horizon_ - (end_ - front_); }
+  /// A call of a layer will need these experts, after all that have been told before. There has to be room.
+  void expect(int layer, std::span<std::int32_t const> experts) {
+    std::int64_t const number = end_++;
+    expected_call& call = expected_[slot(number)];
+    call = {layer, never};
+    std::uint64_t* const needs = needs_of(number);
+    std::fill(needs, needs + words_, std::uint64_t{0});
+    std::int64_t& last = last_of_layer_[index(layer)];
+    (first_of_layer_[index(layer)] == never ? first_of_layer_[index(layer)] : expected_[slot(last)].following) = number;
+    last = number;
+    for (std::int32_t e : experts) {
+      needs[e / 64] |= std::uint64_t{1} << e % 64;
+      std::int64_t& next = next_use_[piece_of(layer, e)];
+      if (next == never) next = number;
+    }
+  }
+  /// Nothing is expected any more.
+  void forget_expected() {
+    front_ = end_;
+    std::fill(first_of_layer_.begin(), first_of_layer_.end(), never);
+    std::fill(next_use_.begin(), next_use_.end(), never);
+  }
+
+  /// Begins a call. The first expected call of the layer was this one: it is not expected any more, nor are those before it.
+  void begin(int layer, std::span<std::int32_t const> experts) {
+    ++call_;
+    layer_ = layer;
+    std::int64_t const number = first_of_layer_[index(layer)];
+    if (number != never) {
+      while (front_ <= number) forget_first();
+    }
+    std::fill(needed_.begin(), needed_.end(), std::uint64_t{0});
+    for (std::int32_t e : experts) {
+      needed_[index(e / 64)] |= std::uint64_t{1} << e % 64;
+      unreadable_[piece_of(layer, e)] = 0;
+    }
+    if constexpr (Policy::drops_unneeded) {
+      for (place& p : places_) {
+        if (p.what == state::ready && p.layer == layer && !is_needed(p.expert)) clear(p);
+      }
+    }
+  }
+
+  /// Whether the present call still has to use something.
+  bool is_over() const {
+    for (std::uint64_t word : needed_) {
+      if (word != 0) return false;
+    }
+    return true;
+  }
+  /// Ends the call: what it has not used is not needed.
+  void end() { std::fill(needed_.begin(), needed_.end(), std::uint64_t{0}); }
+
+  /// Calls `to(expert, place)` for all that the present call needs and that is ready, in the order of experts, and takes it.
+  template <class To>
+  void take(To const& to) {
+    for_each(needed_.data(), [&](int e) {
+      int const at = place_of_[piece_of(layer_, e)];
+      if (at == none || places_[index(at)].what != state::ready) return;
+      places_[index(at)].what = state::taken;
+      to(e, at);
+    });
+  }
+  /// The present call is done with what it has taken. How much that was.
+  int finish_taken() {
+    int count = 0;
+    for_each(needed_.data(), [&](int e) {
+      int const at = place_of_[piece_of(layer_, e)];
+      if (at == none || places_[index(at)].what != state::taken) return;
+      places_[index(at)].what = state::ready;
+      places_[index(at)].last_use = call_;
+      needed_[index(e / 64)] &= ~(std::uint64_t{1} << e % 64);
+      ++count;
+    });
+    return count;
+  }
+
+  /// What is to be read now, if anything: its place counts as taken up from then on.
+  std::optional<load> next_load() {
+    follow_from_here();
+    int planned = 0;
+    if (auto const found = misses_of(needed_.data(), layer_, never, planned)) return begin_load(*found);
+    std::int64_t const last = std::min(end_, front_ + most_calls);
+    for (std::int64_t number = front_; number < last && planned < most_planned; ++number) {
+      int const layer = expected_[slot(number)].layer;
+      if constexpr (Policy::drops_unneeded) {
+        std::uint64_t const* const needs = needs_of(number);
+        for (followed& f : followed_) {
+          if (f.is.layer == layer && f.is.expert >= 0 && (needs[f.is.expert / 64] >> f.is.expert % 64 & 1) == 0) {
+            forget(f);
+          }
+        }
+      }
+      if (auto const found = misses_of(needs_of(number), layer, number, planned)) return begin_load(*found);
+    }
+    return std::nullopt;
+  }
+  void arrived(int at) { places_[index(at)].what = state::ready; }
+  /// It could not be read: it is not read ahead again before a call needs it.
+  void failed(int at) {
+    place& p = places_[index(at)];
+    unreadable_[piece_of(p.layer, p.expert)] = 1;
+    clear(p);
+  }
+
+  state state_of(int layer, int expert) const {
+    int const at = place_of_[piece_of(layer, expert)];
+    return at == none ? state::empty : places_[index(at)].what;
+  }
+  bool is_needed(int expert) const { return (needed_[index(expert / 64)] >> expert % 64 & 1) != 0; }
+  int layer_of_call() const { return layer_; }
+  /// Places that hold a piece, or will.
+  int used_places() const { return used_; }
+
+ private:
+  static constexpr int none = -1;
+  static constexpr int most_planned = 32, most_calls = 64;  // what `next_load` looks at
+
+  struct place {
+    state what = state::empty;
+    int layer = none, expert = none;
+    std::int64_t last_use = 0;
+  };
+  struct expected_call {
+    int layer = 0;
+    std::int64_t following = never;  // the next one of the same layer
+  };
+  struct found_load {
+    load what;
+    std::int64_t call;  // that needs it
+  };
+  /// A place on the way through the calls to come.
+  struct followed {
+    resident is;
+    bool blocked;  // what stands there now is still needed before what will be put there
+  };
+
+  template <class Number>
+  static std::size_t index(Number number) {
+    return static_cast<std::size_t>(number);
+  }
+  std::size_t slot(std::int64_t number) const { return index(number % horizon_); }
+  std::size_t piece_of(int layer, int expert) const {
+    return index(layer) * index(experts_) + index(expert);
+  }
+  std::uint64_t* needs_of(std::int64_t number) { return expected_needs_.data() + slot(number) * index(words_); }
+
+  template <class Each>
+  void for_each(std::uint64_t const* needs, Each const& each) const {
+    for (int w = 0; w < words_; ++w) {
+      for (std::uint64_t rest = needs[w]; rest != 0; rest &= rest - 1) each(w * 64 + std::countr_zero(rest));
+    }
+  }
+
+  void clear(place& p) {
+    place_of_[piece_of(p.layer, p.expert)] = none;
+    p = {};
+    --used_;
+  }
+
+  /// The next call after one of the same layer that needs an expert.
+  std::int64_t next_use_after(std::int64_t number, int expert) {
+    for (std::int64_t next = expected_[slot(number)].following; next != never; next = expected_[slot(next)].following) {
+      if ((needs_of(next)[expert / 64] >> expert % 64 & 1) != 0) return next;
+    }
+    return never;
+  }
+  void forget_first() {
+    std::int64_t const number = front_++;
+    int const layer = expected_[slot(number)].layer;
+    first_of_layer_[index(layer)] = expected_[slot(number)].following;
+    for_each(needs_of(number), [&](int e) {
+      std::int64_t& next = next_use_[piece_of(layer, e)];
+      if (next == number) next = next_use_after(number, e);
+    });
+  }
+
+  void follow_from_here() {
+    followed_place_of_ = place_of_;
+    for (std::size_t i = 0; i < places_.size(); ++i) {
+      place const& p = places_[i];
+      bool const is_used = p.layer == layer_ && p.expert != none && is_needed(p.expert);
+      followed_[i] = {{p.layer, p.expert, p.last_use, never, 0.0},
+                      p.what == state::loading || p.what == state::taken || is_used};
+      if (p.expert == none) continue;
+      std::size_t const piece = piece_of(p.layer, p.expert);
+      followed_[i].is.next_use = next_use_[piece];
+      if (!frequencies_.empty()) followed_[i].is.frequency = frequencies_[piece];
+    }
+  }
+  void forget(followed& f) {
+    followed_place_of_[piece_of(f.is.layer, f.is.expert)] = none;
+    f.is = {none, none, 0, never, 0.0};
+  }
+
+  /// Follows one call, the present one or an expected one: what is there of its needs is used, then the others are read one after the
+  /// other, each into the place that is empty or whose piece the policy gives up. The first whose place may be overwritten now is found.
+  std::optional<found_load> misses_of(std::uint64_t const* needs, int layer, std::int64_t number, int& planned) {
+    std::int64_t const call = number == never ? call_ : call_ + 1 + (number - front_);
+    auto const use = [&](followed& f, std::size_t piece) {
+      f.is.last_use = call;
+      f.is.next_use = number == never ? next_use_[piece] : next_use_after(number, f.is.expert);
+    };
+    bool misses = false;
+    for_each(needs, [&](int e) {
+      int const at = followed_place_of_[piece_of(layer, e)];
+      misses = misses || at == none;
+      if (at == none) return;
+      use(followed_[index(at)], piece_of(layer, e));
+      followed_[index(at)].blocked = true;
+    });
+    if (!misses) return std::nullopt;
+    for (int w = 0; w < words_; ++w) {
+      for (std::uint64_t rest = needs[w]; rest != 0; rest &= rest - 1) {
+        int const e = w * 64 + std::countr_zero(rest);
+        std::size_t const piece = piece_of(layer, e);
+        if (followed_place_of_[piece] != none || unreadable_[piece] != 0) continue;
+        int const at = place_for_next();
+        followed& f = followed_[index(at)];
+        if (!f.blocked) return found_load{{layer, e, at}, call};
+        if (++planned >= most_planned) return std::nullopt;
+        if (f.is.expert != none) followed_place_of_[piece_of(f.is.layer, f.is.expert)] = none;
+        f.is = {layer, e, 0, never, frequencies_.empty() ? 0.0 : frequencies_[piece]};
+        use(f, piece);
+        followed_place_of_[piece] = at;
+      }
+    }
+    return std::nullopt;
+  }
+  int place_for_next() const {
+    int best = none;
+    for (std::size_t i = 0; i < followed_.size(); ++i) {
+      followed const& f = followed_[i];
+      if (f.is.expert == none) {
+        if (!f.blocked) return static_cast<int>(i);
+        if (best == none || followed_[index(best)].is.expert != none) best = static_cast<int>(i);
+        continue;
+      }
+      if (best == none ||
+          (followed_[index(best)].is.expert != none && policy_.goes_before(f.is, followed_[index(best)].is))) {
+        best = static_cast<int>(i);
+      }
+    }
+    return best;
+  }
+  load begin_load(found_load const& found) {
+    load const& next = found.what;
+    place& p = places_[index(next.place)];
+    if (p.expert != none) {
+      place_of_[piece_of(p.layer, p.expert)] = none;
+    } else {
+      ++used_;
+    }
+    p = {state::loading, next.layer, next.expert, found.call};
+    place_of_[piece_of(next.layer, next.expert)] = next.place;
+    return next;
+  }
+
+  int layers_, experts_, words_;
+  std::int64_t horizon_;
+  Policy policy_;
+  std::vector<double> frequencies_;
+
+  std::vector<place> places_;
+  std::vector<followed> followed_;      // [places], scratch of `next_load`
+  std::vector<int> place_of_;           // [layers, experts], `none` where it is not resident
+  std::vector<int> followed_place_of_;  // the same of `followed_`
+  std::vector<std::int64_t> next_use_;  // [layers, experts], the expected call after the present one
+  std::vector<std::uint8_t> unreadable_;
+  std::vector<std::int64_t> first_of_layer_, last_of_layer_;  // [layers], expected calls
+  std::vector<std::uint64_t> needed_;                         // what the present call still has to use, a bit for each expert
+  std::int64_t call_ = 0;
+  int layer_ = 0;
+  int used_ = 0;
+
+  // A ring of the calls from `front_` to `end_ - 1`.
+  std::vector<expected_call> expected_;
+  std::vector<std::uint64_t> expected_needs_;  // [horizon, words]
+  std::int64_t front_ = 0, end_ = 0;
+};
+
+}  // namespace switchyard::offload
