@@ -58,11 +58,11 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
   }
   run_products<sy::weight_view<Element>>(
       where, amx::panel_kernels_with<emulated_tiles, sy::weight_view<Element>>(),
-      {offsets, first_padded_row, first_item, experts, by_tiles ? 16 : 1'000'000, amx::lanes},
+      {row_ranges::of(offsets, experts), first_padded_row, first_item, by_tiles ? 16 : 1'000'000, amx::lanes},
       {.tokens = {tokens.data(), rows, hidden}, .pair_of = pair_of.data(), .weights = row_weights.data()},
       activation_of<expert>(where.instructions),
       {in, view(down, hidden, intermediate), biases::packed(out_bias.data(), hidden), hidden, intermediate},
-      inner.data(), outer.data());
+      inner.data(), outer.data(), outer.data());
   outer.resize(static_cast<std::size_t>(rows) * hidden);
   return outer;
 }

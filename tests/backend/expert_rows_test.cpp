@@ -11,6 +11,7 @@ namespace {
 using switchyard::divide_up;
 using switchyard::cpu::expert_rows;
 using switchyard::cpu::most_padded_rows;
+using switchyard::cpu::row_ranges;
 
 }  // namespace
 
@@ -18,7 +19,7 @@ TEST_CASE("items cover every row of every expert once, in each block of features
   std::vector<std::int32_t> const offsets{0, 0, 1, 65, 65, 193, 200};
   int const experts = 6, feature_blocks = 3, one_by_one = 64, in_panels = 100;
   std::vector<std::int64_t> first_padded_row(offsets.size()), first_item(offsets.size());
-  expert_rows const all{offsets.data(), first_padded_row.data(), first_item.data(), experts, 65, 16};
+  expert_rows const all{row_ranges::of(offsets.data(), experts), first_padded_row.data(), first_item.data(), 65, 16};
   all.set_padded_rows();
   CHECK(first_padded_row == std::vector<std::int64_t>{0, 0, 1, 65, 65, 193, 200});
   std::int64_t const items = all.count(
@@ -43,7 +44,7 @@ TEST_CASE("experts with many rows have places up to whole vectors, and no more t
   std::vector<std::int32_t> offsets{0};
   for (int rows : {17, 3, 16, 33, 15, 20}) offsets.push_back(offsets.back() + rows);
   std::vector<std::int64_t> first_padded_row(offsets.size()), first_item(offsets.size());
-  expert_rows const all{offsets.data(), first_padded_row.data(), first_item.data(), 6, 16, 16};
+  expert_rows const all{row_ranges::of(offsets.data(), 6), first_padded_row.data(), first_item.data(), 16, 16};
   all.set_padded_rows();
   CHECK(first_padded_row == std::vector<std::int64_t>{0, 32, 35, 51, 99, 114, 146});
   CHECK(most_padded_rows(offsets.back(), 6) >= first_padded_row.back());
@@ -53,7 +54,8 @@ TEST_CASE("experts with many rows have places up to whole vectors, and no more t
     for (int e = 0; e < experts; ++e) worst.push_back(worst.back() + 17);
     first_padded_row.assign(worst.size(), 0);
     first_item.assign(worst.size(), 0);
-    expert_rows const of_them{worst.data(), first_padded_row.data(), first_item.data(), experts, 16, 16};
+    expert_rows const of_them{row_ranges::of(worst.data(), experts), first_padded_row.data(), first_item.data(), 16,
+                              16};
     of_them.set_padded_rows();
     CHECK(most_padded_rows(worst.back(), experts) >= first_padded_row.back());
   }
@@ -65,7 +67,7 @@ TEST_CASE("as many rows as there can be are counted without overflow", "[experts
   std::int32_t const most = std::numeric_limits<std::int32_t>::max();
   std::int32_t const offsets[] = {0, 1, most};
   std::int64_t first_padded_row[3], first_item[3];
-  expert_rows const all{offsets, first_padded_row, first_item, 2, most, 16};
+  expert_rows const all{row_ranges::of(offsets, 2), first_padded_row, first_item, most, 16};
   all.set_padded_rows();
   std::int64_t const items = all.count([&](int e) { return divide_up(all.rows(e), 64) * 46; });
   CHECK(items == 33'554'433LL * 46);

@@ -13,6 +13,20 @@ struct cuda;    // switchyard.cuh
 struct hopper;  // switchyard.cuh
 }  // namespace backend
 
+/// How a backend gets the weights of routed experts: as views of memory, but for `backend::offloaded`, whose experts come from a cache.
+/// `source` is then what stands in `.weights.experts`, and `computation<C>` what chooses the step that computes with them.
+template <class Backend>
+struct expert_storage {
+  static constexpr bool in_cache = false;
+  template <class Computation>
+  using computation = Computation;
+};
+
+/// What chooses the experts' step of a backend.
+template <class Layer>
+using computation_of =
+    typename expert_storage<typename Layer::backend>::template computation<typename Layer::expert::computation>;
+
 /// Where a layer runs. `Layer` is the complete type of the layer: sizes and policies are read from it.
 template <class Backend, class Layer>
 concept backend_policy = requires(typename Layer::args const& args, typename Backend::context const& context,

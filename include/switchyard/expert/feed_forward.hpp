@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/backend_policy.hpp>
 #include <switchyard/core/absent.hpp>
 #include <switchyard/core/checks.hpp>
 #include <switchyard/core/error.hpp>
@@ -103,11 +104,34 @@ struct the_units_are_ranked_by_value {
   }
 };
 
+struct the_experts_are_in_a_cache {
+  template <class T>
+  static constexpr void refuse() {
+    static_assert(sizeof(T) == 0,
+                  "switchyard: the weights of routed experts are in the cache of backend::offloaded. Set "
+                  ".experts = cache.layer(number), and leave .gate_proj, .up_proj, .down_proj and .bias out.");
+  }
+};
+struct the_experts_are_in_memory {
+  template <class T>
+  static constexpr void refuse() {
+    static_assert(sizeof(T) == 0,
+                  "switchyard: this layer reads its experts where .gate_proj, .up_proj and .down_proj say. Take "
+                  "backend::offloaded, or leave .experts out.");
+  }
+};
+
 /// `.bias` and `.shared` of an expert that has none, with the members of those that do.
 struct absent_biases {
   [[no_unique_address]] absent<the_expert_has_no_biases> gate = {};
   [[no_unique_address]] absent<the_expert_has_no_biases> up = {};
   [[no_unique_address]] absent<the_expert_has_no_biases> down = {};
+};
+/// `.bias` where it is in the cache.
+struct cached_biases {
+  [[no_unique_address]] absent<the_experts_are_in_a_cache> gate = {};
+  [[no_unique_address]] absent<the_experts_are_in_a_cache> up = {};
+  [[no_unique_address]] absent<the_experts_are_in_a_cache> down = {};
 };
 struct absent_shared_expert {
   [[no_unique_address]] absent<the_layer_has_no_shared_expert> gate_proj = {};
@@ -131,6 +155,19 @@ using constant_experts_of =
     std::conditional_t<Mix, constant_expert_weights<Element>,
                        std::conditional_t<AreThere, plain_constant_experts<Element>, absent_constant_experts>>;
 
+/// What an expert computes, named by it as `computation`. A backend has a step for each.
+struct two_products {};  ///< down(activation(gate(x), up(x))) or down(activation(up(x)))
+
+/// The type of `.experts`.
+template <class Backend>
+struct cached_experts {
+  using type = absent<the_experts_are_in_memory>;
+};
+template <class Backend>
+requires(expert_storage<Backend>::in_cache) struct cached_experts<Backend> {
+  using type = typename expert_storage<Backend>::source;
+};
+
 /// The weights of a layer whose experts are feed-forward blocks, owned by the caller. They begin with the router's, whose type is the
 /// router's.
 template <class Layer>
@@ -152,13 +189,25 @@ struct feed_forward_weights {
       "switchyard: the operand of this expert is one of another element than the layer's. Give it the element that "
       "operand<Element, Role> names.");
 
+  static constexpr bool in_cache = expert_storage<typename Layer::backend>::in_cache;
+  static_assert(
+      !in_cache || (in_operand::in_place && std::is_same_v<typename policy::computation, two_products>),
+      "switchyard: backend::offloaded keeps the dense matrices of expert::mlp and expert::gated_mlp. This expert "
+      "has others: keep its weights in memory.");
+  template <class Operand>
+  using in_memory = std::conditional_t<in_cache, absent<the_experts_are_in_a_cache>, Operand>;
+
   /// [experts, hidden] float, and the biases that the router's traits ask for; with `router::stratified` for each stratum.
   [[no_unique_address]] typename own_router<Layer>::type router = {};
-  [[no_unique_address]] std::conditional_t<policy::traits.gated, in_operand, absent<the_expert_is_not_gated>>
-      gate_proj = {};          ///< [experts, intermediate, hidden]
-  in_operand up_proj = {};     ///< [experts, intermediate, hidden]
-  out_operand down_proj = {};  ///< [experts, hidden, intermediate]
-  [[no_unique_address]] std::conditional_t<policy::traits.bias, expert_biases<element>, absent_biases> bias = {};
+  /// With `backend::offloaded`, in the place of the projections and biases: `cache.layer(number)`.
+  [[no_unique_address]] typename expert::cached_experts<typename Layer::backend>::type experts = {};
+  [[no_unique_address]] std::conditional_t<policy::traits.gated, in_memory<in_operand>, absent<the_expert_is_not_gated>>
+      gate_proj = {};                                           ///< [experts, intermediate, hidden]
+  [[no_unique_address]] in_memory<in_operand> up_proj = {};     ///< [experts, intermediate, hidden]
+  [[no_unique_address]] in_memory<out_operand> down_proj = {};  ///< [experts, hidden, intermediate]
+  [[no_unique_address]] std::conditional_t<!policy::traits.bias, absent_biases,
+                                           std::conditional_t<in_cache, cached_biases, expert_biases<element>>>
+      bias = {};
   [[no_unique_address]] std::conditional_t<(policy::traits.shared_intermediate > 0), shared_expert_weights<element>,
                                            absent_shared_expert>
       shared = {};
@@ -172,9 +221,6 @@ struct feed_forward_weights {
                                             (policy::traits.nulls.mixed_constant > 0)>
       constant_experts = {};
 };
-
-/// What an expert computes, named by it as `computation`. A backend has a step for each.
-struct two_products {};  ///< down(activation(gate(x), up(x))) or down(activation(up(x)))
 
 /// What makes views of a checkpoint's matrices: members of every layer of such experts.
 template <shape Dims, class Expert, class Element>
@@ -232,17 +278,24 @@ struct feed_forward {
     constexpr expert_traits t = Layer::expert_traits;
     constexpr int experts = Layer::dims.experts, hidden = Layer::dims.hidden, inner = Layer::dims.intermediate;
     constexpr char const *in_shape = "[experts, intermediate, hidden]", *out_shape = "[experts, hidden, intermediate]";
-    if constexpr (t.gated) {
-      w.gate_proj.name_arrays(checks::check_arrays{{"weights.gate_proj"}, in_shape}, experts, inner, hidden);
+    constexpr bool in_cache = feed_forward_weights<Layer>::in_cache;
+    if constexpr (in_cache) {
+      w.experts.template check<Layer>();
+    } else {
+      if constexpr (t.gated) {
+        w.gate_proj.name_arrays(checks::check_arrays{{"weights.gate_proj"}, in_shape}, experts, inner, hidden);
+      }
+      w.up_proj.name_arrays(checks::check_arrays{{"weights.up_proj"}, in_shape}, experts, inner, hidden);
+      w.down_proj.name_arrays(checks::check_arrays{{"weights.down_proj"}, out_shape}, experts, hidden, inner);
     }
-    w.up_proj.name_arrays(checks::check_arrays{{"weights.up_proj"}, in_shape}, experts, inner, hidden);
-    w.down_proj.name_arrays(checks::check_arrays{{"weights.down_proj"}, out_shape}, experts, hidden, inner);
-    if constexpr (t.gated && experts > 1) {
+    if constexpr (!in_cache && t.gated && experts > 1) {
       if constexpr (requires { w.gate_proj.expert_stride; }) {
         check_halves(w.gate_proj, w.up_proj, std::int64_t{inner} * hidden);
       }
     }
-    if constexpr (t.bias && t.one_bias) {
+    if constexpr (in_cache) {
+      // Biases stand in the pieces.
+    } else if constexpr (t.bias && t.one_bias) {
       if constexpr (t.gated) checks::check_one_bias(w.bias.gate, "weights.bias.gate", "[intermediate]", inner);
       checks::check_one_bias(w.bias.up, "weights.bias.up", "[intermediate]", inner);
       checks::check_one_bias(w.bias.down, "weights.bias.down", "[hidden]", hidden);
@@ -288,10 +341,13 @@ struct feed_forward {
     constexpr expert_traits t = Layer::expert_traits;
     constexpr int experts = Layer::dims.experts, hidden = Layer::dims.hidden, inner = Layer::dims.intermediate;
     auto const list = [&](char const* name) { return checks::list_arrays{name, memory}; };
-    if constexpr (t.gated) w.gate_proj.name_arrays(list("weights.gate_proj"), experts, inner, hidden);
-    w.up_proj.name_arrays(list("weights.up_proj"), experts, inner, hidden);
-    w.down_proj.name_arrays(list("weights.down_proj"), experts, hidden, inner);
-    if constexpr (t.bias) {
+    constexpr bool in_cache = feed_forward_weights<Layer>::in_cache;
+    if constexpr (!in_cache) {
+      if constexpr (t.gated) w.gate_proj.name_arrays(list("weights.gate_proj"), experts, inner, hidden);
+      w.up_proj.name_arrays(list("weights.up_proj"), experts, inner, hidden);
+      w.down_proj.name_arrays(list("weights.down_proj"), experts, hidden, inner);
+    }
+    if constexpr (t.bias && !in_cache) {
       constexpr int biases = t.one_bias ? 1 : experts;
       if constexpr (t.gated) memory.read("weights.bias.gate", w.bias.gate, biases, inner);
       memory.read("weights.bias.up", w.bias.up, biases, inner);
@@ -323,10 +379,15 @@ struct feed_forward {
   static feed_forward_weights<To> from(feed_forward_weights<From> const& w, int first) {
     constexpr expert_traits t = From::expert_traits;
     feed_forward_weights<To> result{};
-    if constexpr (t.gated) result.gate_proj = w.gate_proj.from(first);
-    result.up_proj = w.up_proj.from(first);
-    result.down_proj = w.down_proj.from(first);
-    if constexpr (t.bias) {
+    constexpr bool in_cache = feed_forward_weights<From>::in_cache;
+    if constexpr (in_cache) {
+      result.experts = w.experts.from(first);
+    } else {
+      if constexpr (t.gated) result.gate_proj = w.gate_proj.from(first);
+      result.up_proj = w.up_proj.from(first);
+      result.down_proj = w.down_proj.from(first);
+    }
+    if constexpr (t.bias && !in_cache) {
       if constexpr (t.gated) result.bias.gate = w.bias.gate.from(first);
       result.bias.up = w.bias.up.from(first);
       result.bias.down = w.bias.down.from(first);

@@ -2,6 +2,7 @@
 
 #include <switchyard/core/error.hpp>
 #include <switchyard/offload/measures.hpp>
+#include <switchyard/offload/piece.hpp>
 #include <switchyard/offload/policies.hpp>
 #include <switchyard/offload/residency.hpp>
 #include <switchyard/offload/store.hpp>
@@ -29,7 +30,7 @@ class host_memory {
   host_memory(std::int64_t bytes_of_place, int places, int)
       : bytes_of_place_(bytes_of_place),
         first_(static_cast<std::byte*>(
-            ::operator new(static_cast<std::size_t>(bytes_of_place * places), std::align_val_t{block_bytes}))) {}
+            ::operator new (static_cast<std::size_t>(bytes_of_place* places), std::align_val_t{block_bytes}))) {}
 
   std::byte* place(int index) const { return first_.get() + index * bytes_of_place_; }
   /// Puts a piece into a place, on the reader's thread; what went wrong, as of `expert_store`.
@@ -40,7 +41,7 @@ class host_memory {
 
  private:
   struct free_aligned {
-    void operator()(std::byte* first) const { ::operator delete(first, std::align_val_t{block_bytes}); }
+    void operator()(std::byte* first) const { ::operator delete (first, std::align_val_t{block_bytes}); }
   };
   std::int64_t bytes_of_place_;
   std::unique_ptr<std::byte, free_aligned> first_;
@@ -74,13 +75,30 @@ struct layer_experts {
   int layer = 0, first = 0;
 
   constexpr layer_experts from(int expert) const { return {cache, layer, first + expert}; }
+
+  /// Throws `error` where these are not the experts of a layer of this type.
+  template <class Layer>
+  void check() const {
+    if (cache == nullptr) fail("layer::forward, weights.experts", "the layer of a cache, cache.layer(number)", "null");
+    if (first + Layer::dims.experts != cache->experts()) {
+      fail("layer::forward, weights.experts",
+           std::to_string(first + Layer::dims.experts) + " experts in a layer of the store",
+           std::to_string(cache->experts()));
+    }
+    if (cache->piece_bytes() != piece<Layer>::bytes) {
+      fail("layer::forward, weights.experts",
+           "pieces of " + std::to_string(piece<Layer>::bytes) +
+               " bytes in the store (offload::piece<Layer> says what they have)",
+           std::to_string(cache->piece_bytes()));
+    }
+  }
 };
 
 /// The use of a cache by one call, which ends when this goes, also by an exception.
 template <class Memory>
 class resident_call {
  public:
-  /// `experts` have rows; `ids` has room for as many, and keeps their numbers in the cache.
+  /// `experts` have rows: their numbers in the cache, in ascending order.
   resident_call(layer_experts<Memory> const& of, std::span<std::int32_t const> experts) : cache_(*of.cache) {
     cache_.begin(of.layer, experts);
   }
@@ -161,7 +179,8 @@ class expert_cache final : public expert_source<Memory> {
     }
     for (std::int32_t e : experts) {
       if (e < 0 || e >= this->experts()) {
-        fail("offload::expert_cache::expect, experts", "0 to " + std::to_string(this->experts() - 1), std::to_string(e));
+        fail("offload::expert_cache::expect, experts", "0 to " + std::to_string(this->experts() - 1),
+             std::to_string(e));
       }
     }
     {
@@ -291,8 +310,8 @@ class expert_cache final : public expert_source<Memory> {
   static int places_of(Store const& store, std::int64_t budget_bytes) {
     std::int64_t const each = place_bytes(store.piece_bytes());
     if (budget_bytes < each) {
-      fail("offload::expert_cache, budget_bytes",
-           "at least " + std::to_string(each) + ", what one expert takes up", std::to_string(budget_bytes));
+      fail("offload::expert_cache, budget_bytes", "at least " + std::to_string(each) + ", what one expert takes up",
+           std::to_string(budget_bytes));
     }
     std::int64_t const all = std::int64_t{store.layers()} * store.experts(), fit = budget_bytes / each;
     return static_cast<int>(fit < all ? fit : all);
@@ -322,8 +341,8 @@ class expert_cache final : public expert_source<Memory> {
   [[noreturn]] void fail_read(std::unique_lock<std::mutex>& lock) {
     std::string const what = failure_;
     lock.unlock();
-    fail("layer::forward, weights.experts", "expert " + std::to_string(failed_expert_) + " of layer " +
-                                                std::to_string(failed_layer_) + " from its store",
+    fail("layer::forward, weights.experts",
+         "expert " + std::to_string(failed_expert_) + " of layer " + std::to_string(failed_layer_) + " from its store",
          what);
   }
 

@@ -19,7 +19,8 @@ struct piece {
   static constexpr std::int64_t room_for(std::int64_t elements) {
     return (elements * static_cast<std::int64_t>(sizeof(element)) + 63) / 64 * 64;
   }
-  static constexpr std::int64_t matrix = room_for(hidden * intermediate), inner_bias = has_bias ? room_for(intermediate) : 0;
+  static constexpr std::int64_t matrix = room_for(hidden * intermediate),
+                                inner_bias = has_bias ? room_for(intermediate) : 0;
 
  public:
   // Bytes from the begin of the piece.

@@ -26,7 +26,9 @@ template <class Policy>
 concept residency_policy = requires(Policy const& policy, resident const& piece) {
   { Policy::name } -> std::convertible_to<std::string_view>;
   { Policy::drops_unneeded } -> std::convertible_to<bool>;  // a call gives up what it does not need of its layer
-  { policy.goes_before(piece, piece) } -> std::same_as<bool>;  // the first is given up before the second: a strict weak order
+  {
+    policy.goes_before(piece, piece)
+    } -> std::same_as<bool>;  // the first is given up before the second: a strict weak order
 };
 
 /// As published (SiDA): what the present table does not need goes.

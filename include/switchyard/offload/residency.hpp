@@ -207,9 +207,7 @@ class residency {
     return static_cast<std::size_t>(number);
   }
   std::size_t slot(std::int64_t number) const { return index(number % horizon_); }
-  std::size_t piece_of(int layer, int expert) const {
-    return index(layer) * index(experts_) + index(expert);
-  }
+  std::size_t piece_of(int layer, int expert) const { return index(layer) * index(experts_) + index(expert); }
   std::uint64_t* needs_of(std::int64_t number) { return expected_needs_.data() + slot(number) * index(words_); }
 
   template <class Each>
@@ -335,7 +333,7 @@ class residency {
   std::vector<std::int64_t> next_use_;  // [layers, experts], the expected call after the present one
   std::vector<std::uint8_t> unreadable_;
   std::vector<std::int64_t> first_of_layer_, last_of_layer_;  // [layers], expected calls
-  std::vector<std::uint64_t> needed_;                         // what the present call still has to use, a bit for each expert
+  std::vector<std::uint64_t> needed_;  // what the present call still has to use, a bit for each expert
   std::int64_t call_ = 0;
   int layer_ = 0;
   int used_ = 0;

@@ -32,7 +32,7 @@ struct schedule_step<router::one_pass> {
   template <class Layer>
   using routing = route_step<typename Layer::router::source>;
   template <class Layer>
-  using computing = experts_step<typename Layer::expert::computation>;
+  using computing = experts_step<computation_of<Layer>>;
 
   template <class Layer>
   struct memory {

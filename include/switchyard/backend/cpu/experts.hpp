@@ -24,21 +24,35 @@
 /// follow each other.
 namespace switchyard::cpu {
 
+/// Which rows some experts have, and which matrices those meet. Rows of one expert stand together.
+struct row_ranges {
+  std::int32_t const *begin, *end;  ///< [experts]; expert e has the rows begin[e] to end[e] - 1
+  int experts;
+  std::int32_t const* matrix_of = nullptr;  ///< [experts], the matrix of each among the weights; null: its own number
+  std::int32_t const* number_of = nullptr;  ///< [experts], its number in the layer; null: the one here
+
+  /// All experts of a plan.
+  static row_ranges of(std::int32_t const* offsets, int experts) { return {offsets, offsets + 1, experts}; }
+  int matrix(int e) const { return matrix_of == nullptr ? e : matrix_of[e]; }
+  int number(int e) const { return number_of == nullptr ? e : number_of[e]; }
+};
+
 /// The rows of some experts, and how they are cut into items. An expert with at least `least_panel_rows` rows is computed by
 /// panels (panels.hpp); its rows then are padded up to a multiple of `lanes`.
 struct expert_rows {
-  std::int32_t const* offsets;     ///< [experts + 1]
+  row_ranges ranges;
   std::int64_t* first_padded_row;  ///< [experts + 1], written by `set_padded_rows`
   std::int64_t* first_item;        ///< [experts + 1], written by `count`
-  int experts;
   int least_panel_rows, lanes;
 
-  std::int64_t rows(int e) const { return offsets[e + 1] - offsets[e]; }
+  int experts() const { return ranges.experts; }
+  std::int64_t first_row(int e) const { return ranges.begin[e]; }
+  std::int64_t rows(int e) const { return ranges.end[e] - ranges.begin[e]; }
   bool by_panels(int e) const { return rows(e) >= least_panel_rows; }
 
   void set_padded_rows() const {
     first_padded_row[0] = 0;
-    for (int e = 0; e < experts; ++e) {
+    for (int e = 0; e < experts(); ++e) {
       first_padded_row[e + 1] = first_padded_row[e] + (by_panels(e) ? divide_up(rows(e), lanes) * lanes : rows(e));
     }
   }
@@ -47,8 +61,8 @@ struct expert_rows {
   template <class Items>
   std::int64_t count(Items const& items) const {
     first_item[0] = 0;
-    for (int e = 0; e < experts; ++e) first_item[e + 1] = first_item[e] + items(e);
-    return first_item[experts];
+    for (int e = 0; e < experts(); ++e) first_item[e + 1] = first_item[e] + items(e);
+    return first_item[experts()];
   }
 
   /// Rows of one expert, and the number of the block of features that they meet.
@@ -61,7 +75,7 @@ struct expert_rows {
   /// The item at an index below the last count, if items of an expert have so many rows at most. Items that read the same weights follow
   /// each other or, where panels meet as many blocks of features as are given, those of the same rows.
   item at(std::int64_t index, int rows_one_by_one, int rows_in_panels, int feature_blocks = 0) const {
-    int low = 0, high = experts;  // the last expert whose items begin at or before the index
+    int low = 0, high = experts();  // the last expert whose items begin at or before the index
     while (high - low > 1) {
       int const middle = (low + high) / 2;
       (first_item[middle] <= index ? low : high) = middle;
@@ -268,12 +282,14 @@ struct expert_weights {
   unit_kernels<typename Operand::element> units = {};  ///< of experts that keep some units only
 };
 
-/// Both products over all rows, and their terms. `activated` has room for `most_padded_rows` rows of `row_floats(intermediate)` floats, `results` for
-/// as many of `row_floats(hidden)`: until the first product is done, it has the tokens as that wants them.
+/// Both products over all rows, and their terms. `activated` has room for `most_padded_rows` rows of `row_floats(intermediate)` floats, `packed` for
+/// as many of `row_floats(hidden)`, the tokens as the first product wants them. `results` may stand in the place of `packed` where all experts are
+/// computed at once.
 template <class Operand, class Terms = no_terms>
 void run_products(cpu_context const& context, panel_kernels<Operand> const& kernels, expert_rows const& all,
                   token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
-                  expert_weights<Operand> const& weights, float* activated, float* results, Terms const& terms = {}) {
+                  expert_weights<Operand> const& weights, float* activated, float* packed, float* results,
+                  Terms const& terms = {}) {
   input_projection<Operand> const& in = weights.in;
   Operand const& down = weights.down;
   bias_view<typename Operand::element> const& down_bias = weights.down_bias;
@@ -284,10 +300,10 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     return activated + (all.first_padded_row[i.expert] + i.first_row) * row_floats(intermediate);
   };
   auto const tokens_of = [&](expert_rows::item const& i) {
-    return results + (all.first_padded_row[i.expert] + i.first_row) * row_floats(hidden);
+    return packed + (all.first_padded_row[i.expert] + i.first_row) * row_floats(hidden);
   };
   std::int64_t row_items = 0;  // without panels
-  for (int e = 0; e < all.experts; ++e) row_items += all.by_panels(e) ? 0 : divide_up(all.rows(e), item_rows);
+  for (int e = 0; e < all.experts(); ++e) row_items += all.by_panels(e) ? 0 : divide_up(all.rows(e), item_rows);
 
   // Experts whose second product skips units that are zero.
   bool units_lie_together = false;
@@ -334,7 +350,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
           expert_rows::item const item = item_at(next_index);
           if (c.is_second && by_units(item.expert)) return feature_tile<Operand>{};
           int const first = item.feature_item * block_of(c, item.expert);
-          return features_of(matrix, item.expert, first, std::min(c.by_rows, c.features - first));
+          return features_of(matrix, all.ranges.matrix(item.expert), first, std::min(c.by_rows, c.features - first));
         });
       });
     };
@@ -367,7 +383,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   parallel_for(context, packing_items, [&](std::int64_t index) {
     expert_rows::item const item = all.at(index, item_rows, kernels.width);
     typename Operand::element const* rows[std::max(item_rows, most_panel_width)];
-    tokens.locate(all.offsets[item.expert] + item.first_row, item.rows, rows);
+    tokens.locate(all.first_row(item.expert) + item.first_row, item.rows, rows);
     if (all.by_panels(item.expert)) {
       int const width = item.rows > kernels.lanes ? kernels.width : kernels.lanes;
       kernels.pack(rows, item.rows, width, hidden, tokens_of(item));
@@ -384,20 +400,20 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     int const e = item.expert;
     float weight[most_panel_rows];
     if (tokens.weights != nullptr) {
-      tokens.weights_of(all.offsets[e] + item.first_row, item.rows, weight);
+      tokens.weights_of(all.first_row(e) + item.first_row, item.rows, weight);
       for (int i = item.rows; i < divide_up(item.rows, kernels.width) * kernels.width; ++i) weight[i] = 0.0f;
     }
     float const* const row_weight = tokens.weights != nullptr ? weight : nullptr;
     if (all.by_panels(e)) {
       project_panels_in(activation, kernels, {tokens_of(item), item.rows, kernels.lanes, kernels.width}, row_weight, in,
-                        e, item.feature_item * in_cut.by_panels, hidden, intermediate, activated_of(item), terms,
-                        all.offsets[e] + item.first_row);
+                        all.ranges.matrix(e), item.feature_item * in_cut.by_panels, hidden, intermediate,
+                        activated_of(item), terms, all.first_row(e) + item.first_row);
     } else {
       int const first = item.feature_item * in_cut.by_rows;
-      project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, e, first,
+      project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, all.ranges.matrix(e), first,
                       std::min(in_cut.by_rows, intermediate - first), hidden, intermediate,
                       next(activation.gated ? in.gate : in.up), activated_of(item), terms,
-                      all.offsets[e] + item.first_row);
+                      all.first_row(e) + item.first_row);
     }
   });
 
@@ -406,7 +422,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     parallel_for(context, packed_items, [&](std::int64_t index) {
       expert_rows::item const item = all.at(index, item_rows, kernels.width);
       float const* norms = activation.unit_norms;
-      if (norms != nullptr) norms += std::int64_t{item.expert} * intermediate;
+      if (norms != nullptr) norms += std::int64_t{all.ranges.number(item.expert)} * intermediate;
       if (all.by_panels(item.expert)) {
         int const width = item.rows > kernels.lanes ? kernels.width : kernels.lanes;
         kernels.keep_largest(activated_of(item), width, intermediate, activation.kept_units, norms);
@@ -423,7 +439,7 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   int const out_blocks = units_lie_together ? 0 : out_cut.blocks_in_turn(intermediate);
   for_each_item(out_cut, out_blocks, [&](expert_rows::item const& item, auto const& next) {
     int const e = item.expert;
-    float* const to = results + (all.offsets[e] + item.first_row) * hidden;
+    float* const to = results + (all.first_row(e) + item.first_row) * hidden;
     if (by_units(e)) {
       if constexpr (Operand::in_place) {
         int const first = item.feature_item * unit_features;
@@ -433,18 +449,18 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
           int const panel = r / panels.width;
           return {panels.at(panel, intermediate), r % panels.width, panels.width_of(panel), intermediate, true};
         };
-        sum_units_out(weights.units, item.rows, row, down, down_bias, e, first, std::min(unit_features, hidden - first),
-                      hidden, to);
+        sum_units_out(weights.units, item.rows, row, down, down_bias, all.ranges.matrix(e), first,
+                      std::min(unit_features, hidden - first), hidden, to);
       }
     } else if (all.by_panels(e)) {
-      project_panels_out(kernels, {activated_of(item), item.rows, kernels.lanes, kernels.width}, down, down_bias, e,
-                         item.feature_item * out_cut.by_panels, hidden, intermediate, to, terms,
-                         all.offsets[e] + item.first_row);
+      project_panels_out(kernels, {activated_of(item), item.rows, kernels.lanes, kernels.width}, down, down_bias,
+                         all.ranges.matrix(e), item.feature_item * out_cut.by_panels, hidden, intermediate, to, terms,
+                         all.first_row(e) + item.first_row);
     } else {
       int const first = item.feature_item * out_cut.by_rows;
-      project_rows_out(few, {activated_of(item), item.rows}, down, down_bias, e, first,
+      project_rows_out(few, {activated_of(item), item.rows}, down, down_bias, all.ranges.matrix(e), first,
                        std::min(out_cut.by_rows, hidden - first), hidden, intermediate, next(down), to, terms,
-                       all.offsets[e] + item.first_row);
+                       all.first_row(e) + item.first_row);
     }
   });
 }
@@ -453,25 +469,27 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
 struct products_memory {
   std::int64_t *first_padded_row, *first_item;  ///< [experts + 1]
   float* activated;                             ///< [most_padded_rows(rows), row_floats(intermediate)]
-  float* results;           ///< [most_padded_rows(rows), row_floats(hidden)]: the result is [rows, hidden]
-  apart_memory apart = {};  ///< of few tokens, where weights have a sparse change
+  float* packed;                                ///< [most_padded_rows(rows), row_floats(hidden)]
+  float* results;                               ///< [rows, hidden]; `packed` where all experts are computed at once
+  apart_memory apart = {};                      ///< of few tokens, where weights have a sparse change
 };
 
-/// Both products of some experts over their rows: `offsets` says which rows of `tokens` each has. `Operand` alone decides
+/// Both products of some experts over their rows: `ranges` says which rows of `tokens` each has. `Operand` alone decides
 /// what is compiled, and the type of `terms`, so that layers of any shape and policies share it.
 template <class Operand, class Terms = no_terms>
-void run_products(cpu_context const& context, std::int32_t const* offsets, int experts,
+void run_products(cpu_context const& context, row_ranges const& ranges,
                   token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
                   expert_weights<Operand> const& weights, products_memory const& memory, Terms const& terms = {}) {
   panel_kernels<Operand> const kernels = panel_kernels_of<Operand>(context.instructions, context.floats);
   int const least = context.least_panel_rows > 0 ? context.least_panel_rows : kernels.usual_rows;
   if constexpr (has_sparse_change<Operand> && !Terms::any) {
     apart_products<Operand, token_rows<typename Operand::element>, expert_weights<Operand>> const apart(
-        context, offsets, experts, tokens, activation, weights, memory.apart);
+        context, ranges.begin, ranges.experts, tokens, activation, weights, memory.apart);
     if (apart.fit(least)) return apart.run(memory.activated, memory.results);
   }
-  expert_rows const rows{offsets, memory.first_padded_row, memory.first_item, experts, least, kernels.lanes};
-  run_products(context, kernels, rows, tokens, activation, weights, memory.activated, memory.results, terms);
+  expert_rows const rows{ranges, memory.first_padded_row, memory.first_item, least, kernels.lanes};
+  run_products(context, kernels, rows, tokens, activation, weights, memory.activated, memory.packed, memory.results,
+               terms);
 }
 
 /// The experts of feed-forward blocks: rows of tokens to rows of results.
@@ -503,7 +521,7 @@ struct experts_step<expert::two_products> {
         apart = {from, tokens, dims.top_k, dims.hidden, dims.intermediate};
       }
     }
-    products_memory of_products() const { return {first_padded_row, first_item, activated, results, apart}; }
+    products_memory of_products() const { return {first_padded_row, first_item, activated, results, results, apart}; }
   };
   template <class Layer>
   using memory = memory_of_experts<Layer, Layer::dims.experts>;
@@ -539,8 +557,8 @@ struct experts_step<expert::two_products> {
         return results;
       }
     }
-    run_products(context, plan.offsets, Layer::dims.experts, rows_of<Layer>(tokens, plan, combine_weights), activation,
-                 weights, m.of_products());
+    run_products(context, row_ranges::of(plan.offsets, Layer::dims.experts),
+                 rows_of<Layer>(tokens, plan, combine_weights), activation, weights, m.of_products());
     return results_of<Layer>(args, context, tokens, m);
   }
 
@@ -580,8 +598,8 @@ struct experts_step<expert::two_products> {
   }
 
   /// The routed experts' weights; `operand_of` makes the operand of a projection.
-  template <class Layer, class OperandOf>
-  static auto weights_of(typename Layer::weights const& from, OperandOf const& operand_of) {
+  template <class Layer, class Weights, class OperandOf>
+  static auto weights_of(Weights const& from, OperandOf const& operand_of) {
     using operand = decltype(operand_of(from.up_proj));
     static_assert(std::is_same_v<operand, decltype(operand_of(from.down_proj))>,
                   "switchyard: the operands of an expert's two projections are of different types. Give both one type "
@@ -625,9 +643,9 @@ struct experts_step<expert::two_products> {
       shared.hidden = Layer::dims.hidden;
       shared.intermediate = traits.shared_intermediate;
       std::int32_t const offsets[2] = {0, static_cast<std::int32_t>(tokens.rows)};
-      run_products(context, offsets, 1, token_rows<element>{tokens},
+      run_products(context, row_ranges::of(offsets, 1), token_rows<element>{tokens},
                    activation_of<typename Layer::expert>(context.instructions), shared,
-                   {m.first_padded_row, m.first_item, m.shared_activated, m.shared_results, {}});
+                   {m.first_padded_row, m.first_item, m.shared_activated, m.shared_results, m.shared_results, {}});
       results.shared_rows = m.shared_results;
       if constexpr (traits.gate == shared_gate::sigmoid) results.shared_gate = args.weights.shared.gate;
     }

@@ -19,10 +19,10 @@
   how template panel_kernels<weight_view<Element>> panel_kernels_of<weight_view<Element>>(instruction_set,             \
                                                                                           float_products);             \
   how template void run_products<weight_view<Element>>(                                                                \
-      cpu_context const&, std::int32_t const*, int, token_rows<Element> const&, expert_activation const&,              \
+      cpu_context const&, row_ranges const&, token_rows<Element> const&, expert_activation const&,                     \
       expert_weights<weight_view<Element>> const&, products_memory const&, no_terms const&);                           \
   how template void run_products<weight_view<Element>, low_rank_terms<Element>>(                                       \
-      cpu_context const&, std::int32_t const*, int, token_rows<Element> const&, expert_activation const&,              \
+      cpu_context const&, row_ranges const&, token_rows<Element> const&, expert_activation const&,                     \
       expert_weights<weight_view<Element>> const&, products_memory const&, low_rank_terms<Element> const&);            \
   how template narrow_kernels<Element> narrow_kernels_of<Element>(instruction_set, int);                               \
   how template void run_narrow_products<Element>(narrow_products<Element> const&, narrow_kernels<Element> const&,      \

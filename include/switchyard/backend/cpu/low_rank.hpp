@@ -83,7 +83,7 @@ struct experts_step<expert::low_rank_products> {
     terms.by_wide = m.by_wide;
     terms.first_of = m.first_of;
     terms.inner = m.inner;
-    run_products(context, runs_as_one<Layer> ? all_rows : plan.offsets, matrices<Layer>,
+    run_products(context, row_ranges::of(runs_as_one<Layer> ? all_rows : plan.offsets, matrices<Layer>),
                  products::template rows_of<Layer>(tokens, plan, combine_weights),
                  activation_of<typename Layer::expert>(context.instructions),
                  products::template weights_of<Layer>(w, [](auto const& operand) { return as_operand(operand.base); }),

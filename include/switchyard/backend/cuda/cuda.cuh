@@ -33,7 +33,7 @@ struct schedule_step<router::one_pass, Products> {
   template <class Layer>
   using routing = route_step<typename Layer::router::source>;
   template <class Layer>
-  using computing = experts_step<typename Layer::expert::computation, Products>;
+  using computing = experts_step<computation_of<Layer>, Products>;
 
   template <class Layer>
   struct memory {

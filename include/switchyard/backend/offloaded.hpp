@@ -1,0 +1,62 @@
+#pragma once
+
+#include <switchyard/backend/backend_policy.hpp>
+#include <switchyard/core/text.hpp>
+#include <switchyard/expert/feed_forward.hpp>
+#include <switchyard/offload/cache.hpp>
+
+#include <string_view>
+#include <type_traits>
+
+namespace switchyard {
+
+namespace offload {
+
+/// The memory of a backend's places.
+template <class Local>
+struct memory_of {
+  using type = host_memory;
+};
+
+/// What chooses the experts' step where their weights come from a cache.
+template <class Computation>
+struct from_cache {
+  static_assert(
+      std::is_same_v<Computation, expert::two_products>,
+      "switchyard: backend::offloaded keeps the dense matrices of expert::mlp and expert::gated_mlp. This expert "
+      "has others: keep its weights in memory.");
+};
+
+}  // namespace offload
+
+namespace backend {
+
+/// Runs a layer as `Local` does, with routed experts that a cache keeps (offload/cache.hpp): `.weights.experts = cache.layer(number)` stands in
+/// the place of their matrices and biases. All else of a call is as ever, its context is that of `Local`, and the result has the same bits as
+/// that of `Local` with all experts in memory, whatever the store, the budget, the policy and what was expected.
+///
+/// It is the one backend whose `forward` may wait: after its tokens are routed, for experts that are not resident.
+template <class Local>
+class offloaded : public Local {
+  static constexpr auto label = "offloaded<" + switchyard::name_of<Local>() + ">";
+
+ public:
+  static constexpr std::string_view name = label;
+
+  template <class Layer>
+  static constexpr std::string_view name_for() {
+    return name;
+  }
+};
+
+}  // namespace backend
+
+template <class Local>
+struct expert_storage<backend::offloaded<Local>> {
+  static constexpr bool in_cache = true;
+  using source = offload::layer_experts<typename offload::memory_of<Local>::type>;
+  template <class Computation>
+  using computation = offload::from_cache<Computation>;
+};
+
+}  // namespace switchyard
