@@ -27,10 +27,12 @@ namespace switchyard::offload {
 /// The places of a cache for the CPU, in ordinary memory. Every kind of memory has these functions; see offload/device_memory.cuh.
 class host_memory {
  public:
-  host_memory(std::int64_t bytes_of_place, int places, int)
-      : bytes_of_place_(bytes_of_place),
+  /// `readers` are the threads that will load.
+  template <expert_store Store>
+  host_memory(Store& store, int places, [[maybe_unused]] int readers)
+      : bytes_of_place_(place_bytes(store.piece_bytes())),
         first_(static_cast<std::byte*>(
-            ::operator new (static_cast<std::size_t>(bytes_of_place* places), std::align_val_t{block_bytes}))) {}
+            ::operator new (static_cast<std::size_t>(bytes_of_place_* places), std::align_val_t{block_bytes}))) {}
 
   std::byte* place(int index) const { return first_.get() + index * bytes_of_place_; }
   /// Puts a piece into a place, on the reader's thread; what went wrong, as of `expert_store`.
@@ -144,7 +146,7 @@ class expert_cache final : public expert_source<Memory> {
         record_calls_(options.record_calls),
         residency_(store.layers(), store.experts(), places_of(store, options.budget_bytes), options.horizon,
                    std::move(options.policy), std::move(options.frequencies)),
-        memory_(bytes_of_place_, residency_.places(), options.readers) {
+        memory_(store, residency_.places(), options.readers) {
     if (options.readers < 1) fail("offload::expert_cache, readers", "at least 1", std::to_string(options.readers));
     used_.resize(static_cast<std::size_t>(residency_.places()));
     reset_measures();
@@ -234,10 +236,11 @@ class expert_cache final : public expert_source<Memory> {
   /// Begins to count anew, what is resident aside.
   void reset_measures() {
     std::lock_guard const lock(mutex_);
-    measures_ = {.budget_bytes = residency_.places() * bytes_of_place_,
-                 .place_bytes = bytes_of_place_,
-                 .piece_bytes = store_.piece_bytes(),
-                 .peak_bytes = residency_.used_places() * bytes_of_place_};
+    measures_ = {};
+    measures_.budget_bytes = residency_.places() * bytes_of_place_;
+    measures_.place_bytes = bytes_of_place_;
+    measures_.piece_bytes = store_.piece_bytes();
+    measures_.peak_bytes = residency_.used_places() * bytes_of_place_;
     measures_.layers.resize(static_cast<std::size_t>(layers()));
     measures_.calls.reserve(static_cast<std::size_t>(record_calls_));
     made_ = clock::now();
@@ -320,7 +323,10 @@ class expert_cache final : public expert_source<Memory> {
 
   void begin_call(int layer, std::span<std::int32_t const> experts) {
     layer_measures& m = measures_.layers[static_cast<std::size_t>(layer)];
-    of_call_ = {.layer = layer, .needed = static_cast<int>(experts.size()), .begin_seconds = seconds_since_made()};
+    of_call_ = {};  // and not with its members in braces: nvcc takes them for those that follow each other
+    of_call_.layer = layer;
+    of_call_.needed = static_cast<int>(experts.size());
+    of_call_.begin_seconds = seconds_since_made();
     for (std::int32_t e : experts) {
       auto const found = residency_.state_of(layer, e);
       of_call_.hits += found == pieces::state::ready;

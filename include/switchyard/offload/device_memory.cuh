@@ -69,7 +69,7 @@ class device_memory {
  public:
   /// Throws `cuda_error` where the device has no room for the places.
   template <expert_store Store>
-  device_memory(Store const& store, int places, int readers)
+  device_memory(Store& store, int places, int readers)
       : bytes_of_place_(place_bytes(store.piece_bytes())), experts_(store.experts()), device_(current_device()) {
     void* first = nullptr;
     std::int64_t const bytes = bytes_of_place_ * places;
@@ -88,7 +88,7 @@ class device_memory {
       for (reader& r : readers_) r.buffer = pinned_memory(static_cast<std::size_t>(bytes_of_place_));
     }
     std::size_t const experts = static_cast<std::size_t>(experts_);
-    numbers_ = pinned_memory((experts + 1 + numbers_of_batches * experts) * sizeof(std::int32_t));
+    numbers_ = pinned_memory((experts + 1 + numbers_of_call * experts) * sizeof(std::int32_t));
     lists_.resize(2 * experts);
   }
   device_memory(device_memory const&) = delete;
@@ -133,6 +133,9 @@ class device_memory {
  private:
   friend class device_call;
 
+  /// Numbers that all batches of a call take at most, for each expert of a layer.
+  static constexpr std::size_t numbers_of_call = 6;
+
   struct event {
     cudaEvent_t handle = nullptr;
     event() { cuda::check("cudaEventCreate", cudaEventCreateWithFlags(&handle, cudaEventDisableTiming)); }
@@ -173,9 +176,6 @@ class device_memory {
     return std::string(what) + ": " + cudaGetErrorName(code) + " (" + cudaGetErrorString(code) + ")";
   }
 
-  /// Numbers that all batches of a call take, for each expert of a layer.
-  static constexpr std::size_t numbers_of_batches = 6;
-
   std::int64_t bytes_of_place_;
   int experts_, device_;
   std::unique_ptr<std::byte, free_on_device> first_;
@@ -191,6 +191,8 @@ class device_memory {
 /// call has left on the host can be overwritten by the next one once its stream has been waited for.
 class device_call {
  public:
+  static constexpr int numbers_of_batches = static_cast<int>(device_memory::numbers_of_call);
+
   /// Throws `error` where another call runs, or for another device than that of the places.
   device_call(device_memory& memory, cudaStream_t stream) : memory_(memory), stream_(stream) {
     if (int const device = device_memory::current_device(); device != memory.device_) {
@@ -223,25 +225,34 @@ class device_call {
   // Lists on the host, [experts] each.
   std::int32_t* experts() const { return memory_.lists_.data(); }
   std::int32_t* places() const { return memory_.lists_.data() + memory_.experts_; }
+  int all_places() const { return memory_.places(); }
 
-  /// Numbers on the host for a batch, which stay as they are until the call has run. All batches together have six for each expert.
+  /// Numbers on the host for a batch, which stay as they are until the call has run.
   std::int32_t* take_numbers(int count) { return std::exchange(free_, free_ + count); }
 
-  /// What is enqueued from now on comes behind the copies into these places.
-  void begin_batch(std::span<std::int32_t const> places) const {
-    for (std::int32_t at : places) {
-      cuda::check("cudaStreamWaitEvent", cudaStreamWaitEvent(stream_, events_of(at).arrived, 0));
+  /// The use of what stands in the first `places`. What is enqueued meanwhile comes behind the copies into these places, and later copies
+  /// into them come behind it. An error of the device at the end stays for the next call.
+  class batch {
+   public:
+    batch(device_call const& of, int count) : of_(of), count_(count) {
+      for (int i = 0; i < count; ++i) {
+        cuda::check("cudaStreamWaitEvent", cudaStreamWaitEvent(of.stream_, of.events_of(i).arrived, 0));
+      }
     }
-  }
-  /// Later copies into these places come behind what is enqueued by now. An error of the device stays for the next call.
-  void end_batch(std::span<std::int32_t const> places) const {
-    for (std::int32_t at : places) static_cast<void>(cudaEventRecord(events_of(at).used, stream_));
-  }
+    batch(batch const&) = delete;
+    ~batch() {
+      for (int i = 0; i < count_; ++i) static_cast<void>(cudaEventRecord(of_.events_of(i).used, of_.stream_));
+    }
+
+   private:
+    device_call const& of_;
+    int count_;
+  };
 
  private:
   std::int32_t* numbers() const { return reinterpret_cast<std::int32_t*>(memory_.numbers_.data()); }
-  device_memory::place_events const& events_of(std::int32_t place) const {
-    return memory_.places_[static_cast<std::size_t>(place)];
+  device_memory::place_events const& events_of(int index) const {
+    return memory_.places_[static_cast<std::size_t>(places()[index])];
   }
 
   device_memory& memory_;

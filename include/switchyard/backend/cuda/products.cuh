@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/backend_policy.hpp>
 #include <switchyard/backend/cuda/alignment.cuh>
 #include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/backend/cuda/half_rows.cuh>
@@ -22,8 +23,17 @@
 /// How `backend::cuda` launches the two products.
 namespace switchyard::cuda {
 
+/// What the routed experts' matrices are; those in a cache are dense.
 template <class Layer>
-using operand_of = decltype(as_operand(std::declval<typename Layer::weights const&>().up_proj));
+struct operand_of_layer {
+  using type = decltype(as_operand(std::declval<typename Layer::weights const&>().up_proj));
+};
+template <class Layer>
+requires(expert_storage<typename Layer::backend>::in_cache) struct operand_of_layer<Layer> {
+  using type = weight_view<typename Layer::element>;
+};
+template <class Layer>
+using operand_of = typename operand_of_layer<Layer>::type;
 template <class Layer>
 using in_product = product_in<operand_of<Layer>, typename Layer::expert::activation, Layer::expert_traits.gated>;
 template <class Layer>
@@ -205,17 +215,17 @@ struct experts_step<expert::two_products, Products> {
   static both_products<operand_of<Layer>> products_of(forward_args<Layer> const& args,
                                                       view<typename Layer::element const> const& tokens,
                                                       plan_memory const& plan, memory<Layer> const& m) {
-    return products_of(args, tokens, plan, m, [](auto const& operand) { return as_operand(operand); });
+    return products_of(args, args.weights, tokens, plan, m, [](auto const& operand) { return as_operand(operand); });
   }
-  /// The same; `operand_of` makes the operand of a projection.
-  template <class Layer, class OperandOf>
-  static auto products_of(forward_args<Layer> const& args, view<typename Layer::element const> const& tokens,
-                          plan_memory const& plan, rows_memory<typename Layer::element> const& m,
-                          OperandOf const& operand_of) {
+  /// The same; `routed` has the projections and biases of the routed experts, `operand_of` makes the operand of a projection.
+  template <class Layer, class Routed, class OperandOf>
+  static auto products_of(forward_args<Layer> const& args, Routed const& routed,
+                          view<typename Layer::element const> const& tokens, plan_memory const& plan,
+                          rows_memory<typename Layer::element> const& m, OperandOf const& operand_of) {
     constexpr expert_traits traits = Layer::expert_traits;
     typename Layer::weights const& w = args.weights;
-    using operand = decltype(operand_of(w.up_proj));
-    static_assert(std::is_same_v<operand, decltype(operand_of(w.down_proj))>,
+    using operand = decltype(operand_of(routed.up_proj));
+    static_assert(std::is_same_v<operand, decltype(operand_of(routed.down_proj))>,
                   "switchyard: the operands of an expert's two projections are of different types. Give both one type "
                   "that has both "
                   "formats.");
@@ -227,15 +237,15 @@ struct experts_step<expert::two_products, Products> {
     set_rows(in.routed, Layer::dims.hidden, Layer::dims.intermediate, tokens.data, tokens.row_stride, m.activated,
              m.activated_stride, m.exponents);
     in.routed.reading = is_aligned(tokens) ? access::by_chunks : access::along_columns;
-    in.routed.weight = weights_of(operand_of(w.up_proj));
-    if constexpr (traits.gated) in.routed.gate = weights_of(operand_of(w.gate_proj));
+    in.routed.weight = weights_of(operand_of(routed.up_proj));
+    if constexpr (traits.gated) in.routed.gate = weights_of(operand_of(routed.gate_proj));
     set_rows(out.routed, Layer::dims.intermediate, Layer::dims.hidden, m.activated, m.activated_stride, m.results,
              m.results_stride, m.exponents);
-    out.routed.weight = weights_of(operand_of(w.down_proj));
+    out.routed.weight = weights_of(operand_of(routed.down_proj));
     if constexpr (traits.bias) {
-      if constexpr (traits.gated) in.routed.gate_bias = as_operand(w.bias.gate);
-      in.routed.bias = as_operand(w.bias.up);
-      out.routed.bias = as_operand(w.bias.down);
+      if constexpr (traits.gated) in.routed.gate_bias = as_operand(routed.bias.gate);
+      in.routed.bias = as_operand(routed.bias.up);
+      out.routed.bias = as_operand(routed.bias.down);
     }
     if constexpr (traits.shared_intermediate > 0) {
       set_rows(in.shared, Layer::dims.hidden, traits.shared_intermediate, tokens.data, tokens.row_stride,
