@@ -1,9 +1,11 @@
 #pragma once
 
+#include <switchyard/core/element.hpp>
 #include <switchyard/core/view.hpp>
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 namespace switchyard::offload {
 
@@ -31,6 +33,13 @@ struct piece {
   static constexpr std::int64_t up_bias = gate_bias + (gated ? inner_bias : 0);
   static constexpr std::int64_t down_bias = up_bias + inner_bias;
   static constexpr std::int64_t bytes = down_bias + (has_bias ? room_for(hidden) : 0);
+
+  /// What tells its pieces from those of another layer: `bfloat16, gate and up [1024, 2048], down [2048, 1024], biases`.
+  static std::string format() {
+    std::string const inner = std::to_string(intermediate), outer = std::to_string(hidden);
+    return std::string(element_name<element>) + (gated ? ", gate and up [" : ", up [") + inner + ", " + outer +
+           "], down [" + outer + ", " + inner + "]" + (has_bias ? ", biases" : "");
+  }
 };
 
 /// The weights of pieces that stand one after the other, as a layer's products read them: the expert of a view is the number of a piece.

@@ -51,6 +51,7 @@ class residency {
         first_of_layer_(static_cast<std::size_t>(layers), never),
         last_of_layer_(first_of_layer_.size(), never),
         needed_(static_cast<std::size_t>(words_)),
+        misses_(needed_.size()),
         expected_(static_cast<std::size_t>(horizon_)),
         expected_needs_(static_cast<std::size_t>(horizon_) * static_cast<std::size_t>(words_)) {
     if (!frequencies_.empty() && frequencies_.size() != place_of_.size()) {
@@ -266,24 +267,29 @@ class residency {
       f.is.last_use = call;
       f.is.next_use = number == never ? next_use_[piece] : next_use_after(number, f.is.expert);
     };
-    bool misses = false;
+    std::fill(misses_.begin(), misses_.end(), std::uint64_t{0});
     for_each(needs, [&](int e) {
-      int const at = followed_place_of_[piece_of(layer, e)];
-      misses = misses || at == none;
-      if (at == none) return;
-      use(followed_[index(at)], piece_of(layer, e));
-      followed_[index(at)].blocked = true;
+      std::size_t const piece = piece_of(layer, e);
+      int const at = followed_place_of_[piece];
+      if (at == none) {
+        if (unreadable_[piece] == 0) misses_[index(e / 64)] |= std::uint64_t{1} << e % 64;
+      } else {
+        use(followed_[index(at)], piece);
+        followed_[index(at)].blocked = true;
+      }
     });
-    if (!misses) return std::nullopt;
     for (int w = 0; w < words_; ++w) {
-      for (std::uint64_t rest = needs[w]; rest != 0; rest &= rest - 1) {
+      for (std::uint64_t rest = misses_[index(w)]; rest != 0; rest &= rest - 1) {
         int const e = w * 64 + std::countr_zero(rest);
         std::size_t const piece = piece_of(layer, e);
-        if (followed_place_of_[piece] != none || unreadable_[piece] != 0) continue;
         int const at = place_for_next();
         followed& f = followed_[index(at)];
-        if (!f.blocked) return found_load{{layer, e, at}, call};
+        // What is given up on the way and read again cannot be read before it is gone.
+        bool const is_given_up = place_of_[piece] != none ||
+                                 (Policy::drops_unneeded && number != never && first_of_layer_[index(layer)] != number);
+        if (!f.blocked && !is_given_up) return found_load{{layer, e, at}, call};
         if (++planned >= most_planned) return std::nullopt;
+        f.blocked = true;
         if (f.is.expert != none) followed_place_of_[piece_of(f.is.layer, f.is.expert)] = none;
         f.is = {layer, e, 0, never, frequencies_.empty() ? 0.0 : frequencies_[piece]};
         use(f, piece);
@@ -292,21 +298,22 @@ class residency {
     }
     return std::nullopt;
   }
+  /// The place that the next piece goes to: one that is empty, else that of the piece which the policy gives up first. Of equals the lower
+  /// layer and expert goes, so that nothing depends on which piece stands where.
   int place_for_next() const {
     int best = none;
     for (std::size_t i = 0; i < followed_.size(); ++i) {
-      followed const& f = followed_[i];
-      if (f.is.expert == none) {
-        if (!f.blocked) return static_cast<int>(i);
-        if (best == none || followed_[index(best)].is.expert != none) best = static_cast<int>(i);
-        continue;
-      }
-      if (best == none ||
-          (followed_[index(best)].is.expert != none && policy_.goes_before(f.is, followed_[index(best)].is))) {
-        best = static_cast<int>(i);
-      }
+      if (best == none || goes_before(followed_[i], followed_[index(best)])) best = static_cast<int>(i);
     }
     return best;
+  }
+  bool goes_before(followed const& a, followed const& b) const {
+    if (a.is.expert == none || b.is.expert == none) {
+      return a.is.expert == none && (b.is.expert != none || (!a.blocked && b.blocked));
+    }
+    if (policy_.goes_before(a.is, b.is)) return true;
+    if (policy_.goes_before(b.is, a.is)) return false;
+    return std::pair(a.is.layer, a.is.expert) < std::pair(b.is.layer, b.is.expert);
   }
   load begin_load(found_load const& found) {
     load const& next = found.what;
@@ -334,6 +341,7 @@ class residency {
   std::vector<std::uint8_t> unreadable_;
   std::vector<std::int64_t> first_of_layer_, last_of_layer_;  // [layers], expected calls
   std::vector<std::uint64_t> needed_;  // what the present call still has to use, a bit for each expert
+  std::vector<std::uint64_t> misses_;  // scratch of `misses_of`
   std::int64_t call_ = 0;
   int layer_ = 0;
   int used_ = 0;
