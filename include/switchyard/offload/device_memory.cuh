@@ -24,17 +24,17 @@ namespace switchyard::offload {
 class pinned_memory {
  public:
   pinned_memory() = default;
-  /// New memory, which takes long. Throws `cuda_error` where there is not so much.
-  explicit pinned_memory(std::size_t bytes) : is_own_(true) {
-    if (bytes == 0) return;
+  /// New memory at a multiple of `block_bytes`, which takes the system long. Throws `cuda_error` where there is not so much.
+  explicit pinned_memory(std::size_t bytes) {
     void* first = nullptr;
-    cuda::check("cudaHostAlloc (pinned memory)", cudaHostAlloc(&first, bytes, cudaHostAllocDefault));
-    bytes_ = {static_cast<std::byte*>(first), bytes};
+    cuda::check("cudaHostAlloc (pinned memory)", cudaHostAlloc(&first, bytes + block_bytes, cudaHostAllocDefault));
+    allocated_ = first;
+    std::size_t const behind = reinterpret_cast<std::uintptr_t>(first) % block_bytes;
+    bytes_ = {static_cast<std::byte*>(first) + (behind == 0 ? 0 : block_bytes - behind), bytes};
   }
   /// Pins memory that is there already, for as long as the result is; it has to go before that memory does.
   static pinned_memory of(std::span<std::byte> memory) {
     pinned_memory result;
-    if (memory.empty()) return result;
     cuda::check("cudaHostRegister (pinned memory)",
                 cudaHostRegister(memory.data(), memory.size(), cudaHostRegisterDefault));
     result.bytes_ = memory;
@@ -43,12 +43,15 @@ class pinned_memory {
   pinned_memory(pinned_memory&& other) noexcept { *this = std::move(other); }
   pinned_memory& operator=(pinned_memory&& other) noexcept {
     std::swap(bytes_, other.bytes_);
-    std::swap(is_own_, other.is_own_);
+    std::swap(allocated_, other.allocated_);
     return *this;
   }
   ~pinned_memory() {
-    if (bytes_.empty()) return;
-    static_cast<void>(is_own_ ? cudaFreeHost(bytes_.data()) : cudaHostUnregister(bytes_.data()));
+    if (allocated_ != nullptr) {
+      static_cast<void>(cudaFreeHost(allocated_));
+    } else if (bytes_.data() != nullptr) {
+      static_cast<void>(cudaHostUnregister(bytes_.data()));
+    }
   }
 
   std::byte* data() const { return bytes_.data(); }
@@ -56,7 +59,7 @@ class pinned_memory {
 
  private:
   std::span<std::byte> bytes_;
-  bool is_own_ = false;
+  void* allocated_ = nullptr;  // null: it is another's memory, or none
 };
 
 /// The places of a cache on the GPU that is current where the cache is made: one allocation of device memory, and nothing else there.

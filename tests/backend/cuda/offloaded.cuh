@@ -1,8 +1,8 @@
 #pragma once
 
 #include <switchyard/offload.cuh>
+#include <switchyard/offload/host_store.hpp>
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -14,35 +14,12 @@
 #include "catch.hpp"
 #include "layers.hpp"
 #include "support/compare.hpp"
+#include "support/failing_store.hpp"
 #include "support/random_numbers.hpp"
 #include "support/set_arguments.hpp"
 
 /// Layers of a GPU with their experts in memory and in a cache, on the same numbers.
 namespace support {
-
-/// Pieces that stand one after the other in memory, which are read from there as from a file, and fail on request.
-struct stored_pieces {
-  std::byte const* first;
-  int layer_count, expert_count;
-  std::int64_t bytes;
-  std::atomic<int> failing = -1;  ///< an expert
-
-  int layers() const { return layer_count; }
-  int experts() const { return expert_count; }
-  std::int64_t piece_bytes() const { return bytes; }
-  std::byte const* piece(int layer, int expert) const {
-    return first + (std::int64_t{layer} * expert_count + expert) * sy::offload::place_bytes(bytes);
-  }
-  std::string read(int layer, int expert, std::byte* to) const {
-    if (expert == failing) return "the disk is on fire";
-    std::memcpy(to, piece(layer, expert), static_cast<std::size_t>(bytes));
-    return {};
-  }
-};
-/// The same, which a GPU may copy from where they stand.
-struct pieces_in_memory : stored_pieces {
-  std::byte const* at(int layer, int expert) const { return piece(layer, expert); }
-};
 
 template <class Store>
 using device_cache = sy::offload::expert_cache<Store, sy::offload::lru_with_lookahead, sy::offload::device_memory>;
@@ -71,8 +48,10 @@ class offloaded_problem {
     check_cuda(cudaMemcpy(resident_pieces_.data(), values.data(), pieces_.size(), cudaMemcpyHostToDevice));
   }
 
-  stored_pieces store() const { return {pieces_.data(), layers, dims.experts, bytes}; }
-  pieces_in_memory store_in_memory() const { return {{pieces_.data(), layers, dims.experts, bytes}}; }
+  sy::offload::host_store store() const { return store_in(pieces_.data()); }
+  static sy::offload::host_store store_in(std::byte const* pieces) {
+    return sy::offload::host_store({.pieces = pieces, .layers = layers, .experts = dims.experts, .piece_bytes = bytes});
+  }
   sy::offload::pinned_memory const& pieces() const { return pieces_; }
 
   /// What a call has of its own.
@@ -167,8 +146,8 @@ void check_offloaded(std::int64_t tokens) {
     CHECK(cache.places() == places);
     CHECK(cache.measure().peak_bytes <= places * problem::place);
   };
-  auto read = p.store();
-  auto in_memory = p.store_in_memory();
+  auto in_memory = p.store();
+  failing_store read(in_memory);
   check(read, 1);
   check(in_memory, pieces / 2);
   check(in_memory, pieces);

@@ -1,13 +1,19 @@
+#include <switchyard/offload/host_store.hpp>
+#include <switchyard/offload/packed_file.hpp>
+
 #include <cstddef>
 #include <cstdint>
+#include <filesystem>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "catch.hpp"
 #include "device.cuh"
 #include "offloaded.cuh"
 #include "support/compare.hpp"
+#include "support/failing_store.hpp"
 #include "support/said.hpp"
 
 /// Experts that a cache brings to the GPU.
@@ -31,8 +37,8 @@ template <class Resident>
 void check_streams(std::tuple<Resident> const*) {
   using problem = offloaded_problem<Resident>;
   problem const p(30);
-  auto store = p.store_in_memory();
-  device_cache<pieces_in_memory> cache(store, {.budget_bytes = 3 * problem::place});
+  sy::offload::host_store store = p.store();
+  device_cache<sy::offload::host_store> cache(store, {.budget_bytes = 3 * problem::place});
   std::vector<float> const expected[] = {p.resident(0), p.resident(1)};
   stream const streams[2];
   std::vector<typename problem::call> calls;
@@ -48,49 +54,60 @@ template <class Resident>
 void check_failing_store(std::tuple<Resident> const*) {
   using problem = offloaded_problem<Resident>;
   problem const p(30);
-  auto store = p.store();
-  device_cache<stored_pieces> cache(store, {.budget_bytes = 20 * problem::place});
+  sy::offload::host_store good = p.store();
+  failing_store store(good);
+  device_cache<decltype(store)> cache(store, {.budget_bytes = 20 * problem::place});
   std::vector<float> const poison(30 * problem::dims.hidden, 7.0f);
   typename problem::call call = p.new_call();
   call.output.copy_in(poison);
   stream const own;
-  store.failing = 11;
-  CHECK(said([&] { p.forward(cache, 1, call, own); }) ==
-        "switchyard: layer::forward, weights.experts: expected expert 11 of layer 1 from its store, got the disk is on "
-        "fire");
+  store.fail_piece(1, 11);
+  CHECK(
+      said([&] { p.forward(cache, 1, call, own); }) ==
+      "switchyard: layer::forward, weights.experts: expected expert 11 of layer 1 from its store, got the store fails "
+      "on request");
   own.wait();
   CHECK(same_bits(call.output.copy_out(), poison));
-  store.failing = -1;
+  store.heal();
   p.forward(cache, 1, call, own);
   own.wait();
   CHECK(same_bits(call.output.copy_out(), p.resident(1)));
 }
 
 template <class Resident>
-void check_pageable_store(std::tuple<Resident> const*) {
+void check_stores(std::tuple<Resident> const*) {
   using problem = offloaded_problem<Resident>;
   problem const p(6);
   std::vector<float> const expected = p.resident(1);
-  std::vector<std::byte> copy(p.pieces().data(), p.pieces().data() + p.pieces().size());
-  pieces_in_memory store{{copy.data(), problem::layers, problem::dims.experts, problem::bytes}};
-  for (bool pins : {false, true}) {
-    sy::offload::pinned_memory const pinned =
-        pins ? sy::offload::pinned_memory::of(copy) : sy::offload::pinned_memory();
-    device_cache<pieces_in_memory> cache(store, {.budget_bytes = 7 * problem::place});
+  auto const check = [&](auto& store) {
+    device_cache<std::remove_reference_t<decltype(store)>> cache(store, {.budget_bytes = 7 * problem::place});
     typename problem::call const call = p.new_call();
     stream const own;
     p.forward(cache, 1, call, own);
     own.wait();
     CHECK(same_bits(call.output.copy_out(), expected));
+  };
+  std::vector<std::byte> pageable(p.pieces().data(), p.pieces().data() + p.pieces().size());
+  sy::offload::host_store store = problem::store_in(pageable.data());
+  check(store);
+  {
+    auto const pinned = sy::offload::pinned_memory::of(pageable);
+    check(store);
   }
+  std::string const path = (std::filesystem::temp_directory_path() / "switchyard_gpu_experts.bin").string();
+  CHECK(sy::offload::pack(path, store));
+  sy::offload::file_store file = sy::offload::open_packed(path);
+  check(file);
+  std::filesystem::remove(path);
 }
 
 template <class Resident>
 void check_calls(std::tuple<Resident> const*) {
   using problem = offloaded_problem<Resident>;
   problem const p(6);
-  auto store = p.store();
-  device_cache<stored_pieces> cache(store, {.budget_bytes = 3 * problem::place});
+  sy::offload::host_store good = p.store();
+  failing_store store(good);
+  device_cache<decltype(store)> cache(store, {.budget_bytes = 3 * problem::place});
   typename problem::call const call = p.new_call();
   stream const own;
   p.forward(cache, 0, call, own);
@@ -106,8 +123,7 @@ void check_calls(std::tuple<Resident> const*) {
   check_cuda(cudaStreamBeginCapture(own, cudaStreamCaptureModeThreadLocal));
   CHECK(said([&] { p.forward(cache, 0, call, own); }) ==
         "switchyard: backend::offloaded: expected a stream that is not captured (which experts have to be fetched is "
-        "known "
-        "to no graph), got one that is");
+        "known to no graph), got one that is");
   check_cuda(cudaStreamEndCapture(own, &graph));
   std::size_t nodes = 1;
   check_cuda(cudaGraphGetNodes(graph, nullptr, &nodes));
@@ -132,9 +148,9 @@ TEST_CASE("on the GPU an expert that cannot be read is an error of its call alon
   check_failing_store(static_cast<usual_layer*>(nullptr));
 }
 
-TEST_CASE("on the GPU the memory of a store may be pageable, or pinned where it is", "[gpu][offload]") {
+TEST_CASE("on the GPU a store may be a file, or memory that is pageable or pinned", "[gpu][offload]") {
   if (!has_device()) return;
-  check_pageable_store(static_cast<usual_layer*>(nullptr));
+  check_stores(static_cast<usual_layer*>(nullptr));
 }
 
 TEST_CASE("on the GPU forward with offloaded experts allocates nothing, and refuses a capture", "[gpu][offload]") {
@@ -144,9 +160,11 @@ TEST_CASE("on the GPU forward with offloaded experts allocates nothing, and refu
 
 TEST_CASE("a cache that finds no room on the device says what to lower", "[gpu][offload]") {
   if (!has_device()) return;
-  stored_pieces store{nullptr, 16, 64, std::int64_t{1} << 41};
+  std::byte const nothing{};
+  sy::offload::host_store store(
+      {.pieces = &nothing, .layers = 16, .experts = 64, .piece_bytes = std::int64_t{1} << 41});
   CHECK(
-      said([&] { device_cache<stored_pieces> cache(store, {.budget_bytes = std::int64_t{1} << 51}); })
+      said([&] { device_cache<sy::offload::host_store> cache(store, {.budget_bytes = std::int64_t{1} << 51}); })
           .find(
               "switchyard: offload::expert_cache, budget_bytes: expected 2251799813685248 bytes of free device memory "
               "(lower budget_bytes), got cudaErrorMemoryAllocation") == 0);
