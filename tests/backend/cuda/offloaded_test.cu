@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <string>
+#include <thread>
 #include <tuple>
 #include <type_traits>
 #include <vector>
@@ -42,12 +43,29 @@ void check_streams(std::tuple<Resident> const*) {
   std::vector<float> const expected[] = {p.resident(0), p.resident(1)};
   stream const streams[2];
   std::vector<typename problem::call> calls;
-  for (int c = 0; c < 4; ++c) {
-    calls.push_back(p.new_call());
-    p.forward(cache, c % 2, calls.back(), streams[c / 2 % 2 ^ c % 2]);
-  }
+  for (int c = 0; c < 4; ++c) calls.push_back(p.new_call());
+  for (int c = 0; c < 4; ++c) p.forward(cache, c % 2, calls[c], streams[c / 2 % 2 ^ c % 2]);
   for (stream const& s : streams) s.wait();
   for (int c = 0; c < 4; ++c) CHECK(same_bits(calls[c].output.copy_out(), expected[c % 2]));
+}
+
+template <class Resident>
+void check_reads_in_vain(std::tuple<Resident> const*) {
+  using problem = offloaded_problem<Resident>;
+  problem const p(30);
+  auto store = p.store();
+  device_cache<sy::offload::host_store> cache(store, {.budget_bytes = problem::place});
+  typename problem::call const call = p.new_call();
+  for (std::int32_t e = 0; e < 10; ++e) {
+    cache.expect(1, {&e, 1});
+    while (!cache.is_resident(1, e)) std::this_thread::yield();
+    cache.forget_expected();
+  }
+  check_cuda(cudaDeviceSynchronize());
+  stream const own;
+  p.forward(cache, 1, call, own);
+  own.wait();
+  CHECK(same_bits(call.output.copy_out(), p.resident(1)));
 }
 
 template <class Resident>
@@ -141,6 +159,11 @@ TEST_CASE("on the GPU offloaded experts give the bits of those in memory", "[gpu
 TEST_CASE("on the GPU calls with one cache may follow each other on several streams", "[gpu][offload]") {
   if (!has_device()) return;
   check_streams(static_cast<usual_layer*>(nullptr));
+}
+
+TEST_CASE("on the GPU what was read ahead in vain is not written over what was read after it", "[gpu][offload]") {
+  if (!has_device()) return;
+  check_reads_in_vain(static_cast<usual_layer*>(nullptr));
 }
 
 TEST_CASE("on the GPU an expert that cannot be read is an error of its call alone", "[gpu][offload]") {
