@@ -25,6 +25,7 @@
 #include "generate.hpp"
 #include "model.hpp"
 #include "moe.hpp"
+#include "offloaded.hpp"
 #include "options.hpp"
 #include "picture.hpp"
 #include "safetensors.hpp"
@@ -33,6 +34,14 @@
 namespace {
 
 using namespace tiny_lm;
+
+long process_number() {
+#if __has_include(<unistd.h>)
+  return static_cast<long>(getpid());
+#else
+  return 0;
+#endif
+}
 
 bool to_terminal() {
 #if __has_include(<unistd.h>)
@@ -118,14 +127,53 @@ void write_continuation(model<Kind> const& weights, moe_layers const& layers, op
   std::printf("\n\n  %d bytes, %.0f tokens/s\n", wanted.tokens, wanted.tokens / seconds);
 }
 
+std::unique_ptr<offloaded_layers<kinds::shipped> const> offloaded_with(std::vector<moe_weights>& weights,
+                                                                       options const& wanted) {
+  using layers = offloaded_layers<kinds::shipped>;
+  std::int64_t const budget =
+      wanted.budget_bytes > 0
+          ? wanted.budget_bytes
+          : static_cast<std::int64_t>(wanted.budget_share * static_cast<double>(layers::all_bytes()) + 0.5);
+  if (budget < layers::expert_bytes()) {
+    throw usage_error(
+        "--budget: expected at least one expert, " + std::to_string(layers::expert_bytes()) + " bytes or " +
+        std::to_string(100.0 * static_cast<double>(layers::expert_bytes()) / static_cast<double>(layers::all_bytes())) +
+        "%, got " + std::to_string(budget) + " bytes");
+  }
+  return std::make_unique<layers const>(weights, budget, "tiny_lm." + std::to_string(process_number()) + ".experts");
+}
+
+void report_offloading(offloaded_layers<kinds::shipped> const& layers) {
+  auto const m = layers.measure();
+  auto const all = m.all();
+  auto const percent = [](double part, double whole) { return whole > 0 ? 100.0 * part / whole : 0.0; };
+  double seconds = 0;
+  for (auto const& call : m.calls) seconds += call.seconds;
+  std::printf("\nExperts in memory: at most %lld of %lld bytes, %lld was the most\n",
+              static_cast<long long>(m.budget_bytes), static_cast<long long>(layers.all_bytes()),
+              static_cast<long long>(m.peak_bytes));
+  std::printf("  %lld needed by %lld calls: %.1f %% were there, %.1f %% on their way\n",
+              static_cast<long long>(all.needed), static_cast<long long>(all.calls),
+              percent(static_cast<double>(all.hits), static_cast<double>(all.needed)),
+              percent(static_cast<double>(all.on_the_way), static_cast<double>(all.needed)));
+  std::printf("  %lld read, %.1f MB %s; calls waited %.1f %% of their time\n", static_cast<long long>(all.loads),
+              static_cast<double>(m.moved_bytes) * 1e-6,
+              layers.reads_direct() ? "past the page cache" : "through the page cache",
+              percent(all.waiting_seconds, seconds));
+}
+
 template <class Kind>
 void run(options const& wanted) {
   safetensors const file = safetensors::load(wanted.weights);
-  model<Kind> const weights(file);
+  model<Kind> weights(file);
   cpu_layers<Kind> const on_cpu(weights.moe, weights.router);
   std::unique_ptr<moe_layers const> const on_cuda =
       wanted.backend == backend::cuda ? layers_on_cuda(Kind::option, weights.moe, weights.router) : nullptr;
-  moe_layers const& layers = on_cuda ? *on_cuda : on_cpu;
+  std::unique_ptr<offloaded_layers<kinds::shipped> const> offloaded;
+  if constexpr (Kind::option == kinds::shipped::option) {
+    if (wanted.has_budget()) offloaded = offloaded_with(weights.moe, wanted);
+  }
+  moe_layers const& layers = offloaded ? static_cast<moe_layers const&>(*offloaded) : on_cuda ? *on_cuda : on_cpu;
   std::printf("Model: %s\n", wanted.weights.c_str());
   std::printf("  %d blocks with %s\n", blocks, layers.describe().c_str());
   std::printf("  %s weights, of which one byte meets %s\n", file.metadata("parameters").c_str(),
@@ -160,9 +208,18 @@ void run(options const& wanted) {
   } else {
     std::printf("  not compared: the recorded score is for the whole held-out text\n");
   }
+  if (offloaded) {
+    model<Kind> const whole(file);
+    cpu_layers<Kind> const in_memory(whole.moe, whole.router);
+    double const expected = evaluate_with_progress(whole, in_memory, text, wanted.threads).bits_per_byte;
+    if (score.bits_per_byte != expected)
+      throw std::runtime_error("expected the bits of experts in memory. This is a fault.");
+    std::printf("  the same bits as with all experts in memory\n");
+  }
   std::printf("  %.1f s, %.0f bytes/s\n", score.seconds, static_cast<double>(score.bytes) / score.seconds);
 
   report_usage(score, wanted.picture);
+  if (offloaded) report_offloading(*offloaded);
 
   std::printf("\nContinuation, temperature %g, seed %llu\n\n", wanted.temperature,
               static_cast<unsigned long long>(wanted.seed));

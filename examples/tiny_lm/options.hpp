@@ -27,6 +27,9 @@ continues a prompt.
                      1296 rows is not drawn                     (expert_usage.svg)
   --threads N        windows to score side by side              (all cores)
   --backend B        where the experts run: cpu or cuda         (cpu)
+  --budget SHARE     how much of the experts is in memory, such as 25% or bytes;
+                     the others are read from a file when they are needed,
+                     or before; of the shipped model on the CPU   (all)
   --bytes N          bytes to score, from the start of the text (all)
   --model KIND       shipped; or one of those that are compared: dense, top2,
                      switch, omni, ac, stratified, sigma,
@@ -55,12 +58,16 @@ struct options {
   std::string picture = "expert_usage.svg";
   int threads = 1;
   tiny_lm::backend backend = tiny_lm::backend::cpu;
+  double budget_share = 0.0;              ///< of the experts' bytes; 0: as `budget_bytes` says
+  std::int64_t budget_bytes = 0;          ///< of experts in memory; 0: as `budget_share` says, or all
   std::int64_t bytes = 0;                 ///< to score; 0: all
   std::string model = "shipped";          ///< an option of `kinds`
   std::string weights = TINY_LM_WEIGHTS;  ///< the shipped files, from the build
   std::string text = TINY_LM_TEXT;
   bool own_text = false;  ///< the user named the text
   bool help = false;
+
+  bool has_budget() const { return budget_share > 0.0 || budget_bytes > 0; }
 };
 
 namespace detail {
@@ -109,7 +116,7 @@ inline options parse(int argc, char const* const* argv) {
       continue;
     }
     auto const known = {"--prompt",  "--tokens", "--temperature", "--seed",    "--picture", "--threads",
-                        "--backend", "--bytes",  "--model",       "--weights", "--text"};
+                        "--backend", "--bytes",  "--model",       "--weights", "--text",    "--budget"};
     std::size_t const equals = flag.find('=');
     bool const joined = flag.starts_with("--") && equals != std::string::npos;
     if (joined) {
@@ -131,6 +138,11 @@ inline options parse(int argc, char const* const* argv) {
     if (flag == "--picture") result.picture = value;
     if (flag == "--threads") result.threads = detail::whole_number(flag, value, 1, 1024);
     if (flag == "--backend") result.backend = detail::place(flag, value);
+    if (flag == "--budget" && value.ends_with('%')) {
+      result.budget_share = detail::number(flag, value.substr(0, value.size() - 1), 1e-3, 100.0) / 100.0;
+    } else if (flag == "--budget") {
+      result.budget_bytes = detail::whole_number(flag, value, std::int64_t{1}, std::int64_t{1} << 50);
+    }
     if (flag == "--bytes") result.bytes = detail::whole_number(flag, value, 1, 1'000'000'000);
     if (flag == "--model") result.model = value;
     if (flag == "--weights") {
@@ -141,6 +153,9 @@ inline options parse(int argc, char const* const* argv) {
       result.text = value;
       result.own_text = true;
     }
+  }
+  if (result.has_budget() && (result.model != kinds::shipped::option || result.backend != backend::cpu)) {
+    throw usage_error("--budget goes with --model shipped and --backend cpu");
   }
   if (!kinds::with(result.model, [&]<class Kind>() {
         if (!own_weights && result.model != kinds::shipped::option) {

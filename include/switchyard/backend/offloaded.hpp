@@ -5,6 +5,8 @@
 #include <switchyard/expert/feed_forward.hpp>
 #include <switchyard/offload/cache.hpp>
 
+#include <cstddef>
+#include <cstdint>
 #include <string_view>
 #include <type_traits>
 
@@ -20,12 +22,7 @@ struct memory_of {
 
 /// What chooses the experts' step where their weights come from a cache.
 template <class Computation>
-struct from_cache {
-  static_assert(
-      std::is_same_v<Computation, expert::two_products>,
-      "switchyard: backend::offloaded keeps the dense matrices of expert::mlp and expert::gated_mlp. This expert "
-      "has others: keep its weights in memory.");
-};
+struct from_cache {};
 
 }  // namespace offload
 
@@ -46,6 +43,15 @@ class offloaded : public Local {
   template <class Layer>
   static constexpr std::string_view name_for() {
     return name;
+  }
+
+  template <class Layer>
+  static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
+    static_assert(
+        std::is_same_v<typename Layer::expert::computation, expert::two_products>,
+        "switchyard: backend::offloaded keeps the dense matrices of expert::mlp and expert::gated_mlp. This expert "
+        "has others: keep its weights in memory.");
+    return Local::template workspace_bytes<Layer>(tokens);
   }
 };
 

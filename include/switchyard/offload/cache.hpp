@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/core/error.hpp>
+#include <switchyard/offload/block_memory.hpp>
 #include <switchyard/offload/measures.hpp>
 #include <switchyard/offload/piece.hpp>
 #include <switchyard/offload/policies.hpp>
@@ -11,10 +12,9 @@
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <exception>
-#include <memory>
 #include <mutex>
-#include <new>
 #include <optional>
 #include <span>
 #include <string>
@@ -24,15 +24,17 @@
 
 namespace switchyard::offload {
 
-/// The places of a cache for the CPU, in ordinary memory. Every kind of memory has these functions; see offload/device_memory.cuh.
+/// The places of a cache for the CPU, in ordinary memory that is there from the begin. Every kind of memory has these functions; see
+/// offload/device_memory.cuh.
 class host_memory {
  public:
   /// `readers` are the threads that will load.
   template <expert_store Store>
   host_memory(Store& store, int places, [[maybe_unused]] int readers)
-      : bytes_of_place_(place_bytes(store.piece_bytes())),
-        first_(static_cast<std::byte*>(
-            ::operator new (static_cast<std::size_t>(bytes_of_place_* places), std::align_val_t{block_bytes}))) {}
+      : bytes_of_place_(place_bytes(store.piece_bytes())), first_(take_blocks(bytes_of_place_ * places)) {
+    // Else reads wait for the system's pages.
+    std::memset(first_.get(), 0, static_cast<std::size_t>(bytes_of_place_ * places));
+  }
 
   std::byte* place(int index) const { return first_.get() + index * bytes_of_place_; }
   /// Puts a piece into a place, on the reader's thread; what went wrong, as of `expert_store`.
@@ -42,11 +44,8 @@ class host_memory {
   }
 
  private:
-  struct free_aligned {
-    void operator()(std::byte* first) const { ::operator delete (first, std::align_val_t{block_bytes}); }
-  };
   std::int64_t bytes_of_place_;
-  std::unique_ptr<std::byte, free_aligned> first_;
+  block_memory first_;
 };
 
 /// A cache as layers know it, whatever its store and its policy are. A call begins, takes experts in batches until there are no more,
