@@ -322,7 +322,7 @@ class expert_cache final : public expert_source<Memory> {
 
   void begin_call(int layer, std::span<std::int32_t const> experts) {
     layer_measures& m = measures_.layers[static_cast<std::size_t>(layer)];
-    of_call_ = {};  // and not with its members in braces: nvcc takes them for those that follow each other
+    of_call_ = {};  // not with some members in braces: assigned in a template, nvcc 13.0 takes them for the first ones
     of_call_.layer = layer;
     of_call_.needed = static_cast<int>(experts.size());
     of_call_.begin_seconds = seconds_since_made();

@@ -137,6 +137,16 @@ void check_calls(std::tuple<Resident> const*) {
   own.wait();
   check_cuda(cudaMemGetInfo(&after, &all));
   CHECK(after == before);
+  CHECK(same_bits(call.output.copy_out(), p.resident(1)));
+
+  using layer = typename problem::layer;
+  auto args = p.template args_of<layer>(call);
+  args.weights.experts = cache.layer(0);
+  layer::backend::template route<layer>(args, {.stream = own});
+  layer::backend::template plan<layer>(args, {.stream = own});
+  layer::backend::template experts<layer>(args, {.stream = own});
+  own.wait();
+  CHECK(same_bits(call.output.copy_out(), p.resident(0)));
 
   cudaGraph_t graph = nullptr;
   check_cuda(cudaStreamBeginCapture(own, cudaStreamCaptureModeThreadLocal));
@@ -177,7 +187,8 @@ TEST_CASE("on the GPU a store may be a file, or memory that is pageable or pinne
   check_stores(static_cast<usual_layer*>(nullptr));
 }
 
-TEST_CASE("on the GPU forward with offloaded experts allocates nothing, and refuses a capture", "[gpu][offload]") {
+TEST_CASE("on the GPU calls with offloaded experts have steps, allocate nothing, and refuse a capture",
+          "[gpu][offload]") {
   if (!has_device()) return;
   check_calls(static_cast<usual_layer*>(nullptr));
 }

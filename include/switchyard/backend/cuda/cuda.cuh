@@ -189,10 +189,7 @@ class layer_steps {
   /// and asked for. Asks no device and reads nothing that the arguments point to.
   template <class Layer>
   static int launches(forward_args<Layer> const& args) {
-    static_assert(
-        !expert_storage<typename Layer::backend>::in_cache,
-        "switchyard: how many kernels a call of backend::offloaded has depends on which experts are resident. Count "
-        "those of the layer with its experts in memory.");
+    check_that_kernels_are_known<Layer>();
     int count = 0;
     schedule<Layer>::template enqueue<Layer>(args, launch_queue(count), memory_of(args));
     return count;
@@ -248,10 +245,7 @@ class layer_steps {
   /// The arguments of both products of a call, for who times them alone.
   template <class Layer>
   static auto products_of_call(forward_args<Layer> const& args) {
-    static_assert(
-        !expert_storage<typename Layer::backend>::in_cache,
-        "switchyard: a call of backend::offloaded has products for each batch of experts that are there. Look at "
-        "those of the layer with its experts in memory.");
+    check_that_kernels_are_known<Layer>();
     auto const m = memory_of(args);
     return schedule<Layer>::template computing<Layer>::template products_of<Layer>(
         args, schedule<Layer>::tokens_of_experts(args, m), m.of_plan, m.of_experts);
@@ -267,6 +261,14 @@ class layer_steps {
   static memory<Layer> memory_of(forward_args<Layer> const& args) {
     carver split(args.workspace.data());
     return {split, args.tokens.rows};
+  }
+
+  template <class Layer>
+  static constexpr void check_that_kernels_are_known() {
+    static_assert(
+        !expert_storage<typename Layer::backend>::in_cache,
+        "switchyard: which kernels a call of backend::offloaded has depends on which experts are resident. Ask the "
+        "layer that has its experts in memory.");
   }
 
   template <class Layer>
