@@ -96,7 +96,8 @@ TEST_CASE("no way of reading takes fewer loads than Belady's rule", "[offload]")
       CHECK(offload::belady_loads(of, places) == least_loads(of, places));
     }
   }
-  CHECK_THAT(support::said([] { offload::belady_loads(offload::trace(1, 1), 0); }), ContainsSubstring("1 or more, got 0"));
+  CHECK_THAT(support::said([] { offload::belady_loads(offload::trace(1, 1), 0); }),
+             ContainsSubstring("1 or more, got 0"));
 }
 
 TEST_CASE("lru_with_lookahead that knows all calls reads no more than Belady's rule", "[offload]") {
@@ -145,9 +146,8 @@ TEST_CASE("a wrong prediction costs reads, and every call gets its experts", "[o
   offload::residency<offload::lru_with_lookahead> known(2, 6, 4, 10);
   std::vector<std::int32_t> const always{0, 5};
   offload::simulated_run const wrong =
-      offload::simulate(of, known, {.seconds_per_row = 1.0}, [&](auto& cache, std::int64_t call) {
-        cache.expect(static_cast<int>(call % 2), always);
-      });
+      offload::simulate(of, known, {.seconds_per_row = 1.0},
+                        [&](auto& cache, std::int64_t call) { cache.expect(static_cast<int>(call % 2), always); });
   CHECK(wrong.calls == of.calls());
   CHECK(wrong.loads >= least);
   CHECK(wrong.needed == run<offload::lru>(of, 4, -1).needed);

@@ -136,7 +136,8 @@ TEST_CASE("the most frequent experts are expected in ascending order, the lower 
   CHECK(list(two.expected(0)) == ids{1, 3});
   CHECK(list(two.expected(1)) == ids{0, 1});
   CHECK_THAT(support::said([&] { sy::offload::most_frequent(uses, 2, 4, 5); }), ContainsSubstring("1 to 4, got 5"));
-  CHECK_THAT(support::said([&] { sy::offload::most_frequent(uses, 2, 3, 1); }), ContainsSubstring("2 x 3 numbers, got 8"));
+  CHECK_THAT(support::said([&] { sy::offload::most_frequent(uses, 2, 3, 1); }),
+             ContainsSubstring("2 x 3 numbers, got 8"));
 }
 
 TEST_CASE("the router of the next layer expects what it chooses", "[offload]") {

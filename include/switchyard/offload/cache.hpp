@@ -135,7 +135,7 @@ struct cache_options {
 ///
 /// Where the store fails, the call that needs the piece throws `error` with its sentence, and nothing is computed of what has been read in
 /// part; the cache serves the next call. A piece that was read ahead is tried again when a call needs it.
-template <expert_store Store, residency_policy Policy = lru_with_lookahead, class Memory = host_memory>
+template <expert_store Store, residency_policy Policy = by_next_use, class Memory = host_memory>
 class expert_cache final : public expert_source<Memory> {
  public:
   /// `store` outlives the cache. Throws `error` for a budget below one expert.

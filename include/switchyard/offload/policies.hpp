@@ -13,9 +13,10 @@ inline constexpr std::int64_t never = std::numeric_limits<std::int64_t>::max();
 /// What a policy knows of a piece that is resident. Calls are numbered; the present one is the last that has begun.
 struct resident {
   int layer, expert;
-  std::int64_t last_use;  ///< the call that used it last, or that it was fetched for
-  std::int64_t next_use;  ///< the call that is expected to need it next, after the present one; `never`
-  double frequency;       ///< how often it was needed where that was recorded, 0 without a record
+  std::int64_t last_use;   ///< the call that used it last, or that it was fetched for
+  std::int64_t next_use;   ///< the expected call that needs it next, after the present one; `never`
+  double calls_until_use;  ///< how many calls until it is needed: as expected, else an estimate, see `by_next_use`
+  double frequency;        ///< how often it was needed where that was recorded, 0 without a record
 };
 
 /// Which pieces stay resident. A policy knows no threads and no memory, so that the simulator runs it, too. A piece that is being read, or
@@ -55,6 +56,20 @@ struct lru_with_lookahead {
   }
 };
 
+/// What will be needed last goes, as far as one can tell, which is what reads least where layers take turns.
+///
+/// Of what is expected that is known. Else a piece of layer l is needed again when that layer's turn comes, after the calls of it that are
+/// expected and do not need the piece, and after as many more rounds as its use until now makes likely: a piece that a share p of the layer's
+/// calls used, of late above all, is not needed in 1 / p - 1 of them on average. Without it the pieces of the next layer, which have not been used for
+/// longest, would be the first to go.
+struct by_next_use {
+  static constexpr std::string_view name = "by_next_use";
+  static constexpr bool drops_unneeded = false;
+  static bool goes_before(resident const& a, resident const& b) {
+    return a.calls_until_use != b.calls_until_use ? a.calls_until_use > b.calls_until_use : a.last_use < b.last_use;
+  }
+};
+
 /// What was needed most often where that was recorded stays; the least recently used of equals goes.
 struct pinned_by_frequency {
   static constexpr std::string_view name = "pinned_by_frequency";
@@ -65,6 +80,6 @@ struct pinned_by_frequency {
 };
 
 static_assert(residency_policy<exact> && residency_policy<lru> && residency_policy<lru_with_lookahead> &&
-              residency_policy<pinned_by_frequency>);
+              residency_policy<by_next_use> && residency_policy<pinned_by_frequency>);
 
 }  // namespace switchyard::offload

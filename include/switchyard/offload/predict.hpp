@@ -55,7 +55,8 @@ class most_frequent {
   /// same number comes first.
   most_frequent(std::span<std::int64_t const> uses, int layers, int experts, int count)
       : count_(static_cast<std::size_t>(count)) {
-    if (layers < 1 || experts < 1 || uses.size() != static_cast<std::size_t>(layers) * static_cast<std::size_t>(experts)) {
+    if (layers < 1 || experts < 1 ||
+        uses.size() != static_cast<std::size_t>(layers) * static_cast<std::size_t>(experts)) {
       fail("offload::most_frequent, uses", std::to_string(layers) + " x " + std::to_string(experts) + " numbers",
            std::to_string(uses.size()));
     }
@@ -91,10 +92,12 @@ class most_frequent {
 template <class Layer>
 class by_next_router {
   static_assert(makes_logits<typename Layer::router>,
-                "switchyard: offload::by_next_router runs the router of the layer to come, and this layer's router gets its experts "
+                "switchyard: offload::by_next_router runs the router of the layer to come, and this layer's router "
+                "gets its experts "
                 "from the caller: tell the cache of these, with cache.expect(layer, experts).");
   static_assert(std::is_same_v<typename Layer::router::schedule, router::one_pass>,
-                "switchyard: offload::by_next_router runs a router once, and router::stratified runs once for every stratum, on rows that "
+                "switchyard: offload::by_next_router runs a router once, and router::stratified runs once for every "
+                "stratum, on rows that "
                 "experts have made. Use offload::most_frequent, or offload::oracle.");
   using routing = cpu::route_step<typename Layer::router::source>;
 

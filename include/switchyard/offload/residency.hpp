@@ -47,9 +47,12 @@ class residency {
         place_of_(static_cast<std::size_t>(layers) * static_cast<std::size_t>(experts), none),
         followed_place_of_(place_of_.size()),
         next_use_(place_of_.size(), never),
+        share_(place_of_.size()),
         unreadable_(place_of_.size()),
         first_of_layer_(static_cast<std::size_t>(layers), never),
         last_of_layer_(first_of_layer_.size(), never),
+        expected_of_layer_(first_of_layer_.size()),
+        share_of_layer_(first_of_layer_.size()),
         needed_(static_cast<std::size_t>(words_)),
         misses_(needed_.size()),
         expected_(static_cast<std::size_t>(horizon_)),
@@ -76,6 +79,7 @@ class residency {
     std::int64_t& last = last_of_layer_[index(layer)];
     (first_of_layer_[index(layer)] == never ? first_of_layer_[index(layer)] : expected_[slot(last)].following) = number;
     last = number;
+    ++expected_of_layer_[index(layer)];
     for (std::int32_t e : experts) {
       needs[e / 64] |= std::uint64_t{1} << e % 64;
       std::int64_t& next = next_use_[piece_of(layer, e)];
@@ -86,6 +90,7 @@ class residency {
   void forget_expected() {
     front_ = end_;
     std::fill(first_of_layer_.begin(), first_of_layer_.end(), never);
+    std::fill(expected_of_layer_.begin(), expected_of_layer_.end(), 0);
     std::fill(next_use_.begin(), next_use_.end(), never);
   }
 
@@ -101,6 +106,11 @@ class residency {
     for (std::int32_t e : experts) {
       needed_[index(e / 64)] |= std::uint64_t{1} << e % 64;
       unreadable_[piece_of(layer, e)] = 0;
+    }
+    share_of_layer_[index(layer)] += newest * (1.0 - share_of_layer_[index(layer)]);
+    for (int e = 0; e < experts_; ++e) {
+      double& share = share_[piece_of(layer, e)];
+      share += newest * ((is_needed(e) ? 1.0 : 0.0) - share);
     }
     if constexpr (Policy::drops_unneeded) {
       for (place& p : places_) {
@@ -183,6 +193,7 @@ class residency {
  private:
   static constexpr int none = -1;
   static constexpr int most_planned = 32, most_calls = 64;  // what `next_load` looks at
+  static constexpr double newest = 0.05;                    // what a layer's last call counts of all, in `share_`
 
   struct place {
     state what = state::empty;
@@ -235,6 +246,7 @@ class residency {
     std::int64_t const number = front_++;
     int const layer = expected_[slot(number)].layer;
     first_of_layer_[index(layer)] = expected_[slot(number)].following;
+    --expected_of_layer_[index(layer)];
     for_each(needs_of(number), [&](int e) {
       std::int64_t& next = next_use_[piece_of(layer, e)];
       if (next == number) next = next_use_after(number, e);
@@ -246,7 +258,7 @@ class residency {
     for (std::size_t i = 0; i < places_.size(); ++i) {
       place const& p = places_[i];
       bool const is_used = p.layer == layer_ && p.expert != none && is_needed(p.expert);
-      followed_[i] = {{p.layer, p.expert, p.last_use, never, 0.0},
+      followed_[i] = {{p.layer, p.expert, p.last_use, never, 0.0, 0.0},
                       p.what == state::loading || p.what == state::taken || is_used};
       if (p.expert == none) continue;
       std::size_t const piece = piece_of(p.layer, p.expert);
@@ -256,7 +268,7 @@ class residency {
   }
   void forget(followed& f) {
     followed_place_of_[piece_of(f.is.layer, f.is.expert)] = none;
-    f.is = {none, none, 0, never, 0.0};
+    f.is = {none, none, 0, never, 0.0, 0.0};
   }
 
   /// Follows one call, the present one or an expected one: what is there of its needs is used, then the others are read one after the
@@ -282,7 +294,7 @@ class residency {
       for (std::uint64_t rest = misses_[index(w)]; rest != 0; rest &= rest - 1) {
         int const e = w * 64 + std::countr_zero(rest);
         std::size_t const piece = piece_of(layer, e);
-        int const at = place_for_next();
+        int const at = place_for_next(layer, number == never ? front_ - 1 : number);
         followed& f = followed_[index(at)];
         // What is given up on the way and read again cannot be read before it is gone.
         bool const is_given_up = place_of_[piece] != none ||
@@ -291,7 +303,7 @@ class residency {
         if (++planned >= most_planned) return std::nullopt;
         f.blocked = true;
         if (f.is.expert != none) followed_place_of_[piece_of(f.is.layer, f.is.expert)] = none;
-        f.is = {layer, e, 0, never, frequencies_.empty() ? 0.0 : frequencies_[piece]};
+        f.is = {layer, e, 0, never, 0.0, frequencies_.empty() ? 0.0 : frequencies_[piece]};
         use(f, piece);
         followed_place_of_[piece] = at;
       }
@@ -300,12 +312,23 @@ class residency {
   }
   /// The place that the next piece goes to: one that is empty, else that of the piece which the policy gives up first. Of equals the lower
   /// layer and expert goes, so that nothing depends on which piece stands where.
-  int place_for_next() const {
+  int place_for_next(int layer, std::int64_t number) {
     int best = none;
     for (std::size_t i = 0; i < followed_.size(); ++i) {
+      if (followed_[i].is.expert != none)
+        followed_[i].is.calls_until_use = calls_until_use(followed_[i].is, layer, number);
       if (best == none || goes_before(followed_[i], followed_[index(best)])) best = static_cast<int>(i);
     }
     return best;
+  }
+  /// From a call of a layer, expected or, with `front_ - 1`, the present one.
+  double calls_until_use(resident const& piece, int layer, std::int64_t number) const {
+    if (piece.next_use != never) return static_cast<double>(piece.next_use - number);
+    int const turn = piece.layer > layer ? piece.layer - layer : piece.layer - layer + layers_;
+    // Little is known at first.
+    double const share =
+        (share_[piece_of(piece.layer, piece.expert)] + 0.5 * newest) / (share_of_layer_[index(piece.layer)] + newest);
+    return turn + layers_ * (expected_of_layer_[index(piece.layer)] + 1.0 / share - 1.0);
   }
   bool goes_before(followed const& a, followed const& b) const {
     if (a.is.expert == none || b.is.expert == none) {
@@ -338,8 +361,11 @@ class residency {
   std::vector<int> place_of_;           // [layers, experts], `none` where it is not resident
   std::vector<int> followed_place_of_;  // the same of `followed_`
   std::vector<std::int64_t> next_use_;  // [layers, experts], the expected call after the present one
+  std::vector<double> share_;  // [layers, experts], of the layer's calls that needed the expert, of late above all
   std::vector<std::uint8_t> unreadable_;
   std::vector<std::int64_t> first_of_layer_, last_of_layer_;  // [layers], expected calls
+  std::vector<int> expected_of_layer_;                        // [layers], how many
+  std::vector<double> share_of_layer_;                        // [layers], what `share_` is of: less than 1 at first
   std::vector<std::uint64_t> needed_;  // what the present call still has to use, a bit for each expert
   std::vector<std::uint64_t> misses_;  // scratch of `misses_of`
   std::int64_t call_ = 0;

@@ -23,9 +23,10 @@ namespace switchyard::offload {
 /// run. All of it are parameters that the caller measured or looked up.
 struct simulated_machine {
   std::int64_t piece_bytes = 1;
-  double bytes_per_second = 1e9;   ///< of the path
-  double seconds_per_read = 0.0;   ///< of a read beside its bytes
-  double seconds_per_call = 0.0;   ///< of a call beside its experts: routing, attention, whatever does not wait for pieces
+  double bytes_per_second = 1e9;  ///< of the path
+  double seconds_per_read = 0.0;  ///< of a read beside its bytes
+  double seconds_per_call =
+      0.0;  ///< of a call beside its experts: routing, attention, whatever does not wait for pieces
   double seconds_per_piece = 0.0;  ///< of an expert's products, however few rows it has: its weights are read
   double seconds_per_row = 0.0;    ///< of each row of an expert
 };
@@ -33,13 +34,13 @@ struct simulated_machine {
 /// What came of it.
 struct simulated_run {
   std::int64_t calls = 0;
-  std::int64_t needed = 0;    ///< pieces, each once for every call that needs it
-  std::int64_t hits = 0;      ///< of those, pieces that stood there when their call began
-  std::int64_t loads = 0;     ///< pieces that were read
-  std::int64_t bytes = 0;     ///< that were read
-  double seconds = 0.0;       ///< the whole trace
-  double waiting = 0.0;       ///< seconds of it in which a call waited for a piece
-  double resident = 0.0;      ///< seconds that the trace would take if all pieces were resident
+  std::int64_t needed = 0;  ///< pieces, each once for every call that needs it
+  std::int64_t hits = 0;    ///< of those, pieces that stood there when their call began
+  std::int64_t loads = 0;   ///< pieces that were read
+  std::int64_t bytes = 0;   ///< that were read
+  double seconds = 0.0;     ///< the whole trace
+  double waiting = 0.0;     ///< seconds of it in which a call waited for a piece
+  double resident = 0.0;    ///< seconds that the trace would take if all pieces were resident
 };
 
 /// Runs a trace through the decisions of a cache (`residency`, the same that `expert_cache` runs) on a machine of numbers.
@@ -51,11 +52,11 @@ struct simulated_run {
 template <residency_policy Policy, class Tell>
 simulated_run simulate(trace const& of, residency<Policy>& known, simulated_machine const& machine, Tell&& tell) {
   if (known.layers() != of.layers() || known.experts() != of.experts()) {
-    fail("offload::simulate, trace", std::to_string(known.layers()) + " layers of " + std::to_string(known.experts()) + " experts",
+    fail("offload::simulate, trace",
+         std::to_string(known.layers()) + " layers of " + std::to_string(known.experts()) + " experts",
          std::to_string(of.layers()) + " of " + std::to_string(of.experts()));
   }
-  double const read =
-      machine.seconds_per_read + static_cast<double>(machine.piece_bytes) / machine.bytes_per_second;
+  double const read = machine.seconds_per_read + static_cast<double>(machine.piece_bytes) / machine.bytes_per_second;
   simulated_run result;
   double now = 0.0, arrives = 0.0;
   int arriving = -1;  // the place that is being read into
@@ -133,7 +134,9 @@ inline std::int64_t belady_loads(trace const& of, std::int64_t places) {
   if (places < 1) fail("offload::belady_loads, places", "1 or more", std::to_string(places));
   auto const index = [](std::int64_t number) { return static_cast<std::size_t>(number); };
   std::size_t const pieces = index(of.layers()) * index(of.experts());
-  auto const piece_of = [&](int layer, std::int32_t expert) { return index(layer) * index(of.experts()) + index(expert); };
+  auto const piece_of = [&](int layer, std::int32_t expert) {
+    return index(layer) * index(of.experts()) + index(expert);
+  };
 
   // The uses of all calls in a row, those of a call in the order in which it would read them, from the last call back: of each use the
   // number of the same piece's next one.

@@ -96,7 +96,8 @@ class trace {
     bool written = file != nullptr && std::fwrite(text.data(), 1, text.size(), file) == text.size();
     int const reason = errno;
     if (file != nullptr && std::fclose(file) != 0) written = false;
-    if (!written) fail("offload::trace::write", "a file that can be written", "\"" + path + "\": " + std::strerror(reason));
+    if (!written)
+      fail("offload::trace::write", "a file that can be written", "\"" + path + "\": " + std::strerror(reason));
   }
 
   /// Reads what `write` wrote. Throws `error`, with the number of the line, where the file is damaged or cut short.
