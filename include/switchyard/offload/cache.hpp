@@ -19,6 +19,7 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -76,6 +77,16 @@ struct layer_experts {
   int layer = 0, first = 0;
 
   constexpr layer_experts from(int expert) const { return {cache, layer, first + expert}; }
+
+  template <class Other>
+  requires(!std::is_same_v<Other, Memory>) constexpr operator layer_experts<Other>() const {
+    static_assert(
+        sizeof(layer_experts<Other>) == 0,
+        "switchyard: this cache has its places in other memory than the layer's backend reads. The third argument of "
+        "expert_cache is offload::device_memory for backend::cuda and backend::hopper, offload::host_memory for "
+        "backend::cpu.");
+    return {};
+  }
 
   /// Throws `error` where these are not the experts of a layer of this type.
   template <class Layer>
