@@ -125,17 +125,17 @@ class offloaded_problem {
 /// layers with their experts in memory.
 template <class Resident>
 void check_offloaded(std::int64_t tokens) {
-  using problem = offloaded_problem<Resident>;
-  constexpr int pieces = problem::layers * Resident::dims.experts;
-  INFO(sy::describe<typename problem::layer>() << ", " << tokens << " tokens");
-  problem const p(tokens);
-  std::vector<typename problem::element> const expected[] = {p.resident(0), p.resident(1)};
+  using compared = offloaded_problem<Resident>;
+  constexpr int pieces = compared::layers * Resident::dims.experts;
+  INFO(sy::describe<typename compared::layer>() << ", " << tokens << " tokens");
+  compared const p(tokens);
+  std::vector<typename compared::element> const expected[] = {p.resident(0), p.resident(1)};
   auto const check = [&](auto& store, int places) {
     INFO(places << " places");
     device_cache<std::remove_reference_t<decltype(store)>> cache(store,
-                                                                 {.budget_bytes = places * problem::place + 4095});
+                                                                 {.budget_bytes = places * compared::place + 4095});
     stream const own;
-    std::vector<typename problem::call> calls;
+    std::vector<typename compared::call> calls;
     for (int c = 0; c < 3; ++c) calls.push_back(p.new_call());
     for (int c = 0; c < 3; ++c) {
       p.forward(cache, c % 2, calls[c], own);
@@ -144,7 +144,7 @@ void check_offloaded(std::int64_t tokens) {
     own.wait();
     for (int c : {0, 1, 2}) CHECK(same_bits(calls[c].output.copy_out(), expected[c % 2]));
     CHECK(cache.places() == places);
-    CHECK(cache.measure().peak_bytes <= places * problem::place);
+    CHECK(cache.measure().peak_bytes <= places * compared::place);
   };
   auto in_memory = p.store();
   failing_store read(in_memory);

@@ -37,13 +37,13 @@ using usual_layer = tested::on<std::tuple<tested::routed<40, 8, tested::softmax_
 
 template <class Resident>
 void check_streams(std::tuple<Resident> const*) {
-  using problem = offloaded_problem<Resident>;
-  problem const p(30);
+  using compared = offloaded_problem<Resident>;
+  compared const p(30);
   sy::offload::host_store store = p.store();
-  device_cache<sy::offload::host_store> cache(store, {.budget_bytes = 3 * problem::place});
+  device_cache<sy::offload::host_store> cache(store, {.budget_bytes = 3 * compared::place});
   std::vector<float> const expected[] = {p.resident(0), p.resident(1)};
   stream const streams[2];
-  std::vector<typename problem::call> calls;
+  std::vector<typename compared::call> calls;
   for (int c = 0; c < 4; ++c) calls.push_back(p.new_call());
   for (int c = 0; c < 4; ++c) p.forward(cache, c % 2, calls[c], streams[c / 2 % 2 ^ c % 2]);
   for (stream const& s : streams) s.wait();
@@ -52,11 +52,11 @@ void check_streams(std::tuple<Resident> const*) {
 
 template <class Resident>
 void check_reads_in_vain(std::tuple<Resident> const*) {
-  using problem = offloaded_problem<Resident>;
-  problem const p(1);
+  using compared = offloaded_problem<Resident>;
+  compared const p(1);
   auto store = p.store();
-  device_cache<sy::offload::host_store> cache(store, {.budget_bytes = problem::place});
-  std::vector<std::byte> got(problem::bytes);
+  device_cache<sy::offload::host_store> cache(store, {.budget_bytes = compared::place});
+  std::vector<std::byte> got(compared::bytes);
   for (int turn = 0; turn < 8; ++turn) {
     for (std::int32_t e : {2 * turn, 2 * turn + 1}) {
       cache.expect(1, {&e, 1});
@@ -71,13 +71,13 @@ void check_reads_in_vain(std::tuple<Resident> const*) {
 
 template <class Resident>
 void check_failing_store(std::tuple<Resident> const*) {
-  using problem = offloaded_problem<Resident>;
-  problem const p(30);
+  using compared = offloaded_problem<Resident>;
+  compared const p(30);
   sy::offload::host_store good = p.store();
   failing_store store(good);
-  device_cache<decltype(store)> cache(store, {.budget_bytes = 20 * problem::place});
-  std::vector<float> const poison(30 * problem::dims.hidden, 7.0f);
-  typename problem::call call = p.new_call();
+  device_cache<decltype(store)> cache(store, {.budget_bytes = 20 * compared::place});
+  std::vector<float> const poison(30 * compared::dims.hidden, 7.0f);
+  typename compared::call call = p.new_call();
   call.output.copy_in(poison);
   stream const own;
   store.fail_piece(1, 11);
@@ -95,19 +95,19 @@ void check_failing_store(std::tuple<Resident> const*) {
 
 template <class Resident>
 void check_stores(std::tuple<Resident> const*) {
-  using problem = offloaded_problem<Resident>;
-  problem const p(6);
+  using compared = offloaded_problem<Resident>;
+  compared const p(6);
   std::vector<float> const expected = p.resident(1);
   auto const check = [&](auto& store) {
-    device_cache<std::remove_reference_t<decltype(store)>> cache(store, {.budget_bytes = 7 * problem::place});
-    typename problem::call const call = p.new_call();
+    device_cache<std::remove_reference_t<decltype(store)>> cache(store, {.budget_bytes = 7 * compared::place});
+    typename compared::call const call = p.new_call();
     stream const own;
     p.forward(cache, 1, call, own);
     own.wait();
     CHECK(same_bits(call.output.copy_out(), expected));
   };
   std::vector<std::byte> pageable(p.pieces().data(), p.pieces().data() + p.pieces().size());
-  sy::offload::host_store store = problem::store_in(pageable.data());
+  sy::offload::host_store store = compared::store_in(pageable.data());
   check(store);
   {
     auto const pinned = sy::offload::pinned_memory::of(pageable);
@@ -122,12 +122,12 @@ void check_stores(std::tuple<Resident> const*) {
 
 template <class Resident>
 void check_calls(std::tuple<Resident> const*) {
-  using problem = offloaded_problem<Resident>;
-  problem const p(6);
+  using compared = offloaded_problem<Resident>;
+  compared const p(6);
   sy::offload::host_store good = p.store();
   failing_store store(good);
-  device_cache<decltype(store)> cache(store, {.budget_bytes = 3 * problem::place});
-  typename problem::call const call = p.new_call();
+  device_cache<decltype(store)> cache(store, {.budget_bytes = 3 * compared::place});
+  typename compared::call const call = p.new_call();
   stream const own;
   p.forward(cache, 0, call, own);
   own.wait();
@@ -139,7 +139,7 @@ void check_calls(std::tuple<Resident> const*) {
   CHECK(after == before);
   CHECK(same_bits(call.output.copy_out(), p.resident(1)));
 
-  using layer = typename problem::layer;
+  using layer = typename compared::layer;
   auto args = p.template args_of<layer>(call);
   args.weights.experts = cache.layer(0);
   layer::backend::template route<layer>(args, {.stream = own});
