@@ -1,5 +1,8 @@
 // options: -Wsign-conversion
 // A user's own warnings, with headers that are no system headers.
+#include <switchyard/offload/pack_experts.hpp>
+#include <switchyard/offload/packed_file.hpp>
+#include <switchyard/offload/read_rate.hpp>
 #include <switchyard/switchyard.hpp>
 
 using namespace switchyard;
@@ -18,3 +21,8 @@ void run(plain::args const& a, strata::args const& b, clusters::args const& c, r
   routes::forward(d);
 }
 double cost() { return costs<plain>(4).flops + load_importance_loss<4, 2>({nullptr, 0, 4}); }
+double packed(plain::weights const& weights) {
+  offload::weights_store<plain> store({&weights, 1});
+  offload::pack("", store);
+  return offload::measured_read_rate(store) + static_cast<double>(offload::verify("").size());
+}

@@ -1,7 +1,14 @@
 // Counts every allocation of the program, so it replaces the global operators new and delete.
+#include <switchyard/offload/cache.hpp>
+#include <switchyard/offload/host_store.hpp>
+#include <switchyard/offload/packed_file.hpp>
+
 #include <atomic>
 #include <cstdlib>
+#include <filesystem>
 #include <new>
+#include <string>
+#include <vector>
 
 #include "catch.hpp"
 #include "support/any_layer.hpp"
@@ -73,6 +80,35 @@ TEST_CASE("forward and workspace_bytes do not allocate", "[forward]") {
     CHECK(allocations.load() == before);
     CHECK(bytes > 0);
   }
+}
+
+TEST_CASE("a cache serves calls, and is told of calls to come, without allocating", "[offload]") {
+  namespace offload = switchyard::offload;
+  constexpr int layers = 2, experts = 6;
+  std::vector<std::byte> const pieces(layers * experts * 4096);
+  offload::host_store const in_memory({pieces.data(), layers, experts, 1000});
+  std::string const path = "allocation_test.experts";
+  offload::pack(path, in_memory);
+  auto const serve = [](auto& store) {
+    offload::expert_cache<std::remove_reference_t<decltype(store)>> cache(
+        store, {.budget_bytes = 5 * 4096, .horizon = 8, .record_calls = 4});
+    std::int32_t const needed[][3] = {{0, 2, 3}, {1, 4, 5}, {0, 1, 2}};
+    std::int32_t batch[3], places[3];
+    long const before = allocations.load();
+    for (int i = 0; i < 30; ++i) {
+      if (i % 2 == 0 && cache.room_to_expect() > 0) cache.expect(i % 4 / 2, needed[i % 3]);
+      offload::resident_call call(cache.layer(i % layers), needed[(i + 1) % 3]);
+      while (call.take(batch, places) > 0) {
+      }
+    }
+    CHECK(allocations.load() == before);
+  };
+  serve(in_memory);
+  {
+    offload::file_store in_file = offload::open_packed(path);
+    serve(in_file);
+  }
+  std::filesystem::remove(path);
 }
 
 TEST_CASE("an allocation is noticed", "[forward]") {

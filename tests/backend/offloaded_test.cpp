@@ -1,5 +1,6 @@
 #include <switchyard/offload.hpp>
 #include <switchyard/offload/host_store.hpp>
+#include <switchyard/offload/pack_experts.hpp>
 
 #include <algorithm>
 #include <cstddef>
@@ -168,6 +169,15 @@ TEMPLATE_TEST_CASE("offloaded experts give the bits of resident ones, whatever t
   }
 }
 
+namespace {
+
+using turned =
+    sy::layer<sy::shape{.hidden = 40, .intermediate = 48, .experts = 12, .top_k = 3}, sy::router::softmax_top_k,
+              sy::capacity::dropless, sy::expert::with_bias<sy::expert::gated_mlp<sy::silu>>>;
+turned::weights const no_weights{};
+
+}  // namespace
+
 TEST_CASE("an offloaded layer says what is wrong with its experts", "[offload]") {
   using layer = with_biases<sy::backend::offloaded<sy::backend::cpu>>;
   CHECK(sy::describe<layer>() ==
@@ -196,4 +206,12 @@ TEST_CASE("an offloaded layer says what is wrong with its experts", "[offload]")
   CHECK(run(small.layer(0)) == "switchyard: layer::forward, weights.experts: expected pieces of " +
                                    std::to_string(offload::piece<layer>::bytes) +
                                    " bytes in the store (offload::piece<Layer> says what they have), got 1000");
+
+  // Pieces of as many bytes, of other matrices.
+  offload::weights_store<turned> const others(std::span<turned::weights const>(&no_weights, 1));
+  offload::expert_cache<offload::weights_store<turned> const> other(others, {.budget_bytes = 1 << 20});
+  CHECK(run(other.layer(0)) ==
+        "switchyard: layer::forward, weights.experts: expected pieces of float, gate and up [40, 48], down [48, 40], "
+        "biases, "
+        "got float, gate and up [48, 40], down [40, 48], biases");
 }

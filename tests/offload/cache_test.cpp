@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <vector>
 
@@ -59,6 +60,15 @@ void use(Cache& cache, int layer, std::vector<std::int32_t> const& needed) {
   CHECK(used == needed);
 }
 
+/// A policy of a user's own.
+struct lower_layers_stay {
+  static constexpr std::string_view name = "lower_layers_stay";
+  static constexpr bool drops_unneeded = false;
+  static bool goes_before(offload::resident const& a, offload::resident const& b) {
+    return a.layer != b.layer ? a.layer > b.layer : a.last_use < b.last_use;
+  }
+};
+
 /// Waits for what a reader does.
 template <class Condition>
 bool comes_true(Condition const& condition) {
@@ -72,7 +82,7 @@ bool comes_true(Condition const& condition) {
 }  // namespace
 
 TEMPLATE_TEST_CASE("calls find what they need, and the budget holds, by every policy", "[offload]", offload::exact,
-                   offload::lru, offload::lru_with_lookahead, offload::pinned_by_frequency) {
+                   offload::lru, offload::lru_with_lookahead, offload::by_next_use, offload::pinned_by_frequency) {
   pieces of;
   slow_store store(of.store);
   for (int places : {1, 2, 5, 12}) {
@@ -117,6 +127,18 @@ TEST_CASE("what is expected is read before a call needs it, as far as there is r
   CHECK(m.layers[0].hits == 2);
   CHECK(m.unused_loads == 0);
   CHECK(m.peak_bytes == 3 * 4096);
+}
+
+TEST_CASE("a policy of a user's own says what stays", "[offload]") {
+  pieces of;
+  slow_store store(of.store);
+  cache_of<lower_layers_stay> cache(store, room_for<lower_layers_stay>(3));
+  use(cache, 0, {0, 1});
+  use(cache, 1, {0});
+  use(cache, 1, {1, 2});
+  CHECK(cache.is_resident(0, 0));
+  CHECK(cache.is_resident(0, 1));
+  CHECK(cache.is_resident(1, 2));
 }
 
 TEST_CASE("a call computes with what is there before the rest arrives", "[offload]") {

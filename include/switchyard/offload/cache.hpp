@@ -18,6 +18,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <type_traits>
 #include <utility>
@@ -58,6 +59,7 @@ class expert_source {
   virtual int experts() const = 0;
   virtual std::int64_t piece_bytes() const = 0;
   virtual std::int64_t bytes_of_place() const = 0;
+  virtual std::string_view format() const = 0;  // `piece<Layer>::format()`, empty where the store does not know it
   virtual Memory& memory() = 0;
 
   virtual void begin(int layer, std::span<std::int32_t const> experts) = 0;
@@ -96,6 +98,10 @@ struct layer_experts {
       fail("layer::forward, weights.experts",
            std::to_string(first + Layer::dims.experts) + " experts in a layer of the store",
            std::to_string(cache->experts()));
+    }
+    if (!cache->format().empty() && cache->format() != piece<Layer>::format()) {
+      fail("layer::forward, weights.experts", "pieces of " + std::string(piece<Layer>::format()),
+           std::string(cache->format()));
     }
     if (cache->piece_bytes() != piece<Layer>::bytes) {
       fail("layer::forward, weights.experts",
@@ -154,6 +160,7 @@ class expert_cache final : public expert_source<Memory> {
       : store_(store),
         bytes_of_place_(place_bytes(store.piece_bytes())),
         record_calls_(options.record_calls),
+        format_(format_of(store)),
         residency_(store.layers(), store.experts(), places_of(store, options.budget_bytes), options.horizon,
                    std::move(options.policy), std::move(options.frequencies)),
         memory_(store, residency_.places(), options.readers) {
@@ -260,6 +267,7 @@ class expert_cache final : public expert_source<Memory> {
   int experts() const override { return residency_.experts(); }
   std::int64_t piece_bytes() const override { return store_.piece_bytes(); }
   std::int64_t bytes_of_place() const override { return bytes_of_place_; }
+  std::string_view format() const override { return format_; }
   int places() const { return residency_.places(); }
   Memory& memory() override { return memory_; }
 
@@ -269,7 +277,7 @@ class expert_cache final : public expert_source<Memory> {
       if (!runs_) {
         runs_ = true;
         begin_call(layer, experts);
-        to_read_.notify_all();
+        if (of_call_.hits < of_call_.needed || residency_.expects_calls()) to_read_.notify_all();
         return;
       }
     }
@@ -320,6 +328,13 @@ class expert_cache final : public expert_source<Memory> {
   using pieces = residency<Policy>;
   using clock = std::chrono::steady_clock;
 
+  static std::string format_of(Store const& store) {
+    if constexpr (requires { store.format(); }) {
+      return std::string(store.format());
+    } else {
+      return {};
+    }
+  }
   static int places_of(Store const& store, std::int64_t budget_bytes) {
     std::int64_t const each = place_bytes(store.piece_bytes());
     if (budget_bytes < each) {
@@ -351,7 +366,8 @@ class expert_cache final : public expert_source<Memory> {
 
   /// Gives back what `take` has handed out.
   void finish_batch() {
-    if (residency_.finish_taken() > 0) to_read_.notify_all();
+    if (residency_.finish_taken() == 0) return;
+    if (!residency_.is_over() || residency_.expects_calls()) to_read_.notify_all();
   }
 
   [[noreturn]] void fail_read(std::unique_lock<std::mutex>& lock) {
@@ -410,6 +426,7 @@ class expert_cache final : public expert_source<Memory> {
 
   Store& store_;
   std::int64_t bytes_of_place_, record_calls_;
+  std::string format_;
   mutable std::mutex mutex_;
   std::condition_variable to_read_, arrived_;
   pieces residency_;

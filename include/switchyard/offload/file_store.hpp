@@ -304,12 +304,11 @@ class file_store {
     return static_cast<std::size_t>(layer) * static_cast<std::size_t>(args_.experts) + static_cast<std::size_t>(expert);
   }
 
-  /// Whether an extent comes straight into its place: anything does without O_DIRECT, else whole blocks, and the last bytes of a piece,
-  /// behind which the place has room.
+  /// Whether an extent comes straight into its place. Past the page cache whole blocks do: what the last one overwrites behind the extent
+  /// is put there after it.
   bool is_straight(extent const& part) const {
     return !files_[static_cast<std::size_t>(part.file)].direct ||
-           (part.offset % block_bytes == 0 && part.at % block_bytes == 0 &&
-            (part.bytes % block_bytes == 0 || part.at + part.bytes == args_.stored_bytes));
+           (part.offset % block_bytes == 0 && part.at % block_bytes == 0);
   }
   bool is_bounced(std::vector<extent> const& parts) const {
     return std::any_of(parts.begin(), parts.end(), [&](extent const& part) { return !is_straight(part); });
@@ -407,13 +406,20 @@ class file_store {
       if (done + got >= wanted) return {};
       // What goes past the page cache goes on at a block.
       std::int64_t const next = file.direct ? (done + got) / block_bytes * block_bytes : done + got;
-      if (next == done) {
-        return detail::in_quotes(file.path) + ", which ended at byte " + std::to_string(offset + done + got) + ", in " +
-               name.text() + ", and had " + std::to_string(file.bytes) +
-               " bytes when it was opened: it was cut meanwhile. Fetch or pack it again";
-      }
+      if (next == done) return ended(file, name, offset, wanted, offset + done + got);
       done = next;
     }
+  }
+
+  static std::string ended(detail::open_file const& file, piece_name name, std::int64_t offset, std::int64_t wanted,
+                           std::int64_t at) {
+    struct stat of;
+    bool const is_cut = ::fstat(file.file.number(), &of) == 0 && of.st_size < offset + wanted;
+    return detail::in_quotes(file.path) + ", which ended at byte " + std::to_string(at) + ", in " + name.text() +
+           (is_cut
+                ? ", and had " + std::to_string(file.bytes) +
+                      " bytes when it was opened: it was cut meanwhile. Fetch or pack it again"
+                : " for this read, though the file goes on. Open it with .page_cache, or look into the system's log");
   }
 
   /// Without O_DIRECT: the system shall not keep a second copy.

@@ -44,6 +44,7 @@ class host_store {
     return args_.pieces + (std::int64_t{layer} * args_.experts + expert) * args_.piece_stride;
   }
   std::string read(int layer, int expert, std::byte* place) const {
+    if (std::string none = detail::no_such_piece(layers(), experts(), layer, expert); !none.empty()) return none;
     std::memcpy(place, at(layer, expert), static_cast<std::size_t>(args_.piece_bytes));
     return {};
   }

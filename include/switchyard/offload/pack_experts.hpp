@@ -107,7 +107,7 @@ class weights_store {
   int layers() const { return static_cast<int>(weights_.size()); }
   int experts() const { return Layer::dims.experts; }
   std::int64_t piece_bytes() const { return piece<Layer>::bytes; }
-  std::string format() const { return piece<Layer>::format(); }
+  std::string format() const { return std::string(piece<Layer>::format()); }
 
   std::string read(int layer, int expert, std::byte* place) const {
     if (std::string none = detail::no_such_piece(layers(), experts(), layer, expert); !none.empty()) return none;

@@ -71,15 +71,17 @@ inline bool is_possible(packed_header const& h) {
 }
 
 /// All bytes before the first piece.
-inline std::vector<std::byte> bytes_of_header(packed_header h, std::string const& format,
-                                              std::vector<std::uint64_t> const& checksums) {
-  std::vector<std::byte> bytes(static_cast<std::size_t>(h.first_piece));
+inline block_memory bytes_of_header(packed_header h, std::string const& format,
+                                    std::vector<std::uint64_t> const& checksums) {
+  auto const size = static_cast<std::int64_t>(h.first_piece);
+  block_memory bytes = take_blocks(size);
+  std::memset(bytes.get(), 0, static_cast<std::size_t>(size));
   h.header_checksum = 0;
-  std::memcpy(bytes.data(), &h, sizeof h);
-  std::memcpy(bytes.data() + sizeof h, format.data(), format.size());
-  std::memcpy(bytes.data() + checksums_at(h), checksums.data(), checksums.size() * 8);
-  h.header_checksum = checksum(bytes.data(), static_cast<std::int64_t>(bytes.size()));
-  std::memcpy(bytes.data(), &h, sizeof h);
+  std::memcpy(bytes.get(), &h, sizeof h);
+  std::memcpy(bytes.get() + sizeof h, format.data(), format.size());
+  std::memcpy(bytes.get() + checksums_at(h), checksums.data(), checksums.size() * 8);
+  h.header_checksum = checksum(bytes.get(), size);
+  std::memcpy(bytes.get(), &h, sizeof h);
   return bytes;
 }
 
@@ -130,7 +132,9 @@ class file_beside {
            "another one who does (" + in_quotes(beside_) + "). Wait, or give another name");
     }
     mine_ = true;
-    take_room();
+#if defined(O_DIRECT)
+    if (!is_in_memory(file_.number())) direct_ = open_path(beside_, O_WRONLY | O_DIRECT);
+#endif
   }
   file_beside(file_beside const&) = delete;
   file_beside& operator=(file_beside const&) = delete;
@@ -138,25 +142,6 @@ class file_beside {
     if (mine_) ::unlink(beside_.c_str());
   }
 
-  void write(std::int64_t offset, std::byte const* from, std::int64_t bytes) {
-    if (!write_all(file_.number(), offset, from, bytes)) refuse();
-  }
-  /// The disk has all bytes, then the file takes its place.
-  void finish() {
-    if (::fsync(file_.number()) != 0) refuse();
-#if defined(POSIX_FADV_DONTNEED)
-    ::posix_fadvise(file_.number(), 0, 0, POSIX_FADV_DONTNEED);
-#endif
-    if (::rename(beside_.c_str(), place_.c_str()) != 0) refuse();
-    mine_ = false;
-    std::size_t const folder = place_.rfind('/');
-    // Some file systems cannot wait for a folder, and the file is there anyway.
-    if (descriptor const d = open_path(folder == place_.npos ? "." : place_.substr(0, folder + 1), O_RDONLY)) {
-      ::fsync(d.number());
-    }
-  }
-
- private:
   /// A disk that has no room says so before hours of writing.
   void take_room() {
     if (::ftruncate(file_.number(), 0) != 0) refuse();
@@ -177,6 +162,30 @@ class file_beside {
     if (failed == ENOSPC || failed == EFBIG || failed == EDQUOT) refuse();
 #endif
   }
+  /// Writes whole blocks of `block_memory`.
+  void write(std::int64_t offset, std::byte const* from, std::int64_t bytes) {
+    // Past the page cache, which some file systems refuse here.
+    if (direct_ && write_all(direct_.number(), offset, from, bytes)) return;
+    if (direct_ && errno != EINVAL) refuse();
+    direct_ = descriptor();
+    if (!write_all(file_.number(), offset, from, bytes)) refuse();
+  }
+  /// The disk has all bytes, then the file takes its place.
+  void finish() {
+    if (::fsync(file_.number()) != 0) refuse();
+#if defined(POSIX_FADV_DONTNEED)
+    ::posix_fadvise(file_.number(), 0, 0, POSIX_FADV_DONTNEED);
+#endif
+    if (::rename(beside_.c_str(), place_.c_str()) != 0) refuse();
+    mine_ = false;
+    std::size_t const folder = place_.rfind('/');
+    // Some file systems cannot wait for a folder, and the file is there anyway.
+    if (descriptor const d = open_path(folder == place_.npos ? "." : place_.substr(0, folder + 1), O_RDONLY)) {
+      ::fsync(d.number());
+    }
+  }
+
+ private:
   std::string room() const { return "room for " + std::to_string(bytes_) + " bytes"; }
   [[noreturn]] void refuse() {
     int const error = errno;
@@ -187,7 +196,7 @@ class file_beside {
 
   std::string place_, beside_, what_;
   std::int64_t bytes_;
-  descriptor file_;
+  descriptor file_, direct_;
   bool mine_ = false;
 };
 
@@ -278,6 +287,7 @@ bool pack(std::string const& path, Store&& from, pack_progress const& progress =
   h.file_bytes = detail::end_of(h);
 
   detail::file_beside file(path, static_cast<std::int64_t>(h.file_bytes));
+  file.take_room();
   block_memory const place = take_blocks(bytes);
   std::vector<std::uint64_t> checksums;
   std::int64_t const pieces = std::int64_t{from.layers()} * from.experts();
@@ -290,8 +300,7 @@ bool pack(std::string const& path, Store&& from, pack_progress const& progress =
     file.write(static_cast<std::int64_t>(h.first_piece) + i * room, place.get(), room);
     if (progress && !progress(i + 1, pieces)) return false;
   }
-  std::vector<std::byte> const header = detail::bytes_of_header(h, format, checksums);
-  file.write(0, header.data(), static_cast<std::int64_t>(header.size()));
+  file.write(0, detail::bytes_of_header(h, format, checksums).get(), static_cast<std::int64_t>(h.first_piece));
   file.finish();
   return true;
 }
@@ -322,7 +331,7 @@ inline file_store open_packed(std::string const& path, file_options const& optio
 template <class Layer>
 file_store open_packed(std::string const& path, file_options const& options = {}) {
   file_store store = open_packed(path, options);
-  std::string const expected = piece<Layer>::format();
+  std::string const expected(piece<Layer>::format());
   if (store.piece_bytes() != piece<Layer>::bytes || (!store.format().empty() && store.format() != expected)) {
     fail("offload::open_packed", "pieces of " + expected,
          detail::in_quotes(path) + ", with pieces of " +

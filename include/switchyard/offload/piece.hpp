@@ -1,11 +1,12 @@
 #pragma once
 
 #include <switchyard/core/element.hpp>
+#include <switchyard/core/text.hpp>
 #include <switchyard/core/view.hpp>
 
 #include <cstddef>
 #include <cstdint>
-#include <string>
+#include <string_view>
 
 namespace switchyard::offload {
 
@@ -35,11 +36,20 @@ struct piece {
   static constexpr std::int64_t bytes = down_bias + (has_bias ? room_for(hidden) : 0);
 
   /// What tells its pieces from those of another layer: `bfloat16, gate and up [1024, 2048], down [2048, 1024], biases`.
-  static std::string format() {
-    std::string const inner = std::to_string(intermediate), outer = std::to_string(hidden);
-    return std::string(element_name<element>) + (gated ? ", gate and up [" : ", up [") + inner + ", " + outer +
-           "], down [" + outer + ", " + inner + "]" + (has_bias ? ", biases" : "");
+  static constexpr std::string_view format() { return label; }
+
+ private:
+  template <bool Has, std::size_t Size>
+  static constexpr auto text_if(char const (&words)[Size]) {
+    if constexpr (Has) {
+      return text(words);
+    } else {
+      return text<0>{};
+    }
   }
+  static constexpr auto label = text_of<element_name<element>>() + ", " + text_if<gated>("gate and ") + "up [" +
+                                decimal<intermediate>() + ", " + decimal<hidden>() + "], down [" + decimal<hidden>() +
+                                ", " + decimal<intermediate>() + "]" + text_if<has_bias>(", biases");
 };
 
 /// The weights of pieces that stand one after the other, as a layer's products read them: the expert of a view is the number of a piece.

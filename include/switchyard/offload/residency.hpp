@@ -69,6 +69,7 @@ class residency {
 
   /// How many more calls may be expected.
   std::int64_t room_to_expect() const { return horizon_ - (end_ - front_); }
+  bool expects_calls() const { return end_ > front_; }
   /// A call of a layer will need these experts, after all that have been told before. There has to be room.
   void expect(int layer, std::span<std::int32_t const> experts) {
     std::int64_t const number = end_++;

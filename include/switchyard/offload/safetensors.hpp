@@ -302,7 +302,7 @@ piece_numbers numbers_of_piece() {
           .up_bias = at::up_bias,
           .down_bias = at::down_bias,
           .bytes = at::bytes,
-          .format = at::format()};
+          .format = std::string(at::format())};
 }
 
 /// A matrix that is not in the order of a piece: what `arrange` copies. Offsets are bytes, strides elements.
@@ -364,7 +364,7 @@ class expert_finder {
       args.arrange = [matrices = arranged_, wide = piece_.element_bytes == 4](std::byte const* stored,
                                                                               std::byte* place) {
         if (wide) {
-          arrange_matrices<std::uint32_t>(matrices, stored, place);
+          arrange_matrices<float>(matrices, stored, place);
         } else {
           arrange_matrices<std::uint16_t>(matrices, stored, place);
         }
