@@ -4,8 +4,9 @@
 #
 # adds to the targets a layer for every file of the folders that the library's policies can express, and the CTest tests
 # fixture.<case>.float, fixture.<case>.bfloat16, fixture.<case>.float.cuda and reference.<case>, and for the first case of each
-# kind of expert fixture.<case>.bfloat16.hopper. A file of measures, which have no layer, is the test fixture.<case> of the program
-# modularity_fixtures. A file that needs another policy is skipped with a message that names it; a key or a value that is
+# kind of expert fixture.<case>.bfloat16.hopper. A file of what is no layer is the test fixture.<case> of a program: measures of
+# modularity_fixtures, SiDA's predictor and all about it of sida_fixtures, quantised weights, bit for bit, of quantised_fixtures. A
+# file that needs another policy is skipped with a message that names it; a key or a value that is
 # unknown stops the configuration. Where two folders have a case, the later folder wins.
 
 function(switchyard_add_fixtures target cuda_targets)
@@ -23,9 +24,9 @@ function(switchyard_add_fixtures target cuda_targets)
         continue()
       endif()
       switchyard_fixture_source(${path} ${case} source skipped)
-      if(skipped STREQUAL "measures")
+      if(skipped MATCHES "_fixtures$")
         list(APPEND cases ${case})
-        add_test(NAME fixture.${case} COMMAND modularity_fixtures ${path})
+        add_test(NAME fixture.${case} COMMAND ${skipped} ${path})
         set_tests_properties(fixture.${case} PROPERTIES LABELS "fixtures;any_processor" TIMEOUT 300)
         continue()
       endif()
@@ -58,8 +59,9 @@ function(switchyard_add_fixtures target cuda_targets)
           add_test(NAME fixture.${case}.float.cuda COMMAND ${on_cuda} ${case} float)
           list(APPEND gpu_tests fixture.${case}.float.cuda)
         endif()
-        # What Hopper's products see of a case is its expert, and whether the router weighs the input.
-        string(REGEX MATCH "on_input<" sees "${source}")
+        # What Hopper's products see of a case is its expert, and whether the router weighs the input; what comes after them, whether
+        # zeros are replaced.
+        string(REGEX MATCH "on_input<|replaces_zeros = true" sees "${source}")
         string(REGEX MATCH "\n      expert::[^\n]*" expert "${source}")
         string(REGEX REPLACE "[^A-Za-z0-9_]+" "_" sees "${sees}${expert}")
         if(NOT sees IN_LIST seen)
@@ -83,7 +85,7 @@ function(switchyard_add_fixtures target cuda_targets)
   endif()
 endfunction()
 
-# The source of one case, or why it is skipped.
+# The source of one case, or why it is skipped, or the program that reads it.
 function(switchyard_fixture_source path case source_variable skipped_variable)
   set(${skipped_variable} "" PARENT_SCOPE)
   switchyard_read_fixture_header(${path} header config)
@@ -93,13 +95,22 @@ function(switchyard_fixture_source path case source_variable skipped_variable)
     return()
   endif()
   if(algorithm MATCHES "^modularity_(predictivity|functional|thresholds|similarity|stability|perturbation)$")
-    set(${skipped_variable} measures PARENT_SCOPE)
+    set(${skipped_variable} modularity_fixtures PARENT_SCOPE)
+    return()
+  endif()
+  if(algorithm MATCHES "^sida_(predictor|tkd|eviction)$")
+    set(${skipped_variable} sida_fixtures PARENT_SCOPE)
+    return()
+  endif()
+  if(algorithm STREQUAL "quantised")
+    set(${skipped_variable} quantised_fixtures PARENT_SCOPE)
     return()
   endif()
   if(NOT algorithm MATCHES
-      "^(generic|omni|aux|acmoe|stratified|moefication|pkm|memory_layer|grad_pkm|grad_memory|resmoe2?|modularity_restricted)$")
+      "^(generic|omni|aux|acmoe|stratified|moefication|pkm|memory_layer|grad_pkm|grad_memory|resmoe2?|modularity_restricted|sida_layer)$")
     set(${skipped_variable} "the algorithm '${algorithm}' is none of generic, omni, aux, acmoe, stratified, \
-moefication, pkm, memory_layer, grad_pkm, grad_memory, resmoe, resmoe2, modularity_restricted and the measures of modularity" PARENT_SCOPE)
+moefication, pkm, memory_layer, grad_pkm, grad_memory, resmoe, resmoe2, modularity_restricted, sida_layer, what sida_fixtures \
+reads and the measures of modularity" PARENT_SCOPE)
     return()
   endif()
   switchyard_check_fixture_keys(${path} ${algorithm} "${config}")
@@ -145,6 +156,15 @@ moefication, pkm, memory_layer, grad_pkm, grad_memory, resmoe, resmoe2, modulari
     set(template rows)
     switchyard_fixture_rows(${path} ${algorithm} "${config}" shape router expert)
     set(capacity "capacity::dropless")
+  elseif(algorithm STREQUAL "sida_layer")
+    set(shape "shape{.hidden = ${d}, .intermediate = ${I}, .experts = ${E}, .top_k = ${K}}")
+    switchyard_fixture_prediction(${path} "${config}" ${K} router)
+    if(NOT router)
+      set(${skipped_variable} "router::predicted has the published factors alone, or none" PARENT_SCOPE)
+      return()
+    endif()
+    set(capacity "capacity::dropless")
+    switchyard_fixture_expert(${path} "${header}" "${config}" 0 expert)
   else()
     set(shape "shape{.hidden = ${d}, .intermediate = ${I}, .experts = ${E}, .top_k = ${K}}")
     switchyard_fixture_unsupported("${config}" reason)
@@ -224,6 +244,7 @@ function(switchyard_check_fixture_keys path algorithm config)
     group_score groups jitter_eps masked_fill n_group output_bias topk_group weight_on)
   set(omni ${layer} layers norm norm_eps residual)
   set(modularity_restricted ${layer})
+  set(sida_layer I d activation degrading_factor gated zero_elements)
   set(aux B S gate_noise layers)
   set(stratified I capacities capacity_fraction d activation expert_output_scale experts_per_stratum gated layernorm
     norm_eps normalise only_current_tokens)
@@ -361,6 +382,29 @@ function(switchyard_fixture_strata path config router_variable capacity_variable
   endif()
   set(${router_variable} "${router}" PARENT_SCOPE)
   set(${capacity_variable} "${capacity}" PARENT_SCOPE)
+endfunction()
+
+# A router of predictions; empty where no form of it has the factors of the file.
+function(switchyard_fixture_prediction path config top_k variable)
+  switchyard_fixture_word(${path} "${config}" zero_elements kept "kept;false;replaced by x;true" replaces_zeros)
+  string(JSON count LENGTH "${config}" degrading_factor)
+  set(factors)
+  math(EXPR last "${top_k} - 1")
+  foreach(index RANGE ${last})
+    if(index LESS count)
+      string(JSON factor GET "${config}" degrading_factor ${index})
+      list(APPEND factors ${factor})
+    endif()
+  endforeach()
+  set(published 0.5 0.25 0.25)
+  list(SUBLIST published 0 ${top_k} published)
+  set(router "")
+  if(factors STREQUAL published OR factors STREQUAL "0.5;0.125;0.125;0.125;0.125")
+    set(router "router::predicted<prediction_traits{.degrades = true, .replaces_zeros = ${replaces_zeros}}>")
+  elseif(factors MATCHES "^1(\\.0*)?$")
+    set(router "router::predicted<prediction_traits{.degrades = false, .replaces_zeros = ${replaces_zeros}}>")
+  endif()
+  set(${variable} "${router}" PARENT_SCOPE)
 endfunction()
 
 # Product keys, and experts that are rows.

@@ -40,6 +40,8 @@ using routers = std::tuple<
     routed<4, 1, shared<switch_top1>>,
     routed<8, 2, shared<router::with_bias<softmax_top_k>>>,
     routed<3, 2, on_input<precomputed>>,
+    routed<8, 2, predicted<>>,
+    layer<shape{20, 1, 4, 3}, predicted<published_prediction>, dropless, mlp<relu>>,  // of one unit, so that there are zeros
     routed<4, 2, hash_layer>,
     routed<8, 3, router::scaled<replayed<router::with_bias<softmax_top_k>>, 5, 2>>,
     routed<8, 2, with_router_input<top_k_softmax, 36>>,

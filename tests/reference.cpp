@@ -304,6 +304,14 @@ void close_groups(config const& c, numbers& choice_scores) {
     if (!open[e / size]) choice_scores[e] = c.masked_fill;
 }
 
+numbers weights_of_predictions(config const& c, numbers const& p) {
+  numbers weights = p;
+  double const total = std::accumulate(p.begin(), p.end(), 0.0);
+  for (std::size_t k = 0; k < p.size(); ++k)
+    weights[k] = c.degrading_factors.empty() ? p[k] / total * p[0] : p[k] * c.degrading_factors[k];
+  return weights;
+}
+
 choice route(config const& c, numbers const& logits, numbers const& correction_bias,
              std::vector<std::uint8_t> const& masked) {
   if (c.scores == score::sparsemixer) {
@@ -524,6 +532,7 @@ result decide(config const& c, numbers logits, numbers const& given_bias, std::i
     if (c.scores == score::precomputed) {
       chosen.ids.assign(in.ids.begin() + t * c.top_k, in.ids.begin() + (t + 1) * c.top_k);
       chosen.weights.assign(in.id_weights.begin() + t * c.top_k, in.id_weights.begin() + (t + 1) * c.top_k);
+      if (c.predicted) chosen.weights = weights_of_predictions(c, chosen.weights);
       chosen.priority = chosen.weights[0];
       for (int k = 0; k < c.top_k; ++k)
         if (chosen.ids[k] < 0) chosen.weights[k] = 0;  // another device's
@@ -749,6 +758,8 @@ result forward(config const& c, weights const& w, numbers const& tokens_in, inpu
       double const factor = (c.weight_on_input ? 1.0 : r.weights[pair]) * c.expert_output_scale;
       for (int i = 0; i < c.hidden; ++i) y[i] += factor * out[i];
     }
+    for (int i = 0; c.replaces_zeros && i < c.hidden; ++i)
+      if (y[i] == 0) y[i] = token[i];
     if (c.dropped == dropped_output::input && !any_kept)
       for (int i = 0; i < c.hidden; ++i) y[i] += token[i];
     if (c.shared != shared_expert::none) {

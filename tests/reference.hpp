@@ -85,6 +85,11 @@ struct config {
   bool balancing_subtracts = false;  ///< with the signs of sigma-MoE's published code
   bool unit_weights = false;         ///< every chosen expert has the weight 1, before scaling
   selector select_by = selector::none;
+  /// With score::precomputed: the given weights are probabilities, which these factors make weights of, one for each choice; or, where
+  /// there are none, their sum and the first.
+  bool predicted = false;
+  numbers degrading_factors = {};
+  bool replaces_zeros = false;  ///< an element of the sum over experts that is zero becomes that of the token
   bool given_ids = false;  ///< experts are inputs.ids, weights are those of the logits
   int router_width = 0;    ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
 
@@ -273,6 +278,10 @@ void close_groups(config const& c, numbers& choice_scores);
 /// others). `masked` is empty or has one for each expert.
 choice route(config const& c, numbers const& logits, numbers const& correction_bias,
              std::vector<std::uint8_t> const& masked = {});
+
+/// The weights of predicted experts, [choices], by their probabilities p: factor_i p_i, or p_i / sum(p) * p_0 (Du et al. 2024, SiDA-MoE,
+/// and our form of it).
+numbers weights_of_predictions(config const& c, numbers const& p);
 
 /// The weights of these experts by the logits of a token.
 choice weigh(config const& c, numbers const& logits, std::vector<int> const& ids);

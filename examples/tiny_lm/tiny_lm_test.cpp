@@ -13,6 +13,9 @@
 #include <string_view>
 #include <vector>
 
+#include <switchyard/sida/hash_table.hpp>
+#include <switchyard/sida/predictor.hpp>
+
 #include <nlohmann/json.hpp>
 
 #include "evaluate.hpp"
@@ -22,6 +25,7 @@
 #include "moe.hpp"
 #include "options.hpp"
 #include "picture.hpp"
+#include "predictor.hpp"
 #include "safetensors.hpp"
 #include "sha256.hpp"
 
@@ -285,6 +289,60 @@ void scores(std::vector<char> const& shipped) {
         "the shortest text");
 }
 
+/// The shipped predictor predicts here what it did in PyTorch.
+void predictions(std::vector<char> const& shipped) {
+  std::vector<char> const bytes = read_file(TINY_LM_MODELS "/sida_predictor.safetensors");
+  safetensors const file("predictor", bytes);
+  expert_predictor const of(file);
+  switchyard::sida::predictor const& network = of.network();
+  model<kinds::shipped> const weights(safetensors("weights", shipped));
+  constexpr int hidden = model<kinds::shipped>::hidden;
+  std::vector<char> const text = read_file(TINY_LM_TEXT);
+  std::vector<float> rows;
+  for (int i = 0; i < context; ++i) {
+    auto const row = weights.embedding.begin() + static_cast<unsigned char>(text[static_cast<std::size_t>(i)]) * hidden;
+    rows.insert(rows.end(), row, row + hidden);
+  }
+  check(network.heads.size() == blocks && network.embedding == hidden, "a predictor of this model");
+  std::vector<float> logits(static_cast<std::size_t>(blocks * context * network.experts));
+  std::vector<std::byte> scratch(switchyard::sida::predict_workspace_bytes(network, 1, context));
+  switchyard::sida::predict(
+      network,
+      {.embeddings = rows.data(), .sequences = 1, .length = context, .logits = logits.data(), .workspace = scratch});
+  switchyard::sida::hash_table table;
+  switchyard::sida::build_hash_table(logits.data(), blocks, context, network.experts, 1, table);
+  std::string expected, got;
+  for (json const& block : json::parse(file.metadata("first_window"))) expected += block.get<std::string>();
+  for (std::int32_t id : table.ids) got += static_cast<char>('0' + id);
+  int equal = 0;
+  for (std::size_t i = 0; i < std::min(expected.size(), got.size()); ++i) equal += expected[i] == got[i];
+  check(expected.size() == got.size() && equal >= blocks * context - 2,  // two that are almost tied may swap
+        "predictions as in PyTorch: " + std::to_string(equal) + " of " + std::to_string(expected.size()));
+
+  auto const changed = [&](std::string const& what, std::string_view sentence, auto const& change) {
+    check_refusal(what, sentence, [&] {
+      parts p(bytes);
+      change(p);
+      expert_predictor const read(safetensors("predictor", p.file()));
+    });
+  };
+  auto const config = [&](std::string const& key, json const& value, std::string_view sentence) {
+    changed("predictor: " + key + " " + value.dump(), sentence, [&](parts& p) {
+      json inner = json::parse(p.header["__metadata__"]["config"].get<std::string>());
+      inner[key] = value;
+      p.header["__metadata__"]["config"] = inner.dump();
+    });
+  };
+  changed("a predictor of another format", "has the format 'pt', expected 'switchyard-sida-predictor-1'",
+          [](parts& p) { p.header["__metadata__"]["format"] = "pt"; });
+  changed("a predictor without its config", "without a size 'd' from 1 to 65536",
+          [](parts& p) { p.header["__metadata__"]["config"] = "[]"; });
+  config("hidden", 32, "expected [32, 128]");
+  config("layers", 3, "tensors, and the predictor has");
+  config("sparsemax", "sorted", "has an unknown SparseMax 'sorted'");
+  config("gate_order", "input, cell", "has gates in another order");
+}
+
 void small_parts() {
   check(sha256({}) == "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "SHA-256 of nothing");
   std::string const text = "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";  // FIPS 180-4's second example
@@ -313,6 +371,7 @@ int main() {
   command_lines();
   continuations(shipped);
   scores(shipped);
+  predictions(shipped);
   small_parts();
   std::printf("%d failures\n", failures);
   return failures == 0 ? 0 : 1;

@@ -47,6 +47,7 @@
 #include <switchyard/router/expert_dropout.hpp>
 #include <switchyard/router/hash_layer.hpp>
 #include <switchyard/router/precomputed.hpp>
+#include <switchyard/router/predicted.hpp>
 #include <switchyard/router/product_keys.hpp>
 #include <switchyard/router/replayed.hpp>
 #include <switchyard/router/restricted.hpp>

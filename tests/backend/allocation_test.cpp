@@ -2,6 +2,7 @@
 #include <switchyard/offload/cache.hpp>
 #include <switchyard/offload/host_store.hpp>
 #include <switchyard/offload/packed_file.hpp>
+#include <switchyard/sida/predictor.hpp>
 
 #include <atomic>
 #include <cstdlib>
@@ -109,6 +110,28 @@ TEST_CASE("a cache serves calls, and is told of calls to come, without allocatin
     serve(in_file);
   }
   std::filesystem::remove(path);
+}
+
+TEST_CASE("a predictor of experts predicts without allocating", "[sida]") {
+  namespace sida = switchyard::sida;
+  std::vector<float> const zeros(32 * 8);
+  sida::linear const map{zeros.data(), zeros.data()};
+  sida::lstm const lstm[2] = {{zeros.data(), zeros.data(), zeros.data(), zeros.data()},
+                              {zeros.data(), zeros.data(), zeros.data(), zeros.data()}};
+  sida::predictor const by{.embedding = 8,
+                           .hidden = 8,
+                           .experts = 4,
+                           .compress = map,
+                           .lstm_layers = lstm,
+                           .residual = map,
+                           .heads = {&map, 1}};
+  std::vector<float> logits(2 * 5 * 4, 1.0f);
+  std::vector<std::byte> scratch(sida::predict_workspace_bytes(by, 2, 5));
+  long const before = allocations.load();
+  sida::predict(
+      by, {.embeddings = zeros.data(), .sequences = 2, .length = 5, .logits = logits.data(), .workspace = scratch});
+  CHECK(allocations.load() == before);
+  CHECK(logits == std::vector<float>(logits.size()));
 }
 
 TEST_CASE("an allocation is noticed", "[forward]") {

@@ -69,6 +69,15 @@ inline void describe_router(reference::config& c, sy::router::precomputed const*
 inline void describe_router(reference::config& c, sy::router::hash_layer const*) {
   c.scores = reference::score::precomputed;
 }
+template <sy::prediction_traits Form>
+void describe_router(reference::config& c, sy::router::predicted<Form> const*) {
+  c.scores = reference::score::precomputed;
+  c.predicted = true;
+  for (int k = 0; Form.degrades && k < c.top_k; ++k) {
+    c.degrading_factors.push_back(k == 0 ? 0.5 : c.top_k <= 3 ? 0.25 : 0.5 / (c.top_k - 1));
+  }
+  c.replaces_zeros = Form.replaces_zeros;
+}
 template <class Base, int Numerator, int Denominator>
 void describe_router(reference::config& c, sy::router::scaled<Base, Numerator, Denominator> const*) {
   describe_router(c, static_cast<Base const*>(nullptr));

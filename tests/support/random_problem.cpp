@@ -259,6 +259,7 @@ problem random_problem(any_layer const& layer, std::int64_t tokens, routing wher
       } else {
         chosen.weights = random_floats(random, c.top_k, 1.0);
         if (layer.router.by_words) chosen.weights.assign(c.top_k, 1.0);
+        for (double& v : chosen.weights) v = c.predicted ? std::abs(v) : v;  // probabilities, in no order
         chosen.priority = chosen.weights[0];
       }
     } else {

@@ -7,6 +7,7 @@
 #include <switchyard/router/expert_dropout.hpp>
 #include <switchyard/router/hash_layer.hpp>
 #include <switchyard/router/precomputed.hpp>
+#include <switchyard/router/predicted.hpp>
 #include <switchyard/router/replayed.hpp>
 #include <switchyard/router/restricted.hpp>
 #include <switchyard/router/selectors.hpp>
@@ -89,6 +90,10 @@ void set(switchyard::absent<Why>&, switchyard::layer_norm const*) {}
 template <class Element>
 void set(switchyard::precomputed_routes& to, optional_arguments<Element> const& from) {
   to = from.routes;
+}
+template <class Element>
+void set(switchyard::predicted_experts& to, optional_arguments<Element> const& from) {
+  to = {from.routes.experts, from.routes.weights};
 }
 template <class Element>
 void set(switchyard::replayed_experts& to, optional_arguments<Element> const& from) {

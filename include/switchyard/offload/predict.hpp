@@ -88,7 +88,7 @@ class most_frequent {
 /// from one layer to the next.
 ///
 /// `Layer` is the layer to come, on whatever backend; its router makes logits.
-/// Source: Eliseev and Mazur 2023, Fast inference of Mixture-of-Experts language models with offloading, section 3.2.
+/// Source: Eliseev and Mazur 2023, Fast inference of Mixture-of-Experts language models with offloading.
 template <class Layer>
 class by_next_router {
   static_assert(makes_logits<typename Layer::router>,

@@ -23,6 +23,7 @@ struct router_traits {
   bool correction_bias = false;  ///< selection sees a bias per expert that the weights do not
   bool weighs_input = false;     ///< the combine weight multiplies the token, not the expert's output
   bool takes_inputs = false;     ///< decides by `.inputs`, too, which no other wrapper may claim
+  bool replaces_zeros = false;   ///< zeros in the sum over a token's experts become elements of the token
 };
 
 /// A router's matrix and vectors, float. A bias is an error where the router's traits do not ask for it; minus infinity in one

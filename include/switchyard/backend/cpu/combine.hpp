@@ -28,6 +28,7 @@ struct combination {
   expert_results<Element> results;
   bool weighs_input;  ///< rows are weighted already
   dropped on_drop;
+  bool replaces_zeros = false;  ///< an element of a sum over experts that is zero becomes that of the token
 };
 
 /// sigmoid(token . gate vector).
@@ -49,7 +50,7 @@ float share_of_token(Element const* token, Element const* mixing, int hidden) {
 }
 
 /// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus what null experts add, plus the
-/// shared expert. A pair that goes nowhere adds its weight, which is 0, or NaN where the token could not be routed. A token that is
+/// shared expert. Where zeros are replaced, there is nothing but the rows of experts. A pair that goes nowhere adds its weight, which is 0, or NaN where the token could not be routed. A token that is
 /// not active gets zeros.
 template <class Element, class Nulls = no_nulls>
 void combine(combination<Element> const& of, cpu_context const& context) {
@@ -108,6 +109,9 @@ void combine(combination<Element> const& of, cpu_context const& context) {
           } else if (of.on_drop == dropped::weighted_input && of.dropped_pairs[pair]) {
             for (int h = 0; h < count; ++h) sum[h] += of.weights[pair] * static_cast<float>(x[first + h]);
           }
+        }
+        if (of.replaces_zeros && active) {
+          for (int h = 0; h < count; ++h) sum[h] = sum[h] == 0.0f ? static_cast<float>(x[first + h]) : sum[h];
         }
         if constexpr (Nulls::count > 0) {
           if (nulls.of_token != 0.0f) {

@@ -134,7 +134,8 @@ struct schedule_step<router::one_pass> {
                              .dropped_pairs = m.dropped,
                              .results = results,
                              .weighs_input = Layer::router_traits.weighs_input,
-                             .on_drop = Layer::capacity_traits.on_drop},
+                             .on_drop = Layer::capacity_traits.on_drop,
+                             .replaces_zeros = Layer::router_traits.replaces_zeros},
                             context);
   }
 };

@@ -129,8 +129,10 @@ __device__ __forceinline__ float shared_weight_of(combine_args<Element> const& a
 /// output[t] = sum over choices, in order, of weight * expert row, plus what dropped pairs add, plus what null experts add, plus the
 /// shared expert.
 /// A block per token; each thread has its own features. A pair that goes nowhere adds its weight, which is 0, or NaN where the
-/// token could not be routed. A token that is not active gets zeros.
-template <class Element, int TopK, dropped OnDrop, bool OutputBias = false, class Nulls = no_nulls>
+/// token could not be routed. A token that is not active gets zeros. Where zeros are replaced by the token's elements, there is nothing
+/// but the rows of experts.
+template <class Element, int TopK, dropped OnDrop, bool OutputBias = false, class Nulls = no_nulls,
+          bool ReplacesZeros = false>
 __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_args<Element> const args) {
   constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
   std::int64_t const token = blockIdx.x;
@@ -161,7 +163,7 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
       }
     };
     float token_values[width];
-    if ((OnDrop != dropped::zero || Nulls::count > 0) && active) {
+    if ((OnDrop != dropped::zero || Nulls::count > 0 || ReplacesZeros) && active) {
       if (whole) {
         to_floats<Element>(*reinterpret_cast<chunk const*>(x + first), token_values);
       } else {
@@ -180,6 +182,10 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
 #pragma unroll
         for (int i = 0; i < width; ++i) sum[i] += pairs.weights[k] * token_values[i];
       }
+    }
+    if (ReplacesZeros && active) {
+#pragma unroll
+      for (int i = 0; i < width; ++i) sum[i] = sum[i] == 0.0f ? token_values[i] : sum[i];
     }
     if constexpr (Nulls::count > 0) {
       if (pairs.nulls.of_token != 0.0f) {

@@ -143,7 +143,9 @@ struct schedule_step<router::one_pass, Products> {
           computing<Layer>::template enqueue<Layer>(args, queue, seen, p, m.of_experts);
       constexpr dropped on_drop = Layer::capacity_traits.drops ? Layer::capacity_traits.on_drop : dropped::zero;
       using nulls = typename decltype(nulls_of<Layer>())::type;
-      launch(queue, "combine_rows", combine_rows<element, dims.top_k, on_drop, Layer::expert_traits.output_bias, nulls>,
+      launch(queue, "combine_rows",
+             combine_rows<element, dims.top_k, on_drop, Layer::expert_traits.output_bias, nulls,
+                          Layer::router_traits.replaces_zeros>,
              seen.rows, combine_threads<element>(dims.hidden), 0,
              combine_args<element>{.results = results,
                                    .weighs_input = Layer::router_traits.weighs_input,
