@@ -51,7 +51,9 @@ class memory_group {
 };
 
 /// Joins the group, as the child.
-inline bool join(std::string const& group) { return static_cast<bool>(std::ofstream(group + "/cgroup.procs") << ::getpid()); }
+inline bool join(std::string const& group) {
+  return static_cast<bool>(std::ofstream(group + "/cgroup.procs") << ::getpid());
+}
 inline std::int64_t used_bytes(std::string const& group) {
   std::int64_t bytes = 0;
   std::ifstream(group + "/memory.usage_in_bytes") >> bytes;

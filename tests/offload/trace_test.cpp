@@ -1,3 +1,4 @@
+#include <switchyard/offload/picture.hpp>
 #include <switchyard/offload/predict.hpp>
 #include <switchyard/offload/trace.hpp>
 #include <switchyard/switchyard.hpp>
@@ -171,4 +172,25 @@ TEST_CASE("the router of the next layer expects what it chooses", "[offload]") {
   CHECK(expected == needed);
   args.tokens.rows = tokens + 1;
   CHECK_THAT(support::said([&] { guess.expected(args); }), ContainsSubstring("tokens: expected 0 to 3, got 4"));
+}
+
+TEST_CASE("a picture has the calls that were recorded", "[offload]") {
+  sy::offload::cache_measures measures{.budget_bytes = 8'000'000};
+  CHECK_THAT(support::said([&] { sy::offload::picture_of(measures, "none"); }),
+             ContainsSubstring("calls that were recorded (cache_options::record_calls), got none"));
+  // Two calls of 50 ms; the first waits all the time, and the second is a hit.
+  measures.calls = {{.moved_bytes = 4'000'000, .resident_bytes = 4'000'000, .seconds = 0.05, .waiting_seconds = 0.05},
+                    {.moved_bytes = 6'000'000, .resident_bytes = 6'000'000, .begin_seconds = 0.05, .seconds = 0.05}};
+  std::string const picture = sy::offload::picture_of(measures, "two calls");
+  CHECK_THAT(picture, ContainsSubstring(">two calls<"));
+  // Panels of 640 x 110: 6 of 8.8 MB are resident at the end, and all of 6 MB are read.
+  CHECK_THAT(picture, ContainsSubstring("710.0,121.0 \"/>"));
+  CHECK_THAT(picture, ContainsSubstring("710.0,246.0 \"/>"));
+  auto const count = [&](std::string const& text) {
+    int result = 0;
+    for (std::size_t at = 0; (at = picture.find(text, at)) != std::string::npos; ++at) ++result;
+    return result;
+  };
+  CHECK(count("height=\"110.0\" fill=\"#c92a2a\"") == 40);  // of 80 bars, those of the first call
+  CHECK(count("height=\"0.0\" fill=\"#c92a2a\"") == 40);
 }

@@ -22,7 +22,10 @@ struct resident {
 /// Which pieces stay resident. A policy knows no threads and no memory, so that the simulator runs it, too. A piece that is being read, or
 /// that the present call still has to use, is never given up, whatever the policy says.
 ///
-/// Fetching ahead never changes what a policy decides: it does earlier what the policy would do once the expected calls come.
+/// Fetching ahead never changes what a policy decides: it does earlier what the policy would do once the expected calls come. The one exception
+/// is a policy with a number `out_of_turn`. Where the present or one of the three next calls needs a piece, and the place of the piece whose turn
+/// it is to go is still in use, so many others are looked at in its stead, in the order of the policy; else all that is read would come
+/// through one place, for what was just used is needed last, and reading would wait for computing.
 template <class Policy>
 concept residency_policy = requires(Policy const& policy, resident const& piece) {
   { Policy::name } -> std::convertible_to<std::string_view>;
@@ -47,10 +50,11 @@ struct lru {
 };
 
 /// What is expected to be needed last goes; of those that nobody expects, the least recently used. With all calls known that is Belady's
-/// rule, and reads least.
+/// rule, which reads least, but for what goes out of turn.
 struct lru_with_lookahead {
   static constexpr std::string_view name = "lru_with_lookahead";
   static constexpr bool drops_unneeded = false;
+  static constexpr int out_of_turn = 4;
   static bool goes_before(resident const& a, resident const& b) {
     return a.next_use != b.next_use ? a.next_use > b.next_use : a.last_use < b.last_use;
   }
@@ -65,6 +69,7 @@ struct lru_with_lookahead {
 struct by_next_use {
   static constexpr std::string_view name = "by_next_use";
   static constexpr bool drops_unneeded = false;
+  static constexpr int out_of_turn = 4;
   static bool goes_before(resident const& a, resident const& b) {
     return a.calls_until_use != b.calls_until_use ? a.calls_until_use > b.calls_until_use : a.last_use < b.last_use;
   }

@@ -130,12 +130,15 @@ class residency {
   /// Ends the call: what it has not used is not needed.
   void end() { std::fill(needed_.begin(), needed_.end(), std::uint64_t{0}); }
 
-  /// Calls `to(expert, place)` for all that the present call needs and that is ready, in the order of experts, and takes it.
+  /// Calls `to(expert, place)` for what the present call needs and that is ready, in the order of experts, and takes it: all of it where nothing
+  /// is to be read, else one, so that its place is soon free for what is read next.
   template <class To>
   void take(To const& to) {
+    int room = reads_ ? 1 : experts_;
     for_each(needed_.data(), [&](int e) {
       int const at = place_of_[piece_of(layer_, e)];
-      if (at == none || places_[index(at)].what != state::ready) return;
+      if (at == none || places_[index(at)].what != state::ready || room == 0) return;
+      --room;
       places_[index(at)].what = state::taken;
       to(e, at);
     });
@@ -158,6 +161,7 @@ class residency {
   std::optional<load> next_load() {
     follow_from_here();
     int planned = 0;
+    reads_ = true;
     if (auto const found = misses_of(needed_.data(), layer_, never, planned)) return begin_load(*found);
     std::int64_t const last = std::min(end_, front_ + most_calls);
     for (std::int64_t number = front_; number < last && planned < most_planned; ++number) {
@@ -172,13 +176,18 @@ class residency {
       }
       if (auto const found = misses_of(needs_of(number), layer, number, planned)) return begin_load(*found);
     }
+    reads_ = planned > 0 || loading_ > 0;
     return std::nullopt;
   }
-  void arrived(int at) { places_[index(at)].what = state::ready; }
+  void arrived(int at) {
+    places_[index(at)].what = state::ready;
+    --loading_;
+  }
   /// It could not be read: it is not read ahead again before a call needs it.
   void failed(int at) {
     place& p = places_[index(at)];
     unreadable_[piece_of(p.layer, p.expert)] = 1;
+    --loading_;
     clear(p);
   }
 
@@ -193,6 +202,10 @@ class residency {
 
  private:
   static constexpr int none = -1;
+  static constexpr int pieces_out_of_turn = [] {
+    if constexpr (requires { Policy::out_of_turn; }) return static_cast<int>(Policy::out_of_turn);
+    return 0;
+  }();
   static constexpr int most_planned = 32, most_calls = 64;  // what `next_load` looks at
   static constexpr double newest = 0.05;                    // what a layer's last call counts of all, in `share_`
 
@@ -300,7 +313,13 @@ class residency {
         // What is given up on the way and read again cannot be read before it is gone.
         bool const is_given_up = place_of_[piece] != none ||
                                  (Policy::drops_unneeded && number != never && first_of_layer_[index(layer)] != number);
-        if (!f.blocked && !is_given_up) return found_load{{layer, e, at}, call};
+        if (!is_given_up) {
+          bool const is_soon = number == never || number < front_ + 3;
+          int const now = !f.blocked ? at
+                          : is_soon  ? place_out_of_turn(at, most_out_of_turn() - planned, number)
+                                     : none;
+          if (now != none) return found_load{{layer, e, now}, call};
+        }
         if (++planned >= most_planned) return std::nullopt;
         f.blocked = true;
         if (f.is.expert != none) followed_place_of_[piece_of(f.is.layer, f.is.expert)] = none;
@@ -321,6 +340,26 @@ class residency {
       if (best == none || goes_before(followed_[i], followed_[index(best)])) best = static_cast<int>(i);
     }
     return best;
+  }
+  /// In a small cache what goes out of turn costs more reads than it is worth.
+  int most_out_of_turn() const { return std::min(pieces_out_of_turn, std::max(1, places() / 4)); }
+  /// Where a piece goes whose place, `at`, is still in use: the first that may be overwritten of those after it in the order of the policy.
+  /// So many are looked at; a piece that is needed before the one that is read is not given up.
+  int place_out_of_turn(int at, int count, std::int64_t number) const {
+    std::int64_t const call = number == never ? front_ - 1 : number;
+    int passed[static_cast<std::size_t>(pieces_out_of_turn) + 1];
+    for (int passes = 0; passes < count;) {
+      passed[passes++] = at;
+      at = none;
+      for (std::size_t i = 0; i < followed_.size(); ++i) {
+        int const candidate = static_cast<int>(i);
+        if (at != none && !goes_before(followed_[i], followed_[index(at)])) continue;
+        if (std::find(passed, passed + passes, candidate) == passed + passes) at = candidate;
+      }
+      if (at == none || followed_[index(at)].is.next_use <= call) return none;
+      if (!followed_[index(at)].blocked) return at;
+    }
+    return none;
   }
   /// From a call of a layer, expected or, with `front_ - 1`, the present one.
   double calls_until_use(resident const& piece, int layer, std::int64_t number) const {
@@ -347,6 +386,7 @@ class residency {
     } else {
       ++used_;
     }
+    ++loading_;
     p = {state::loading, next.layer, next.expert, found.call};
     place_of_[piece_of(next.layer, next.expert)] = next.place;
     return next;
@@ -371,7 +411,8 @@ class residency {
   std::vector<std::uint64_t> misses_;  // scratch of `misses_of`
   std::int64_t call_ = 0;
   int layer_ = 0;
-  int used_ = 0;
+  int used_ = 0, loading_ = 0;  // places that are not empty, and those that are being read into
+  bool reads_ = false;          // something is being read, or would be if there was a place
 
   // A ring of the calls from `front_` to `end_ - 1`.
   std::vector<expected_call> expected_;

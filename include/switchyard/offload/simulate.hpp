@@ -23,10 +23,9 @@ namespace switchyard::offload {
 /// run. All of it are parameters that the caller measured or looked up.
 struct simulated_machine {
   std::int64_t piece_bytes = 1;
-  double bytes_per_second = 1e9;  ///< of the path
-  double seconds_per_read = 0.0;  ///< of a read beside its bytes
-  double seconds_per_call =
-      0.0;  ///< of a call beside its experts: routing, attention, whatever does not wait for pieces
+  double bytes_per_second = 1e9;   ///< of the path
+  double seconds_per_read = 0.0;   ///< of a read beside its bytes
+  double seconds_per_call = 0.0;   ///< of a call beside its experts: routing, attention, all that needs no pieces
   double seconds_per_piece = 0.0;  ///< of an expert's products, however few rows it has: its weights are read
   double seconds_per_row = 0.0;    ///< of each row of an expert
 };
@@ -123,14 +122,15 @@ simulated_run simulate(trace const& of, residency<Policy>& known, simulated_mach
   return simulate(of, known, machine, [](residency<Policy>&, std::int64_t) {});
 }
 
-/// The least possible number of reads for a trace with so many places, where all calls are known in advance.
+/// The least possible number of reads for a trace with so many places, where all calls are known in advance: those of the calls from `from`
+/// on, of a cache that was empty when the first call began.
 ///
 /// A call uses what is there first; then it reads what is missing, one piece after the other, each in the place of the piece that is
 /// needed last, be it one that this call has used. Of the missing ones that which is needed last comes first, since the one that is
 /// read last is there when the call ends in any case. Of pieces that the same call needs next, the one goes that this call would read
 /// last. Written apart from `residency`, which is measured against it.
 /// Source: Belady 1966, A study of replacement algorithms for a virtual-storage computer.
-inline std::int64_t belady_loads(trace const& of, std::int64_t places) {
+inline std::int64_t belady_loads(trace const& of, std::int64_t places, std::int64_t from = 0) {
   if (places < 1) fail("offload::belady_loads, places", "1 or more", std::to_string(places));
   auto const index = [](std::int64_t number) { return static_cast<std::size_t>(number); };
   std::size_t const pieces = index(of.layers()) * index(of.experts());
@@ -186,7 +186,7 @@ inline std::int64_t belady_loads(trace const& of, std::int64_t places) {
       }
       resident.insert({u.next, u.piece});
       is_resident[u.piece] = 1;
-      ++loads;
+      loads += i >= from;
     }
   }
   return loads;
