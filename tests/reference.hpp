@@ -90,8 +90,8 @@ struct config {
   bool predicted = false;
   numbers degrading_factors = {};
   bool replaces_zeros = false;  ///< an element of the sum over experts that is zero becomes that of the token
-  bool given_ids = false;  ///< experts are inputs.ids, weights are those of the logits
-  int router_width = 0;    ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
+  bool given_ids = false;       ///< experts are inputs.ids, weights are those of the logits
+  int router_width = 0;         ///< of inputs.router_tokens, which the router sees; 0: it sees the tokens
 
   activation act = activation::silu;
   bool gated = true;

@@ -209,9 +209,9 @@ void run(options const& wanted) {
     std::printf("  not compared: the recorded score is for the whole held-out text\n");
   }
   if (offloaded) {
-    model<Kind> const whole(file);
-    cpu_layers<Kind> const in_memory(whole.moe, whole.router);
-    double const expected = evaluate_with_progress(whole, in_memory, text, wanted.threads).bits_per_byte;
+    model<Kind> const again(file);
+    cpu_layers<Kind> const in_memory(again.moe, again.router);
+    double const expected = evaluate_with_progress(again, in_memory, text, wanted.threads).bits_per_byte;
     if (score.bits_per_byte != expected)
       throw std::runtime_error("expected the bits of experts in memory. This is a fault.");
     std::printf("  the same bits as with all experts in memory\n");

@@ -52,8 +52,8 @@ class offloaded_layers final : public moe_layers {
     offload::pack(path, offload::weights_store<resident>(views));
     for (moe_weights& w : weights) w.gate_proj = w.up_proj = w.down_proj = {};
     store_ = std::make_unique<offload::file_store>(offload::open_packed<layer>(file_.path()));
-    cache_ = std::make_unique<cache_type>(*store_, offload::cache_options<offload::by_next_use>{
-                                                       .budget_bytes = budget_bytes, .record_calls = 1 << 16});
+    cache_ = std::make_unique<cache_type>(
+        *store_, offload::cache_options<offload::by_next_use>{.budget_bytes = budget_bytes, .record_calls = 1 << 16});
   }
   static std::int64_t expert_bytes() { return offload::place_bytes(offload::piece<layer>::bytes); }
   static std::int64_t all_bytes() { return blocks * layer::dims.experts * expert_bytes(); }

@@ -3,8 +3,8 @@
 
 namespace sy = switchyard;
 
-using wrong = sy::layer<sy::shape{.hidden = 16, .intermediate = 1, .experts = 40, .top_k = 2},
-                        sy::router::predicted<sy::router::published_prediction>, sy::capacity::dropless,
-                        sy::expert::value_row>;
+using wrong =
+    sy::layer<sy::shape{.hidden = 16, .intermediate = 1, .experts = 40, .top_k = 2},
+              sy::router::predicted<sy::router::published_prediction>, sy::capacity::dropless, sy::expert::value_row>;
 
 void use(wrong::args const& args) { wrong::forward(args); }

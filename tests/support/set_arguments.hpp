@@ -149,7 +149,8 @@ void set_all_but_weights(switchyard::forward_args<Layer>& args,
   set(args.inputs, from);
   set(args.report, from.report);
   set(args.auxiliary, from.auxiliary);
-  if constexpr (Layer::expert_traits.bias) args.weights.bias = from.bias;
+  constexpr bool in_cache = switchyard::expert_storage<typename Layer::backend>::in_cache;
+  if constexpr (Layer::expert_traits.bias && !in_cache) args.weights.bias = from.bias;
   if constexpr (Layer::expert_traits.shared_intermediate > 0) args.weights.shared = from.shared;
   if constexpr (Layer::expert_traits.output_bias) args.weights.output_bias = from.output_bias;
   if constexpr (Layer::expert_traits.ranking == switchyard::unit_ranking::norm_compensated) {

@@ -36,13 +36,18 @@ namespace backend {
 template <class Local>
 class offloaded : public Local {
   static constexpr auto label = "offloaded<" + switchyard::name_of<Local>() + ">";
+  template <class Layer>
+  static constexpr std::string_view local_name = Local::template name_for<Layer>();
+  template <class Layer>
+  static constexpr auto label_for = "offloaded<" + text_of<local_name<Layer>>() + ">";
 
  public:
   static constexpr std::string_view name = label;
 
+  /// The name with what a layer makes of it, for `describe`.
   template <class Layer>
   static constexpr std::string_view name_for() {
-    return name;
+    return label_for<Layer>;
   }
 
   template <class Layer>

@@ -20,6 +20,7 @@
 #include <string>
 #include <string_view>
 #include <thread>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -29,10 +30,12 @@ namespace switchyard::offload {
 /// offload/device_memory.cuh.
 class host_memory {
  public:
-  host_memory(std::int64_t bytes_of_place, int places, int)
-      : bytes_of_place_(bytes_of_place), first_(take_blocks(bytes_of_place * places)) {
-    std::memset(first_.get(), 0,
-                static_cast<std::size_t>(bytes_of_place * places));  // else reads wait for the system's pages
+  /// `readers` are the threads that will load.
+  template <expert_store Store>
+  host_memory(Store& store, int places, [[maybe_unused]] int readers)
+      : bytes_of_place_(place_bytes(store.piece_bytes())), first_(take_blocks(bytes_of_place_ * places)) {
+    // Else reads wait for the system's pages.
+    std::memset(first_.get(), 0, static_cast<std::size_t>(bytes_of_place_ * places));
   }
 
   std::byte* place(int index) const { return first_.get() + index * bytes_of_place_; }
@@ -76,6 +79,16 @@ struct layer_experts {
   int layer = 0, first = 0;
 
   constexpr layer_experts from(int expert) const { return {cache, layer, first + expert}; }
+
+  template <class Other>
+  requires(!std::is_same_v<Other, Memory>) constexpr operator layer_experts<Other>() const {
+    static_assert(
+        sizeof(layer_experts<Other>) == 0,
+        "switchyard: this cache has its places in other memory than the layer's backend reads. The third argument of "
+        "expert_cache is offload::device_memory for backend::cuda and backend::hopper, offload::host_memory for "
+        "backend::cpu.");
+    return {};
+  }
 
   /// Throws `error` where these are not the experts of a layer of this type.
   template <class Layer>
@@ -150,7 +163,7 @@ class expert_cache final : public expert_source<Memory> {
         format_(format_of(store)),
         residency_(store.layers(), store.experts(), places_of(store, options.budget_bytes), options.horizon,
                    std::move(options.policy), std::move(options.frequencies)),
-        memory_(bytes_of_place_, residency_.places(), options.readers) {
+        memory_(store, residency_.places(), options.readers) {
     if (options.readers < 1) fail("offload::expert_cache, readers", "at least 1", std::to_string(options.readers));
     used_.resize(static_cast<std::size_t>(residency_.places()));
     reset_measures();
@@ -240,10 +253,11 @@ class expert_cache final : public expert_source<Memory> {
   /// Begins to count anew, what is resident aside.
   void reset_measures() {
     std::lock_guard const lock(mutex_);
-    measures_ = {.budget_bytes = residency_.places() * bytes_of_place_,
-                 .place_bytes = bytes_of_place_,
-                 .piece_bytes = store_.piece_bytes(),
-                 .peak_bytes = residency_.used_places() * bytes_of_place_};
+    measures_ = {};
+    measures_.budget_bytes = residency_.places() * bytes_of_place_;
+    measures_.place_bytes = bytes_of_place_;
+    measures_.piece_bytes = store_.piece_bytes();
+    measures_.peak_bytes = residency_.used_places() * bytes_of_place_;
     measures_.layers.resize(static_cast<std::size_t>(layers()));
     measures_.calls.reserve(static_cast<std::size_t>(record_calls_));
     made_ = clock::now();
@@ -334,7 +348,10 @@ class expert_cache final : public expert_source<Memory> {
 
   void begin_call(int layer, std::span<std::int32_t const> experts) {
     layer_measures& m = measures_.layers[static_cast<std::size_t>(layer)];
-    of_call_ = {.layer = layer, .needed = static_cast<int>(experts.size()), .begin_seconds = seconds_since_made()};
+    of_call_ = {};  // not with some members in braces: assigned in a template, nvcc 13.0 takes them for the first ones
+    of_call_.layer = layer;
+    of_call_.needed = static_cast<int>(experts.size());
+    of_call_.begin_seconds = seconds_since_made();
     for (std::int32_t e : experts) {
       auto const found = residency_.state_of(layer, e);
       of_call_.hits += found == pieces::state::ready;

@@ -67,7 +67,7 @@ struct placed_weights {
   /// `stride` is bytes from one piece to the next.
   placed_weights(std::byte const* first, std::int64_t stride) {
     using at = piece<Layer>;
-    std::int64_t const next = stride / static_cast<std::int64_t>(sizeof(element));
+    [[maybe_unused]] std::int64_t const next = stride / static_cast<std::int64_t>(sizeof(element));
     auto const elements = [&](std::int64_t offset) { return reinterpret_cast<element const*>(first + offset); };
     if (at::gated) gate_proj = {elements(at::gate), next, at::hidden, 1};
     up_proj = {elements(at::up), next, at::hidden, 1};

@@ -130,11 +130,11 @@ class residency {
   /// Ends the call: what it has not used is not needed.
   void end() { std::fill(needed_.begin(), needed_.end(), std::uint64_t{0}); }
 
-  /// Calls `to(expert, place)` for what the present call needs and that is ready, in the order of experts, and takes it: all of it where nothing
-  /// is to be read, else one, so that its place is soon free for what is read next.
+  /// Calls `to(expert, place)` for what the present call needs and that is ready, in the order of experts, and takes it: all of it, or
+  /// one where a read waits for a place that is in use, so that the place is soon free.
   template <class To>
   void take(To const& to) {
-    int room = reads_ ? 1 : experts_;
+    int room = waits_for_place_ ? 1 : experts_;
     for_each(needed_.data(), [&](int e) {
       int const at = place_of_[piece_of(layer_, e)];
       if (at == none || places_[index(at)].what != state::ready || room == 0) return;
@@ -161,7 +161,7 @@ class residency {
   std::optional<load> next_load() {
     follow_from_here();
     int planned = 0;
-    reads_ = true;
+    waits_for_place_ = false;
     if (auto const found = misses_of(needed_.data(), layer_, never, planned)) return begin_load(*found);
     std::int64_t const last = std::min(end_, front_ + most_calls);
     for (std::int64_t number = front_; number < last && planned < most_planned; ++number) {
@@ -176,18 +176,14 @@ class residency {
       }
       if (auto const found = misses_of(needs_of(number), layer, number, planned)) return begin_load(*found);
     }
-    reads_ = planned > 0 || loading_ > 0;
+    waits_for_place_ = planned > 0;
     return std::nullopt;
   }
-  void arrived(int at) {
-    places_[index(at)].what = state::ready;
-    --loading_;
-  }
+  void arrived(int at) { places_[index(at)].what = state::ready; }
   /// It could not be read: it is not read ahead again before a call needs it.
   void failed(int at) {
     place& p = places_[index(at)];
     unreadable_[piece_of(p.layer, p.expert)] = 1;
-    --loading_;
     clear(p);
   }
 
@@ -396,7 +392,6 @@ class residency {
     } else {
       ++used_;
     }
-    ++loading_;
     p = {state::loading, next.layer, next.expert, found.call};
     place_of_[piece_of(next.layer, next.expert)] = next.place;
     return next;
@@ -421,8 +416,8 @@ class residency {
   std::vector<std::uint64_t> misses_;  // scratch of `misses_of`
   std::int64_t call_ = 0;
   int layer_ = 0;
-  int used_ = 0, loading_ = 0;  // places that are not empty, and those that are being read into
-  bool reads_ = false;          // something is being read, or would be if there was a place
+  int used_ = 0;                  // places that are not empty
+  bool waits_for_place_ = false;  // something would be read if what is in its place was used
 
   // A ring of the calls from `front_` to `end_ - 1`.
   std::vector<expected_call> expected_;

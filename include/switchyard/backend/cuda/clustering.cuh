@@ -153,7 +153,8 @@ __global__ void __launch_bounds__(clustering_threads) sum_rows(clustering_args<E
   int const columns = static_cast<int>(divide_up(hidden, clustering_threads));
   constexpr bool deviations = !std::is_void_v<Form>;
   std::int64_t const tile = blockIdx.x / columns;
-  routed_tile const found = find_tile<clustering_threads>(args.offsets, experts, args.tile_rows, 1, tile);
+  routed_tile const found =
+      find_tile<clustering_threads>(args.offsets, args.offsets + 1, experts, args.tile_rows, 1, tile);
   int const q = static_cast<int>(blockIdx.x % columns) * clustering_threads + static_cast<int>(threadIdx.x);
   if (found.expert < 0) return;
   bool const has = q < hidden;

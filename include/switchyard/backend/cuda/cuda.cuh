@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/backend_policy.hpp>
 #include <switchyard/backend/cuda/combine.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
 #include <switchyard/backend/cuda/pass_size.cuh>
@@ -182,6 +183,7 @@ class layer_steps {
 
   template <class Layer>
   static void forward(forward_args<Layer> const& args, context const& where) {
+    if constexpr (expert_storage<typename Layer::backend>::in_cache) check_not_captured(where.stream);
     schedule<Layer>::template enqueue<Layer>(args, where, memory_of(args));
   }
 
@@ -189,6 +191,7 @@ class layer_steps {
   /// and asked for. Asks no device and reads nothing that the arguments point to.
   template <class Layer>
   static int launches(forward_args<Layer> const& args) {
+    check_that_kernels_are_known<Layer>();
     int count = 0;
     schedule<Layer>::template enqueue<Layer>(args, launch_queue(count), memory_of(args));
     return count;
@@ -244,6 +247,7 @@ class layer_steps {
   /// The arguments of both products of a call, for who times them alone.
   template <class Layer>
   static auto products_of_call(forward_args<Layer> const& args) {
+    check_that_kernels_are_known<Layer>();
     auto const m = memory_of(args);
     return schedule<Layer>::template computing<Layer>::template products_of<Layer>(
         args, schedule<Layer>::tokens_of_experts(args, m), m.of_plan, m.of_experts);
@@ -259,6 +263,14 @@ class layer_steps {
   static memory<Layer> memory_of(forward_args<Layer> const& args) {
     carver split(args.workspace.data());
     return {split, args.tokens.rows};
+  }
+
+  template <class Layer>
+  static constexpr void check_that_kernels_are_known() {
+    static_assert(
+        !expert_storage<typename Layer::backend>::in_cache,
+        "switchyard: which kernels a call of backend::offloaded has depends on which experts are resident. Ask the "
+        "layer that has its experts in memory.");
   }
 
   template <class Layer>

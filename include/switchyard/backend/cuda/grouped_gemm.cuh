@@ -103,7 +103,22 @@ struct side_rows {
 };
 template <class Operand>
 struct product_side : side_rows<typename Operand::element> {
-  product_weights<Operand> gate, weight;  ///< [experts, features, depth]; `gate` only where the expert is gated
+  product_weights<Operand> gate, weight;  ///< [matrices, features, depth]; `gate` only where the expert is gated
+};
+
+/// The rows of the experts of a launch, as the plan has placed them, all on the device: all experts of the layer, or some of them.
+struct expert_rows {
+  int count;                                            ///< experts of the launch
+  std::int32_t const *begin = nullptr, *end = nullptr;  ///< [count]: the rows of each
+  std::int32_t const* matrix_of = nullptr;  ///< [count], below `matrices`; null: expert e has the matrices e
+  int matrices;                             ///< that the weights and biases of the routed experts are views of
+  std::int64_t most;                        ///< rows that all of them have together, at most
+
+  /// All experts of a plan.
+  static expert_rows of_plan(std::int32_t const* offsets, int experts, std::int64_t most) {
+    return {experts, offsets, offsets + 1, nullptr, experts, most};
+  }
+  __device__ int matrix(int expert) const { return matrix_of == nullptr ? expert : matrix_of[expert]; }
 };
 
 /// A shared expert's weights stand in memory, whatever the routed ones' do.
@@ -111,8 +126,8 @@ template <class Operand>
 struct product_args {
   product_side<Operand> routed;
   product_side<weight_view<typename Operand::element>> shared;
-  int experts, top_k;
-  std::int32_t const* offsets;  ///< [experts + 1]
+  expert_rows experts;
+  int top_k;
   std::int32_t const* pair_of;  ///< [rows]
   float const* weights;         ///< [tokens, top_k], factors of the routed experts' sums; null: none
   std::int64_t tokens;          ///< rows of the shared expert
@@ -300,15 +315,15 @@ struct routed_tile {
 /// The tile at an index in the list of all tiles, expert after expert. Only the rows of the experts are known: every block
 /// counts tiles for itself, which takes less time than a list in memory would. Called by all threads.
 template <int Threads>
-__device__ routed_tile find_tile(std::int32_t const* offsets, int experts, int tile_rows, int column_tiles,
-                                 std::int64_t index) {
+__device__ routed_tile find_tile(std::int32_t const* begin_row, std::int32_t const* end_row, int experts, int tile_rows,
+                                 int column_tiles, std::int64_t index) {
   __shared__ routed_tile found;
   if (threadIdx.x == 0) found = {-1, 0};
   std::int64_t before = 0;
   for (int begin = 0; begin < experts && before <= index; begin += Threads) {
     int const e = begin + static_cast<int>(threadIdx.x);
     std::int32_t const tiles =
-        e < experts ? static_cast<std::int32_t>(divide_up(offsets[e + 1] - offsets[e], tile_rows)) * column_tiles : 0;
+        e < experts ? static_cast<std::int32_t>(divide_up(end_row[e] - begin_row[e], tile_rows)) * column_tiles : 0;
     scanned const scan = scan_block<Threads>(tiles);
     std::int64_t const number = index - before - scan.before;
     if (number >= 0 && number < tiles) found = {e, number};
@@ -318,10 +333,10 @@ __device__ routed_tile find_tile(std::int32_t const* offsets, int experts, int t
   return found;
 }
 
-/// The tile of a block: an expert of -1 stands for none.
+/// The tile of a block: a matrix of -1 stands for none.
 struct block_tile {
   bool shared;
-  int expert, first_feature;
+  int matrix, first_feature;
   std::int64_t first_row;
   int rows;
 };
@@ -340,12 +355,14 @@ __device__ __forceinline__ block_tile tile_of_block(product_args<Operand> const&
     row_tiles = divide_up(args.tokens, tile_rows);
     number = blockIdx.x;
   } else {
-    routed_tile const found = find_tile<Layout::threads>(args.offsets, args.experts, tile_rows,
+    expert_rows const& experts = args.experts;
+    routed_tile const found = find_tile<Layout::threads>(experts.begin, experts.end, experts.count, tile_rows,
                                                          column_tiles(args.routed.features), blockIdx.x - shared_tiles);
-    tile.expert = found.expert;
+    tile.matrix = found.expert;
     if (found.expert < 0) return tile;
-    tile.first_row = args.offsets[tile.expert];
-    end_row = args.offsets[tile.expert + 1];
+    tile.matrix = experts.matrix(found.expert);
+    tile.first_row = experts.begin[found.expert];
+    end_row = experts.end[found.expert];
     row_tiles = divide_up(end_row - tile.first_row, tile_rows);
     number = found.number;
   }
@@ -394,11 +411,11 @@ class stage_filler {
     return side_.rows + row * side_.row_stride;
   }
   __device__ auto rows_of(product_weights<weight_view<element>> const& weights) const {
-    return [&weights, expert = tile_.expert, first = tile_.first_feature,
+    return [&weights, matrix = tile_.matrix, first = tile_.first_feature,
             count = side_.features - tile_.first_feature](int f) -> element const* {
       weight_view<element> const& view = weights.view;
       std::int64_t const row = std::int64_t{first} + f;
-      return f < count ? view.data + expert * view.expert_stride + row * view.row_stride : nullptr;
+      return f < count ? view.data + matrix * view.expert_stride + row * view.row_stride : nullptr;
     };
   }
   __device__ right_lines lines_of(product_weights<Operand> const& weights) const {
@@ -417,7 +434,7 @@ class stage_filler {
         lines.load(to, rows_of(weights), weights.view.column_stride, weights.reading, first, side_.depth);
       }
     } else {
-      lines.restore(to, weights.operand, tile_.expert, tile_.first_feature, side_.features - tile_.first_feature, first,
+      lines.restore(to, weights.operand, tile_.matrix, tile_.first_feature, side_.features - tile_.first_feature, first,
                     side_.depth);
     }
   }
@@ -513,8 +530,8 @@ __device__ __forceinline__ void put_values(float const (&sums)[RowBlocks][Column
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       int const column = tile.first_feature + feature + c;
-      bias[c] = bias_of(side.bias, tile.expert, column, side.features);
-      if constexpr (Problem::gated) gate_bias[c] = bias_of(side.gate_bias, tile.expert, column, side.features);
+      bias[c] = bias_of(side.bias, tile.matrix, column, side.features);
+      if constexpr (Problem::gated) gate_bias[c] = bias_of(side.gate_bias, tile.matrix, column, side.features);
     }
 #pragma unroll
     for (int i = 0; i < RowBlocks; ++i) {
@@ -669,7 +686,7 @@ template <class Problem, class Tile>
 __global__ void __launch_bounds__(product_layout<Problem, Tile>::threads, product_layout<Problem, Tile>::blocks)
     product(typename Problem::args const args) {
   block_tile const tile = tile_of_block<product_layout<Problem, Tile>>(args);
-  if (tile.expert < 0) return;
+  if (tile.matrix < 0) return;
   if constexpr (Problem::operand::in_place) {
     run_tile<Problem, Tile>(args, tile.shared ? args.shared : args.routed, tile);
   } else if (tile.shared) {

@@ -16,16 +16,23 @@
 /// What `expert::top_k_units` does to rows between the two products.
 namespace switchyard::cuda {
 
+/// The rows of some experts, counted from the first one's on; arrays are on the device.
+struct listed_rows {
+  int experts;
+  std::int32_t const* offsets;              ///< [experts + 1]: rows of those before each; the last is their number
+  std::int32_t const* begin = nullptr;      ///< [experts], where the rows of each stand; null: at `offsets`
+  std::int32_t const* expert_of = nullptr;  ///< [experts], their ids; null: those of the layer, in order
+};
+
 /// Rows of the first product as they stand in memory.
 template <class Element>
 struct inner_rows {
   Element* first;  ///< [rows, stride], each row at a multiple of 16 bytes
   std::int64_t stride;
   int features;
-  row_exponents exponents;      ///< of half elements
-  std::int32_t const* offsets;  ///< [experts + 1] of the plan, on the device: the last is the number of rows
-  int experts;
-  float const* unit_norms;  ///< [experts, features], factors by which values are ranked; null: none
+  row_exponents exponents;  ///< of half elements
+  listed_rows listed;
+  float const* unit_norms;  ///< [experts of the layer, features], factors by which values are ranked; null: none
 };
 
 /// The highest bits of a float that tell the elements of a type apart, whatever power of two they are multiplied by; of products with
@@ -61,11 +68,14 @@ inline constexpr int most_keep_threads = 512, most_keep_chunks = 8;
 template <class Element, int Chunks, bool Compensated>
 __global__ void __launch_bounds__(most_keep_threads) keep_largest(inner_rows<Element> const rows, int kept) {
   constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
-  std::int64_t const row = blockIdx.x;
-  if (row >= rows.offsets[rows.experts]) return;
-  float const* const norms =
-      Compensated ? rows.unit_norms + std::int64_t{expert_of_row(rows.offsets, rows.experts, row)} * rows.features
-                  : nullptr;
+  listed_rows const& listed = rows.listed;
+  std::int64_t row = blockIdx.x;
+  if (row >= listed.offsets[listed.experts]) return;
+  bool const apart = listed.begin != nullptr;
+  int const at = Compensated || apart ? expert_of_row(listed.offsets, listed.experts, row) : 0;
+  int const expert = listed.expert_of == nullptr ? at : listed.expert_of[at];
+  if (apart) row += listed.begin[at] - listed.offsets[at];
+  float const* const norms = Compensated ? rows.unit_norms + std::int64_t{expert} * rows.features : nullptr;
   Element* const values = rows.first + row * rows.stride;
   int const thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   bool const has_exponents = rows.exponents.any != nullptr && *rows.exponents.any != 0;

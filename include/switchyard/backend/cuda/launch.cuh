@@ -118,6 +118,15 @@ void launch(launch_queue const& queue, char const* what, void (*kernel)(Paramete
   launch_clusters(queue, what, kernel, blocks, threads, shared_bytes, 1, arguments...);
 }
 
+/// Throws where work on a stream goes into a graph.
+inline void check_not_captured(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  check("cudaStreamIsCapturing", cudaStreamIsCapturing(stream, &status));
+  if (status == cudaStreamCaptureStatusNone) return;
+  fail("backend::offloaded", "a stream that is not captured (which experts have to be fetched is known to no graph)",
+       "one that is");
+}
+
 /// Enqueues a copy from device memory to device memory.
 template <class T>
 void enqueue_copy(launch_queue const& queue, T* to, T const* from, std::int64_t count) {

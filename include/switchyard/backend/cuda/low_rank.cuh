@@ -261,10 +261,10 @@ struct experts_step<expert::low_rank_products, Products> {
   template <class Layer>
   static auto products_of(forward_args<Layer> const& args, view<typename Layer::element const> const& tokens,
                           plan_memory const& plan, memory<Layer> const& m) {
-    auto both = products::products_of(args, tokens, plan, m, [](auto const& of) { return as_operand(of.base); });
+    auto both =
+        products::products_of(args, args.weights, tokens, plan, m, [](auto const& of) { return as_operand(of.base); });
     if constexpr (runs_as_one<Layer>) {
-      both.in.experts = both.out.experts = 1;
-      both.in.offsets = both.out.offsets = m.all_rows;
+      both.in.experts = both.out.experts = expert_rows::of_plan(m.all_rows, 1, both.in.experts.most);
     }
     return both;
   }

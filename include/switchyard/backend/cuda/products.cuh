@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/backend/backend_policy.hpp>
 #include <switchyard/backend/cuda/alignment.cuh>
 #include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/backend/cuda/half_rows.cuh>
@@ -22,8 +23,17 @@
 /// How `backend::cuda` launches the two products.
 namespace switchyard::cuda {
 
+/// What the routed experts' matrices are; those in a cache are dense.
 template <class Layer>
-using operand_of = decltype(as_operand(std::declval<typename Layer::weights const&>().up_proj));
+struct operand_of_layer {
+  using type = decltype(as_operand(std::declval<typename Layer::weights const&>().up_proj));
+};
+template <class Layer>
+requires(expert_storage<typename Layer::backend>::in_cache) struct operand_of_layer<Layer> {
+  using type = weight_view<typename Layer::element>;
+};
+template <class Layer>
+using operand_of = typename operand_of_layer<Layer>::type;
 template <class Layer>
 using in_product = product_in<operand_of<Layer>, typename Layer::expert::activation, Layer::expert_traits.gated>;
 template <class Layer>
@@ -54,9 +64,9 @@ template <class Problem, class Tile>
 void enqueue_product(launch_queue const& queue, char const* what, typename Problem::args const& product_of) {
   using layout = product_layout<Problem, Tile>;
   constexpr int features = layout::features, rows = Tile::tile.rows;
-  // Every expert's last tile may have one row; there are no more tiles than pairs.
-  std::int64_t const pairs = product_of.tokens * product_of.top_k, most = pairs / rows + product_of.experts;
-  std::int64_t const tiles = most < pairs ? most : pairs;
+  // Every expert's last tile may have one row; there are no more tiles than rows.
+  std::int64_t const most_rows = product_of.experts.most, most = most_rows / rows + product_of.experts.count;
+  std::int64_t const tiles = most < most_rows ? most : most_rows;
   std::int64_t const shared_tiles =
       divide_up(product_of.tokens, rows) * divide_up(product_of.shared.features, features);
   launch(queue, what, product<Problem, Tile>, tiles * divide_up(product_of.routed.features, features) + shared_tiles,
@@ -155,24 +165,30 @@ struct experts_step<expert::two_products, Products> {
                                                          view<typename Layer::element const> const& tokens,
                                                          plan_memory const& plan, memory<Layer> const& m) {
     auto const products = products_of<Layer>(args, tokens, plan, m);
-    auto const between = [&] {
-      constexpr expert_traits traits = Layer::expert_traits;
-      if constexpr (traits.kept_units > 0) {
-        constexpr bool compensated = traits.ranking == unit_ranking::norm_compensated;
-        inner_rows<typename Layer::element> rows{.first = m.activated,
-                                                 .stride = m.activated_stride,
-                                                 .features = Layer::dims.intermediate,
-                                                 .exponents = m.exponents,
-                                                 .offsets = plan.plan.offsets,
-                                                 .experts = Layer::dims.experts,
-                                                 .unit_norms = nullptr};
-        if constexpr (compensated) rows.unit_norms = args.weights.unit_norms;
-        enqueue_keep_largest<Layer::dims.intermediate, compensated>(queue, rows, tokens.rows * Layer::dims.top_k,
-                                                                    traits.kept_units);
-      }
-    };
-    Products::template enqueue<Layer>(queue, products.in, products.out, between);
+    Products::template enqueue<Layer>(queue, products.in, products.out, [&] {
+      enqueue_between<Layer>(args, queue, m, {.experts = Layer::dims.experts, .offsets = plan.plan.offsets},
+                             tokens.rows * Layer::dims.top_k);
+    });
     return results_of<Layer>(args, m);
+  }
+
+  /// What happens to the rows of a launch between the products; it has at most so many.
+  template <class Layer>
+  static void enqueue_between(forward_args<Layer> const& args, launch_queue const& queue,
+                              rows_memory<typename Layer::element> const& m, listed_rows const& listed,
+                              std::int64_t most_rows) {
+    constexpr expert_traits traits = Layer::expert_traits;
+    if constexpr (traits.kept_units > 0) {
+      constexpr bool compensated = traits.ranking == unit_ranking::norm_compensated;
+      inner_rows<typename Layer::element> rows{.first = m.activated,
+                                               .stride = m.activated_stride,
+                                               .features = Layer::dims.intermediate,
+                                               .exponents = m.exponents,
+                                               .listed = listed,
+                                               .unit_norms = nullptr};
+      if constexpr (compensated) rows.unit_norms = args.weights.unit_norms;
+      enqueue_keep_largest<Layer::dims.intermediate, compensated>(queue, rows, most_rows, traits.kept_units);
+    }
   }
 
   /// What both products leave.
@@ -199,17 +215,17 @@ struct experts_step<expert::two_products, Products> {
   static both_products<operand_of<Layer>> products_of(forward_args<Layer> const& args,
                                                       view<typename Layer::element const> const& tokens,
                                                       plan_memory const& plan, memory<Layer> const& m) {
-    return products_of(args, tokens, plan, m, [](auto const& operand) { return as_operand(operand); });
+    return products_of(args, args.weights, tokens, plan, m, [](auto const& operand) { return as_operand(operand); });
   }
-  /// The same; `operand_of` makes the operand of a projection.
-  template <class Layer, class OperandOf>
-  static auto products_of(forward_args<Layer> const& args, view<typename Layer::element const> const& tokens,
-                          plan_memory const& plan, rows_memory<typename Layer::element> const& m,
-                          OperandOf const& operand_of) {
+  /// The same; `routed` has the projections and biases of the routed experts, `operand_of` makes the operand of a projection.
+  template <class Layer, class Routed, class OperandOf>
+  static auto products_of(forward_args<Layer> const& args, Routed const& routed,
+                          view<typename Layer::element const> const& tokens, plan_memory const& plan,
+                          rows_memory<typename Layer::element> const& m, OperandOf const& operand_of) {
     constexpr expert_traits traits = Layer::expert_traits;
     typename Layer::weights const& w = args.weights;
-    using operand = decltype(operand_of(w.up_proj));
-    static_assert(std::is_same_v<operand, decltype(operand_of(w.down_proj))>,
+    using operand = decltype(operand_of(routed.up_proj));
+    static_assert(std::is_same_v<operand, decltype(operand_of(routed.down_proj))>,
                   "switchyard: the operands of an expert's two projections are of different types. Give both one type "
                   "that has both "
                   "formats.");
@@ -221,15 +237,15 @@ struct experts_step<expert::two_products, Products> {
     set_rows(in.routed, Layer::dims.hidden, Layer::dims.intermediate, tokens.data, tokens.row_stride, m.activated,
              m.activated_stride, m.exponents);
     in.routed.reading = is_aligned(tokens) ? access::by_chunks : access::along_columns;
-    in.routed.weight = weights_of(operand_of(w.up_proj));
-    if constexpr (traits.gated) in.routed.gate = weights_of(operand_of(w.gate_proj));
+    in.routed.weight = weights_of(operand_of(routed.up_proj));
+    if constexpr (traits.gated) in.routed.gate = weights_of(operand_of(routed.gate_proj));
     set_rows(out.routed, Layer::dims.intermediate, Layer::dims.hidden, m.activated, m.activated_stride, m.results,
              m.results_stride, m.exponents);
-    out.routed.weight = weights_of(operand_of(w.down_proj));
+    out.routed.weight = weights_of(operand_of(routed.down_proj));
     if constexpr (traits.bias) {
-      if constexpr (traits.gated) in.routed.gate_bias = as_operand(w.bias.gate);
-      in.routed.bias = as_operand(w.bias.up);
-      out.routed.bias = as_operand(w.bias.down);
+      if constexpr (traits.gated) in.routed.gate_bias = as_operand(routed.bias.gate);
+      in.routed.bias = as_operand(routed.bias.up);
+      out.routed.bias = as_operand(routed.bias.down);
     }
     if constexpr (traits.shared_intermediate > 0) {
       set_rows(in.shared, Layer::dims.hidden, traits.shared_intermediate, tokens.data, tokens.row_stride,
@@ -248,9 +264,9 @@ struct experts_step<expert::two_products, Products> {
   template <class Layer, class Operand>
   static void frame(product_args<Operand>& to, view<typename Layer::element const> const& tokens,
                     plan_memory const& plan) {
-    to.experts = Layer::dims.experts;
+    to.experts =
+        expert_rows::of_plan(plan.plan.offsets, Layer::dims.experts, tokens.rows * std::int64_t{Layer::dims.top_k});
     to.top_k = Layer::dims.top_k;
-    to.offsets = plan.plan.offsets;
     to.pair_of = plan.plan.pair_of;
     to.tokens = tokens.rows;
   }

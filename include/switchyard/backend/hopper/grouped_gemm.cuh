@@ -174,9 +174,9 @@ struct persistent_block {
       if (for_all && half != cluster_rank) continue;
       auto const copy = [&](std::uint32_t where, CUtensorMap const& map, int x, int y) {
         if (for_all) {
-          copy_box_to(3, where, map, x, y, tile.expert, barrier);
+          copy_box_to(3, where, map, x, y, tile.matrix, barrier);
         } else {
-          copy_box(where, map, x, y, tile.expert, barrier);
+          copy_box(where, map, x, y, tile.matrix, barrier);
         }
       };
       if constexpr (lines == lines_along::depth) {
@@ -202,7 +202,7 @@ struct persistent_block {
       int const feature = tile.column * features + (apart ? line % features : line);
       bool const of_gate = apart && line < features;
       Operand const& weights = of_gate ? side.gate.operand : side.weight.operand;
-      restore_chunk(to + swizzled(line, c % chunks), weights, tile.expert, feature, column,
+      restore_chunk(to + swizzled(line, c % chunks), weights, tile.matrix, feature, column,
                     feature < side.features ? side.depth - column : 0);
     }
   }
@@ -370,8 +370,8 @@ struct persistent_block {
           int const feature = first_feature + eighth * 8 + (pairs ? c * 4 + quarter : quarter * 2 + c);
           float bias = 0.0f, gate_bias = 0.0f;
           if constexpr (Adjusted) {
-            bias = bias_of(side.bias, tile.expert, feature, all_features);
-            if constexpr (Problem::gated) gate_bias = bias_of(side.gate_bias, tile.expert, feature, all_features);
+            bias = bias_of(side.bias, tile.matrix, feature, all_features);
+            if constexpr (Problem::gated) gate_bias = bias_of(side.gate_bias, tile.matrix, feature, all_features);
           }
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
@@ -516,7 +516,7 @@ struct persistent_block {
       ring.make_barriers(full_arrivals, 4 * multiplying_groups * Tiling::cluster);
       publish_barriers();
     }
-    tiles::template make<Tiling::threads>(list_memory, args.product.offsets, args.product.experts);
+    tiles::template make<Tiling::threads>(list_memory, args.product.experts);
     if constexpr (Tiling::cluster > 1) {
       meet_cluster();
     } else {
@@ -530,7 +530,7 @@ struct persistent_block {
       bring(args, list, ring, cluster_rank);
     } else {
       take_registers<Tiling::many_registers>();
-      auto* const scales = reinterpret_cast<std::uint8_t*>(list_memory) + tiles::bytes(args.product.experts);
+      auto* const scales = reinterpret_cast<std::uint8_t*>(list_memory) + tiles::bytes(args.product.experts.count);
       compute(args, list, ring, cluster_rank, group - 1, scales + (group - 1) * 64 * Tiling::row_groups);
     }
     // A block's memory and barriers are written by the others of its cluster.

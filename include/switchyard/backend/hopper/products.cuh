@@ -133,7 +133,7 @@ std::optional<weight_order> order_of(bool gated, product_args<Operand> const& pr
     return product_of.shared.features == 0 || shared.stand_in(order);
   };
   if constexpr (Operand::in_place) {
-    mapped_weights const routed(gated, product_of.routed, product_of.experts);
+    mapped_weights const routed(gated, product_of.routed, product_of.experts.matrices);
     for (weight_order order : {weight_order::depth, weight_order::feature, weight_order::feature_pairs}) {
       if (routed.stand_in(order) && shared_stand_in(order)) return order;
     }
@@ -155,21 +155,22 @@ void enqueue_grouped(launch_queue const& queue, char const* what,
   grouped_args<typename Problem::operand> args{};
   args.product = product_of;
   if constexpr (Problem::operand::in_place) {
-    mapped_weights(Problem::gated, product_of.routed, product_of.experts).map(make, Order, product::box, args.routed);
+    mapped_weights(Problem::gated, product_of.routed, product_of.experts.matrices)
+        .map(make, Order, product::box, args.routed);
   }
   if (product_of.shared.features > 0) {
     mapped_weights(Problem::gated, product_of.shared, 1).map(make, Order, product::box, args.shared);
   }
   // No more blocks than there can be tiles, or than run at once.
-  std::int64_t const pairs = product_of.tokens * product_of.top_k,
-                     most = std::min(pairs, pairs / Tiling::rows + product_of.experts);
+  expert_rows const& experts = product_of.experts;
+  std::int64_t const most = std::min(experts.most, experts.most / Tiling::rows + experts.count);
   std::int64_t const clusters =
       divide_up(most, Tiling::cluster) * product::column_tiles(product_of.routed) +
       divide_up(divide_up(product_of.tokens, Tiling::rows), Tiling::cluster) * product::column_tiles(product_of.shared);
   int const blocks = std::min(device_attribute(cudaDevAttrMultiProcessorCount), most_blocks);
   std::int64_t const at_once = std::max(blocks / Tiling::cluster, 1);
   launch_clusters(queue, what, kernel, std::min(clusters, at_once) * Tiling::cluster, Tiling::threads,
-                  Tiling::shared_bytes(product_of.experts), Tiling::cluster, args);
+                  Tiling::shared_bytes(experts.count), Tiling::cluster, args);
 }
 
 /// The same in the order in which the matrices stand.

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/backend/cuda/block_sums.cuh>
+#include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/core/divide_up.hpp>
 
 #include <cuda_runtime.h>
@@ -16,52 +17,52 @@ using namespace cuda;
 struct grouped_tile {
   bool shared;             ///< of the shared expert
   bool alone;              ///< the cluster's tiles are not all of the same expert
-  int expert;              ///< 0 for the shared one
+  int matrix;              ///< of the weights that it has, 0 for the shared one
   int rows;                ///< 0: the block has none, and keeps the others company
   std::int64_t first_row;  ///< among the rows of the plan, or the tokens
   int column;              ///< number of the tile of columns
 };
 
-/// The tiles of a product. No tile has rows of two experts; there are no rows between experts.
+/// The tiles of a product. No tile has rows of two experts.
 ///
-/// Every block makes the list for itself, in shared memory, from the numbers of rows that the plan has left on the device:
-/// for every expert where its rows and its tiles of rows begin. Tiles of rows are taken by clusters, as many at once as
+/// Every block makes the list for itself, in shared memory, from the rows of the experts that the plan has left on the device:
+/// for every expert where its rows begin and end and its tiles of rows begin. Tiles of rows are taken by clusters, as many at once as
 /// they have blocks. `Group` of these go with all columns, column by column, before the next ones: meanwhile their rows
 /// and the weights of a few columns are all that is read. Clusters take indices in the list in turns.
 template <int TileRows, int Cluster, int Group>
 class tile_list {
  public:
   __host__ __device__ static constexpr int bytes(int experts) {
-    return 2 * (experts + 1) * static_cast<int>(sizeof(std::int32_t));
+    return (3 * experts + 1) * static_cast<int>(sizeof(std::int32_t));
   }
 
   /// `memory`: `bytes(experts)` of shared memory. Called by all threads, which have to meet before they read the list.
   template <int Threads>
-  __device__ static void make(std::int32_t* memory, std::int32_t const* offsets, int experts) {
+  __device__ static void make(std::int32_t* memory, expert_rows const& rows) {
+    int const experts = rows.count;
     std::int32_t before = 0;
     for (int begin = 0; begin < experts; begin += Threads) {
       int const e = begin + static_cast<int>(threadIdx.x);
-      std::int32_t const first = e < experts ? offsets[e] : 0;
-      std::int32_t const tiles =
-          e < experts ? static_cast<std::int32_t>(divide_up(offsets[e + 1] - first, TileRows)) : 0;
-      scanned const scan = scan_block<Threads>(tiles);
+      std::int32_t const first = e < experts ? rows.begin[e] : 0, end = e < experts ? rows.end[e] : 0;
+      scanned const scan = scan_block<Threads>(static_cast<std::int32_t>(divide_up(end - first, TileRows)));
       if (e < experts) {
         memory[e] = first;
-        memory[experts + 1 + e] = before + scan.before;
+        memory[experts + e] = end;
+        memory[2 * experts + e] = before + scan.before;
       }
       before += scan.all;
     }
-    if (threadIdx.x == 0) {
-      memory[experts] = offsets[experts];
-      memory[2 * experts + 1] = before;
-    }
+    if (threadIdx.x == 0) memory[3 * experts] = before;
   }
 
   /// `columns`: tiles of columns of routed experts, and of the shared one, which has a row for each token.
-  __device__ tile_list(std::int32_t const* memory, int experts, int columns, int shared_columns, std::int64_t tokens)
-      : offsets_(memory),
-        first_tile_(memory + experts + 1),
-        experts_(experts),
+  __device__ tile_list(std::int32_t const* memory, expert_rows const& rows, int columns, int shared_columns,
+                       std::int64_t tokens)
+      : begin_(memory),
+        end_(memory + rows.count),
+        first_tile_(memory + 2 * rows.count),
+        matrix_of_(rows.matrix_of),
+        experts_(rows.count),
         columns_(columns),
         shared_columns_(shared_columns),
         tokens_(tokens) {}
@@ -92,12 +93,13 @@ class tile_list {
       // The number of experts whose tiles all come before: the expert of the tile. A block without a tile goes with the
       // last one.
       int const wanted = static_cast<int>(mine < tiles ? mine : last);
-      found.expert = experts_before(wanted);
-      std::int32_t const own = first_tile_[found.expert];
-      found.alone = Cluster > 1 && (own > first || first_tile_[found.expert + 1] <= last);
+      int const expert = experts_before(wanted);
+      std::int32_t const own = first_tile_[expert];
+      found.alone = Cluster > 1 && (own > first || first_tile_[expert + 1] <= last);
+      found.matrix = matrix_of_ == nullptr ? expert : matrix_of_[expert];
       number = mine - own;
-      begin = offsets_[found.expert];
-      end = offsets_[found.expert + 1];
+      begin = begin_[expert];
+      end = end_[expert];
     }
     found.first_row = begin + number * TileRows;
     std::int64_t const rows = end - found.first_row;
@@ -119,7 +121,7 @@ class tile_list {
     return count;
   }
 
-  std::int32_t const *offsets_, *first_tile_;
+  std::int32_t const *begin_, *end_, *first_tile_, *matrix_of_;
   int experts_, columns_, shared_columns_;
   std::int64_t tokens_;
 };

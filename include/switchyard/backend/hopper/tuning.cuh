@@ -35,7 +35,7 @@ struct hopper_tuning {
 
 /// Stages that fit, at most `most`, beside the lists of so many experts.
 constexpr int hopper_stages(int rows, int columns, int experts, int most) {
-  int const free = 227 * 1024 - 2048 - 8 * (experts + 1), stage = (rows + columns) * 128;
+  int const free = 227 * 1024 - 2048 - 12 * (experts + 1), stage = (rows + columns) * 128;
   return std::min(most, free / stage);
 }
 
