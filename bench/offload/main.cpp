@@ -682,7 +682,7 @@ void write_text(std::string const& path, std::string const& text) {
 }
 
 int run(settings const& how) {
-  bench::memory_group const group;
+  bench::memory_group const group(how.pages);
   std::printf(
       "experts that are kept in a part of memory, %s, %d readers; the first quarter of the calls fills the caches and "
       "is not counted\n",
@@ -705,7 +705,7 @@ int run(settings const& how) {
         std::printf("the file is read %s\n",
                     direct ? "past the page cache (O_DIRECT)" : "through the page cache, which is told to forget it");
       }
-      all.push_back(p.measure(shares, how.pages ? group.folder() : std::string()));
+      all.push_back(p.measure(shares, group.folder()));
       if (over_time.calls.empty()) over_time = p.over_time();
     });
     for (budget_results const& b : all.back().budgets) {
@@ -715,7 +715,7 @@ int run(settings const& how) {
   if (all.empty()) sy::fail("offload_bench, --only", "a word in the name of a trace", "'" + how.only + "'");
   if (!how.smoke) print_targets(all);
   print_simulation(experiments, shares);
-  if (!how.json.empty()) write_text(how.json, json_of(how, direct, how.pages && !group.folder().empty(), all));
+  if (!how.json.empty()) write_text(how.json, json_of(how, direct, !group.folder().empty(), all));
   if (!how.pictures.empty()) {
     write_text(how.pictures + "/bytes_by_budget.svg", bench::bytes_by_budget(all));
     write_text(how.pictures + "/over_time.svg",
