@@ -64,8 +64,9 @@ struct experiment {
   std::int64_t tokens;     ///< of each call
   offload::trace calls;    ///< that are run
   offload::trace earlier;  ///< another recording of the same model, which frequencies are of
-  offload::trace
-      expected;  ///< of each call what the router of its layer made of the input of the layer before; no calls: not known
+  /// Of each call what the router of its layer made of the input of the layer before, and what SiDA's predictor makes of a whole window;
+  /// no calls: not known.
+  offload::trace expected, predicted;
 
   /// The first quarter of the calls fills caches, which is not counted: a program runs for long.
   std::int64_t first_counted() const { return calls.calls() / 4 / calls.layers() * calls.layers(); }
@@ -79,35 +80,39 @@ constexpr sy::shape smoke_dims{.hidden = 64, .intermediate = 64, .experts = 8, .
 experiment made(std::string const& name, double skew, sy::shape dims, int layers, std::int64_t tokens,
                 std::int64_t calls) {
   bench::trace_shape const of{layers, dims.experts, dims.top_k, tokens, calls};
-  return {name, dims.top_k, tokens, bench::made_trace(of, skew, 1, 2), bench::made_trace(of, skew, 1, 3), {1, 1}};
+  return {name,   dims.top_k, tokens, bench::made_trace(of, skew, 1, 2), bench::made_trace(of, skew, 1, 3),
+          {1, 1}, {1, 1}};
 }
 
-experiment demo(std::string const& name, char const* file, char const* expected, std::int64_t tokens,
-                std::int64_t calls) {
-  std::string const folder = SWITCHYARD_BENCH_TRACES "/";
-  offload::trace const all = offload::trace::read(folder + file);
-  return {
-      name,
-      demo_dims.top_k,
-      tokens,
-      bench::part_of(all, 0, calls),
-      bench::part_of(all, calls, all.calls()),
-      expected == nullptr ? offload::trace(1, 1) : bench::part_of(offload::trace::read(folder + expected), 0, calls)};
+experiment demo(std::string const& name, std::string const& recording, std::int64_t tokens, std::int64_t calls) {
+  std::string const path = SWITCHYARD_BENCH_TRACES "/" + recording;
+  offload::trace const all = offload::trace::read(path + ".trace");
+  auto const prediction = [&](char const* whose) {
+    if (tokens > 1) return offload::trace(1, 1);
+    return bench::part_of(offload::trace::read(path + whose), 0, calls);
+  };
+  return {name,
+          demo_dims.top_k,
+          tokens,
+          bench::part_of(all, 0, calls),
+          bench::part_of(all, calls, all.calls()),
+          prediction("_expected.trace"),
+          prediction("_sida.trace")};
 }
 
 std::vector<experiment> experiments_of(settings const& of) {
   std::vector<experiment> result;
   if (of.smoke) {
     result.push_back(made("Zipf, 4 tokens", 1.0, smoke_dims, 3, 4, 24));
-    result.push_back(demo("demo, 1 token", "demo_tokens.trace", "demo_tokens_expected.trace", 1, 24));
+    result.push_back(demo("demo, 1 token", "demo_tokens", 1, 24));
     return result;
   }
   result.push_back(made("uniform, 1 token", 0.0, made_dims, 6, 1, 150));
   result.push_back(made("Zipf, 1 token", 1.0, made_dims, 6, 1, 150));
-  result.push_back(demo("demo, 1 token", "demo_tokens.trace", "demo_tokens_expected.trace", 1, 160));
+  result.push_back(demo("demo, 1 token", "demo_tokens", 1, 160));
   result.push_back(made("uniform, 512 tokens", 0.0, made_dims, 6, 512, 24));
   result.push_back(made("Zipf, 512 tokens", 1.0, made_dims, 6, 512, 24));
-  result.push_back(demo("demo, 256 tokens", "demo_windows.trace", nullptr, 256, 32));
+  result.push_back(demo("demo, 256 tokens", "demo_windows", 256, 32));
   return result;
 }
 
@@ -283,6 +288,12 @@ class problem {
             offload::traced_call const next = of_.expected[i + 1];
             if (!next.experts.empty()) cache.expect(next.layer, next.experts);
           });
+        });
+      }
+      if (of_.predicted.calls() > 0) {
+        contenders.push_back([&] {
+          offload::oracle all(of_.predicted, trace.calls());  // of what is predicted, not of what comes
+          return cached<ours>("ours, SiDA", budget, [&](auto& cache, std::int64_t i) { all.tell(cache, i); });
         });
       }
       contenders.push_back([&] {

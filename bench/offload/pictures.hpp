@@ -24,6 +24,7 @@ inline std::string bytes_by_budget(std::vector<trace_results> const& all) {
                                    {"ours", "#3b6fb6", ""},
                                    {"ours, frequencies", "#3b6fb6", "2 3"},
                                    {"ours, next router", "#3b6fb6", "6 4"},
+                                   {"ours, SiDA", "#0c8599", "6 4"},
                                    {"ours, oracle", "#2b8a3e", ""},
                                    {"Belady, simulated", "#1f2933", "1 4"}};
   constexpr int columns = 3;
