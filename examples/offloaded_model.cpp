@@ -42,7 +42,7 @@ constexpr int hidden = resident::dims.hidden, inner = resident::dims.intermediat
 
 std::vector<float> numbers(std::size_t count, std::uint64_t seed, float scale) {
   std::vector<float> result(count);
-  sy::counter_random const random(seed);
+  sy::counter_random const random{seed};
   for (std::size_t i = 0; i < count; ++i) result[i] = scale * (2.0f * random.uniform(i) - 1.0f);
   return result;
 }
@@ -84,7 +84,7 @@ outcome run(std::string const& name, model const& of, offload::trace* recorded, 
   std::vector<float> x(texts * hidden), normed(x.size()), y(x.size());
   std::vector<std::byte> workspace(Layer::workspace_bytes(texts));
   std::vector<std::int64_t> counts(experts);
-  sy::counter_random const random(5);
+  sy::counter_random const random{5};
   auto const begin = std::chrono::steady_clock::now();
   for (int step = 0; step < steps; ++step) {
     for (int t = 0; t < texts; ++t) {
