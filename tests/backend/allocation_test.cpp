@@ -6,7 +6,6 @@
 
 #include <atomic>
 #include <cstdlib>
-#include <filesystem>
 #include <new>
 #include <string>
 #include <vector>
@@ -15,6 +14,7 @@
 #include "support/any_layer.hpp"
 #include "support/call.hpp"
 #include "support/random_problem.hpp"
+#include "support/temporary_folder.hpp"
 #include "support/threads.hpp"
 
 namespace {
@@ -88,7 +88,8 @@ TEST_CASE("a cache serves calls, and is told of calls to come, without allocatin
   constexpr int layers = 2, experts = 6;
   std::vector<std::byte> const pieces(layers * experts * 4096);
   offload::host_store const in_memory({pieces.data(), layers, experts, 1000});
-  std::string const path = "allocation_test.experts";
+  support::temporary_folder const folder;
+  std::string const path = folder / "allocation_test.experts";
   offload::pack(path, in_memory);
   auto const serve = [](auto& store) {
     offload::expert_cache<std::remove_reference_t<decltype(store)>> cache(
@@ -109,7 +110,6 @@ TEST_CASE("a cache serves calls, and is told of calls to come, without allocatin
     offload::file_store in_file = offload::open_packed(path);
     serve(in_file);
   }
-  std::filesystem::remove(path);
 }
 
 TEST_CASE("a predictor of experts predicts without allocating", "[sida]") {

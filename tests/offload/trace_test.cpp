@@ -4,7 +4,6 @@
 #include <switchyard/switchyard.hpp>
 
 #include <cstdint>
-#include <cstdio>
 #include <fstream>
 #include <sstream>
 #include <string>
@@ -13,6 +12,7 @@
 #include "catch.hpp"
 #include "support/random_numbers.hpp"
 #include "support/said.hpp"
+#include "support/temporary_folder.hpp"
 
 namespace sy = switchyard;
 using Catch::Matchers::ContainsSubstring;
@@ -32,11 +32,11 @@ sy::offload::trace three_calls() {
   return result;
 }
 
-/// A file of this test, gone when it ends.
+/// A file of this test alone, for tests run side by side, gone when it ends.
 struct file {
   explicit file(std::string const& text) { std::ofstream(path, std::ios::binary) << text; }
-  ~file() { std::remove(path.c_str()); }
-  std::string path = "offload_trace_test.trace";
+  support::temporary_folder folder;
+  std::string path = folder / "test.trace";
 };
 
 /// Keeps what it is told.
