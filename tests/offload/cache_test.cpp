@@ -64,6 +64,7 @@ void use(Cache& cache, int layer, std::vector<std::int32_t> const& needed) {
 struct lower_layers_stay {
   static constexpr std::string_view name = "lower_layers_stay";
   static constexpr bool drops_unneeded = false;
+  static constexpr int out_of_turn = 0;
   static bool goes_before(offload::resident const& a, offload::resident const& b) {
     return a.layer != b.layer ? a.layer > b.layer : a.last_use < b.last_use;
   }

@@ -108,6 +108,7 @@ TEST_CASE("no way of reading takes fewer loads than Belady's rule", "[offload]")
 struct furthest_first {
   static constexpr std::string_view name = "furthest_first";
   static constexpr bool drops_unneeded = false;
+  static constexpr int out_of_turn = 0;
   static bool goes_before(offload::resident const& a, offload::resident const& b) {
     return offload::lru_with_lookahead::goes_before(a, b);
   }

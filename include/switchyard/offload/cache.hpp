@@ -272,8 +272,10 @@ class expert_cache final : public expert_source<Memory> {
   Memory& memory() override { return memory_; }
 
   void begin(int layer, std::span<std::int32_t const> experts) override {
+    int other = 0;
     {
       std::lock_guard const lock(mutex_);
+      other = residency_.layer_of_call();
       if (!runs_) {
         runs_ = true;
         begin_call(layer, experts);
@@ -282,7 +284,7 @@ class expert_cache final : public expert_source<Memory> {
       }
     }
     fail("layer::forward, weights.experts", "a cache that no other call uses at the moment (one call at a time)",
-         "one that a call of layer " + std::to_string(residency_.layer_of_call()) + " uses");
+         "one that a call of layer " + std::to_string(other) + " uses");
   }
 
   int take(std::int32_t* experts, std::int32_t* places) override {

@@ -23,13 +23,14 @@ struct resident {
 /// that the present call still has to use, is never given up, whatever the policy says.
 ///
 /// Fetching ahead never changes what a policy decides: it does earlier what the policy would do once the expected calls come. The one exception
-/// is a policy with a number `out_of_turn`. Where the present or one of the three next calls needs a piece, and the place of the piece whose turn
+/// is a policy whose `out_of_turn` is not 0. Where the present or one of the three next calls needs a piece, and the place of the piece whose turn
 /// it is to go is still in use, so many others are looked at in its stead, in the order of the policy; else all that is read would come
 /// through one place, for what was just used is needed last, and reading would wait for computing.
 template <class Policy>
 concept residency_policy = requires(Policy const& policy, resident const& piece) {
   { Policy::name } -> std::convertible_to<std::string_view>;
   { Policy::drops_unneeded } -> std::convertible_to<bool>;  // a call gives up what it does not need of its layer
+  { Policy::out_of_turn } -> std::convertible_to<int>;
   {
     policy.goes_before(piece, piece)
     } -> std::same_as<bool>;  // the first is given up before the second: a strict weak order
@@ -39,6 +40,7 @@ concept residency_policy = requires(Policy const& policy, resident const& piece)
 struct exact {
   static constexpr std::string_view name = "exact";
   static constexpr bool drops_unneeded = true;
+  static constexpr int out_of_turn = 0;
   static bool goes_before(resident const& a, resident const& b) { return a.last_use < b.last_use; }
 };
 
@@ -46,6 +48,7 @@ struct exact {
 struct lru {
   static constexpr std::string_view name = "lru";
   static constexpr bool drops_unneeded = false;
+  static constexpr int out_of_turn = 0;
   static bool goes_before(resident const& a, resident const& b) { return a.last_use < b.last_use; }
 };
 
@@ -79,6 +82,7 @@ struct by_next_use {
 struct pinned_by_frequency {
   static constexpr std::string_view name = "pinned_by_frequency";
   static constexpr bool drops_unneeded = false;
+  static constexpr int out_of_turn = 0;
   static bool goes_before(resident const& a, resident const& b) {
     return a.frequency != b.frequency ? a.frequency < b.frequency : a.last_use < b.last_use;
   }

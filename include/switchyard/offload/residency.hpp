@@ -198,10 +198,6 @@ class residency {
 
  private:
   static constexpr int none = -1;
-  static constexpr int pieces_out_of_turn = [] {
-    if constexpr (requires { Policy::out_of_turn; }) return static_cast<int>(Policy::out_of_turn);
-    return 0;
-  }();
   static constexpr int most_planned = 32, most_calls = 64;  // what `next_load` looks at
   static constexpr double newest = 0.05;                    // what a layer's last call counts of all, in `share_`
 
@@ -342,18 +338,18 @@ class residency {
   /// Whether a layer has its share of the places while all are called for the first time. If the first ones took all places, they would be there
   /// ever after, and nothing of the others: calls with nothing to read would take turns with calls that wait.
   bool is_share_used_up(int layer, std::int64_t number) const {
-    if (pieces_out_of_turn == 0 || call_ + 1 + (number - front_) > layers_) return false;
+    if (Policy::out_of_turn == 0 || call_ + 1 + (number - front_) > layers_) return false;
     int count = 0;
     for (followed const& f : followed_) count += f.is.layer == layer;
     return count > 0 && count * layers_ >= places();
   }
   /// In a small cache what goes out of turn costs more reads than it is worth.
-  int most_out_of_turn() const { return std::min(pieces_out_of_turn, std::max(1, places() / 4)); }
+  int most_out_of_turn() const { return std::min(Policy::out_of_turn, std::max(1, places() / 4)); }
   /// Where a piece goes whose place, `at`, is still in use: the first that may be overwritten of those after it in the order of the policy.
   /// So many are looked at; a piece that is needed before the one that is read is not given up.
   int place_out_of_turn(int at, int count, std::int64_t number) const {
     std::int64_t const call = number == never ? front_ - 1 : number;
-    int passed[static_cast<std::size_t>(pieces_out_of_turn) + 1];
+    int passed[static_cast<std::size_t>(Policy::out_of_turn) + 1];
     for (int passes = 0; passes < count;) {
       passed[passes++] = at;
       at = none;

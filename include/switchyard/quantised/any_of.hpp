@@ -32,6 +32,8 @@ struct any_of {
     ((std::is_same_v<Format, Formats> ? void(found = number++) : void(number++)), ...);
     return found;
   }
+  template <class Format>
+  static constexpr int index_of = number_of<Format>();  // a value, which a GPU's compiler takes from the host
 
  public:
   static constexpr int granule = least({Formats::granule...});
@@ -41,8 +43,8 @@ struct any_of {
 
   any_of() = default;
   template <class Format>
-  requires(number_of<Format>() >= 0) SWITCHYARD_HD any_of(Format const& of)
-      : which(number_of<Format>()), rows(of.rows), columns(of.columns) {
+  requires(index_of<Format> >= 0) SWITCHYARD_HD any_of(Format const& of)
+      : which(index_of<Format>), rows(of.rows), columns(of.columns) {
     static_assert(std::is_trivially_copyable_v<Format>);
     std::memcpy(matrix, &of, sizeof of);
   }
