@@ -752,19 +752,45 @@ SWITCHYARD_TILE_TARGET void multiply_panel(ready_weights const& ready, float con
   }
 }
 
-/// to[i] = activation of a gate and an up feature of `width` rows, biases added first; `weights`, where it is not null,
-/// multiplies the products of each row.
+/// to[i] = activation of a gate and an up value, for a vector of them, biases added first. The arrays of one length let the compiler make
+/// vectors of any activation that does not branch.
+template <class Activation, bool Gated>
+SWITCHYARD_TILE_TARGET inline void activate_vector(float const* gate, float const* up, floats weights, float gate_bias,
+                                                   float up_bias, float* to) {
+  float of_gate[lanes], of_up[lanes], result[lanes];
+  floats const shifted_up = weights * load_floats(up) + up_bias;
+  __builtin_memcpy(of_up, &shifted_up, sizeof of_up);
+  if constexpr (Gated) {
+    floats const shifted_gate = weights * load_floats(gate) + gate_bias;
+    __builtin_memcpy(of_gate, &shifted_gate, sizeof of_gate);
+    for (int i = 0; i < lanes; ++i) result[i] = Activation::apply(of_gate[i], of_up[i]);
+  } else {
+    for (int i = 0; i < lanes; ++i) result[i] = Activation::apply(of_up[i]);
+  }
+  __builtin_memcpy(to, result, sizeof result);
+}
+
+/// The same of `width` rows; `weights`, where it is not null, multiplies the products of each row.
 template <class Activation, bool Gated>
 SWITCHYARD_TILE_TARGET void activate(float const* gate, float const* up, float const* weights, float gate_bias,
                                      float up_bias, int width, float* to) {
-  for (int i = 0; i < width; ++i) {
-    float const weight = weights == nullptr ? 1.0f : weights[i];
-    if constexpr (Gated) {
-      to[i] = Activation::apply(weight * gate[i] + gate_bias, weight * up[i] + up_bias);
-    } else {
-      to[i] = Activation::apply(weight * up[i] + up_bias);
-    }
+  floats const ones = floats{} + 1.0f;
+  int i = 0;
+  for (; i + lanes <= width; i += lanes) {
+    activate_vector<Activation, Gated>(Gated ? gate + i : nullptr, up + i,
+                                       weights == nullptr ? ones : load_floats(weights + i), gate_bias, up_bias,
+                                       to + i);
   }
+  if (i == width) return;
+  // The rest takes the same way, so that a value has the same bits wherever it stands.
+  float part[4][lanes] = {};
+  for (int k = 0; i + k < width; ++k) {
+    part[0][k] = Gated ? gate[i + k] : 0.0f;
+    part[1][k] = up[i + k];
+    part[2][k] = weights == nullptr ? 1.0f : weights[i + k];
+  }
+  activate_vector<Activation, Gated>(part[0], part[1], load_floats(part[2]), gate_bias, up_bias, part[3]);
+  for (int k = 0; i + k < width; ++k) to[i + k] = part[3][k];
 }
 
 /// Rows that `add_low_rank_terms` takes together at most: their sums with four features fit the registers.
