@@ -2,7 +2,6 @@
 
 #include <switchyard/backend/cpu/panels.hpp>
 #include <switchyard/core/bfloat16.hpp>
-#include <switchyard/core/finite.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -74,46 +73,47 @@ inline constexpr int most_depth = 384 / parts_of<Element>;
 inline constexpr int item_panels = 3, item_tiles = 2;
 static_assert(item_panels * item_tiles * features * 2 * lanes + features * 384 / 2 <= item_floats);
 
-inline void split(bfloat16 x, bfloat16 (&to)[1]) { to[0] = x; }
-inline void split(float x, bfloat16 (&to)[2]) {
-  to[0] = bfloat16(x);
-  float const rest = x - static_cast<float>(to[0]);
-  to[1] = is_finite(rest) ? bfloat16(rest) : bfloat16{};  // not so beyond bfloat16's range
-}
-
 /// Where the first part of element k of row i stands in a panel; others are `chunk * lanes` further each.
 inline std::int64_t position(std::int64_t k, int i, int width, int parts = 1) {
   return k / chunk * (chunk * width * parts) + i / lanes * (chunk * lanes * parts) + k % chunk / 2 * (2 * lanes) +
          i % lanes * 2 + k % 2;
 }
-
-template <class Element>
-void put_value(Element value, std::int64_t k, int i, int width, bfloat16* panel) {
-  constexpr int parts = parts_of<Element>;
-  bfloat16 part[parts];
-  split(value, part);
-  for (int p = 0; p < parts; ++p) panel[position(k, i, width, parts) + p * (chunk * lanes)] = part[p];
+inline std::uint32_t* pair_at(float* panel, std::int64_t k, int i, int width, int parts) {
+  return reinterpret_cast<std::uint32_t*>(panel) + position(k / 2 * 2, i, width, parts) / 2;
 }
+inline constexpr std::int64_t part_words = chunk * lanes / 2;
 
 template <class Element>
 void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth, float* panel) {
-  auto* const to = reinterpret_cast<bfloat16*>(panel);
-  std::int64_t const padded = divide_up(depth, chunk) * chunk;
-  for (std::int64_t k = 0; k < padded; k += 2) {
-    for (int i = 0; i < width; ++i) {
-      put_value(i < row_count && k < depth ? rows[i][k] : Element{}, k, i, width, to);
-      put_value(i < row_count && k + 1 < depth ? rows[i][k + 1] : Element{}, k + 1, i, width, to);
+  constexpr int parts = parts_of<Element>;
+  for (int first = 0; first < width; first += lanes) {
+    int const count = std::clamp(row_count - first, 0, lanes);
+    std::int64_t k = 0;
+    for (; k + chunk <= depth; k += chunk) {
+      vectors::pack_pairs(rows + first, count, k, pair_at(panel, k, first, width, parts), part_words);
     }
+    if (k == depth) continue;
+    Element padded[lanes][chunk] = {};
+    Element const* last[lanes];
+    for (int i = 0; i < lanes; ++i) {
+      last[i] = padded[i];
+      if (i < count) std::copy(rows[first + i] + k, rows[first + i] + depth, padded[i]);
+    }
+    vectors::pack_pairs(last, count, 0, pair_at(panel, k, first, width, parts), part_words);
   }
 }
 
-/// With the last element of the depth, also zeros behind it.
+/// Elements come in their order, for an odd one completes its pair. With the last one come zeros behind it.
 template <class Element>
 void put_values(float const* values, int width, std::int64_t k, std::int64_t depth, float* panel) {
-  auto* const to = reinterpret_cast<bfloat16*>(panel);
-  for (int i = 0; i < width; ++i) put_value(Element(values[i]), k, i, width, to);
-  for (std::int64_t behind = depth; k + 1 == depth && behind % chunk != 0; ++behind) {
-    for (int i = 0; i < width; ++i) put_value(Element{}, behind, i, width, to);
+  constexpr int parts = parts_of<Element>;
+  float const zeros[lanes] = {};
+  std::int64_t const end = k + 1 == depth ? divide_up(depth, chunk) * chunk : k + 1;
+  for (int i = 0; i < width; i += lanes) {
+    vectors::put_in_pairs<parts>(values + i, k % 2 == 1, pair_at(panel, k, i, width, parts), part_words);
+    for (std::int64_t behind = k + 1; behind < end; ++behind) {
+      vectors::put_in_pairs<parts>(zeros, behind % 2 == 1, pair_at(panel, behind, i, width, parts), part_words);
+    }
   }
 }
 
@@ -166,31 +166,41 @@ void keep_largest(float* panel, int width, std::int64_t depth, int kept, float c
 }
 
 /// The weights where they are, or, where they do not fill tiles as they stand, a copy that does: part after part.
-template <class Operand>
-ready_weights prepare(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory) {
-  using element = typename Operand::element;
-  constexpr int parts = parts_of<element>, pitch = most_depth<element>;
-  if constexpr (Operand::in_place && parts == 1) {
+template <class Element>
+ready_weights prepare(feature_tile<weight_view<Element>> const& tile, std::int64_t first, int depth, float* memory) {
+  constexpr int parts = parts_of<Element>, pitch = most_depth<Element>;
+  if constexpr (parts == 1) {
     if (tile.column_stride == 1 && tile.features == features && depth % chunk == 0) {
       return {tile.rows + first, tile.row_stride * static_cast<std::int64_t>(sizeof(bfloat16))};
     }
   }
   auto* const copy = reinterpret_cast<bfloat16*>(memory);
-  for (int f = 0; f < features; ++f) {
-    [[maybe_unused]] float restored[pitch] = {};
-    if constexpr (!Operand::in_place) {
-      if (f < tile.features) portable::restore_row(*tile.weights, tile.expert, tile.first + f, first, depth, restored);
-    }
-    for (int k = 0; k < pitch; ++k) {
-      element value{};
-      if constexpr (Operand::in_place) {
-        if (f < tile.features && k < depth) value = tile.rows[f * tile.row_stride + (first + k) * tile.column_stride];
-      } else {
-        value = element(restored[k]);
+  Element const* const from = tile.rows + first * tile.column_stride;
+  constexpr int step = 16;
+  int const padded = static_cast<int>(divide_up(depth, chunk)) * chunk;
+  for (int f = 0; f < features; f += step) {
+    int const count = std::clamp(tile.features - f, 0, step);
+    for (int k = 0; k < padded; k += chunk) {
+      Element block[step][chunk];  // what is beyond the weights' edges is zero
+      if (count < step || depth - k < chunk) std::fill(block[0], block[step], Element{});
+      int const length = std::min(chunk, depth - k);
+      for (int i = 0; tile.column_stride == 1 && i < count; ++i) {
+        Element const* const row = from + (f + i) * tile.row_stride + k;
+        std::copy(row, row + length, block[i]);
       }
-      bfloat16 part[parts];
-      split(value, part);
-      for (int p = 0; p < parts; ++p) copy[(p * features + f) * pitch + k] = part[p];
+      // Features that lie beside each other are read beside each other.
+      for (int i = 0; tile.column_stride != 1 && i < length; ++i) {
+        Element const* const column = from + (k + i) * tile.column_stride + f * tile.row_stride;
+        for (int j = 0; j < count; ++j) block[j][i] = column[j * tile.row_stride];
+      }
+      for (int i = 0; i < step; ++i) {
+        bfloat16* const to = copy + (f + i) * pitch + k;
+        if constexpr (parts == 1) {
+          std::copy(block[i], block[i] + chunk, to);
+        } else {
+          vectors::split_row(block[i], chunk, to, features * pitch);
+        }
+      }
     }
   }
   return {copy, pitch * static_cast<std::int64_t>(sizeof(bfloat16))};
@@ -281,7 +291,7 @@ panel_kernels<Operand> panel_kernels_with() {
           &put_values<element>,
           &vectors::put_rows,
           &keep_largest<element>,
-          &prepare<Operand>,
+          &prepare<element>,
           &multiply_panel<Tiles, element, 2 * lanes>,
           &multiply_panel<Tiles, element, lanes>};
 }

@@ -96,7 +96,8 @@ template <class Operand>
 panel_kernels<Operand> panel_kernels_of(instruction_set set, float_products floats) {
   using element = typename Operand::element;
 #if defined(__x86_64__)
-  if constexpr (std::is_same_v<element, bfloat16> || std::is_same_v<element, float>) {
+  // Weights that are restored are floats, which tiles would round.
+  if constexpr (Operand::in_place && (std::is_same_v<element, bfloat16> || std::is_same_v<element, float>)) {
     bool const by_tiles = std::is_same_v<element, bfloat16> || floats == float_products::three_of_bfloat16;
     if (set == instruction_set::amx && by_tiles) return amx::panel_kernels_with<amx::tiles, Operand>();
   }
