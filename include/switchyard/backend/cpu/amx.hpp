@@ -12,7 +12,8 @@
 /// every 16 tokens, pairs of elements that follow each other, token after token.
 ///
 /// Floats come as two parts, each value's nearest bfloat16 and that of what is left, x = x0 + x1: a product is
-/// w0 x0 + w0 x1 + w1 x0, and lacks w1 x1, some 2^-16 of it.
+/// w0 x0 + w0 x1 + w1 x0, and lacks w1 x1, some 2^-16 of it. Weights that are restored are floats, too: w0 x + w1 x with a bfloat16
+/// token lacks 2^-18 of a weight at most, and nothing of one that is a bfloat16.
 namespace switchyard::cpu::amx {
 
 // Processors with tiles have these vectors; others only parse this file.
@@ -67,9 +68,12 @@ inline constexpr std::int64_t tile_bytes = lanes * line;  // of 16 tokens and 32
 template <class Element>
 inline constexpr int parts_of = std::is_same_v<Element, float> ? 2 : 1;
 
+template <class Operand>
+inline constexpr int weight_parts = Operand::in_place ? parts_of<typename Operand::element> : 2;
+
 /// Elements of depth that weights are made ready for at a time: a copy of them has to fit.
-template <class Element>
-inline constexpr int most_depth = 384 / parts_of<Element>;
+template <class Operand>
+inline constexpr int most_depth = 384 / weight_parts<Operand>;
 inline constexpr int item_panels = 3, item_tiles = 2;
 static_assert(item_panels * item_tiles * features * 2 * lanes + features * 384 / 2 <= item_floats);
 
@@ -165,53 +169,67 @@ void keep_largest(float* panel, int width, std::int64_t depth, int kept, float c
   }
 }
 
-/// The weights where they are, or, where they do not fill tiles as they stand, a copy that does: part after part.
-template <class Element>
-ready_weights prepare(feature_tile<weight_view<Element>> const& tile, std::int64_t first, int depth, float* memory) {
-  constexpr int parts = parts_of<Element>, pitch = most_depth<Element>;
-  if constexpr (parts == 1) {
-    if (tile.column_stride == 1 && tile.features == features && depth % chunk == 0) {
-      return {tile.rows + first, tile.row_stride * static_cast<std::int64_t>(sizeof(bfloat16))};
-    }
-  }
+/// Copies a piece of the weights of a tile: some features at a time, part after part.
+template <class Operand>
+ready_weights copy_weights(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory) {
+  using element = std::conditional_t<Operand::in_place, typename Operand::element, float>;
+  constexpr int parts = weight_parts<Operand>, pitch = most_depth<Operand>, step = 8;
   auto* const copy = reinterpret_cast<bfloat16*>(memory);
-  Element const* const from = tile.rows + first * tile.column_stride;
-  constexpr int step = 16;
   int const padded = static_cast<int>(divide_up(depth, chunk)) * chunk;
   for (int f = 0; f < features; f += step) {
+    element rows[step][pitch];  // what is beyond the weights' edges is zero
     int const count = std::clamp(tile.features - f, 0, step);
-    for (int k = 0; k < padded; k += chunk) {
-      Element block[step][chunk];  // what is beyond the weights' edges is zero
-      if (count < step || depth - k < chunk) std::fill(block[0], block[step], Element{});
-      int const length = std::min(chunk, depth - k);
+    if (count < step || depth < padded) std::fill_n(&rows[0][0], step * pitch, element{});
+    if constexpr (!Operand::in_place) {
+      using restored = vectors::restored<Operand>;
+      using order = typename restored::order;
+      for (int i = 0; i < count; ++i) {
+        if constexpr (vectors::stored<order>::in_order) {
+          restored::read(*tile.weights, tile.expert, tile.first + f + i, first, depth, rows[i]);
+        } else {
+          float in_its_order[pitch];
+          restored::read(*tile.weights, tile.expert, tile.first + f + i, first, depth, in_its_order);
+          for (int k = 0; k < depth; ++k) rows[i][k] = in_its_order[vectors::depth_position<order>(k, depth)];
+        }
+      }
+    } else {
+      element const* const from = tile.rows + f * tile.row_stride + first * tile.column_stride;
       for (int i = 0; tile.column_stride == 1 && i < count; ++i) {
-        Element const* const row = from + (f + i) * tile.row_stride + k;
-        std::copy(row, row + length, block[i]);
+        std::copy_n(from + i * tile.row_stride, depth, rows[i]);
       }
       // Features that lie beside each other are read beside each other.
-      for (int i = 0; tile.column_stride != 1 && i < length; ++i) {
-        Element const* const column = from + (k + i) * tile.column_stride + f * tile.row_stride;
-        for (int j = 0; j < count; ++j) block[j][i] = column[j * tile.row_stride];
+      for (int k = 0; tile.column_stride != 1 && k < depth; ++k) {
+        for (int i = 0; i < count; ++i) rows[i][k] = from[k * tile.column_stride + i * tile.row_stride];
       }
-      for (int i = 0; i < step; ++i) {
-        bfloat16* const to = copy + (f + i) * pitch + k;
-        if constexpr (parts == 1) {
-          std::copy(block[i], block[i] + chunk, to);
-        } else {
-          vectors::split_row(block[i], chunk, to, features * pitch);
-        }
+    }
+    for (int i = 0; i < step; ++i) {
+      bfloat16* const to = copy + (f + i) * pitch;
+      if constexpr (parts == 1) {
+        std::copy_n(rows[i], padded, to);
+      } else {
+        vectors::split_row(rows[i], padded, to, features * pitch);
       }
     }
   }
   return {copy, pitch * static_cast<std::int64_t>(sizeof(bfloat16))};
 }
 
+/// The weights where they are, or, where they do not fill tiles as they stand, a copy that does.
+template <class Operand>
+ready_weights prepare(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory) {
+  if constexpr (weight_parts<Operand> == 1) {
+    if (tile.column_stride == 1 && tile.features == features && depth % chunk == 0) {
+      return {tile.rows + first, tile.row_stride * static_cast<std::int64_t>(sizeof(bfloat16))};
+    }
+  }
+  return copy_weights(tile, first, depth, memory);
+}
+
 /// sums[f][i] (+)= products of 32 features and 16 or 32 tokens, two by two tiles at a time.
-template <class Tiles, class Element, int Width>
+template <class Tiles, int WeightParts, int TokenParts, int Width>
 void multiply_panel(ready_weights const& weights, float const* panel, int depth, bool first, float* sums,
                     fetched_rows const& fetched) {
   constexpr bool full = Width == 2 * lanes;
-  constexpr int parts = parts_of<Element>;
   constexpr std::int64_t sums_stride = Width * sizeof(float);
   Tiles t;
   auto* const upper = sums;
@@ -229,9 +247,9 @@ void multiply_panel(ready_weights const& weights, float const* panel, int depth,
   }
   auto const* from = static_cast<char const*>(weights.first);
   auto const* tokens = reinterpret_cast<char const*>(panel);
-  for (int k = 0; k < depth; k += chunk, from += line, tokens += parts * Width * line) {
+  for (int k = 0; k < depth; k += chunk, from += line, tokens += TokenParts * Width * line) {
     for (int row = 0; row < fetched.rows; ++row) {
-      for (int part = 0; part < parts; ++part) {  // as many cache lines as a row of the tile comes from
+      for (int part = 0; part < WeightParts; ++part) {  // as many cache lines as a row of the tile comes from
         __builtin_prefetch(fetched.first + row * fetched.stride + k * fetched.element_bytes + part * line, 0, 2);
       }
     }
@@ -241,12 +259,11 @@ void multiply_panel(ready_weights const& weights, float const* panel, int depth,
     t.template load<5>(from + lanes * weights.stride, weights.stride);
     t.template multiply<2, 5, 6>();
     if constexpr (full) {
-      t.template load<7>(tokens + parts * tile_bytes, line);
+      t.template load<7>(tokens + TokenParts * tile_bytes, line);
       t.template multiply<1, 4, 7>();
       t.template multiply<3, 5, 7>();
     }
-    if constexpr (parts == 2) {
-      auto const* const rest = from + features * weights.stride;  // of the weights
+    if constexpr (TokenParts == 2) {
       t.template load<6>(tokens + tile_bytes, line);
       t.template multiply<0, 4, 6>();
       t.template multiply<2, 5, 6>();
@@ -255,13 +272,16 @@ void multiply_panel(ready_weights const& weights, float const* panel, int depth,
         t.template multiply<1, 4, 7>();
         t.template multiply<3, 5, 7>();
       }
-      t.template load<4>(rest, weights.stride);
-      t.template load<5>(rest + lanes * weights.stride, weights.stride);
       t.template load<6>(tokens, line);
+      if constexpr (full) t.template load<7>(tokens + 2 * tile_bytes, line);
+    }
+    if constexpr (WeightParts == 2) {
+      auto const* const rest = from + features * weights.stride;
+      t.template load<4>(rest, weights.stride);
       t.template multiply<0, 4, 6>();
+      t.template load<5>(rest + lanes * weights.stride, weights.stride);
       t.template multiply<2, 5, 6>();
       if constexpr (full) {
-        t.template load<7>(tokens + 2 * tile_bytes, line);
         t.template multiply<1, 4, 7>();
         t.template multiply<3, 5, 7>();
       }
@@ -279,21 +299,22 @@ panel_kernels<Operand> panel_kernels_with() {
   return {lanes,
           2 * lanes,
           features,
-          most_depth<element>,
+          most_depth<Operand>,
           item_panels,
           item_tiles,
+          weight_parts<Operand> == 1,
           2 / parts_of<element>,
           false,
-          lanes,
+          weight_parts<Operand> == 1 ? lanes : 32 * parts_of<element>,
           [] { Tiles().begin(); },
           [] { Tiles().end(); },
           &pack_panel<element>,
           &put_values<element>,
           &vectors::put_rows,
           &keep_largest<element>,
-          &prepare<element>,
-          &multiply_panel<Tiles, element, 2 * lanes>,
-          &multiply_panel<Tiles, element, lanes>};
+          &prepare<Operand>,
+          &multiply_panel<Tiles, weight_parts<Operand>, parts_of<element>, 2 * lanes>,
+          &multiply_panel<Tiles, weight_parts<Operand>, parts_of<element>, lanes>};
 }
 
 }  // namespace switchyard::cpu::amx
