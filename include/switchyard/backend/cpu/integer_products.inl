@@ -93,11 +93,18 @@ struct integer_tile {
 #if defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_TILE_EXPANDS)
   using code = std::int16_t;
   SWITCHYARD_TILE_TARGET static void put(std::int8_t const* codes, code* to) {
-    for (int i = 0; i < chunk_depth; i += 4) {
-      to[i] = codes[i];
-      to[i + 1] = codes[i + 2];
-      to[i + 2] = codes[i + 1];
-      to[i + 3] = codes[i + 3];
+    typedef std::int8_t sixteen __attribute__((vector_size(16)));
+    typedef std::int16_t wide __attribute__((vector_size(32)));
+    for (int i = 0; i < chunk_depth; i += 16) {
+      sixteen x;
+      __builtin_memcpy(&x, codes + i, sizeof x);
+#if defined(__clang__)
+      x = __builtin_shufflevector(x, x, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+#else
+      x = __builtin_shuffle(x, sixteen{0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15});
+#endif
+      wide const all = __builtin_convertvector(x, wide);
+      __builtin_memcpy(to + i, &all, sizeof all);
     }
   }
 #else
