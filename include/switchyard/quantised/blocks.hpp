@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/core/checks.hpp>
 #include <switchyard/core/half.hpp>
 #include <switchyard/core/host_device.hpp>
 #include <switchyard/quantised/codes.hpp>
@@ -127,6 +128,11 @@ struct block_matrix {
   }
   SWITCHYARD_HD constexpr block_matrix from(int expert) const {
     return {data + expert * expert_stride, expert_stride, row_stride, rows, columns};
+  }
+  void check_strides(char const* what, int experts) const {
+    checks::check_least_stride(row_stride, std::int64_t{columns} / Block::weights * Block::bytes, rows, what,
+                               "row_stride");
+    checks::check_least_stride(expert_stride, rows * row_stride, experts, what, "expert_stride");
   }
   template <class Arrays>
   void name_arrays(Arrays const& arrays, int experts) const {
