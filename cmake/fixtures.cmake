@@ -121,8 +121,9 @@ function(switchyard_fixture_source path case source_variable skipped_variable)
     if(bias)
       set(expert "expert::with_bias<${expert}>")
     endif()
+    string(MAKE_C_IDENTIFIER "fixture_${case}" identifier)
     set(${source_variable} "
-namespace fixture_${case} {
+namespace ${identifier} {
 using namespace switchyard;
 bool const added = fixtures::add_quantised<layer<
     shape{.hidden = ${d}, .intermediate = ${I}, .experts = ${E}, .top_k = ${K}},
