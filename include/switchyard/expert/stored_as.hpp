@@ -8,6 +8,8 @@
 #include <switchyard/expert/feed_forward.hpp>
 #include <switchyard/layer.hpp>
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -44,6 +46,17 @@ struct quantised_matrix {
   void name_arrays(Arrays const& arrays, int experts, int, int) const {
     of.name_arrays(arrays, experts);
   }
+
+  // Of a format with one array: see `fits_pieces`.
+  static constexpr std::string_view storage = Format::name;
+  static constexpr std::int64_t bytes_of(int rows,
+                                         int columns) requires(requires { Format::bytes_of(rows, columns); }) {
+    return Format::bytes_of(rows, columns);
+  }
+  static quantised_matrix in_pieces(std::byte const* first, std::int64_t stride, int rows, int columns) {
+    return Format::strided(reinterpret_cast<std::uint8_t const*>(first), stride, rows, columns);
+  }
+  void copy_expert(int expert, std::byte* to) const { of.copy_expert(expert, reinterpret_cast<std::uint8_t*>(to)); }
 };
 
 namespace expert {
@@ -68,6 +81,18 @@ struct stored_as : Base {
   template <class Layer>
   static void check(feed_forward_weights<Layer> const& w) {
     Base::template check<Layer>(w);
+    if constexpr (!feed_forward_weights<Layer>::in_cache) {
+      check_matrices<Layer>(w);
+    } else {
+      static_assert(Layer::dims.hidden % Format::whole == 0 && Layer::dims.intermediate % Format::whole == 0,
+                    "switchyard: rows of shape.hidden and of shape.intermediate weights are no whole blocks of this "
+                    "format. Take a format of smaller blocks.");
+    }
+  }
+
+ private:
+  template <class Layer>
+  static void check_matrices(feed_forward_weights<Layer> const& w) {
     constexpr int hidden = Layer::dims.hidden, inner = Layer::dims.intermediate;
     constexpr int experts = Layer::dims.experts;
     if constexpr (Layer::expert_traits.gated) {
@@ -77,7 +102,6 @@ struct stored_as : Base {
     check_sizes(w.down_proj.of, "layer::forward, weights.down_proj", experts, hidden, inner);
   }
 
- private:
   static void check_sizes(Format const& w, char const* what, int experts, int rows, int columns) {
     auto const size = [](int all_rows, int all_columns) {
       return std::to_string(all_rows) + " x " + std::to_string(all_columns);
