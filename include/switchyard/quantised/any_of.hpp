@@ -55,6 +55,19 @@ struct any_of {
     visit([&](auto const& of) { result = of.whole; });
     return result;
   }
+  /// Of how many rows a matrix is a multiple.
+  int whole_rows() const {
+    int result = 1;
+    visit([&](auto const& of) {
+      if constexpr (requires { of.whole_rows; }) result = of.whole_rows;
+    });
+    return result;
+  }
+  void check_strides(char const* what, int experts) const {
+    visit([&](auto const& of) {
+      if constexpr (requires { of.check_strides(what, experts); }) of.check_strides(what, experts);
+    });
+  }
   SWITCHYARD_HD void read(int expert, int row, int column, int count, float* to) const {
     read_as<0, Formats...>(expert, row, column, count, to);
   }
