@@ -216,6 +216,7 @@ namespace portable {
 #if defined(__x86_64__)
 namespace avx2 {
 #define SWITCHYARD_TILE_HALF
+#define SWITCHYARD_TILE_BY_HAND
 #define SWITCHYARD_TILE_TARGET __attribute__((target("avx2,fma,f16c")))
 #define SWITCHYARD_TILE_BYTES 32
 #define SWITCHYARD_TILE_REGISTERS 16
@@ -227,6 +228,7 @@ namespace avx2 {
 #undef SWITCHYARD_TILE_REGISTERS
 #undef SWITCHYARD_TILE_ROWS
 #undef SWITCHYARD_PANEL_FEATURES
+#undef SWITCHYARD_TILE_BY_HAND
 #if defined(SWITCHYARD_EMULATED_TILES)
 #undef SWITCHYARD_TILE_HALF
 #endif
