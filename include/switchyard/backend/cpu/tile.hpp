@@ -26,12 +26,13 @@ namespace switchyard {
 
 /// Which vector instructions the CPU backend uses.
 enum class instruction_set {
-  automatic,  ///< the best that this machine has, up to `avx512`
+  automatic,  ///< the best that this machine has
   portable,   ///< what the compiler may use anyway
   avx2,       ///< AVX2, FMA and F16C
   avx512,     ///< AVX-512 F, BW, DQ and VL
-  /// And AMX's tiles, for bfloat16 elements of experts with many rows (and see `float_products`). Only on request so far:
-  /// the tests compare it with an emulation of the instructions, and it has not run on a processor that has them.
+  /// And AMX's tiles, for bfloat16 elements of experts with many rows whose weights stand in memory (and see `float_products`). Rows
+  /// between the two products then are bfloat16: outputs differ from those of `avx512` by 2.5e-3 (relative Frobenius distance, where
+  /// rounding the output alone makes 1.7e-3), as much as those of any library that stores these rows in bfloat16.
   amx
 };
 

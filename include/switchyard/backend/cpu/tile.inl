@@ -987,5 +987,6 @@ SWITCHYARD_TILE_TARGET void add_low_rank_terms_to_panel(Element const* tall, int
 
 #include <switchyard/backend/cpu/masked.inl>
 #include <switchyard/backend/cpu/narrow.inl>
+#include <switchyard/backend/cpu/pairs.inl>
 #include <switchyard/backend/cpu/product_keys.inl>
 #include <switchyard/backend/cpu/rows.inl>
