@@ -7,6 +7,10 @@
 #include <switchyard/core/masked_change.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/core/view.hpp>
+#include <switchyard/quantised/any_of.hpp>
+#include <switchyard/quantised/blocks.hpp>
+#include <switchyard/quantised/grouped.hpp>
+#include <switchyard/quantised/scaled.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -23,6 +27,9 @@
 #endif
 
 namespace switchyard {
+
+template <class Element, class Format>
+struct quantised_matrix;
 
 /// Which vector instructions the CPU backend uses.
 enum class instruction_set {
@@ -136,6 +143,47 @@ struct value_places {
   }
 };
 inline constexpr value_places places_of_values;
+
+/// What the codes of E4M3 stand for.
+struct e4m3_values {
+  float of_code[256] = {};
+  constexpr e4m3_values() {
+    for (std::uint32_t code = 0; code < 256; ++code) of_code[code] = quantised::e4m3(code);
+  }
+};
+inline constexpr e4m3_values values_of_e4m3;
+
+/// What codes of 4 bits stand for.
+struct e2m1_codes {
+  static constexpr float value(std::uint32_t code) { return quantised::e2m1(code); }
+};
+struct e2m1_codes_without_minus_zero {
+  static constexpr float value(std::uint32_t code) { return quantised::e2m1_without_minus_zero(code); }
+};
+template <int Zero>
+struct codes_around {
+  static constexpr float value(std::uint32_t code) { return static_cast<float>(static_cast<int>(code) - Zero); }
+};
+
+/// Where the codes and the scales of a row of quantised weights stand.
+struct coded_row {
+  std::uint8_t const* codes = nullptr;
+  void const* scales = nullptr;  ///< null: among the codes
+  float factor = 1.0f;           ///< of all its scales
+};
+
+/// Scales of up to `coded_piece` blocks of 32 weights as they were found, and as floats.
+inline constexpr int coded_piece = 16;
+struct found_scales {
+  alignas(64) std::uint8_t bytes[2 * coded_piece];
+  half halves[coded_piece];
+  float floats[2 * coded_piece];
+};
+struct ready_scales {
+  alignas(
+      64) float scale[2 * coded_piece + 16] = {};  ///< of 32 weights each, or of 16; a vector may be read from each on
+  float least[coded_piece] = {};                   ///< what is subtracted, of formats that have it
+};
 
 /// Most rows and features of a product without panels, whose sums are on the stack.
 inline constexpr int item_rows = 32, item_features = 64;

@@ -46,6 +46,19 @@ SWITCHYARD_TILE_TARGET inline quad sums_of(floats a, floats b, floats c, floats 
   return piece[0];
 }
 
+/// products[i] = the sum of the lanes of sums[i], with room for three more.
+template <int Count>
+SWITCHYARD_TILE_TARGET inline void put_sums(floats const (&sums)[Count], float* products) {
+  SWITCHYARD_TILE_UNROLL
+  for (int i = 0; i < Count; i += 4) {
+    floats four[4];
+    SWITCHYARD_TILE_UNROLL
+    for (int n = 0; n < 4; ++n) four[n] = sums[i + n < Count ? i + n : 0];  // past the last: any
+    quad const together = sums_of(four[0], four[1], four[2], four[3]);
+    __builtin_memcpy(products + i, &together, sizeof together);
+  }
+}
+
 /// Two-byte elements, a word for each.
 SWITCHYARD_TILE_TARGET inline words widen_words(void const* from) {
   typedef std::uint16_t shorts __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 2)));
@@ -135,6 +148,17 @@ struct stored<summed_as_float<half>> {
 #else
     return floats_of_halves(widen_words(from));
 #endif
+  }
+};
+
+template <>
+struct stored<summed_as_float<float>> {
+  static constexpr int parts = 1;
+  static constexpr bool in_order = true;
+  SWITCHYARD_TILE_TARGET static floats load(summed_as_float<float> const* from, int) {
+    floats result;
+    __builtin_memcpy(&result, from, sizeof result);
+    return result;
   }
 };
 
@@ -574,20 +598,30 @@ struct restored {
   static constexpr bool multiplies_changes = false;
 };
 
-/// Puts rows side by side for `multiply_rows_by_restored`, as `group_rows` does with floats.
-template <class Element>
+/// Puts rows side by side for `multiply_rows_by_restored`, in the order of `Order`'s vectors.
+template <class Element, class Order>
 SWITCHYARD_TILE_TARGET void group_rows_in_order(Element const* const* rows, int row_count, std::int64_t depth,
                                                 float* to) {
-  std::int64_t const by_vectors = depth / lanes * lanes;
+  using source = stored<summed_as_float<Element>>;
+  constexpr int parts = stored<Order>::in_order ? 1 : stored<Order>::parts, step = lanes * parts;
+  std::int64_t const by_steps = depth / step * step;
   for (int g = 0; g < groups_of_rows(row_count); ++g) {
     row_group const group = group_of_rows(row_count, g);
     float* const begin = to + group.first * row_floats(depth);
     for (int r = 0; r < group.rows; ++r) {
       Element const* const from = rows[group.first + r];
-      for (std::int64_t k = 0; k < by_vectors; k += lanes) {
-        for (int i = 0; i < lanes; ++i) begin[k * group.rows + r * lanes + i] = static_cast<float>(from[k + i]);
+      for (std::int64_t k = 0; k < by_steps; k += step) {
+        if constexpr (parts == 1) {
+          floats const values = source::load(reinterpret_cast<summed_as_float<Element> const*>(from + k), 0);
+          __builtin_memcpy(begin + k * group.rows + r * lanes, &values, sizeof values);
+        } else {
+          for (int p = 0; p < parts; ++p) {
+            float* const vector = begin + (k + p * lanes) * group.rows + r * lanes;
+            for (int i = 0; i < lanes; ++i) vector[i] = static_cast<float>(from[k + i * parts + p]);
+          }
+        }
       }
-      for (std::int64_t k = by_vectors; k < depth; ++k) begin[k * group.rows + r] = static_cast<float>(from[k]);
+      for (std::int64_t k = by_steps; k < depth; ++k) begin[k * group.rows + r] = static_cast<float>(from[k]);
     }
   }
 }
@@ -668,20 +702,24 @@ SWITCHYARD_TILE_TARGET inline void transpose(floats (&square)[lanes]) {
 template <class Element, class Order = Element>
 SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth,
                                        float* panel) {
-  using source = stored<Element>;
+  constexpr bool same = std::is_same_v<Element, Order>;
+  using loaded = std::conditional_t<same, Element, summed_as_float<Element>>;
+  using source = stored<loaded>;
   constexpr int step = lanes * source::parts;
-  constexpr bool by_vectors = std::is_same_v<Element, Order> || source::in_order;
-  std::int64_t const by_steps = by_vectors ? depth / step * step : 0;
+  std::int64_t const by_steps = depth / step * step;
   for (std::int64_t k = 0; k < by_steps; k += step) {
     for (int begin = 0; begin < width; begin += lanes) {
       for (int part = 0; part < source::parts; ++part) {
         floats square[lanes];
         for (int i = 0; i < lanes; ++i) {
-          square[i] = begin + i < row_count ? source::load(rows[begin + i] + k, part) : floats{};
+          square[i] = begin + i < row_count ? source::load(reinterpret_cast<loaded const*>(rows[begin + i] + k), part)
+                                            : floats{};
         }
         transpose(square);
-        float* const to = panel + (k + part * lanes) * width + begin;
-        for (int j = 0; j < lanes; ++j) __builtin_memcpy(to + j * width, &square[j], sizeof(floats));
+        for (int j = 0; j < lanes; ++j) {
+          std::int64_t const place = same ? k + part * lanes + j : depth_position<Order>(k + j, depth);
+          __builtin_memcpy(panel + place * width + begin, &square[j], sizeof(floats));
+        }
       }
     }
   }
@@ -989,4 +1027,5 @@ SWITCHYARD_TILE_TARGET void add_low_rank_terms_to_panel(Element const* tall, int
 #include <switchyard/backend/cpu/narrow.inl>
 #include <switchyard/backend/cpu/pairs.inl>
 #include <switchyard/backend/cpu/product_keys.inl>
+#include <switchyard/backend/cpu/quantised.inl>
 #include <switchyard/backend/cpu/rows.inl>
