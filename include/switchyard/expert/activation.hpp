@@ -1,10 +1,11 @@
 #pragma once
 
+#include <switchyard/core/choose.hpp>
+#include <switchyard/core/error_function.hpp>
 #include <switchyard/core/exponential.hpp>
 #include <switchyard/core/host_device.hpp>
 #include <switchyard/core/text.hpp>
 
-#include <cmath>
 #include <concepts>
 #include <string_view>
 
@@ -25,25 +26,26 @@ concept gated_activation = requires(float gate, float up) {
 };
 
 // An activation of one value also has a gated form, apply(gate) * up. Comparisons stand so that a NaN goes through.
+// The CPU calls them for whole vectors of values, in a loop: what branches, or calls a function, is computed one by one there.
 // Source: Shazeer 2020, GLU Variants Improve Transformer, section 2.
 
 struct relu {
   static constexpr std::string_view name = "relu";
-  SWITCHYARD_HD static float apply(float x) { return x < 0.0f ? 0.0f : x; }
+  SWITCHYARD_HD static float apply(float x) { return choose(x < 0.0f, 0.0f, x); }
   SWITCHYARD_HD static float apply(float gate, float up) { return apply(gate) * up; }
 };
 
 /// Source: So et al. 2021, Primer: Searching for Efficient Transformers, section 4.
 struct relu_squared {
   static constexpr std::string_view name = "relu_squared";
-  SWITCHYARD_HD static float apply(float x) { return x < 0.0f ? 0.0f : x * x; }
+  SWITCHYARD_HD static float apply(float x) { return relu::apply(x) * relu::apply(x); }
   SWITCHYARD_HD static float apply(float gate, float up) { return apply(gate) * up; }
 };
 
 /// x * Phi(x), exact. Source: Hendrycks and Gimpel 2016, Gaussian Error Linear Units, section 2.
 struct gelu {
   static constexpr std::string_view name = "gelu";
-  SWITCHYARD_HD static float apply(float x) { return 0.5f * x * (1.0f + std::erf(x * 0.70710678118654752f)); }
+  SWITCHYARD_HD static float apply(float x) { return 0.5f * x * (1.0f + error_function(x * 0.70710678118654752f)); }
   SWITCHYARD_HD static float apply(float gate, float up) { return apply(gate) * up; }
 };
 
@@ -94,8 +96,8 @@ struct clamped_swiglu {
   SWITCHYARD_HD static float apply(float gate, float up) {
     constexpr float limit = static_cast<float>(LimitNumerator) / static_cast<float>(LimitDenominator);
     constexpr float alpha = static_cast<float>(AlphaNumerator) / static_cast<float>(AlphaDenominator);
-    float const g = gate > limit ? limit : gate;
-    float const u = up < -limit ? -limit : up > limit ? limit : up;
+    float const g = choose(gate > limit, limit, gate);
+    float const u = choose(up < -limit, -limit, choose(up > limit, limit, up));
     return quotient(g, 1.0f + exponential(-alpha * g)) * (Shift == 0 ? u : u + 1.0f);
   }
 };

@@ -72,6 +72,11 @@ struct any_of {
     read_as<0, Formats...>(expert, row, column, count, to);
   }
   SWITCHYARD_HD any_of from(int expert) const { return from_as<0, Formats...>(expert); }
+  /// The matrix where it has that format, else null.
+  template <class Format>
+  Format const* get_if() const {
+    return which == index_of<Format> ? &as<Format>() : nullptr;
+  }
   template <class Arrays>
   void name_arrays(Arrays const& arrays, int experts) const {
     if (which < 0) arrays.array("matrix", static_cast<unsigned char const*>(nullptr), 1, "one of the formats");

@@ -2,7 +2,6 @@
 
 #include <switchyard/backend/cpu/panels.hpp>
 #include <switchyard/core/bfloat16.hpp>
-#include <switchyard/core/finite.hpp>
 
 #include <algorithm>
 #include <cstdint>
@@ -13,7 +12,8 @@
 /// every 16 tokens, pairs of elements that follow each other, token after token.
 ///
 /// Floats come as two parts, each value's nearest bfloat16 and that of what is left, x = x0 + x1: a product is
-/// w0 x0 + w0 x1 + w1 x0, and lacks w1 x1, some 2^-16 of it.
+/// w0 x0 + w0 x1 + w1 x0, and lacks w1 x1, some 2^-16 of it. Weights that are restored are floats, too: w0 x + w1 x with a bfloat16
+/// token lacks 2^-18 of a weight at most, and nothing of one that is a bfloat16.
 namespace switchyard::cpu::amx {
 
 // Processors with tiles have these vectors; others only parse this file.
@@ -68,52 +68,56 @@ inline constexpr std::int64_t tile_bytes = lanes * line;  // of 16 tokens and 32
 template <class Element>
 inline constexpr int parts_of = std::is_same_v<Element, float> ? 2 : 1;
 
+template <class Operand>
+inline constexpr int weight_parts = Operand::in_place ? parts_of<typename Operand::element> : 2;
+
 /// Elements of depth that weights are made ready for at a time: a copy of them has to fit.
-template <class Element>
-inline constexpr int most_depth = 384 / parts_of<Element>;
+template <class Operand>
+inline constexpr int most_depth = 384 / weight_parts<Operand>;
 inline constexpr int item_panels = 3, item_tiles = 2;
 static_assert(item_panels * item_tiles * features * 2 * lanes + features * 384 / 2 <= item_floats);
-
-inline void split(bfloat16 x, bfloat16 (&to)[1]) { to[0] = x; }
-inline void split(float x, bfloat16 (&to)[2]) {
-  to[0] = bfloat16(x);
-  float const rest = x - static_cast<float>(to[0]);
-  to[1] = is_finite(rest) ? bfloat16(rest) : bfloat16{};  // not so beyond bfloat16's range
-}
 
 /// Where the first part of element k of row i stands in a panel; others are `chunk * lanes` further each.
 inline std::int64_t position(std::int64_t k, int i, int width, int parts = 1) {
   return k / chunk * (chunk * width * parts) + i / lanes * (chunk * lanes * parts) + k % chunk / 2 * (2 * lanes) +
          i % lanes * 2 + k % 2;
 }
-
-template <class Element>
-void put_value(Element value, std::int64_t k, int i, int width, bfloat16* panel) {
-  constexpr int parts = parts_of<Element>;
-  bfloat16 part[parts];
-  split(value, part);
-  for (int p = 0; p < parts; ++p) panel[position(k, i, width, parts) + p * (chunk * lanes)] = part[p];
+inline std::uint32_t* pair_at(float* panel, std::int64_t k, int i, int width, int parts) {
+  return reinterpret_cast<std::uint32_t*>(panel) + position(k / 2 * 2, i, width, parts) / 2;
 }
+inline constexpr std::int64_t part_words = chunk * lanes / 2;
 
 template <class Element>
 void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth, float* panel) {
-  auto* const to = reinterpret_cast<bfloat16*>(panel);
-  std::int64_t const padded = divide_up(depth, chunk) * chunk;
-  for (std::int64_t k = 0; k < padded; k += 2) {
-    for (int i = 0; i < width; ++i) {
-      put_value(i < row_count && k < depth ? rows[i][k] : Element{}, k, i, width, to);
-      put_value(i < row_count && k + 1 < depth ? rows[i][k + 1] : Element{}, k + 1, i, width, to);
+  constexpr int parts = parts_of<Element>;
+  for (int first = 0; first < width; first += lanes) {
+    int const count = std::clamp(row_count - first, 0, lanes);
+    std::int64_t k = 0;
+    for (; k + chunk <= depth; k += chunk) {
+      vectors::pack_pairs(rows + first, count, k, pair_at(panel, k, first, width, parts), part_words);
     }
+    if (k == depth) continue;
+    Element padded[lanes][chunk] = {};
+    Element const* last[lanes];
+    for (int i = 0; i < lanes; ++i) {
+      last[i] = padded[i];
+      if (i < count) std::copy(rows[first + i] + k, rows[first + i] + depth, padded[i]);
+    }
+    vectors::pack_pairs(last, count, 0, pair_at(panel, k, first, width, parts), part_words);
   }
 }
 
-/// With the last element of the depth, also zeros behind it.
+/// Elements come in their order, for an odd one completes its pair. With the last one come zeros behind it.
 template <class Element>
 void put_values(float const* values, int width, std::int64_t k, std::int64_t depth, float* panel) {
-  auto* const to = reinterpret_cast<bfloat16*>(panel);
-  for (int i = 0; i < width; ++i) put_value(Element(values[i]), k, i, width, to);
-  for (std::int64_t behind = depth; k + 1 == depth && behind % chunk != 0; ++behind) {
-    for (int i = 0; i < width; ++i) put_value(Element{}, behind, i, width, to);
+  constexpr int parts = parts_of<Element>;
+  float const zeros[lanes] = {};
+  std::int64_t const end = k + 1 == depth ? divide_up(depth, chunk) * chunk : k + 1;
+  for (int i = 0; i < width; i += lanes) {
+    vectors::put_in_pairs<parts>(values + i, k % 2 == 1, pair_at(panel, k, i, width, parts), part_words);
+    for (std::int64_t behind = k + 1; behind < end; ++behind) {
+      vectors::put_in_pairs<parts>(zeros, behind % 2 == 1, pair_at(panel, behind, i, width, parts), part_words);
+    }
   }
 }
 
@@ -165,43 +169,67 @@ void keep_largest(float* panel, int width, std::int64_t depth, int kept, float c
   }
 }
 
-/// The weights where they are, or, where they do not fill tiles as they stand, a copy that does: part after part.
+/// Copies a piece of the weights of a tile: some features at a time, part after part.
 template <class Operand>
-ready_weights prepare(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory) {
-  using element = typename Operand::element;
-  constexpr int parts = parts_of<element>, pitch = most_depth<element>;
-  if constexpr (Operand::in_place && parts == 1) {
-    if (tile.column_stride == 1 && tile.features == features && depth % chunk == 0) {
-      return {tile.rows + first, tile.row_stride * static_cast<std::int64_t>(sizeof(bfloat16))};
-    }
-  }
+ready_weights copy_weights(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory) {
+  using element = std::conditional_t<Operand::in_place, typename Operand::element, float>;
+  constexpr int parts = weight_parts<Operand>, pitch = most_depth<Operand>, step = 8;
   auto* const copy = reinterpret_cast<bfloat16*>(memory);
-  for (int f = 0; f < features; ++f) {
-    [[maybe_unused]] float restored[pitch] = {};
+  int const padded = static_cast<int>(divide_up(depth, chunk)) * chunk;
+  for (int f = 0; f < features; f += step) {
+    element rows[step][pitch];  // what is beyond the weights' edges is zero
+    int const count = std::clamp(tile.features - f, 0, step);
+    if (count < step || depth < padded) std::fill_n(&rows[0][0], step * pitch, element{});
     if constexpr (!Operand::in_place) {
-      if (f < tile.features) portable::restore_row(*tile.weights, tile.expert, tile.first + f, first, depth, restored);
-    }
-    for (int k = 0; k < pitch; ++k) {
-      element value{};
-      if constexpr (Operand::in_place) {
-        if (f < tile.features && k < depth) value = tile.rows[f * tile.row_stride + (first + k) * tile.column_stride];
-      } else {
-        value = element(restored[k]);
+      using restored = vectors::restored<Operand>;
+      using order = typename restored::order;
+      for (int i = 0; i < count; ++i) {
+        if constexpr (vectors::stored<order>::in_order) {
+          restored::read(*tile.weights, tile.expert, tile.first + f + i, first, depth, rows[i]);
+        } else {
+          float in_its_order[pitch];
+          restored::read(*tile.weights, tile.expert, tile.first + f + i, first, depth, in_its_order);
+          for (int k = 0; k < depth; ++k) rows[i][k] = in_its_order[vectors::depth_position<order>(k, depth)];
+        }
       }
-      bfloat16 part[parts];
-      split(value, part);
-      for (int p = 0; p < parts; ++p) copy[(p * features + f) * pitch + k] = part[p];
+    } else {
+      element const* const from = tile.rows + f * tile.row_stride + first * tile.column_stride;
+      for (int i = 0; tile.column_stride == 1 && i < count; ++i) {
+        std::copy_n(from + i * tile.row_stride, depth, rows[i]);
+      }
+      // Features that lie beside each other are read beside each other.
+      for (int k = 0; tile.column_stride != 1 && k < depth; ++k) {
+        for (int i = 0; i < count; ++i) rows[i][k] = from[k * tile.column_stride + i * tile.row_stride];
+      }
+    }
+    for (int i = 0; i < step; ++i) {
+      bfloat16* const to = copy + (f + i) * pitch;
+      if constexpr (parts == 1) {
+        std::copy_n(rows[i], padded, to);
+      } else {
+        vectors::split_row(rows[i], padded, to, features * pitch);
+      }
     }
   }
   return {copy, pitch * static_cast<std::int64_t>(sizeof(bfloat16))};
 }
 
+/// The weights where they are, or, where they do not fill tiles as they stand, a copy that does.
+template <class Operand>
+ready_weights prepare(feature_tile<Operand> const& tile, std::int64_t first, int depth, float* memory) {
+  if constexpr (weight_parts<Operand> == 1) {
+    if (tile.column_stride == 1 && tile.features == features && depth % chunk == 0) {
+      return {tile.rows + first, tile.row_stride * static_cast<std::int64_t>(sizeof(bfloat16))};
+    }
+  }
+  return copy_weights(tile, first, depth, memory);
+}
+
 /// sums[f][i] (+)= products of 32 features and 16 or 32 tokens, two by two tiles at a time.
-template <class Tiles, class Element, int Width>
+template <class Tiles, int WeightParts, int TokenParts, int Width>
 void multiply_panel(ready_weights const& weights, float const* panel, int depth, bool first, float* sums,
                     fetched_rows const& fetched) {
   constexpr bool full = Width == 2 * lanes;
-  constexpr int parts = parts_of<Element>;
   constexpr std::int64_t sums_stride = Width * sizeof(float);
   Tiles t;
   auto* const upper = sums;
@@ -219,9 +247,9 @@ void multiply_panel(ready_weights const& weights, float const* panel, int depth,
   }
   auto const* from = static_cast<char const*>(weights.first);
   auto const* tokens = reinterpret_cast<char const*>(panel);
-  for (int k = 0; k < depth; k += chunk, from += line, tokens += parts * Width * line) {
+  for (int k = 0; k < depth; k += chunk, from += line, tokens += TokenParts * Width * line) {
     for (int row = 0; row < fetched.rows; ++row) {
-      for (int part = 0; part < parts; ++part) {  // as many cache lines as a row of the tile comes from
+      for (int part = 0; part < WeightParts; ++part) {  // as many cache lines as a row of the tile comes from
         __builtin_prefetch(fetched.first + row * fetched.stride + k * fetched.element_bytes + part * line, 0, 2);
       }
     }
@@ -231,12 +259,11 @@ void multiply_panel(ready_weights const& weights, float const* panel, int depth,
     t.template load<5>(from + lanes * weights.stride, weights.stride);
     t.template multiply<2, 5, 6>();
     if constexpr (full) {
-      t.template load<7>(tokens + parts * tile_bytes, line);
+      t.template load<7>(tokens + TokenParts * tile_bytes, line);
       t.template multiply<1, 4, 7>();
       t.template multiply<3, 5, 7>();
     }
-    if constexpr (parts == 2) {
-      auto const* const rest = from + features * weights.stride;  // of the weights
+    if constexpr (TokenParts == 2) {
       t.template load<6>(tokens + tile_bytes, line);
       t.template multiply<0, 4, 6>();
       t.template multiply<2, 5, 6>();
@@ -245,13 +272,16 @@ void multiply_panel(ready_weights const& weights, float const* panel, int depth,
         t.template multiply<1, 4, 7>();
         t.template multiply<3, 5, 7>();
       }
-      t.template load<4>(rest, weights.stride);
-      t.template load<5>(rest + lanes * weights.stride, weights.stride);
       t.template load<6>(tokens, line);
+      if constexpr (full) t.template load<7>(tokens + 2 * tile_bytes, line);
+    }
+    if constexpr (WeightParts == 2) {
+      auto const* const rest = from + features * weights.stride;
+      t.template load<4>(rest, weights.stride);
       t.template multiply<0, 4, 6>();
+      t.template load<5>(rest + lanes * weights.stride, weights.stride);
       t.template multiply<2, 5, 6>();
       if constexpr (full) {
-        t.template load<7>(tokens + 2 * tile_bytes, line);
         t.template multiply<1, 4, 7>();
         t.template multiply<3, 5, 7>();
       }
@@ -269,12 +299,13 @@ panel_kernels<Operand> panel_kernels_with() {
   return {lanes,
           2 * lanes,
           features,
-          most_depth<element>,
+          most_depth<Operand>,
           item_panels,
           item_tiles,
+          weight_parts<Operand> == 1,
           2 / parts_of<element>,
           false,
-          lanes,
+          weight_parts<Operand> == 1 ? lanes : 32 * parts_of<element>,
           [] { Tiles().begin(); },
           [] { Tiles().end(); },
           &pack_panel<element>,
@@ -282,8 +313,8 @@ panel_kernels<Operand> panel_kernels_with() {
           &vectors::put_rows,
           &keep_largest<element>,
           &prepare<Operand>,
-          &multiply_panel<Tiles, element, 2 * lanes>,
-          &multiply_panel<Tiles, element, lanes>};
+          &multiply_panel<Tiles, weight_parts<Operand>, parts_of<element>, 2 * lanes>,
+          &multiply_panel<Tiles, weight_parts<Operand>, parts_of<element>, lanes>};
 }
 
 }  // namespace switchyard::cpu::amx

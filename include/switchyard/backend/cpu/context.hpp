@@ -37,7 +37,7 @@ struct cpu_context {
   thread_pool const* pool = nullptr;  ///< the caller's own threads, instead of OpenMP's
   instruction_set instructions = instruction_set::automatic;
   /// Experts with so many rows or more are computed by panels of rows, those with fewer by small groups: 16 or more, or 0 for
-  /// what is usually fastest, 32, or 16 with AMX's tiles. The two add in another order: a row has the same bits whatever rows stand
+  /// what is usually fastest, 32, or with AMX's tiles 16, and 64 for floats. The two add in another order: a row has the same bits whatever rows stand
   /// beside it only where all calls take the same way, such as with a number that no expert reaches.
   int least_panel_rows = 0;
   float_products floats = float_products::exact;  ///< another one is never chosen silently
@@ -70,9 +70,7 @@ inline cpu_context resolved(cpu_context context) {
 #endif
   }
   instruction_set const best = best_instruction_set();
-  if (context.instructions == instruction_set::automatic) {
-    context.instructions = best < instruction_set::amx ? best : instruction_set::avx512;
-  }
+  if (context.instructions == instruction_set::automatic) context.instructions = best;
   if (context.instructions > best) {
     fail("layer::forward, context.instructions", std::string(name_of(best)) + " or less on this machine",
          std::string(name_of(context.instructions)));

@@ -173,27 +173,40 @@ int panel_item_features(panel_kernels<Operand> const& kernels, int projections) 
   return kernels.item_tiles / projections * kernels.features;
 }
 
+/// The tiles of an item of the first product, from feature `first` on. Gate and up tiles take turns, so that those without features
+/// come last.
+template <class Operand>
+void set_tiles_in(panel_kernels<Operand> const& kernels, bool gated, input_projection<Operand> const& weights,
+                  int expert, int first, int intermediate, feature_tile<Operand>* tiles) {
+  for (int t = 0; t < kernels.item_tiles; ++t) {
+    int const feature = first + t / (gated ? 2 : 1) * kernels.features;
+    tiles[t] = features_of(gated && t % 2 == 0 ? weights.gate : weights.up, expert, feature,
+                           std::max(0, std::min(kernels.features, intermediate - feature)));
+  }
+}
+/// The same of the second one.
+template <class Operand>
+void set_tiles_out(panel_kernels<Operand> const& kernels, Operand const& down, int expert, int first, int hidden,
+                   feature_tile<Operand>* tiles) {
+  for (int t = 0; t < kernels.item_tiles; ++t) {
+    int const feature = first + t * kernels.features;
+    tiles[t] = features_of(down, expert, feature, std::max(0, std::min(kernels.features, hidden - feature)));
+  }
+}
+
 /// Gate and up products of some features and their activations, in the positions of a panel's depth: what `project_panels_out`
 /// takes in. `row_weight` is null or has a factor for every place of a row.
 template <class Operand, class Terms>
 void project_panels_in(expert_activation const& activation, panel_kernels<Operand> const& kernels,
                        panel_rows const& tokens, float const* row_weight, input_projection<Operand> const& weights,
-                       int expert, int first, int hidden, int intermediate, float* activated, Terms const& terms,
-                       std::int64_t first_row) {
+                       int expert, int first, int hidden, int intermediate, tiles_ahead<Operand> const& ahead,
+                       float* activated, Terms const& terms, std::int64_t first_row) {
   bool const gated = activation.gated;
-  int const half = gated ? kernels.item_tiles / 2 : kernels.item_tiles;
+  int const half = gated ? kernels.item_tiles / 2 : kernels.item_tiles, step = gated ? 2 : 1;
   alignas(64) float sums[item_floats];
   feature_tile<Operand> tiles[most_tiles] = {};
-  auto const set_tile = [&](int t, Operand const& matrix, int feature) {
-    tiles[t] = features_of(matrix, expert, feature, std::max(0, std::min(kernels.features, intermediate - feature)));
-  };
-  // Gate and up tiles take turns, so that those without features come last.
-  int const step = gated ? 2 : 1;
-  for (int t = 0; t < half; ++t) {
-    if (gated) set_tile(2 * t, weights.gate, first + t * kernels.features);
-    set_tile(step * t + step - 1, weights.up, first + t * kernels.features);
-  }
-  multiply_panels(kernels, tiles, tokens, hidden, sums);
+  set_tiles_in(kernels, gated, weights, expert, first, intermediate, tiles);
+  multiply_panels(kernels, tiles, tokens, hidden, sums, ahead);
   if (gated) add_terms_to_panels(terms, &Terms::gate, kernels, tiles, 0, step, tokens, first_row, first, sums);
   add_terms_to_panels(terms, &Terms::up, kernels, tiles, step - 1, step, tokens, first_row, first, sums);
 
@@ -249,14 +262,12 @@ void project_panels_in(expert_activation const& activation, panel_kernels<Operan
 template <class Operand, class Terms>
 void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const& activated, Operand const& down,
                         bias_view<typename Operand::element> const& bias, int expert, int first, int hidden,
-                        int intermediate, float* results, Terms const& terms, std::int64_t first_row) {
+                        int intermediate, tiles_ahead<Operand> const& ahead, float* results, Terms const& terms,
+                        std::int64_t first_row) {
   alignas(64) float sums[item_floats];
   feature_tile<Operand> tiles[most_tiles] = {};
-  for (int t = 0; t < kernels.item_tiles; ++t) {
-    int const feature = first + t * kernels.features;
-    tiles[t] = features_of(down, expert, feature, std::max(0, std::min(kernels.features, hidden - feature)));
-  }
-  multiply_panels(kernels, tiles, activated, intermediate, sums);
+  set_tiles_out(kernels, down, expert, first, hidden, tiles);
+  multiply_panels(kernels, tiles, activated, intermediate, sums, ahead);
   add_terms_to_panels(terms, &Terms::down, kernels, tiles, 0, 1, activated, first_row, first, sums);
   int const features = std::min(kernels.item_tiles * kernels.features, hidden - first);
   float biases[most_item_features] = {};
@@ -295,7 +306,9 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   bias_view<typename Operand::element> const& down_bias = weights.down_bias;
   int const hidden = weights.hidden, intermediate = weights.intermediate;
   row_kernels<Operand> const few = row_kernels_of<Operand>(context.instructions);
-  int const rows_in_panels = kernels.item_panels * kernels.width;
+  // Items of panels that meet the same weights follow each other on one worker, in turns of `rows_in_turn` rows.
+  int const rows_in_turn = kernels.item_panels * kernels.width,
+            most_rows_in_turns = most_panel_rows / rows_in_turn * rows_in_turn;
   auto const activated_of = [&](expert_rows::item const& i) {
     return activated + (all.first_padded_row[i.expert] + i.first_row) * row_floats(intermediate);
   };
@@ -333,9 +346,10 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     if (c.is_second && by_units(e)) return unit_features;
     return all.by_panels(e) ? c.by_panels : c.by_rows;
   };
-  // Calls `product(item, next)` for every item. `next(matrix)` is what the same thread probably reads after it of a matrix, as far as that
-  // is multiplied row by row; none behind the last item.
+  // Calls `product(item, next_item, next)` for every item. The next one is what the same thread probably does after it, the same one at
+  // the end; `next(matrix)` is what that reads of a matrix, as far as it is multiplied row by row; none behind the last item.
   auto const for_each_item = [&](cut const& c, int blocks_in_turn, auto const& product) {
+    int const rows_in_panels = blocks_in_turn > 0 ? rows_in_turn : most_rows_in_turns;
     auto const count = [&](auto const& is_counted) {
       return all.count([&](int e) {
         return !is_counted(e) ? 0
@@ -345,12 +359,13 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     };
     auto const run = [&](std::int64_t items, auto const& item_at) {
       parallel_for(context, items, [&](std::int64_t index, std::int64_t next_index) {
-        product(item_at(index), [&](Operand const& matrix) {
-          if (next_index >= items) return feature_tile<Operand>{};
-          expert_rows::item const item = item_at(next_index);
-          if (c.is_second && by_units(item.expert)) return feature_tile<Operand>{};
-          int const first = item.feature_item * block_of(c, item.expert);
-          return features_of(matrix, all.ranges.matrix(item.expert), first, std::min(c.by_rows, c.features - first));
+        expert_rows::item const item = item_at(index);
+        bool const is_last = next_index >= items;
+        expert_rows::item const next = is_last ? item : item_at(next_index);
+        product(item, next, [&](Operand const& matrix) {
+          if (is_last || (c.is_second && by_units(next.expert))) return feature_tile<Operand>{};
+          int const first = next.feature_item * block_of(c, next.expert);
+          return features_of(matrix, all.ranges.matrix(next.expert), first, std::min(c.by_rows, c.features - first));
         });
       });
     };
@@ -392,11 +407,33 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     }
   });
 
+  // Calls `product(panels, first row, ahead)` for an item's panels, some at a time. Where the weights of two items fit the second-level
+  // cache, those of the next one are fetched meanwhile.
+  auto const in_turns = [&](expert_rows::item const& item, expert_rows::item const& next, float const* from,
+                            std::int64_t depth, auto const& set_tiles, auto const& product) {
+    constexpr std::int64_t cached_bytes = 1 << 19;
+    std::int64_t const bytes = kernels.item_tiles * kernels.features * depth *
+                               static_cast<std::int64_t>(sizeof(typename Operand::element));
+    bool const other = item.expert != next.expert || item.feature_item != next.feature_item;
+    feature_tile<Operand> tiles[most_tiles] = {};
+    tiles_ahead<Operand> ahead;
+    if (kernels.fetches_items && other && bytes <= cached_bytes && all.by_panels(next.expert)) {
+      set_tiles(next, tiles);
+      ahead = {tiles, 0, static_cast<int>(divide_up(item.rows, kernels.width))};
+    }
+    for (int first = 0; first < item.rows; first += rows_in_turn, ahead.first_panel += kernels.item_panels) {
+      product(panel_rows{from + first * row_floats(depth), std::min(rows_in_turn, item.rows - first), kernels.lanes,
+                         kernels.width},
+              first, ahead);
+    }
+  };
+
   terms.before_in(context, tokens, hidden, activation.gated);
   cut const in_cut{intermediate,
                    features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
                    panel_item_features(kernels, activation.gated ? 2 : 1), false};
-  for_each_item(in_cut, in_cut.blocks_in_turn(hidden), [&](expert_rows::item const& item, auto const& next) {
+  for_each_item(in_cut, in_cut.blocks_in_turn(hidden), [&](expert_rows::item const& item,
+                                                           expert_rows::item const& next_item, auto const& next) {
     int const e = item.expert;
     float weight[most_panel_rows];
     if (tokens.weights != nullptr) {
@@ -405,9 +442,17 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
     }
     float const* const row_weight = tokens.weights != nullptr ? weight : nullptr;
     if (all.by_panels(e)) {
-      project_panels_in(activation, kernels, {tokens_of(item), item.rows, kernels.lanes, kernels.width}, row_weight, in,
-                        all.ranges.matrix(e), item.feature_item * in_cut.by_panels, hidden, intermediate,
-                        activated_of(item), terms, all.first_row(e) + item.first_row);
+      auto const set_tiles = [&](expert_rows::item const& of, feature_tile<Operand>* tiles) {
+        set_tiles_in(kernels, activation.gated, in, all.ranges.matrix(of.expert), of.feature_item * in_cut.by_panels,
+                     intermediate, tiles);
+      };
+      in_turns(item, next_item, tokens_of(item), hidden, set_tiles,
+               [&](panel_rows const& panels, int first, tiles_ahead<Operand> const& ahead) {
+                 project_panels_in(activation, kernels, panels, row_weight == nullptr ? nullptr : row_weight + first,
+                                   in, all.ranges.matrix(e), item.feature_item * in_cut.by_panels, hidden,
+                                   intermediate, ahead, activated_of(item) + first * row_floats(intermediate), terms,
+                                   all.first_row(e) + item.first_row + first);
+               });
     } else {
       int const first = item.feature_item * in_cut.by_rows;
       project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, all.ranges.matrix(e), first,
@@ -437,7 +482,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
                     features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
                     panel_item_features(kernels, 1), true};
   int const out_blocks = units_lie_together ? 0 : out_cut.blocks_in_turn(intermediate);
-  for_each_item(out_cut, out_blocks, [&](expert_rows::item const& item, auto const& next) {
+  for_each_item(out_cut, out_blocks, [&](expert_rows::item const& item, expert_rows::item const& next_item,
+                                         auto const& next) {
     int const e = item.expert;
     float* const to = results + (all.first_row(e) + item.first_row) * hidden;
     if (by_units(e)) {
@@ -453,9 +499,16 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
                       std::min(unit_features, hidden - first), hidden, to);
       }
     } else if (all.by_panels(e)) {
-      project_panels_out(kernels, {activated_of(item), item.rows, kernels.lanes, kernels.width}, down, down_bias,
-                         all.ranges.matrix(e), item.feature_item * out_cut.by_panels, hidden, intermediate, to, terms,
-                         all.first_row(e) + item.first_row);
+      auto const set_tiles = [&](expert_rows::item const& of, feature_tile<Operand>* tiles) {
+        set_tiles_out(kernels, down, all.ranges.matrix(of.expert), of.feature_item * out_cut.by_panels, hidden, tiles);
+      };
+      in_turns(item, next_item, activated_of(item), intermediate, set_tiles,
+               [&](panel_rows const& panels, int first, tiles_ahead<Operand> const& ahead) {
+                 project_panels_out(kernels, panels, down, down_bias, all.ranges.matrix(e),
+                                    item.feature_item * out_cut.by_panels, hidden, intermediate, ahead,
+                                    to + std::int64_t{first} * hidden, terms,
+                                    all.first_row(e) + item.first_row + first);
+               });
     } else {
       int const first = item.feature_item * out_cut.by_rows;
       project_rows_out(few, {activated_of(item), item.rows}, down, down_bias, all.ranges.matrix(e), first,

@@ -25,7 +25,8 @@ struct panel_kernels {
   int lanes, width;
   int features;                 ///< of a tile: a group that is multiplied together
   int depth;                    ///< that weights are made ready for at a time
-  int item_panels, item_tiles;  ///< of one item
+  int item_panels, item_tiles;  ///< that are multiplied together, of one item
+  bool fetches_items;           ///< while an item is multiplied the weights of the next one are fetched, and else the next tile's
   int values_per_float;         ///< of a panel
   bool in_order;                ///< element k of a panel's rows stands at k * width
   int usual_rows;               ///< of an expert, from which on panels are usually faster than groups of rows
@@ -64,6 +65,7 @@ panel_kernels<Operand> panel_kernels_with();
                                  panel_depth,                      \
                                  space::item_panels,               \
                                  space::item_tiles,                \
+                                 false,                            \
                                  1,                                \
                                  true,                             \
                                  32,                               \
@@ -187,11 +189,18 @@ fetched_rows rows_to_fetch(feature_tile<Operand> const& tile, std::int64_t first
   return {};
 }
 
-/// sums = products over the whole depth, in the first of `item_floats` floats. Weights are read once: those of the next tile are
-/// fetched while this one is multiplied.
+/// What is fetched from memory while the panels of an item are multiplied: the tiles that come after all of them, part by part.
+template <class Operand>
+struct tiles_ahead {
+  feature_tile<Operand> const* tiles = nullptr;  ///< null: the next of the tiles that are multiplied
+  int first_panel = 0, panels = 0;               ///< those that are multiplied, of all of the item
+};
+
+/// sums = products over the whole depth, in the first of `item_floats` floats. Weights are read once: others are fetched meanwhile.
 template <class Operand>
 void multiply_panels(panel_kernels<Operand> const& kernels, feature_tile<Operand> const* tiles,
-                     panel_rows const& panels, std::int64_t depth, float* sums) {
+                     panel_rows const& panels, std::int64_t depth, float* sums,
+                     tiles_ahead<Operand> const& ahead = {}) {
   float* const memory = sums_at(kernels, sums, kernels.item_tiles, 0);
   int const panel_count = panels.count();
   kernels.begin();
@@ -205,7 +214,9 @@ void multiply_panels(panel_kernels<Operand> const& kernels, feature_tile<Operand
       feature_tile<Operand> const& next = last_tile ? tiles[0] : tiles[t + 1];
       std::int64_t const next_k = last_tile ? k + kernels.depth : k;
       for (int p = 0; p < panel_count; ++p) {
-        fetched_rows const fetched = rows_to_fetch(next, next_k, depth, p, panel_count);
+        fetched_rows const fetched =
+            ahead.tiles == nullptr ? rows_to_fetch(next, next_k, depth, p, panel_count)
+                                   : rows_to_fetch(ahead.tiles[t], k, depth, ahead.first_panel + p, ahead.panels);
         int const width = panels.width_of(p);
         auto* const multiply = width == panels.width ? kernels.multiply : kernels.multiply_half;
         multiply(weights, panels.at(p, depth) + k * width / kernels.values_per_float, length, k == 0,
