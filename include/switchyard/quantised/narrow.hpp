@@ -47,10 +47,11 @@ static_assert(to_e4m3(448.0f) == 0x7e && to_e4m3(1e9f) == 0x7e && to_e4m3(-0x1p-
 /// Steps that blocks share.
 namespace narrowing {
 
-/// To nearest, ties to even. Numbers beyond the range of int become its ends, or nearly.
+/// To nearest, ties to even. Numbers beyond 2^22 become that.
 inline int nearest(float value) {
-  if (!(value > -0x1p30f)) return -0x40000000;
-  return value < 0x1p30f ? static_cast<int>(std::nearbyint(value)) : 0x40000000;
+  value = value > -0x1p22f ? value : -0x1p22f;
+  value = value < 0x1p22f ? value : 0x1p22f;
+  return __builtin_bit_cast(int, value + 0x1.8p23f) - 0x4b400000;  // the float adder rounds
 }
 constexpr int clamped(int value, int least, int most) { return value < least ? least : value > most ? most : value; }
 
@@ -207,14 +208,16 @@ inline void narrow(mxfp4_halves, float const* weights, std::uint8_t* block) {
     return static_cast<int>(std::floor(static_cast<float>(std::log2(double{size}))));
   };
   block[0] = static_cast<std::uint8_t>(largest > 0.0f ? narrowing::clamped(floor_of_log(largest) + 125, 0, 254) : 0);
-  float const d = e8m0(block[0]);
+  float sizes[8];
+  for (std::uint32_t code = 0; code < 8; ++code) sizes[code] = e2m1(code) * e8m0(block[0]);
   std::uint8_t codes[32];
   for (int i = 0; i < 32; ++i) {
-    std::uint32_t best = 0;
-    for (std::uint32_t code = 1; code < 16; ++code) {
-      if (std::fabs(e2m1(code) * d - weights[i]) < std::fabs(e2m1(best) * d - weights[i])) best = code;
+    float const size = std::fabs(weights[i]);
+    int best = 0;
+    for (int code = 1; code < 8; ++code) {
+      if (std::fabs(sizes[code] - size) < std::fabs(sizes[best] - size)) best = code;
     }
-    codes[i] = static_cast<std::uint8_t>(best);
+    codes[i] = static_cast<std::uint8_t>(best == 0 || weights[i] >= 0.0f ? best : best + 8);
   }
   narrowing::put_halves(codes, 32, block + 1);
 }
