@@ -19,6 +19,17 @@ __device__ inline void copy_async(std::uint32_t to, void const* from, int bytes)
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
+/// The same of 4 or 16 bytes.
+template <int Bytes>
+__device__ void copy_async(std::uint32_t to, void const* from, int bytes) {
+  static_assert(Bytes == 4 || Bytes == 16);
+  if constexpr (Bytes == 16) {
+    copy_async(to, from, bytes);
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+  }
+}
+
 /// Closes a group of copies.
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
@@ -26,6 +37,35 @@ __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" :
 template <int Pending>
 __device__ void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(Pending) : "memory");
+}
+
+/// 16 bytes of shared memory.
+__device__ inline uint4 load_shared(std::uint32_t from) {
+  uint4 words;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "r"(from)
+               : "memory");
+  return words;
+}
+/// One, two or four bytes of it.
+template <int Bytes>
+__device__ std::uint32_t load_shared(std::uint32_t from) {
+  static_assert(Bytes == 1 || Bytes == 2 || Bytes == 4);
+  std::uint32_t value;
+  if constexpr (Bytes == 1) {
+    asm volatile("{.reg .u16 b; ld.shared.u8 b, [%1]; cvt.u32.u16 %0, b;}" : "=r"(value) : "r"(from) : "memory");
+  } else if constexpr (Bytes == 2) {
+    asm volatile("{.reg .u16 b; ld.shared.u16 b, [%1]; cvt.u32.u16 %0, b;}" : "=r"(value) : "r"(from) : "memory");
+  } else {
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
+  }
+  return value;
+}
+__device__ inline void store_shared(std::uint32_t to, uint4 words) {
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words.x), "r"(words.y), "r"(words.z),
+               "r"(words.w)
+               : "memory");
 }
 
 /// Four 8 x 16-byte matrices; lane l names row l % 8 of matrix l / 8, and gets 4 bytes l % 4 of row l / 4 of each.
