@@ -685,8 +685,7 @@ __device__ __forceinline__ void run_tile(typename Problem::args const& args, pro
   using ring = typename layout::template ring_of<Operand>;
   if constexpr (ring::stores) {
     stored_weights<typename ring::stored, tile.columns, features, threads, Operand> const stored(
-        Problem::gated ? side.gate.operand : side.weight.operand, side.weight.operand, found.matrix,
-        found.first_feature, side.features, side.depth, begin + ring::stored_at);
+        side, found.matrix, found.first_feature, begin + ring::stored_at);
     // A stage becomes elements one step before it is multiplied, and makes room for the bytes of another: as many are under way as of
     // rows.
 #pragma unroll 1

@@ -649,15 +649,15 @@ class stored_weights {
   static_assert(Columns % lines_at_once == 0 && Features % 16 == 0, "all warps are as busy, each with one matrix");
 
  public:
-  /// `weights` and `gate` are the operands, `depth` weights have their lines.
-  __device__ stored_weights(Operand const& gate, Operand const& weights, int expert, int first_feature, int features,
-                            int depth, std::uint32_t memory)
-      : gate_(gate),
-        weights_(weights),
+  /// `side` is a `product_side`; `memory` has `Stored::bytes` for each of its matrices.
+  template <class Side>
+  __device__ stored_weights(Side const& side, int expert, int first_feature, std::uint32_t memory)
+      : gate_(Columns > Features ? side.gate.operand : side.weight.operand),
+        weights_(side.weight.operand),
         expert_(expert),
         first_feature_(first_feature),
-        features_(features),
-        depth_(depth),
+        features_(side.features),
+        depth_(side.depth),
         memory_(memory) {}
 
   __device__ void enqueue(int stage) const {
