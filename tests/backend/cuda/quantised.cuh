@@ -10,12 +10,16 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <functional>
+#include <initializer_list>
 #include <memory>
 #include <random>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
 #include <vector>
 
 #include "backend/cuda/device.cuh"
+#include "backend/cuda/structure/counters.cuh"
 #include "catch.hpp"
 
 /// Quantised weights on the GPU. Stages of a tile have the widened weights as elements, so that results have the bits of dense ones.
@@ -23,16 +27,30 @@ namespace support {
 
 namespace q = switchyard::quantised;
 
-/// All formats whose bytes come through shared memory, and one whose weights are read one by one.
-using formats_on_gpu =
-    q::any_of<q::block_matrix<q::q8_0>, q::block_matrix<q::q4_0>, q::block_matrix<q::mxfp4_halves>, q::mxfp4,
-              q::int8_channel<float>, q::fp8_tensor<sy::bfloat16>, q::fp8_block, q::nvfp4, q::int4_packed, q::gptq,
-              q::block_matrix<q::q4_K>, q::block_matrix<q::q6_K>>;
+/// Formats whose bytes come through shared memory, in one type, for kernels to be compiled once. Their numbers follow.
+using all_formats = q::any_of<q::block_matrix<q::q8_0>, q::block_matrix<q::q4_0>, q::block_matrix<q::mxfp4_halves>,
+                              q::mxfp4, q::int8_channel<float>, q::fp8_tensor<sy::bfloat16>, q::fp8_block, q::nvfp4,
+                              q::int4_packed, q::gptq, q::block_matrix<q::q4_K>, q::block_matrix<q::q6_K>>;
+enum stored_format {
+  q8_0,
+  q4_0,
+  mxfp4_halves,
+  mxfp4,
+  int8_channel,
+  fp8_tensor,
+  fp8_block,
+  nvfp4,
+  int4_packed,
+  gptq,
+  q4_K,
+  q6_K
+};
 
 /// Random matrices in one format or another, on the host and on the device.
+template <class Formats>
 class quantised_matrices {
  public:
-  static constexpr int experts = 4, formats = 12, with_small_blocks = 10;
+  static constexpr int experts = 4;
 
   /// One of fp8 may have a NaN.
   quantised_matrices(int format, int rows, int columns, unsigned seed, bool with_nan)
@@ -40,16 +58,18 @@ class quantised_matrices {
     make(format, rows, columns, with_nan);
   }
 
+  /// Of all experts.
+  std::int64_t bytes() const { return bytes_; }
   /// On the device.
-  formats_on_gpu const& stored() const { return on_device_; }
+  Formats const& stored() const { return on_device_; }
   /// The same weights as elements, on the device.
   template <class Element>
   device_array<Element> dense() const {
     std::vector<Element> result;
-    float weights[formats_on_gpu::granule];
+    float weights[Formats::granule];
     for (int line = 0; line < experts * rows_; ++line) {
-      for (int column = 0; column < columns_; column += formats_on_gpu::granule) {
-        on_host_.read(line / rows_, line % rows_, column, formats_on_gpu::granule, weights);
+      for (int column = 0; column < columns_; column += Formats::granule) {
+        on_host_.read(line / rows_, line % rows_, column, Formats::granule, weights);
         for (float weight : weights) result.emplace_back(weight);
       }
     }
@@ -79,10 +99,10 @@ class quantised_matrices {
     };
     std::size_t const lines = std::size_t{experts} * rows;
     switch (format) {
-      case 0: return in_blocks(q::q8_0{}, {0});
-      case 1: return in_blocks(q::q4_0{}, {0});
-      case 2: return in_blocks(q::mxfp4_halves{}, {});
-      case 3: {
+      case q8_0: return in_blocks(q::q8_0{}, {0});
+      case q4_0: return in_blocks(q::q4_0{}, {0});
+      case mxfp4_halves: return in_blocks(q::mxfp4_halves{}, {});
+      case mxfp4: {
         auto of_blocks = drawn<std::uint8_t>(count / 32);
         for (std::uint8_t& code : of_blocks) code = scale_code();
         return set(
@@ -91,19 +111,19 @@ class quantised_matrices {
             },
             drawn<std::uint8_t>(count / 2), of_blocks);
       }
-      case 4:
+      case int8_channel:
         return set(
             [=](std::int8_t const* codes, float const* scale) {
               return q::int8_channel<float>{codes, scale, rows, columns};
             },
             drawn<std::int8_t>(count), scales(float{}, lines));
-      case 5:
+      case fp8_tensor:
         return set(
             [=](std::uint8_t const* codes, sy::bfloat16 const* scale) {
               return q::fp8_tensor<sy::bfloat16>{codes, scale, rows, columns};
             },
             fp8(count), scales(sy::bfloat16{}, experts));
-      case 6: {
+      case fp8_block: {
         auto codes = fp8(count);
         if (with_nan) codes[std::size_t{5} * columns + 7] = 0xff;
         return set(
@@ -112,19 +132,19 @@ class quantised_matrices {
             },
             codes, scales(float{}, experts * sy::divide_up(rows, 128) * sy::divide_up(columns, 128)));
       }
-      case 7:
+      case nvfp4:
         return set(
             [=](std::uint8_t const* codes, std::uint8_t const* scale, float const* global) {
               return q::nvfp4{codes, scale, global, rows, columns};
             },
             drawn<std::uint8_t>(count / 2), fp8(count / 16), std::vector<float>(experts, 5000.0f));
-      case 8:
+      case int4_packed:
         return set(
             [=](std::uint32_t const* words, sy::bfloat16 const* scale) {
               return q::int4_packed{words, scale, rows, columns};
             },
             drawn<std::uint32_t>(count / 8), scales(sy::bfloat16{}, count / 32));
-      case 9: {
+      case gptq: {
         std::size_t const groups = experts * sy::divide_up(columns, 128);
         return set(
             [=](std::uint32_t const* words, std::uint32_t const* zeros, sy::half const* scale) {
@@ -133,7 +153,7 @@ class quantised_matrices {
             drawn<std::uint32_t>(count / 8), drawn<std::uint32_t>(groups * rows / 8),
             scales(sy::half{}, groups * rows));
       }
-      case 10: return in_blocks(q::q4_K{}, {0, 2});
+      case q4_K: return in_blocks(q::q4_K{}, {0, 2});
       default: return in_blocks(q::q6_K{}, {208});
     }
   }
@@ -149,8 +169,17 @@ class quantised_matrices {
 
   template <class Make, class... Values>
   void set(Make const& make, std::vector<Values> const&... arrays) {
-    on_host_ = make(keep(std::make_shared<std::vector<Values>>(arrays))->data()...);
-    on_device_ = make(keep(std::make_shared<device_array<Values>>(arrays))->data()...);
+    bytes_ = (bytes_of(arrays) + ...);
+    if constexpr (std::is_convertible_v<decltype(make(arrays.data()...)), Formats>) {
+      on_host_ = make(keep(std::make_shared<std::vector<Values>>(arrays))->data()...);
+      on_device_ = make(keep(std::make_shared<device_array<Values>>(arrays))->data()...);
+    } else {
+      throw std::runtime_error("a format that is not among the tested ones");
+    }
+  }
+  template <class T>
+  static std::int64_t bytes_of(std::vector<T> const& array) {
+    return static_cast<std::int64_t>(array.size() * sizeof(T));
   }
   template <class T>
   T const* keep(std::shared_ptr<T> const& made) {
@@ -160,27 +189,89 @@ class quantised_matrices {
 
   std::mt19937 random_;
   int rows_, columns_;
+  std::int64_t bytes_ = 0;
   std::vector<std::shared_ptr<void const>> kept_;
-  formats_on_gpu on_host_, on_device_;
+  Formats on_host_, on_device_;
 };
 
-/// Runs a layer whose matrices are of three formats, and the same one with dense matrices.
-template <class Backend, class Element, int Hidden, int Intermediate>
-void check_quantised(int tokens, int first_format, int formats) {
-  using gated = sy::expert::gated_mlp<sy::silu>;
-  using stored = sy::layer<sy::shape{Hidden, Intermediate, quantised_matrices::experts, 2}, sy::router::softmax_top_k,
-                           sy::capacity::dropless, sy::expert::stored_as<gated, formats_on_gpu>, Backend, Element>;
-  using dense = sy::layer<sy::shape{Hidden, Intermediate, quantised_matrices::experts, 2}, sy::router::softmax_top_k,
-                          sy::capacity::dropless, gated, Backend, Element>;
-  CAPTURE(tokens, first_format);
-  std::mt19937 random(static_cast<unsigned>(tokens + first_format));
-  auto const of = [&](int number, int rows, int columns) {
-    return quantised_matrices((first_format + number) % formats, rows, columns, random(), number == 2);
+template <class Formats, class Backend, class Element, int Hidden, int Intermediate>
+using stored_layer = sy::layer<sy::shape{Hidden, Intermediate, 4, 2}, sy::router::softmax_top_k, sy::capacity::dropless,
+                               sy::expert::stored_as<sy::expert::gated_mlp<sy::silu>, Formats>, Backend, Element>;
+
+/// What the products of quantised experts read, where an emulator of a GPU tells: bytes over the least, and of a hundred accesses to shared
+/// memory how many wait for a bank.
+struct counted_product {
+  double bytes, conflicts;
+  std::int64_t local_bytes;
+};
+
+/// Both products of a call with matrices of one format.
+template <class Formats, class Backend, int Hidden, int Intermediate>
+std::vector<counted_product> count_quantised(int tokens, int tile_rows, int in_columns, int out_columns, int format,
+                                             counters& from) {
+  using layer = stored_layer<Formats, Backend, sy::bfloat16, Hidden, Intermediate>;
+  auto const matrix = [&](int rows, int columns) {
+    return quantised_matrices<Formats>(format, rows, columns, 1, false);
   };
-  quantised_matrices const gate = of(0, Intermediate, Hidden), up = of(1, Intermediate, Hidden),
-                           down = of(2, Hidden, Intermediate);
-  auto const dense_gate = gate.dense<Element>(), dense_up = up.dense<Element>(), dense_down = down.dense<Element>();
-  std::vector<float> router(std::size_t{quantised_matrices::experts} * Hidden);
+  quantised_matrices<Formats> const in = matrix(Intermediate, Hidden), out = matrix(Hidden, Intermediate);
+  std::vector<float> router(std::size_t{4} * Hidden, 0.01f);
+  std::vector<sy::bfloat16> x(std::size_t{1} * tokens * Hidden, sy::bfloat16(0.5f));
+  std::mt19937 random(1);
+  for (float& value : router) value = static_cast<float>(random() % 200) * 0.001f - 0.1f;
+  for (sy::bfloat16& value : x) value = sy::bfloat16(static_cast<float>(random() % 200) * 0.01f - 1.0f);
+  device_array<float> const on_router(router);
+  device_array<sy::bfloat16> const on_x(x), y(x.size());
+  device_array<std::int64_t> const counts(layer::dims.experts);
+  device_array<std::byte> const workspace(layer::workspace_bytes(tokens));
+  typename layer::args args{};
+  args.tokens = layer::rows(on_x.data(), tokens);
+  args.weights.router.weight = on_router.data();
+  args.weights.gate_proj = args.weights.up_proj = in.stored();
+  args.weights.down_proj = out.stored();
+  args.output = layer::rows(y.data(), tokens);
+  args.workspace = {workspace.data(), workspace.size()};
+  args.decisions.counts = counts.data();
+  forward_and_wait<layer>(args);
+
+  std::vector<counted_product> counted;
+  auto const rows = counts.copy_out();
+  for (nlohmann::json const& launch : from.next()) {
+    std::string const kernel = launch["kernel"];
+    bool const is_in = kernel.find("product_in<") != std::string::npos;
+    if (!is_in && kernel.find("product_out<") == std::string::npos) continue;
+    std::int64_t const depth = is_in ? Hidden : Intermediate, features = is_in ? Intermediate : Hidden;
+    std::int64_t least = 0;
+    for (std::int64_t count : rows) {
+      // Copies of nothing, for rows that a tile lacks, count where they are named: once for a tile.
+      std::int64_t const tiles = sy::divide_up(count, tile_rows),
+                         named = count % tile_rows == 0 ? count : count + tiles;
+      least +=
+          tiles * (is_in ? 2 * in.bytes() : out.bytes()) / layer::dims.experts +
+          sy::divide_up(features, is_in ? in_columns / 2 : out_columns) * (named * 2 * depth + (is_in ? 4 * count : 0));
+    }
+    auto const number = [&](char const* group, char const* name) { return launch[group][name].get<double>(); };
+    counted.push_back(
+        {static_cast<double>(moved_by(launch).loads) / static_cast<double>(least),
+         100.0 * (number("shared_load", "extra_wavefronts") + number("shared_store", "extra_wavefronts")) /
+             (number("shared_load", "requests") + number("shared_store", "requests")),
+         launch["local_bytes"].get<std::int64_t>()});
+  }
+  return counted;
+}
+
+/// Runs a layer whose matrices are of three formats, and the same one with dense matrices.
+template <class Formats, class Backend, class Element, int Hidden, int Intermediate>
+void check_quantised(int tokens, int gate_format, int up_format, int down_format) {
+  using stored = stored_layer<Formats, Backend, Element, Hidden, Intermediate>;
+  using dense = sy::layer<stored::dims, sy::router::softmax_top_k, sy::capacity::dropless,
+                          sy::expert::gated_mlp<sy::silu>, Backend, Element>;
+  CAPTURE(tokens, gate_format, up_format, down_format);
+  std::mt19937 random(static_cast<unsigned>(tokens + gate_format));
+  quantised_matrices<Formats> const gate(gate_format, Intermediate, Hidden, random(), false),
+      up(up_format, Intermediate, Hidden, random(), false), down(down_format, Hidden, Intermediate, random(), true);
+  auto const dense_gate = gate.template dense<Element>(), dense_up = up.template dense<Element>(),
+             dense_down = down.template dense<Element>();
+  std::vector<float> router(std::size_t{4} * Hidden);
   for (float& value : router) value = static_cast<float>(random() % 200) * 0.001f - 0.1f;
   std::vector<Element> x;
   for (int i = 0; i < tokens * Hidden; ++i) x.emplace_back(static_cast<float>(random() % 2000) * 0.001f - 1.0f);

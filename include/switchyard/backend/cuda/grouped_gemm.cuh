@@ -188,7 +188,9 @@ struct side_ring {
   static constexpr int stages = stores ? fitting<tile.stages>() : tile.stages;
   using stored = stored_with<stages>;
 
-  SWITCHYARD_HD static constexpr int rows_at(int step) { return step % stages * (row_bytes + (stores ? 0 : column_bytes)); }
+  SWITCHYARD_HD static constexpr int rows_at(int step) {
+    return step % stages * (row_bytes + (stores ? 0 : column_bytes));
+  }
   SWITCHYARD_HD static constexpr int columns_at(int step) {
     return stores ? stages * row_bytes + step % 2 * column_bytes : rows_at(step) + row_bytes;
   }
@@ -212,8 +214,7 @@ struct product_layout {
   using ring_of = side_ring<Operand, Tile, Problem::gated ? 2 : 1>;
   using dense_ring = ring_of<weight_view<typename Problem::element>>;
   using routed_ring = ring_of<typename Problem::operand>;
-  static constexpr int ring_bytes =
-      routed_ring::bytes > dense_ring::bytes ? routed_ring::bytes : dense_ring::bytes;
+  static constexpr int ring_bytes = routed_ring::bytes > dense_ring::bytes ? routed_ring::bytes : dense_ring::bytes;
   static constexpr std::size_t shared_bytes = ring_bytes + tile.rows * sizeof(std::int32_t);
   static_assert(tile.rows * result_pitch <= ring_bytes);
   // Blocks that share a multiprocessor. Said, because the compiler else saves registers for more, and spills.

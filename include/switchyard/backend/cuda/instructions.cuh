@@ -19,15 +19,9 @@ __device__ inline void copy_async(std::uint32_t to, void const* from, int bytes)
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
-/// The same of 4 or 16 bytes.
-template <int Bytes>
-__device__ void copy_async(std::uint32_t to, void const* from, int bytes) {
-  static_assert(Bytes == 4 || Bytes == 16);
-  if constexpr (Bytes == 16) {
-    copy_async(to, from, bytes);
-  } else {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
-  }
+/// The same of 4 bytes.
+__device__ inline void copy_word_async(std::uint32_t to, void const* from, int bytes) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
 }
 
 /// Closes a group of copies.
@@ -48,19 +42,10 @@ __device__ inline uint4 load_shared(std::uint32_t from) {
                : "memory");
   return words;
 }
-/// One, two or four bytes of it.
-template <int Bytes>
-__device__ std::uint32_t load_shared(std::uint32_t from) {
-  static_assert(Bytes == 1 || Bytes == 2 || Bytes == 4);
-  std::uint32_t value;
-  if constexpr (Bytes == 1) {
-    asm volatile("{.reg .u16 b; ld.shared.u8 b, [%1]; cvt.u32.u16 %0, b;}" : "=r"(value) : "r"(from) : "memory");
-  } else if constexpr (Bytes == 2) {
-    asm volatile("{.reg .u16 b; ld.shared.u16 b, [%1]; cvt.u32.u16 %0, b;}" : "=r"(value) : "r"(from) : "memory");
-  } else {
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(from) : "memory");
-  }
-  return value;
+__device__ inline std::uint32_t load_shared_word(std::uint32_t from) {
+  std::uint32_t word;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(word) : "r"(from) : "memory");
+  return word;
 }
 __device__ inline void store_shared(std::uint32_t to, uint4 words) {
   asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(words.x), "r"(words.y), "r"(words.z),

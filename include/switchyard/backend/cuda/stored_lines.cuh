@@ -46,10 +46,10 @@ __device__ byte_stream stream_of(T const* first, std::int64_t count) {
   return {reinterpret_cast<std::uint8_t const*>(first), count * static_cast<std::int64_t>(sizeof(T))};
 }
 
-/// One stream of a line in shared memory. The first one, of codes, comes by 16 bytes, the others by 4.
+/// One stream of a line in shared memory.
 template <class Line, int Stream, int Stages>
 struct byte_ring {
-  static constexpr int sector = 32, piece = Stream == 0 ? chunk_bytes : 4;
+  static constexpr int sector = 32;
 
  private:
   static constexpr int window() {
@@ -64,8 +64,8 @@ struct byte_ring {
   static constexpr int count_most_new() {
     int most = 0;
     for (int stage = 0; stage < 16; ++stage) {
-      int const count = Line::template end<Stream>((stage + 1) * stored_depth) -
-                        Line::template end<Stream>(stage * stored_depth);
+      int const count =
+          Line::template end<Stream>((stage + 1) * stored_depth) - Line::template end<Stream>(stage * stored_depth);
       most = count > most ? count : most;
     }
     return most / sector + 2;  // it may begin and end inside of a sector
@@ -74,7 +74,7 @@ struct byte_ring {
  public:
   static constexpr int bytes = (window() + 2 * (sector - 1)) / sector * sector;
   static constexpr int most_new = count_most_new();  // sectors of a stage
-  static constexpr int pitch = bytes + piece;  // puts neighbouring lines into different banks
+  static constexpr int pitch = bytes + chunk_bytes;  // puts neighbouring lines into different banks
 
   /// Copies what stage `stage` needs and the one before did not.
   __device__ static void enqueue(std::uint32_t ring, byte_stream const& from, int stage, int half) {
@@ -86,12 +86,15 @@ struct byte_ring {
 #pragma unroll
     for (int i = 0; i < most_new; ++i) {
       if (first + i >= last) break;
-#pragma unroll
-      for (int at = 0; at < sector / 2; at += piece) {
-        int const offset = (first + i) * sector + half * (sector / 2) + at;
-        std::int64_t const rest = end - offset;
-        copy_async<piece>(ring + static_cast<unsigned>(offset) % bytes, from.first - before_first + offset,
-                          rest < 0 ? 0 : rest < piece ? static_cast<int>(rest) : piece);
+      // The ring begins with the 16 bytes that have the first one.
+      int const offset = (first + i) * sector + half * chunk_bytes;
+      int const place = offset - static_cast<int>(before_first / chunk_bytes * chunk_bytes);
+      std::int64_t const rest = end - offset;
+      if (place >= 0) {
+        copy_async(ring + static_cast<unsigned>(place) % bytes, from.first - before_first + offset,
+                   rest < 0             ? 0
+                   : rest < chunk_bytes ? static_cast<int>(rest)
+                                        : chunk_bytes);
       }
     }
   }
@@ -101,8 +104,7 @@ struct byte_ring {
   __device__ static void read(std::uint32_t ring, byte_stream const& from, int offset,
                               std::uint32_t (&words)[(Count + 3) / 4]) {
     constexpr int pieces = (Count + 30) / 16, wanted = (Count + 3) / 4;
-    unsigned const at = static_cast<unsigned>(offset) +
-                        static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(from.first)) % sector;
+    unsigned const at = place_of(from, offset);
     unsigned const within = at % 16, first = at / 16 * 16 % bytes;
     std::uint32_t w[4 * pieces] = {};
 #pragma unroll
@@ -130,12 +132,20 @@ struct byte_ring {
     for (int i = 0; i < wanted; ++i) words[i] = w[i];
   }
 
-  /// A value of one, two or four bytes, as bits.
-  template <int Count>
+  /// A value of one, two or four bytes, aligned to as many, in the lowest bits. By 16 bytes, for then neighbouring lines are in different
+  /// banks.
   __device__ static std::uint32_t value(std::uint32_t ring, byte_stream const& from, int offset) {
-    unsigned const at = static_cast<unsigned>(offset) +
-                        static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(from.first)) % sector;
-    return load_shared<Count>(ring + at % bytes);
+    unsigned const at = place_of(from, offset);
+    chunk const found = load_shared(ring + at / chunk_bytes * chunk_bytes % bytes);
+    std::uint32_t const low = (at & 4u) != 0 ? found.y : found.x, high = (at & 4u) != 0 ? found.w : found.z;
+    return ((at & 8u) != 0 ? high : low) >> at % 4 * 8;
+  }
+
+ private:
+  /// Where a byte would stand in a ring without an end.
+  __device__ static unsigned place_of(byte_stream const& from, int offset) {
+    return static_cast<unsigned>(offset) +
+           static_cast<unsigned>(reinterpret_cast<std::uintptr_t>(from.first)) % chunk_bytes;
   }
 };
 
@@ -196,10 +206,10 @@ struct stored_lines {
       ring<Stream>::template read<Count>(ring_of<Stream>(memory, number),
                                          line::template stream<Stream>(matrix, expert, row), offset, words);
     }
-    template <int Stream, int Count>
+    template <int Stream>
     __device__ std::uint32_t value(int offset) const {
-      return ring<Stream>::template value<Count>(ring_of<Stream>(memory, number),
-                                                 line::template stream<Stream>(matrix, expert, row), offset);
+      return ring<Stream>::value(ring_of<Stream>(memory, number), line::template stream<Stream>(matrix, expert, row),
+                                 offset);
     }
   };
 };
@@ -336,7 +346,8 @@ struct stored_line<quantised::block_matrix<quantised::q6_K>> {
     for (int i = 0; i < 8; ++i) {
       int const scale = static_cast<std::int8_t>(scales[0] >> (i < 4 ? 0 : 8));
       std::uint32_t const codes = (low[i] >> (j < 2 ? 0 : 4) & 0x0f0f0f0fu) | (high[i] >> (2 * j) & 0x03030303u) << 4;
-      small_codes_to(Element{}, codes, 32.0f, half_of(d[0]) * static_cast<float>(scale), pairs[2 * i], pairs[2 * i + 1]);
+      small_codes_to(Element{}, codes, 32.0f, half_of(d[0]) * static_cast<float>(scale), pairs[2 * i],
+                     pairs[2 * i + 1]);
     }
   }
 };
@@ -375,7 +386,7 @@ __device__ float scale_of(std::uint32_t bits) {
   if constexpr (sizeof(Scale) == 4) {
     return __uint_as_float(bits);
   } else {
-    return unpack(Scale{}, bits).x;
+    return unpack(Scale{}, bits & 0xffffu).x;
   }
 }
 
@@ -393,7 +404,7 @@ struct stored_line<quantised::int8_channel<Scale>> : line_of_codes<8, sizeof(Sca
   }
   template <class Element, class Reader>
   __device__ static void widen(Element, Reader const& reader, int column, std::uint32_t (&pairs)[16]) {
-    float const scale = scale_of<Scale>(reader.template value<1, sizeof(Scale)>(0));
+    float const scale = scale_of<Scale>(reader.template value<1>(0));
     std::uint32_t words[8];
     reader.template read<0, 32>(codes::template begin<0>(column), words);
 #pragma unroll
@@ -421,8 +432,8 @@ struct stored_line<quantised::fp8_tensor<Scale>> : line_of_codes<8, sizeof(Scale
   }
   template <class Element, class Reader>
   __device__ static void widen(Element, Reader const& reader, int column, std::uint32_t (&pairs)[16]) {
-    widen_e4m3<Element, line_of_codes<8, sizeof(Scale), 0>>(
-        reader, column, scale_of<Scale>(reader.template value<1, sizeof(Scale)>(0)), pairs);
+    widen_e4m3<Element, line_of_codes<8, sizeof(Scale), 0>>(reader, column,
+                                                            scale_of<Scale>(reader.template value<1>(0)), pairs);
   }
 };
 
@@ -439,7 +450,7 @@ struct stored_line<quantised::fp8_block> : line_of_codes<8, 4, quantised::fp8_bl
   }
   template <class Element, class Reader>
   __device__ static void widen(Element, Reader const& reader, int column, std::uint32_t (&pairs)[16]) {
-    widen_e4m3<Element, line_of_codes>(reader, column, __uint_as_float(reader.template value<1, 4>(begin<1>(column))),
+    widen_e4m3<Element, line_of_codes>(reader, column, __uint_as_float(reader.template value<1>(begin<1>(column))),
                                        pairs);
   }
 };
@@ -457,7 +468,7 @@ struct stored_line<quantised::mxfp4> : line_of_codes<4, 1, 32> {
   }
   template <class Element, class Reader>
   __device__ static void widen(Element, Reader const& reader, int column, std::uint32_t (&pairs)[16]) {
-    power_of_two_scale<Element> const scale(reader.template value<1, 1>(begin<1>(column)));
+    power_of_two_scale<Element> const scale(reader.template value<1>(begin<1>(column)) & 255u);
     std::uint32_t words[4];
     reader.template read<0, 16>(begin<0>(column), words);
 #pragma unroll
@@ -493,11 +504,12 @@ struct stored_line<quantised::nvfp4_of<Global>> {
   }
   template <class Element, class Reader>
   __device__ static void widen(Element, Reader const& reader, int column, std::uint32_t (&pairs)[16]) {
-    float const global = __uint_as_float(reader.template value<2, 4>(0));
+    float const global = __uint_as_float(reader.template value<2>(0));
+    std::uint32_t const scales = reader.template value<1>(begin<1>(column));
     float factor[2];
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      float const of_block = quantised::e4m3(reader.template value<1, 1>(begin<1>(column) + i));
+      float const of_block = quantised::e4m3(scales >> 8 * i & 255u);
       factor[i] = Global == quantised::global_scale::divides ? of_block / global : of_block * global;
     }
     std::uint32_t words[4];
@@ -524,7 +536,7 @@ struct stored_line<quantised::int4_packed> : line_of_codes<4, 2, 32> {
   }
   template <class Element, class Reader>
   __device__ static void widen(Element, Reader const& reader, int column, std::uint32_t (&pairs)[16]) {
-    float const scale = scale_of<bfloat16>(reader.template value<1, 2>(begin<1>(column)));
+    float const scale = scale_of<bfloat16>(reader.template value<1>(begin<1>(column)));
     std::uint32_t words[4];
     reader.template read<0, 16>(begin<0>(column), words);
 #pragma unroll
@@ -543,7 +555,7 @@ struct stored_lines<quantised::gptq, Lines, Stages> {
   static constexpr int slots = Stages + 1, words_of_stage = 6, lanes = 2 * Lines;
 
   __device__ static std::uint32_t place(std::uint32_t memory, int stage, int word, int number, int half) {
-    int const at = (stage % slots * words_of_stage + word) * lanes + half * Lines + number;
+    int const at = (stage % slots * words_of_stage + word) * lanes + number / 16 * 32 + half * 16 + number % 16;
     return memory + static_cast<std::uint32_t>(at) * 4u;
   }
   __device__ static half const* scale_at(quantised::gptq const& m, int expert, int row, int column) {
@@ -560,14 +572,14 @@ struct stored_lines<quantised::gptq, Lines, Stages> {
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       int const bytes = column + 8 * i < m.columns ? 4 : 0;
-      copy_async<4>(place(memory, stage, i, number, half), bytes > 0 ? codes + std::int64_t{i} * m.rows : m.qweight,
-                    bytes);
+      copy_word_async(place(memory, stage, i, number, half), bytes > 0 ? codes + std::int64_t{i} * m.rows : m.qweight,
+                      bytes);
     }
     if (stage * stored_depth % m.group != 0) return;
     std::uintptr_t const scale = reinterpret_cast<std::uintptr_t>(scale_at(m, expert, row, stage * stored_depth));
     std::int64_t const line = expert * m.groups() + stage * stored_depth / m.group;
-    copy_async<4>(place(memory, stage, 4, number, half), reinterpret_cast<void const*>(scale / 4 * 4), 4);
-    copy_async<4>(place(memory, stage, 5, number, half), m.qzeros + line * (m.rows / 8) + row / 8, 4);
+    copy_word_async(place(memory, stage, 4, number, half), reinterpret_cast<void const*>(scale / 4 * 4), 4);
+    copy_word_async(place(memory, stage, 5, number, half), m.qzeros + line * (m.rows / 8) + row / 8, 4);
   }
 
   template <class Element>
@@ -575,12 +587,12 @@ struct stored_lines<quantised::gptq, Lines, Stages> {
                                int half, int stage, std::uint32_t (&pairs)[16]) {
     int const first = stage / (m.group / stored_depth) * (m.group / stored_depth);  // stage of its group
     std::uintptr_t const scale = reinterpret_cast<std::uintptr_t>(scale_at(m, expert, row, stage * stored_depth));
-    float const s = half_of(load_shared<4>(place(memory, first, 4, number, half)) >> scale % 4 * 8);
-    std::uint32_t const zeros = load_shared<4>(place(memory, first, 5, number, half)) >> row % 8 * 4;
+    float const s = half_of(load_shared_word(place(memory, first, 4, number, half)) >> scale % 4 * 8);
+    std::uint32_t const zeros = load_shared_word(place(memory, first, 5, number, half)) >> row % 8 * 4;
     float const zero = small_float((zeros & 15u) + static_cast<std::uint32_t>(m.added_to_zero));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      neighbours_to(Element{}, load_shared<4>(place(memory, stage, i, number, half)), zero, s, &pairs[4 * i]);
+      neighbours_to(Element{}, load_shared_word(place(memory, stage, i, number, half)), zero, s, &pairs[4 * i]);
     }
   }
 };
@@ -601,8 +613,7 @@ struct stored_lines<quantised::any_of<Formats...>, Lines, Stages> {
   __device__ static void enqueue_as(std::uint32_t memory, matrix_type const& m, int expert, int row, int number,
                                     int half, int stage) {
     if constexpr (sizeof...(Others) > 0) {
-      if (m.which != Number)
-        return enqueue_as<Number + 1, Others...>(memory, m, expert, row, number, half, stage);
+      if (m.which != Number) return enqueue_as<Number + 1, Others...>(memory, m, expert, row, number, half, stage);
     }
     stored_lines<Format, Lines, Stages>::enqueue(memory, m.template as<Format>(), expert, row, number, half, stage);
   }
@@ -698,7 +709,9 @@ class stored_weights {
   __device__ std::uint32_t memory(int number) const {
     return memory_ + static_cast<std::uint32_t>(number / Features * Stored::bytes);
   }
-  __device__ auto const& matrix(int number) const { return (Columns > Features && number < Features ? gate_ : weights_).of; }
+  __device__ auto const& matrix(int number) const {
+    return (Columns > Features && number < Features ? gate_ : weights_).of;
+  }
 
   Operand const &gate_, &weights_;
   int expert_, first_feature_, features_, depth_;

@@ -133,7 +133,10 @@ template <>
 class power_of_two_scale<bfloat16> {
  public:
   __device__ explicit power_of_two_scale(std::uint32_t code)
-      : both_((code == 0 ? 0x0040u : code == 255 ? 0x7fc0u : code << 7) * 0x10001u) {}
+      : both_((code == 0     ? 0x0040u
+               : code == 255 ? 0x7fc0u
+                             : code << 7) *
+              0x10001u) {}
   __device__ std::uint32_t times(std::uint32_t two) const {
     std::uint32_t result;
     asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(result) : "r"(two), "r"(both_), "r"(0x80008000u));

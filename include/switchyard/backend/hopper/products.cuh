@@ -223,7 +223,9 @@ struct stored_tiles {
       for (int least : {2, 1}) {
         for (int stages = tile.stages; stages >= 2; --stages) {
           int stored = 0;
-          while (stored < most_stages && hopper_stages(tile.rows, tile.columns, experts, stages, bytes[stored + 1]) == stages) ++stored;
+          while (stored < most_stages &&
+                 hopper_stages(tile.rows, tile.columns, experts, stages, bytes[stored + 1]) == stages)
+            ++stored;
           if (stored >= least) return {stages, stored, bytes[stored]};
         }
       }
