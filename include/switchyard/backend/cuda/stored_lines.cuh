@@ -337,17 +337,21 @@ struct stored_line<quantised::block_matrix<quantised::q6_K>> {
   template <class Element, class Reader>
   __device__ static void widen(Element, Reader const& reader, int column, std::uint32_t (&pairs)[16]) {
     int const block = begin<0>(column), j = column / 32 % 4, side = column / 128 % 2;
-    std::uint32_t d[1], scales[1], low[8], high[8];
+    std::uint32_t d[1], scales[1];
     reader.template read<0, 2>(block + 208, d);
     reader.template read<0, 2>(block + 192 + column % 256 / 16, scales);
-    reader.template read<0, 32>(block + 64 * side + 32 * (j % 2), low);
-    reader.template read<0, 32>(block + 128 + 32 * side, high);
+    // By 16 weights, which have a scale: all at once take more registers than two blocks on a multiprocessor have.
 #pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      int const scale = static_cast<std::int8_t>(scales[0] >> (i < 4 ? 0 : 8));
-      std::uint32_t const codes = (low[i] >> (j < 2 ? 0 : 4) & 0x0f0f0f0fu) | (high[i] >> (2 * j) & 0x03030303u) << 4;
-      small_codes_to(Element{}, codes, 32.0f, half_of(d[0]) * static_cast<float>(scale), pairs[2 * i],
-                     pairs[2 * i + 1]);
+    for (int part = 0; part < 2; ++part) {
+      std::uint32_t low[4], high[4];
+      reader.template read<0, 16>(block + 64 * side + 32 * (j % 2) + 16 * part, low);
+      reader.template read<0, 16>(block + 128 + 32 * side + 16 * part, high);
+      float const scale = half_of(d[0]) * static_cast<float>(static_cast<std::int8_t>(scales[0] >> 8 * part));
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        std::uint32_t const codes = (low[i] >> (j < 2 ? 0 : 4) & 0x0f0f0f0fu) | (high[i] >> (2 * j) & 0x03030303u) << 4;
+        small_codes_to(Element{}, codes, 32.0f, scale, pairs[8 * part + 2 * i], pairs[8 * part + 2 * i + 1]);
+      }
     }
   }
 };
