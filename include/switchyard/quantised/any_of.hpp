@@ -82,12 +82,13 @@ struct any_of {
     if (which < 0) arrays.array("matrix", static_cast<unsigned char const*>(nullptr), 1, "one of the formats");
     visit([&](auto const& of) { of.name_arrays(arrays, experts); });
   }
-
- private:
+  /// The matrix, where it is of this format.
   template <class Format>
   SWITCHYARD_HD Format const& as() const {
     return *reinterpret_cast<Format const*>(matrix);
   }
+
+ private:
   template <class Body>
   void visit(Body const& body) const {
     int number = 0;
