@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string>
 #include <type_traits>
 
 /// Step 3 of `backend::cpu`: the two products of every expert over its rows. Work is cut into blocks of rows and
@@ -533,7 +534,14 @@ template <class Operand, class Terms = no_terms>
 void run_products(cpu_context const& context, row_ranges const& ranges,
                   token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
                   expert_weights<Operand> const& weights, products_memory const& memory, Terms const& terms = {}) {
-  panel_kernels<Operand> const kernels = panel_kernels_of<Operand>(context.instructions, context.floats);
+  panel_kernels<Operand> const kernels = [&] {
+    if constexpr (operand_codes<Operand>::exist) {
+      if (context.quantised == quantised_products::tokens_in_int8) {
+        return integer_panel_kernels_of<Operand>(context.instructions);
+      }
+    }
+    return panel_kernels_of<Operand>(context.instructions, context.floats);
+  }();
   int const least = context.least_panel_rows > 0 ? context.least_panel_rows : kernels.usual_rows;
   if constexpr (has_sparse_change<Operand> && !Terms::any) {
     apart_products<Operand, token_rows<typename Operand::element>, expert_weights<Operand>> const apart(
@@ -578,6 +586,18 @@ struct experts_step<expert::two_products> {
   };
   template <class Layer>
   using memory = memory_of_experts<Layer, Layer::dims.experts>;
+
+  template <class Layer>
+  static void check(forward_args<Layer> const&, cpu_context const& context) {
+    constexpr bool integers = operand_codes<typename Layer::weights::in_operand>::exist &&
+                              operand_codes<typename Layer::weights::out_operand>::exist &&
+                              Layer::expert_traits.kept_units == 0;
+    if (!integers && context.quantised != quantised_products::exact) {
+      fail("layer::forward, context.quantised",
+           "quantised_products::exact, or experts stored as q8_0, q4_0, q4_K, mxfp4, mxfp4_halves or int8_channel",
+           "tokens_in_int8 with " + std::string(Layer::expert::name));
+    }
+  }
 
   /// `tokens` are what the experts see.
   template <class Layer>

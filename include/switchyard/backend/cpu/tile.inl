@@ -1023,6 +1023,7 @@ SWITCHYARD_TILE_TARGET void add_low_rank_terms_to_panel(Element const* tall, int
   }
 }
 
+#include <switchyard/backend/cpu/integer_products.inl>
 #include <switchyard/backend/cpu/masked.inl>
 #include <switchyard/backend/cpu/narrow.inl>
 #include <switchyard/backend/cpu/pairs.inl>
