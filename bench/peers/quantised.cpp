@@ -190,7 +190,8 @@ class comparison {
 
   /// Our layer, as a contender on floats: what it takes besides weights stands here.
   template <class Layer, class Weights>
-  contender ours(std::string name, std::vector<Weights> const& copies) {
+  contender ours(std::string name, std::vector<Weights> const& copies,
+                 sy::quantised_products products = sy::quantised_products::exact) {
     using element = typename Layer::element;
     struct memory {
       bench::pages<std::byte> workspace;
@@ -201,7 +202,7 @@ class comparison {
       mine->workspace = bench::zero_pages<std::byte>(static_cast<std::int64_t>(Layer::workspace_bytes(tokens)));
       mine->output.resize(static_cast<std::size_t>(tokens * Dims.hidden));
     };
-    auto const run = [mine, &copies, this](peers::call<float> const& c) {
+    auto const run = [mine, &copies, products, this](peers::call<float> const& c) {
       auto const& w = copies[c.copy];
       element const* input = nullptr;
       element* output = nullptr;
@@ -219,7 +220,7 @@ class comparison {
            .output = Layer::rows(output, c.tokens),
            .workspace = {mine->workspace.data(), bytes},
            .decisions = {.experts = const_cast<std::int32_t*>(c.routes), .weights = const_cast<float*>(c.weights)}},
-          {.threads = with_.threads, .instructions = with_.instructions});
+          {.threads = with_.threads, .instructions = with_.instructions, .quantised = products});
     };
     return {std::move(name), prepare, run, copies.size()};
   }
@@ -231,6 +232,9 @@ class comparison {
     std::vector<contender> contenders;
     contenders.push_back(ours<Layer>("switchyard " + format, copies));
     contenders.push_back(ours<dense<sy::bfloat16>>("switchyard bfloat16", dense_));
+    if constexpr (sy::cpu::integer_codes<Matrix>::exist) {
+      contenders.push_back(ours<Layer>("switchyard, tokens in 8 bits", copies, sy::quantised_products::tokens_in_int8));
+    }
     std::vector<std::string> left_out;
     for (maker const& m : makers) {
       try {
