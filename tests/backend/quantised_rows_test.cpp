@@ -151,7 +151,7 @@ using multiplied = std::tuple<q::block_matrix<q::q8_0>, q::block_matrix<q::q4_K>
 
 template <class Format>
 std::vector<float> floats_of(Format const& matrix) {
-  std::vector<float> result(static_cast<std::size_t>(experts) * rows * matrix.columns);
+  std::vector<float> result(static_cast<std::size_t>(experts * rows * matrix.columns));
   float* to = result.data();
   for (int e = 0; e < experts; ++e) {
     for (int row = 0; row < rows; ++row) {

@@ -14,6 +14,8 @@ struct coded;
 
 #if defined(SWITCHYARD_TILE_HALF)
 
+#define SWITCHYARD_TILE_INLINE __attribute__((always_inline))
+
 #if !defined(SWITCHYARD_TILE_EXPANDS)
 typedef std::uint8_t code_bytes __attribute__((vector_size(32)));
 #endif
@@ -59,10 +61,7 @@ template <class Codes, bool Least>
 struct code_pairs {
   // Only the low four bits of an index count, and scaling the table scales all weights.
   SWITCHYARD_TILE_TARGET static floats table(code_scale const& of) {
-    floats const values = {Codes::value(0),  Codes::value(1),  Codes::value(2),  Codes::value(3),
-                           Codes::value(4),  Codes::value(5),  Codes::value(6),  Codes::value(7),
-                           Codes::value(8),  Codes::value(9),  Codes::value(10), Codes::value(11),
-                           Codes::value(12), Codes::value(13), Codes::value(14), Codes::value(15)};
+    floats const values = load_floats(values_of_codes<Codes>.of_code);
     if constexpr (Least) return values * of.scale - of.least;
     return values * of.scale;
   }
@@ -152,7 +151,9 @@ SWITCHYARD_TILE_TARGET inline void widen_pairs(std::uint8_t const* from, float s
 }
 
 /// Scales that stand as halves among the codes, `bytes` apart.
-SWITCHYARD_TILE_TARGET inline void find_halves(std::uint8_t const* from, int bytes, int count, half* to) {
+SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE inline void find_halves(std::uint8_t const* from, int bytes, int count,
+                                                                      half* to) {
+  SWITCHYARD_TILE_UNROLL
   for (int i = 0; i < count; ++i) __builtin_memcpy(to + i, from + i * bytes, sizeof(half));
 }
 SWITCHYARD_TILE_TARGET inline void widen_found(half const* from, float* to) {
@@ -179,10 +180,12 @@ struct coded_blocks {
 
 template <>
 struct coded<quantised::block_matrix<quantised::q8_0>> : coded_blocks<quantised::q8_0> {
-  SWITCHYARD_TILE_TARGET static void find(coded_row const& row, int first, int count, found_scales& found) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const& row, int first, int count,
+                                                                 found_scales& found) {
     find_halves(row.codes + first * 34, 34, count, found.halves);
   }
-  SWITCHYARD_TILE_TARGET static void ready(coded_row const&, int, int, found_scales const& found, ready_scales& to) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const&, int, int, found_scales const& found,
+                                                                  ready_scales& to) {
     widen_found(found.halves, to.scale);
   }
   SWITCHYARD_TILE_TARGET static void load(coded_row const& row, int block, ready_scales const& scales, int number,
@@ -195,10 +198,12 @@ struct coded<quantised::block_matrix<quantised::q8_0>> : coded_blocks<quantised:
 
 template <>
 struct coded<quantised::block_matrix<quantised::q4_0>> : coded_blocks<quantised::q4_0> {
-  SWITCHYARD_TILE_TARGET static void find(coded_row const& row, int first, int count, found_scales& found) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const& row, int first, int count,
+                                                                 found_scales& found) {
     find_halves(row.codes + first * 18, 18, count, found.halves);
   }
-  SWITCHYARD_TILE_TARGET static void ready(coded_row const&, int, int, found_scales const& found, ready_scales& to) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const&, int, int, found_scales const& found,
+                                                                  ready_scales& to) {
     widen_found(found.halves, to.scale);
   }
   SWITCHYARD_TILE_TARGET static void load(coded_row const& row, int block, ready_scales const& scales, int number,
@@ -209,10 +214,13 @@ struct coded<quantised::block_matrix<quantised::q4_0>> : coded_blocks<quantised:
 
 template <>
 struct coded<quantised::block_matrix<quantised::mxfp4_halves>> : coded_blocks<quantised::mxfp4_halves> {
-  SWITCHYARD_TILE_TARGET static void find(coded_row const& row, int first, int count, found_scales& found) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const& row, int first, int count,
+                                                                 found_scales& found) {
+    SWITCHYARD_TILE_UNROLL
     for (int i = 0; i < count; ++i) found.bytes[i] = row.codes[(first + i) * 17];
   }
-  SWITCHYARD_TILE_TARGET static void ready(coded_row const&, int, int, found_scales const& found, ready_scales& to) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const&, int, int, found_scales const& found,
+                                                                  ready_scales& to) {
     widen_e8m0(found.bytes, to.scale);
   }
   SWITCHYARD_TILE_TARGET static void load(coded_row const& row, int block, ready_scales const& scales, int number,
@@ -225,7 +233,8 @@ template <>
 struct coded<quantised::block_matrix<quantised::q4_K>> : coded_blocks<quantised::q4_K> {
   static constexpr int run = 2;
   // The scales of eight blocks after another, their minima 16 bytes behind.
-  SWITCHYARD_TILE_TARGET static void find(coded_row const& row, int first, int count, found_scales& found) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const& row, int first, int count,
+                                                                 found_scales& found) {
     for (int i = 0; i < (count + 7) / 8; ++i) {
       std::uint8_t const* const block = row.codes + (first / 8 + i) * 144;
       std::uint32_t a, b, c;
@@ -240,7 +249,8 @@ struct coded<quantised::block_matrix<quantised::q4_K>> : coded_blocks<quantised:
       __builtin_memcpy(found.halves + 2 + i, block + 2, 2);
     }
   }
-  SWITCHYARD_TILE_TARGET static void ready(coded_row const&, int, int, found_scales const& found, ready_scales& to) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const&, int, int, found_scales const& found,
+                                                                  ready_scales& to) {
 #if defined(SWITCHYARD_TILE_EXPANDS)
     floats const of_blocks = stored<half>::load(found.halves, 0);
     words const first = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
@@ -273,11 +283,13 @@ struct coded<quantised::mxfp4> {
     std::int64_t const line = (std::int64_t{expert} * w.rows + row) * w.row_stride;
     return {w.blocks + line * (w.columns / 2), w.scales + line * (w.columns / 32)};
   }
-  SWITCHYARD_TILE_TARGET static void find(coded_row const& row, int first, int count, found_scales& found) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const& row, int first, int count,
+                                                                 found_scales& found) {
     __builtin_memcpy(found.bytes, static_cast<std::uint8_t const*>(row.scales) + first,
                      static_cast<std::size_t>(count));
   }
-  SWITCHYARD_TILE_TARGET static void ready(coded_row const&, int, int, found_scales const& found, ready_scales& to) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const&, int, int, found_scales const& found,
+                                                                  ready_scales& to) {
     widen_e8m0(found.bytes, to.scale);
   }
   SWITCHYARD_TILE_TARGET static void load(coded_row const& row, int block, ready_scales const& scales, int number,
@@ -289,14 +301,16 @@ struct coded<quantised::mxfp4> {
 template <>
 struct coded<quantised::block_matrix<quantised::q6_K>> : coded_blocks<quantised::q6_K> {
   // The scales of 16 weights each.
-  SWITCHYARD_TILE_TARGET static void find(coded_row const& row, int first, int count, found_scales& found) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const& row, int first, int count,
+                                                                 found_scales& found) {
     for (int i = 0; i < (count + 7) / 8; ++i) {
       std::uint8_t const* const block = row.codes + (first / 8 + i) * 210;
       __builtin_memcpy(found.bytes + 16 * i, block + 192, 16);
       __builtin_memcpy(found.halves + i, block + 208, 2);
     }
   }
-  SWITCHYARD_TILE_TARGET static void ready(coded_row const&, int, int, found_scales const& found, ready_scales& to) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const&, int, int, found_scales const& found,
+                                                                  ready_scales& to) {
     for (int i = 0; i < 2; ++i) {
       float const d = static_cast<float>(found.halves[i]);
       for (int k = 16 * i; k < 16 * i + 16; k += lanes) {
@@ -331,8 +345,9 @@ struct coded_lines {
   SWITCHYARD_TILE_TARGET static std::int64_t line(Format const& w, int expert, int row) {
     return std::int64_t{expert} * w.rows + row;
   }
-  SWITCHYARD_TILE_TARGET static void find(coded_row const&, int, int, found_scales&) {}
-  SWITCHYARD_TILE_TARGET static void ready(coded_row const&, int, int, found_scales const&, ready_scales&) {}
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const&, int, int, found_scales&) {}
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const&, int, int, found_scales const&,
+                                                                  ready_scales&) {}
 };
 
 template <class Scale>
@@ -374,7 +389,7 @@ inline bool is_usual_scale(float scale) { return !(scale >= 0x1p120f || scale <=
 template <class Scale>
 struct coded<quantised::fp8_tensor<Scale>> : coded_lines<quantised::fp8_tensor<Scale>, 256> {
   using order = float;
-  static bool is_usual(quantised::fp8_tensor<Scale> const& w, int expert, int) {
+  static bool is_usual(quantised::fp8_tensor<Scale> const& w, int expert, int, int) {
     return is_usual_scale(static_cast<float>(w.scale[expert]));
   }
   SWITCHYARD_TILE_TARGET static coded_row row(quantised::fp8_tensor<Scale> const& w, int expert, int row) {
@@ -391,18 +406,25 @@ struct coded<quantised::fp8_block> : coded_lines<quantised::fp8_block, 256> {
   SWITCHYARD_TILE_TARGET static float const* scales(quantised::fp8_block const& w, int expert, int row) {
     return w.scale_inv + expert * w.squares() + row / w.side * divide_up(w.columns, w.side);
   }
-  static bool is_usual(quantised::fp8_block const& w, int expert, int row) {
-    float const* const of_row = scales(w, expert, row);
+  static bool is_usual(quantised::fp8_block const& w, int expert, int row, int rows) {
     bool result = true;
-    for (int i = 0; i < divide_up(w.columns, w.side); ++i) result = result && is_usual_scale(of_row[i]);
+    for (int r = row / w.side * w.side; r < row + rows; r += w.side) {
+      float const* const of_row = scales(w, expert, r);
+      for (int i = 0; i < divide_up(w.columns, w.side); ++i) result = result && is_usual_scale(of_row[i]);
+    }
     return result;
   }
   SWITCHYARD_TILE_TARGET static coded_row row(quantised::fp8_block const& w, int expert, int row) {
     return {w.weight + line(w, expert, row) * w.columns, scales(w, expert, row)};
   }
-  SWITCHYARD_TILE_TARGET static void ready(coded_row const& row, int first, int count, found_scales const&,
-                                           ready_scales& to) {
-    for (int i = 0; i < count; ++i) to.scale[i] = 256.0f * static_cast<float const*>(row.scales)[(first + i) / 4];
+  // Four blocks have one.
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const& row, int first, int count,
+                                                                  found_scales const&, ready_scales& to) {
+    for (int i = 0; i < count; i += 4) {
+      float const each = 256.0f * static_cast<float const*>(row.scales)[(first + i) >> 2];
+      quad const scale = {each, each, each, each};
+      __builtin_memcpy(to.scale + i, &scale, sizeof scale);
+    }
   }
   SWITCHYARD_TILE_TARGET static void load(coded_row const& row, int block, ready_scales const& scales, int number,
                                           floats* to) {
@@ -417,11 +439,13 @@ struct coded<quantised::int4_packed> : coded_lines<quantised::int4_packed, 128> 
     std::int64_t const at = line(w, expert, row);
     return {reinterpret_cast<std::uint8_t const*>(w.weight + at * (w.columns / 8)), w.scale + at * (w.columns / 32)};
   }
-  SWITCHYARD_TILE_TARGET static void find(coded_row const& row, int first, int count, found_scales& found) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const& row, int first, int count,
+                                                                 found_scales& found) {
     __builtin_memcpy(found.bytes, static_cast<bfloat16 const*>(row.scales) + first,
                      static_cast<std::size_t>(count) * sizeof(bfloat16));
   }
-  SWITCHYARD_TILE_TARGET static void ready(coded_row const&, int, int, found_scales const& found, ready_scales& to) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const&, int, int, found_scales const& found,
+                                                                  ready_scales& to) {
     for (int i = 0; i < coded_piece; i += lanes) {
       put_floats(reinterpret_cast<floats>(widen_words(found.bytes + 2 * i) << 16), to.scale + i);
     }
@@ -439,12 +463,14 @@ struct coded<quantised::nvfp4_of<Global>> : coded_lines<quantised::nvfp4_of<Glob
     std::int64_t const line = coded::line(w, expert, row);
     return {w.weight + line * (w.columns / 2), w.scale + line * (w.columns / 16), w.global[expert]};
   }
-  SWITCHYARD_TILE_TARGET static void find(coded_row const& row, int first, int count, found_scales& found) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const& row, int first, int count,
+                                                                 found_scales& found) {
     std::uint8_t const* const scales = static_cast<std::uint8_t const*>(row.scales) + 2 * first;
+    SWITCHYARD_TILE_UNROLL
     for (int i = 0; i < 2 * count; ++i) found.floats[i] = values_of_e4m3.of_code[scales[i]];
   }
-  SWITCHYARD_TILE_TARGET static void ready(coded_row const& row, int, int, found_scales const& found,
-                                           ready_scales& to) {
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const& row, int, int,
+                                                                  found_scales const& found, ready_scales& to) {
     for (int i = 0; i < 2 * coded_piece; i += lanes) {
       floats const of_blocks = load_floats(found.floats + i);
       constexpr bool divides = Global == quantised::global_scale::divides;
@@ -457,8 +483,11 @@ struct coded<quantised::nvfp4_of<Global>> : coded_lines<quantised::nvfp4_of<Glob
     using pairs = code_pairs<std::conditional_t<divides, e2m1_codes, e2m1_codes_without_minus_zero>, false>;
     std::uint8_t const* const codes = row.codes + block * 16;
 #if defined(SWITCHYARD_TILE_EXPANDS)
-    words const first = {0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1};
-    floats const of_lanes = look_up(load_floats(scales.scale + 2 * number), first);
+    floats of_lanes;
+    asm("vbroadcastss %1, %0" : "=v"(of_lanes) : "m"(scales.scale[2 * number]));
+    asm("vbroadcastss %1, %0%{%2%}"
+        : "+v"(of_lanes)
+        : "m"(scales.scale[2 * number + 1]), "Yk"(static_cast<std::uint16_t>(0xff00)));
     pairs::widen(codes, {1.0f, 0.0f}, {1.0f, 0.0f}, to, to + 1, 2);
     to[0] *= of_lanes;
     to[1] *= of_lanes;
@@ -507,6 +536,13 @@ struct coded_in_order : coded<Format> {
   }
 };
 
+/// The scales of up to a piece of blocks. A whole piece is usual, and the compiler then knows how long it is.
+template <class Coded>
+SWITCHYARD_TILE_TARGET inline void find_scales(coded_row const& row, int first, int count, found_scales& found) {
+  if (count >= coded_piece) return Coded::find(row, first, coded_piece, found);
+  Coded::find(row, first, count, found);
+}
+
 /// to[the position of k] = weight k of a row, for `blocks` blocks from `first` on.
 template <class Coded>
 SWITCHYARD_TILE_TARGET void widen_blocks(coded_row const& row, int first, int blocks, float* to) {
@@ -514,7 +550,7 @@ SWITCHYARD_TILE_TARGET void widen_blocks(coded_row const& row, int first, int bl
   ready_scales scales;
   for (int begin = 0; begin < blocks; begin += coded_piece) {
     int const count = blocks - begin < coded_piece ? blocks - begin : coded_piece;
-    Coded::find(row, first + begin, count, found);
+    find_scales<Coded>(row, first + begin, count, found);
     Coded::ready(row, first + begin, count, found, scales);
     for (int b = 0; b < count; b += Coded::run) {
       floats weights[Coded::run * coded_vectors];
@@ -548,7 +584,7 @@ SWITCHYARD_TILE_TARGET void multiply_coded_group(float const* rows, coded_row co
     bool const is_last = left <= coded_piece;
     int const next = is_last ? 0 : first + coded_piece, next_left = blocks - next;
     for (int s = 0; s < Streams; ++s) {
-      Coded::find(is_last ? later[s] : weights[s], next, next_left < coded_piece ? next_left : coded_piece, found[s]);
+      find_scales<Coded>(is_last ? later[s] : weights[s], next, next_left, found[s]);
     }
     for (int b = 0; b < count; b += Coded::run, rows += vectors * Rows * lanes) {
       SWITCHYARD_TILE_UNROLL
@@ -635,7 +671,7 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_coded(float const* rows, int row_co
       for (int s = 0; s < streams; ++s) {
         int const f = s * each + i < tile.features ? s * each + i : tile.features - 1;
         now[s] = Coded::row(*tile.matrix, tile.expert, tile.first + f);
-        if (i == 0) Coded::find(now[s], 0, blocks < coded_piece ? blocks : coded_piece, found[s]);
+        if (i == 0) find_scales<Coded>(now[s], 0, blocks, found[s]);
         later[s] = now[s];
         if (i + 1 < each) {
           if (f + 1 < tile.features) later[s] = Coded::row(*tile.matrix, tile.expert, tile.first + f + 1);
@@ -688,8 +724,8 @@ SWITCHYARD_TILE_TARGET void read_coded(Format const& matrix, int expert, int row
                                        float* to) {
   int const column = static_cast<int>(first);
   int blocks = column % 256 == 0 ? count / 32 / Coded::run * Coded::run : 0;
-  if constexpr (requires { Coded::is_usual(matrix, expert, row); }) {
-    if (!Coded::is_usual(matrix, expert, row)) blocks = 0;
+  if constexpr (requires { Coded::is_usual(matrix, expert, row, 1); }) {
+    if (!Coded::is_usual(matrix, expert, row, 1)) blocks = 0;
   }
   widen_blocks<Coded>(Coded::row(matrix, expert, row), column / 32, blocks, to);
   for (int k = 32 * blocks; k < count; k += Format::granule) {
@@ -704,10 +740,8 @@ SWITCHYARD_TILE_TARGET bool multiply_coded(float const* rows, int row_count, std
                                            coded_tile<Format> const& tile, coded_tile<Format> const& next, float* to,
                                            std::int64_t stride) {
   if (depth % (32 * Coded::run) != 0) return false;
-  if constexpr (requires { Coded::is_usual(*tile.matrix, 0, 0); }) {
-    for (int f = 0; f < tile.features; ++f) {
-      if (!Coded::is_usual(*tile.matrix, tile.expert, tile.first + f)) return false;
-    }
+  if constexpr (requires { Coded::is_usual(*tile.matrix, 0, 0, 1); }) {
+    if (!Coded::is_usual(*tile.matrix, tile.expert, tile.first, tile.features)) return false;
   }
   multiply_rows_by_coded<Coded>(rows, row_count, depth, tile, next, to, stride);
   return true;
@@ -785,5 +819,7 @@ struct restored<quantised_matrix<Element, quantised::any_of<Formats...>>> {
     }
   }
 };
+
+#undef SWITCHYARD_TILE_INLINE
 
 #endif

@@ -175,6 +175,16 @@ struct codes_around {
   static constexpr float value(std::uint32_t code) { return static_cast<float>(static_cast<int>(code) - Zero); }
 };
 
+template <class Codes>
+struct code_values {
+  alignas(64) float of_code[16] = {};
+  constexpr code_values() {
+    for (std::uint32_t code = 0; code < 16; ++code) of_code[code] = Codes::value(code);
+  }
+};
+template <class Codes>
+inline constexpr code_values<Codes> values_of_codes;
+
 /// Where the codes and the scales of a row of quantised weights stand.
 struct coded_row {
   std::uint8_t const* codes = nullptr;
@@ -190,9 +200,8 @@ struct found_scales {
   float floats[2 * coded_piece];
 };
 struct ready_scales {
-  alignas(
-      64) float scale[2 * coded_piece + 16] = {};  ///< of 32 weights each, or of 16; a vector may be read from each on
-  float least[coded_piece] = {};                   ///< what is subtracted, of formats that have it
+  alignas(64) float scale[2 * coded_piece] = {};  ///< of 32 weights each, or of 16
+  float least[coded_piece] = {};                  ///< what is subtracted, of formats that have it
 };
 
 /// Most rows and features of a product without panels, whose sums are on the stack.
