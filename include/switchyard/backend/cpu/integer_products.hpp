@@ -22,7 +22,7 @@ struct coded_chunk {
 };
 
 /// Formats whose weights are small integers times a factor of 32 of them: `chunk(weights, expert, row, column, count, to)` gives `count` of
-/// them, 32 but at the end of a row.
+/// them, 32 but at the end of a row, and `at(weights, expert, row, column)` is where they stand.
 template <class Format>
 struct integer_codes {
   static constexpr bool exist = false;
@@ -31,7 +31,7 @@ struct integer_codes {
 template <class Block>
 struct integer_codes_of_blocks {
   static constexpr bool exist = true;
-  static std::uint8_t const* block(quantised::block_matrix<Block> const& w, int expert, int row, std::int64_t column) {
+  static std::uint8_t const* at(quantised::block_matrix<Block> const& w, int expert, int row, std::int64_t column) {
     return w.data + expert * w.expert_stride + row * w.row_stride + column / Block::weights * Block::bytes;
   }
   /// The low halves of 16 bytes, and then the high ones.
@@ -47,7 +47,7 @@ struct integer_codes<quantised::block_matrix<quantised::q8_0>> : integer_codes_o
   static constexpr bool has_least = false;
   static void chunk(quantised::block_matrix<quantised::q8_0> const& w, int expert, int row, std::int64_t column, int,
                     coded_chunk& to) {
-    std::uint8_t const* const from = block(w, expert, row, column);
+    std::uint8_t const* const from = at(w, expert, row, column);
     to.scale = quantised::half_at(from);
     for (int i = 0; i < 32; ++i) to.codes[i] = static_cast<std::int8_t>(from[2 + i]);
   }
@@ -58,7 +58,7 @@ struct integer_codes<quantised::block_matrix<quantised::q4_0>> : integer_codes_o
   static constexpr bool has_least = false;
   static void chunk(quantised::block_matrix<quantised::q4_0> const& w, int expert, int row, std::int64_t column, int,
                     coded_chunk& to) {
-    std::uint8_t const* const from = block(w, expert, row, column);
+    std::uint8_t const* const from = at(w, expert, row, column);
     to.scale = quantised::half_at(from);
     halves(
         from + 2, [](int code) { return static_cast<std::int8_t>(code - 8); }, to.codes);
@@ -74,7 +74,7 @@ struct integer_codes<quantised::block_matrix<quantised::mxfp4_halves>>
   static constexpr bool has_least = false;
   static void chunk(quantised::block_matrix<quantised::mxfp4_halves> const& w, int expert, int row,
                     std::int64_t column, int, coded_chunk& to) {
-    std::uint8_t const* const from = block(w, expert, row, column);
+    std::uint8_t const* const from = at(w, expert, row, column);
     to.scale = 0.5f * quantised::e8m0(from[0]);
     halves(
         from + 1, [](int code) { return doubled_e2m1[code]; }, to.codes);
@@ -86,7 +86,7 @@ struct integer_codes<quantised::block_matrix<quantised::q4_K>> : integer_codes_o
   static constexpr bool has_least = true;
   static void chunk(quantised::block_matrix<quantised::q4_K> const& w, int expert, int row, std::int64_t column, int,
                     coded_chunk& to) {
-    std::uint8_t const* const from = block(w, expert, row, column);
+    std::uint8_t const* const from = at(w, expert, row, column);
     std::uint8_t const* const s = from + 4;
     int const j = static_cast<int>(column % 256) / 32;
     int const scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
@@ -102,10 +102,15 @@ struct integer_codes<quantised::block_matrix<quantised::q4_K>> : integer_codes_o
 template <>
 struct integer_codes<quantised::mxfp4> {
   static constexpr bool exist = true, has_least = false;
+  static std::int64_t line(quantised::mxfp4 const& w, int expert, int row) {
+    return (std::int64_t{expert} * w.rows + row) * w.row_stride;
+  }
+  static std::uint8_t const* at(quantised::mxfp4 const& w, int expert, int row, std::int64_t column) {
+    return w.blocks + line(w, expert, row) * (w.columns / 2) + column / 2;
+  }
   static void chunk(quantised::mxfp4 const& w, int expert, int row, std::int64_t column, int, coded_chunk& to) {
-    std::int64_t const line = (std::int64_t{expert} * w.rows + row) * w.row_stride;
-    std::uint8_t const* const pairs = w.blocks + line * (w.columns / 2) + column / 2;
-    to.scale = 0.5f * quantised::e8m0(w.scales[line * (w.columns / 32) + column / 32]);
+    std::uint8_t const* const pairs = at(w, expert, row, column);
+    to.scale = 0.5f * quantised::e8m0(w.scales[line(w, expert, row) * (w.columns / 32) + column / 32]);
     for (int i = 0; i < 16; ++i) {
       to.codes[2 * i] = doubled_e2m1[pairs[i] & 15];
       to.codes[2 * i + 1] = doubled_e2m1[pairs[i] >> 4];
@@ -116,11 +121,13 @@ struct integer_codes<quantised::mxfp4> {
 template <class Scale>
 struct integer_codes<quantised::int8_channel<Scale>> {
   static constexpr bool exist = true, has_least = false;
+  static std::int8_t const* at(quantised::int8_channel<Scale> const& w, int expert, int row, std::int64_t column) {
+    return w.weight + (std::int64_t{expert} * w.rows + row) * w.columns + column;
+  }
   static void chunk(quantised::int8_channel<Scale> const& w, int expert, int row, std::int64_t column, int count,
                     coded_chunk& to) {
-    std::int64_t const line = std::int64_t{expert} * w.rows + row;
-    to.scale = static_cast<float>(w.scale[line]);
-    std::copy_n(w.weight + line * w.columns + column, count, to.codes);
+    to.scale = static_cast<float>(w.scale[std::int64_t{expert} * w.rows + row]);
+    std::copy_n(at(w, expert, row, column), count, to.codes);
   }
 };
 

@@ -92,10 +92,17 @@ struct integer_tile {
   static constexpr int chunks = panel_depth / chunk_depth;
 #if defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_TILE_EXPANDS)
   using code = std::int16_t;
-  static constexpr int place(int k) { return k / 4 * 4 + k % 2 * 2 + k % 4 / 2; }
+  SWITCHYARD_TILE_TARGET static void put(std::int8_t const* codes, code* to) {
+    for (int i = 0; i < chunk_depth; i += 4) {
+      to[i] = codes[i];
+      to[i + 1] = codes[i + 2];
+      to[i + 2] = codes[i + 1];
+      to[i + 3] = codes[i + 3];
+    }
+  }
 #else
   using code = std::int8_t;
-  static constexpr int place(int k) { return k; }
+  static void put(std::int8_t const* codes, code* to) { __builtin_memcpy(to, codes, chunk_depth); }
 #endif
   alignas(64) code codes[integer_features][panel_depth];
   std::int32_t start[chunks][integer_features];  // -128 times the sum of the codes
@@ -109,16 +116,27 @@ SWITCHYARD_TILE_TARGET ready_weights prepare_codes(feature_tile<Operand> const& 
                                                    float* memory) {
   using format = operand_codes<Operand>;
   auto* const to = reinterpret_cast<integer_tile*>(memory);
-  for (int k = 0; k < depth; k += chunk_depth) {
-    int const c = k / chunk_depth, count = depth - k < chunk_depth ? depth - k : chunk_depth;
-    for (int f = 0; f < integer_features; ++f) {
+  auto const& weights = tile.weights->of;
+  for (int f = 0; f < integer_features; ++f) {
+    int const row = tile.first + f;
+    bool const any = f < tile.features;
+    // The next piece of the row comes from memory meanwhile, at the end the beginning of the next tile's.
+    bool const is_last = first + depth >= weights.columns;
+    int const next_row = is_last ? row + integer_features : row;
+    if (any && next_row < weights.rows) {
+      std::int64_t const begin = is_last ? 0 : first + depth;
+      std::int64_t const end = begin + panel_depth < weights.columns ? begin + panel_depth : weights.columns;
+      auto const* const last = reinterpret_cast<char const*>(format::at(weights, tile.expert, next_row, end - 1));
+      auto const* from = reinterpret_cast<char const*>(format::at(weights, tile.expert, next_row, begin));
+      for (; from <= last; from += 64) __builtin_prefetch(from, 0, 2);
+    }
+    for (int k = 0; k < depth; k += chunk_depth) {
+      int const c = k / chunk_depth, count = depth - k < chunk_depth ? depth - k : chunk_depth;
       coded_chunk from = {};
-      if (f < tile.features) {
-        format::chunk(tile.weights->of, tile.expert, tile.first + f, first + k, count, from);
-      }
+      if (any) format::chunk(weights, tile.expert, row, first + k, count, from);
       int sum = 0;
       for (int i = 0; i < chunk_depth; ++i) sum += from.codes[i];
-      for (int i = 0; i < chunk_depth; ++i) to->codes[f][k + integer_tile::place(i)] = from.codes[i];
+      integer_tile::put(from.codes, to->codes[f] + k);
       to->start[c][f] = -128 * sum;
       to->scale[c][f] = from.scale;
       to->least[c][f] = from.least;
