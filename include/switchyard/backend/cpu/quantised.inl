@@ -91,7 +91,8 @@ struct code_pairs {
     alignas(32) std::uint8_t low[32] = {}, high[32] = {};
     constexpr table_bytes() {
       for (std::uint32_t i = 0; i < 32; ++i) {
-        std::uint32_t const bits = __builtin_bit_cast(std::uint32_t, Codes::value(i % 16));
+        float const value = Codes::value(i % 16);  // nvcc 13.0 fails at a call in its place
+        std::uint32_t const bits = __builtin_bit_cast(std::uint32_t, value);
         low[i] = static_cast<std::uint8_t>(bits >> 16 & 255u);
         high[i] = static_cast<std::uint8_t>(bits >> 24);
       }
