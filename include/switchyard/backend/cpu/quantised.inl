@@ -61,7 +61,8 @@ template <class Codes, bool Least>
 struct code_pairs {
   // Only the low four bits of an index count, and scaling the table scales all weights.
   SWITCHYARD_TILE_TARGET static floats table(code_scale const& of) {
-    floats const values = load_floats(values_of_codes<Codes>.of_code);
+    floats values;
+    __builtin_memcpy(&values, values_of_codes<Codes>.of_code, sizeof values);
     if constexpr (Least) return values * of.scale - of.least;
     return values * of.scale;
   }
@@ -86,20 +87,6 @@ SWITCHYARD_TILE_TARGET inline code_bytes look_up(code_bytes table, code_bytes in
 
 template <class Codes, bool Least>
 struct code_pairs {
-  /// The upper two bytes of what codes stand for; the others are zero.
-  struct table_bytes {
-    alignas(32) std::uint8_t low[32] = {}, high[32] = {};
-    constexpr table_bytes() {
-      for (std::uint32_t i = 0; i < 32; ++i) {
-        float const value = Codes::value(i % 16);  // nvcc 13.0 fails at a call in its place
-        std::uint32_t const bits = __builtin_bit_cast(std::uint32_t, value);
-        low[i] = static_cast<std::uint8_t>(bits >> 16 & 255u);
-        high[i] = static_cast<std::uint8_t>(bits >> 24);
-      }
-    }
-  };
-  static constexpr table_bytes table{};
-
   /// The low halves of the first and the last eight bytes, then the high ones.
   SWITCHYARD_TILE_TARGET static void look_up_all(std::uint8_t const* from, floats (&to)[4]) {
     // Each half of the vector gets the low and the high codes of eight bytes, such that even bytes come in order.
@@ -109,8 +96,8 @@ struct code_pairs {
     code_bytes both, low_bytes, high_bytes, first, second;
     asm("vbroadcasti128 %1, %0" : "=x"(both) : "m"(*reinterpret_cast<sixteen_bytes const*>(from)));
     words const halves = reinterpret_cast<words>(look_up(both, order)) >> shift & 0x0f0f0f0fu;
-    __builtin_memcpy(&low_bytes, table.low, sizeof low_bytes);
-    __builtin_memcpy(&high_bytes, table.high, sizeof high_bytes);
+    __builtin_memcpy(&low_bytes, values_of_codes<Codes>.low, sizeof low_bytes);
+    __builtin_memcpy(&high_bytes, values_of_codes<Codes>.high, sizeof high_bytes);
     code_bytes const lower = look_up(low_bytes, reinterpret_cast<code_bytes>(halves)),
                      upper = look_up(high_bytes, reinterpret_cast<code_bytes>(halves));
     asm("vpunpcklbw %2, %1, %0" : "=x"(first) : "x"(lower), "x"(upper));

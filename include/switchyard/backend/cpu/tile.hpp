@@ -163,23 +163,38 @@ struct e4m3_values {
 };
 inline constexpr e4m3_values values_of_e4m3;
 
-/// What codes of 4 bits stand for.
+/// What codes of 4 bits stand for, as the bits of bfloat16: nvcc 13.0 breaks down over the bits of a float in the initialiser of a template.
 struct e2m1_codes {
-  static constexpr float value(std::uint32_t code) { return quantised::e2m1(code); }
+  static constexpr std::uint32_t bits(std::uint32_t code) {
+    constexpr std::uint32_t sizes[8] = {0x0000u, 0x3f00u, 0x3f80u, 0x3fc0u, 0x4000u, 0x4040u, 0x4080u, 0x40c0u};
+    return sizes[code % 8] | (code >= 8 ? 0x8000u : 0u);
+  }
 };
 struct e2m1_codes_without_minus_zero {
-  static constexpr float value(std::uint32_t code) { return quantised::e2m1_without_minus_zero(code); }
+  static constexpr std::uint32_t bits(std::uint32_t code) { return code == 8 ? 0u : e2m1_codes::bits(code); }
 };
-template <int Zero>
+template <std::uint32_t Zero>
 struct codes_around {
-  static constexpr float value(std::uint32_t code) { return static_cast<float>(static_cast<int>(code) - Zero); }
+  static constexpr std::uint32_t bits(std::uint32_t code) {
+    std::uint32_t const size = code < Zero ? Zero - code : code - Zero;
+    std::uint32_t exponent = 0;
+    while (size >> exponent > 1) ++exponent;
+    if (size == 0) return 0;
+    return (code < Zero ? 0x8000u : 0u) | (127 + exponent) << 7 | (size << (7 - exponent) & 127u);
+  }
 };
-
+/// The same as the bits of floats, and their upper two bytes, twice, for instructions that look up bytes.
 template <class Codes>
 struct code_values {
-  alignas(64) float of_code[16] = {};
+  alignas(64) std::uint32_t of_code[16] = {};
+  std::uint8_t low[32] = {}, high[32] = {};
   constexpr code_values() {
-    for (std::uint32_t code = 0; code < 16; ++code) of_code[code] = Codes::value(code);
+    for (std::uint32_t i = 0; i < 32; ++i) {
+      std::uint32_t const bits = Codes::bits(i % 16);
+      of_code[i % 16] = bits << 16;
+      low[i] = static_cast<std::uint8_t>(bits & 255u);
+      high[i] = static_cast<std::uint8_t>(bits >> 8);
+    }
   }
 };
 template <class Codes>
