@@ -20,8 +20,8 @@ SWITCHYARD_TILE_TARGET inline void round_chunk(floats const (&values)[chunk_dept
   for (floats const& value : values) {
     floats const size = reinterpret_cast<floats>(reinterpret_cast<words>(value) & 0x7fffffffu);
     words const larger = reinterpret_cast<words>(size > most) | reinterpret_cast<words>(size != size);
-    most = reinterpret_cast<floats>((reinterpret_cast<words>(size) & larger) |
-                                    (reinterpret_cast<words>(most) & ~larger));
+    most =
+        reinterpret_cast<floats>((reinterpret_cast<words>(size) & larger) | (reinterpret_cast<words>(most) & ~larger));
   }
   constexpr float integer_bits = 12582912.0f;  // added to a small number it leaves the nearest integer in the low bits
   words const any = reinterpret_cast<words>(most != 0.0f);
@@ -93,11 +93,18 @@ struct integer_tile {
 #if defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_TILE_EXPANDS)
   using code = std::int16_t;
   SWITCHYARD_TILE_TARGET static void put(std::int8_t const* codes, code* to) {
-    for (int i = 0; i < chunk_depth; i += 4) {
-      to[i] = codes[i];
-      to[i + 1] = codes[i + 2];
-      to[i + 2] = codes[i + 1];
-      to[i + 3] = codes[i + 3];
+    typedef std::int8_t sixteen __attribute__((vector_size(16)));
+    typedef std::int16_t wide __attribute__((vector_size(32)));
+    for (int i = 0; i < chunk_depth; i += 16) {
+      sixteen x;
+      __builtin_memcpy(&x, codes + i, sizeof x);
+#if defined(__clang__)
+      x = __builtin_shufflevector(x, x, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+#else
+      x = __builtin_shuffle(x, sixteen{0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15});
+#endif
+      wide const all = __builtin_convertvector(x, wide);
+      __builtin_memcpy(to + i, &all, sizeof all);
     }
   }
 #else
@@ -158,8 +165,7 @@ SWITCHYARD_TILE_TARGET inline void add_products(token_bytes const& tokens, std::
 #elif defined(SWITCHYARD_TILE_HALF)
 struct token_bytes {
   words even, odd;
-  SWITCHYARD_TILE_TARGET explicit token_bytes(words codes)
-      : even(codes & 0x00ff00ffu), odd(codes >> 8 & 0x00ff00ffu) {}
+  SWITCHYARD_TILE_TARGET explicit token_bytes(words codes) : even(codes & 0x00ff00ffu), odd(codes >> 8 & 0x00ff00ffu) {}
 };
 SWITCHYARD_TILE_TARGET inline void add_products(token_bytes const& tokens, std::int16_t const* codes, integers& sum) {
   std::int32_t pairs[2];
@@ -188,7 +194,8 @@ SWITCHYARD_TILE_TARGET void multiply_chunks(ready_weights const& ready, float co
                                             float* sums, fetched_rows const&) {
   constexpr int width = Vectors * lanes, together = lanes < 16 ? 2 : 4;
   auto const& weights = *static_cast<integer_tile const*>(ready.first);
-  auto const bytes_of_four = [](integer_tile const& of, int f, int k) SWITCHYARD_TILE_TARGET { return of.codes[f] + k; };
+  auto const bytes_of_four = [](integer_tile const& of, int f, int k)
+                                 SWITCHYARD_TILE_TARGET { return of.codes[f] + k; };
   for (int begin = 0; begin < integer_features; begin += together) {
     floats sum[together][Vectors] = {};
     if (!first) __builtin_memcpy(sum, sums + begin * width, sizeof sum);

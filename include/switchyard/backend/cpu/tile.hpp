@@ -56,7 +56,7 @@ enum class float_products {
 enum class quantised_products {
   exact,  ///< as the floats that they widen to
   /// As integers, with tokens, and rows between the two products, in 8 bits: 32 neighbouring values of a row are multiples of their largest
-  /// magnitude / 127. All instruction sets give the same bits. Relative error of an expert's output (Frobenius distance to the exact one,
+  /// magnitude / 127. Products have the same bits with all instruction sets. Relative error of an expert's output (Frobenius distance to the exact one,
   /// normal numbers): 0.010. For `q8_0`, `q4_0`, `q4_K`, `mxfp4`, `mxfp4_halves` and `int8_channel`; others are refused.
   tokens_in_int8
 };
