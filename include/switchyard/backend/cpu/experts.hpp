@@ -413,8 +413,8 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   auto const in_turns = [&](expert_rows::item const& item, expert_rows::item const& next, float const* from,
                             std::int64_t depth, auto const& set_tiles, auto const& product) {
     constexpr std::int64_t cached_bytes = 1 << 19;
-    std::int64_t const bytes = kernels.item_tiles * kernels.features * depth *
-                               static_cast<std::int64_t>(sizeof(typename Operand::element));
+    std::int64_t const bytes =
+        kernels.item_tiles * kernels.features * depth * static_cast<std::int64_t>(sizeof(typename Operand::element));
     bool const other = item.expert != next.expert || item.feature_item != next.feature_item;
     feature_tile<Operand> tiles[most_tiles] = {};
     tiles_ahead<Operand> ahead;
@@ -433,35 +433,37 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   cut const in_cut{intermediate,
                    features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
                    panel_item_features(kernels, activation.gated ? 2 : 1), false};
-  for_each_item(in_cut, in_cut.blocks_in_turn(hidden), [&](expert_rows::item const& item,
-                                                           expert_rows::item const& next_item, auto const& next) {
-    int const e = item.expert;
-    float weight[most_panel_rows];
-    if (tokens.weights != nullptr) {
-      tokens.weights_of(all.first_row(e) + item.first_row, item.rows, weight);
-      for (int i = item.rows; i < divide_up(item.rows, kernels.width) * kernels.width; ++i) weight[i] = 0.0f;
-    }
-    float const* const row_weight = tokens.weights != nullptr ? weight : nullptr;
-    if (all.by_panels(e)) {
-      auto const set_tiles = [&](expert_rows::item const& of, feature_tile<Operand>* tiles) {
-        set_tiles_in(kernels, activation.gated, in, all.ranges.matrix(of.expert), of.feature_item * in_cut.by_panels,
-                     intermediate, tiles);
-      };
-      in_turns(item, next_item, tokens_of(item), hidden, set_tiles,
-               [&](panel_rows const& panels, int first, tiles_ahead<Operand> const& ahead) {
-                 project_panels_in(activation, kernels, panels, row_weight == nullptr ? nullptr : row_weight + first,
-                                   in, all.ranges.matrix(e), item.feature_item * in_cut.by_panels, hidden,
-                                   intermediate, ahead, activated_of(item) + first * row_floats(intermediate), terms,
+  for_each_item(in_cut, in_cut.blocks_in_turn(hidden),
+                [&](expert_rows::item const& item, expert_rows::item const& next_item, auto const& next) {
+                  int const e = item.expert;
+                  float weight[most_panel_rows];
+                  if (tokens.weights != nullptr) {
+                    tokens.weights_of(all.first_row(e) + item.first_row, item.rows, weight);
+                    for (int i = item.rows; i < divide_up(item.rows, kernels.width) * kernels.width; ++i)
+                      weight[i] = 0.0f;
+                  }
+                  float const* const row_weight = tokens.weights != nullptr ? weight : nullptr;
+                  if (all.by_panels(e)) {
+                    auto const set_tiles = [&](expert_rows::item const& of, feature_tile<Operand>* tiles) {
+                      set_tiles_in(kernels, activation.gated, in, all.ranges.matrix(of.expert),
+                                   of.feature_item * in_cut.by_panels, intermediate, tiles);
+                    };
+                    in_turns(item, next_item, tokens_of(item), hidden, set_tiles,
+                             [&](panel_rows const& panels, int first, tiles_ahead<Operand> const& ahead) {
+                               project_panels_in(
+                                   activation, kernels, panels, row_weight == nullptr ? nullptr : row_weight + first,
+                                   in, all.ranges.matrix(e), item.feature_item * in_cut.by_panels, hidden, intermediate,
+                                   ahead, activated_of(item) + first * row_floats(intermediate), terms,
                                    all.first_row(e) + item.first_row + first);
-               });
-    } else {
-      int const first = item.feature_item * in_cut.by_rows;
-      project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, all.ranges.matrix(e), first,
-                      std::min(in_cut.by_rows, intermediate - first), hidden, intermediate,
-                      next(activation.gated ? in.gate : in.up), activated_of(item), terms,
-                      all.first_row(e) + item.first_row);
-    }
-  });
+                             });
+                  } else {
+                    int const first = item.feature_item * in_cut.by_rows;
+                    project_rows_in(activation, few, {tokens_of(item), item.rows}, row_weight, in, all.ranges.matrix(e),
+                                    first, std::min(in_cut.by_rows, intermediate - first), hidden, intermediate,
+                                    next(activation.gated ? in.gate : in.up), activated_of(item), terms,
+                                    all.first_row(e) + item.first_row);
+                  }
+                });
 
   if (activation.kept_units > 0) {
     std::int64_t const packed_items = count_packed();
@@ -483,40 +485,41 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
                     features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
                     panel_item_features(kernels, 1), true};
   int const out_blocks = units_lie_together ? 0 : out_cut.blocks_in_turn(intermediate);
-  for_each_item(out_cut, out_blocks, [&](expert_rows::item const& item, expert_rows::item const& next_item,
-                                         auto const& next) {
-    int const e = item.expert;
-    float* const to = results + (all.first_row(e) + item.first_row) * hidden;
-    if (by_units(e)) {
-      if constexpr (Operand::in_place) {
-        int const first = item.feature_item * unit_features;
-        panel_rows const panels{activated_of(item), item.rows, kernels.lanes, kernels.width};
-        auto const row = [&](int r) -> row_among_others {
-          if (!all.by_panels(e)) return {panels.first, r, item.rows, intermediate, false};
-          int const panel = r / panels.width;
-          return {panels.at(panel, intermediate), r % panels.width, panels.width_of(panel), intermediate, true};
-        };
-        sum_units_out(weights.units, item.rows, row, down, down_bias, all.ranges.matrix(e), first,
-                      std::min(unit_features, hidden - first), hidden, to);
-      }
-    } else if (all.by_panels(e)) {
-      auto const set_tiles = [&](expert_rows::item const& of, feature_tile<Operand>* tiles) {
-        set_tiles_out(kernels, down, all.ranges.matrix(of.expert), of.feature_item * out_cut.by_panels, hidden, tiles);
-      };
-      in_turns(item, next_item, activated_of(item), intermediate, set_tiles,
-               [&](panel_rows const& panels, int first, tiles_ahead<Operand> const& ahead) {
-                 project_panels_out(kernels, panels, down, down_bias, all.ranges.matrix(e),
-                                    item.feature_item * out_cut.by_panels, hidden, intermediate, ahead,
-                                    to + std::int64_t{first} * hidden, terms,
-                                    all.first_row(e) + item.first_row + first);
-               });
-    } else {
-      int const first = item.feature_item * out_cut.by_rows;
-      project_rows_out(few, {activated_of(item), item.rows}, down, down_bias, all.ranges.matrix(e), first,
-                       std::min(out_cut.by_rows, hidden - first), hidden, intermediate, next(down), to, terms,
-                       all.first_row(e) + item.first_row);
-    }
-  });
+  for_each_item(
+      out_cut, out_blocks, [&](expert_rows::item const& item, expert_rows::item const& next_item, auto const& next) {
+        int const e = item.expert;
+        float* const to = results + (all.first_row(e) + item.first_row) * hidden;
+        if (by_units(e)) {
+          if constexpr (Operand::in_place) {
+            int const first = item.feature_item * unit_features;
+            panel_rows const panels{activated_of(item), item.rows, kernels.lanes, kernels.width};
+            auto const row = [&](int r) -> row_among_others {
+              if (!all.by_panels(e)) return {panels.first, r, item.rows, intermediate, false};
+              int const panel = r / panels.width;
+              return {panels.at(panel, intermediate), r % panels.width, panels.width_of(panel), intermediate, true};
+            };
+            sum_units_out(weights.units, item.rows, row, down, down_bias, all.ranges.matrix(e), first,
+                          std::min(unit_features, hidden - first), hidden, to);
+          }
+        } else if (all.by_panels(e)) {
+          auto const set_tiles = [&](expert_rows::item const& of, feature_tile<Operand>* tiles) {
+            set_tiles_out(kernels, down, all.ranges.matrix(of.expert), of.feature_item * out_cut.by_panels, hidden,
+                          tiles);
+          };
+          in_turns(item, next_item, activated_of(item), intermediate, set_tiles,
+                   [&](panel_rows const& panels, int first, tiles_ahead<Operand> const& ahead) {
+                     project_panels_out(kernels, panels, down, down_bias, all.ranges.matrix(e),
+                                        item.feature_item * out_cut.by_panels, hidden, intermediate, ahead,
+                                        to + std::int64_t{first} * hidden, terms,
+                                        all.first_row(e) + item.first_row + first);
+                   });
+        } else {
+          int const first = item.feature_item * out_cut.by_rows;
+          project_rows_out(few, {activated_of(item), item.rows}, down, down_bias, all.ranges.matrix(e), first,
+                           std::min(out_cut.by_rows, hidden - first), hidden, intermediate, next(down), to, terms,
+                           all.first_row(e) + item.first_row);
+        }
+      });
 }
 
 /// Memory of the products of some experts with `rows` rows, and how those are found.
