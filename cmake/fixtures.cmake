@@ -5,14 +5,15 @@
 # adds to the targets a layer for every file of the folders that the library's policies can express, and the CTest tests
 # fixture.<case>.float, fixture.<case>.bfloat16, fixture.<case>.float.cuda and reference.<case>, and for the first case of each
 # kind of expert fixture.<case>.bfloat16.hopper. A file of what is no layer is the test fixture.<case> of a program: measures of
-# modularity_fixtures, SiDA's predictor and all about it of sida_fixtures, quantised weights, bit for bit, of quantised_fixtures. A
-# file that needs another policy is skipped with a message that names it; a key or a value that is
+# modularity_fixtures, SiDA's predictor and all about it of sida_fixtures. So is one of quantised weights, of quantised_fixtures, which gets
+# its layer: weights bit for bit, and what the layer computes from them as they are stored. A file that needs another policy is skipped with a message that names it; a key or a value that is
 # unknown stops the configuration. Where two folders have a case, the later folder wins.
 
 function(switchyard_add_fixtures target cuda_targets)
   set(generated ${CMAKE_CURRENT_BINARY_DIR}/generated)
   set(cases)
   set(seen)
+  set(quantised_layers "// Written by cmake/fixtures.cmake.\n#include \"quantised.hpp\"\n")
   set(folders ${ARGN})
   list(REVERSE folders)
   foreach(folder IN LISTS folders)
@@ -26,6 +27,7 @@ function(switchyard_add_fixtures target cuda_targets)
       switchyard_fixture_source(${path} ${case} source skipped)
       if(skipped MATCHES "_fixtures$")
         list(APPEND cases ${case})
+        string(APPEND quantised_layers "${source}")
         add_test(NAME fixture.${case} COMMAND ${skipped} ${path})
         set_tests_properties(fixture.${case} PROPERTIES LABELS "fixtures;any_processor" TIMEOUT 300)
         continue()
@@ -77,6 +79,11 @@ function(switchyard_add_fixtures target cuda_targets)
       endif()
     endforeach()
   endforeach()
+  file(CONFIGURE OUTPUT ${generated}/quantised_layers.cpp CONTENT "${quantised_layers}" @ONLY)
+  target_sources(quantised_fixtures PRIVATE ${generated}/quantised_layers.cpp)
+  if(NOT MSVC)
+    set_source_files_properties(${generated}/quantised_layers.cpp PROPERTIES COMPILE_OPTIONS -O0)
+  endif()
   if(cuda_targets)
     switchyard_together(${on_cuda} on_cuda_sources)
     target_sources(${on_cuda} PRIVATE ${on_cuda_sources})
@@ -87,6 +94,7 @@ endfunction()
 
 # The source of one case, or why it is skipped, or the program that reads it.
 function(switchyard_fixture_source path case source_variable skipped_variable)
+  set(${source_variable} "" PARENT_SCOPE)
   set(${skipped_variable} "" PARENT_SCOPE)
   switchyard_read_fixture_header(${path} header config)
   string(JSON algorithm GET "${config}" algo)
@@ -103,6 +111,26 @@ function(switchyard_fixture_source path case source_variable skipped_variable)
     return()
   endif()
   if(algorithm STREQUAL "quantised")
+    switchyard_check_fixture_keys(${path} ${algorithm} "${config}")
+    foreach(key E I K d)
+      switchyard_fixture_value("${config}" ${key} 0 ${key})
+    endforeach()
+    switchyard_fixture_router(${path} "${header}" "${config}" router)
+    switchyard_fixture_expert(${path} "${header}" "${config}" 0 expert)
+    switchyard_fixture_has("${header}" down.bias bias)
+    if(bias)
+      set(expert "expert::with_bias<${expert}>")
+    endif()
+    string(MAKE_C_IDENTIFIER "fixture_${case}" identifier)
+    set(${source_variable} "
+namespace ${identifier} {
+using namespace switchyard;
+bool const added = fixtures::add_quantised<layer<
+    shape{.hidden = ${d}, .intermediate = ${I}, .experts = ${E}, .top_k = ${K}},
+    ${router}, capacity::dropless,
+    expert::stored_as<${expert}, fixtures::any_format>>>(\"${case}\");
+}
+" PARENT_SCOPE)
     set(${skipped_variable} quantised_fixtures PARENT_SCOPE)
     return()
   endif()
@@ -248,6 +276,7 @@ function(switchyard_check_fixture_keys path algorithm config)
   set(aux B S gate_noise layers)
   set(stratified I capacities capacity_fraction d activation expert_output_scale experts_per_stratum gated layernorm
     norm_eps normalise only_current_tokens)
+  set(quantised ${layer} checkpoint_names rows stored)
   # Experts that are compressed before the layer runs.
   set(resmoe ${layer} init_expert iterations layout pruned_per_expert sparsity stop)
   set(resmoe2 ${resmoe} compress rank retention)

@@ -87,4 +87,32 @@ inline std::vector<gpu_tilings>& compiled_tilings() {
   return all;
 }
 
+/// What stands for codes and scales of a layer's matrices in any format.
+struct quantised_bytes {
+  std::uint8_t const* codes;  ///< as many bytes as all matrices have weights
+  float const* floats;
+  half const* halves;
+  std::uint8_t const* exponents;
+};
+
+/// A layer whose matrices have this format.
+struct gpu_format {
+  std::string name;
+  double bits;  ///< of a weight
+  void (*enqueue)(gpu_memory const&, quantised_bytes const&, cudaStream_t);
+};
+
+/// Layers that differ in how their matrices are stored alone.
+struct gpu_quantised {
+  bool small = false;
+  gpu_layer base;  ///< with matrices of bfloat16
+  std::vector<gpu_format> formats;
+};
+
+/// Those that files of `quantised/` compile.
+inline std::vector<gpu_quantised>& compiled_quantised() {
+  static std::vector<gpu_quantised> all;
+  return all;
+}
+
 }  // namespace switchyard::bench

@@ -26,7 +26,7 @@ char const usage[] =
     "  --device     tells the name of the GPU\n"
     "  --check      compares every layer with float64 and times nothing\n"
     "  --smoke      a small layer, few tokens, checked and timed once: shows that everything runs\n"
-    "  --part=PART  only the lines of layers, tilings or methods\n"
+    "  --part=PART  only the lines of layers, tilings, methods or quantised\n"
     "  --seconds=N  leaves out cases that would begin later, and says so\n"
     "  --benchmark_filter=<regex>                              only lines like this\n"
     "  --benchmark_out=<file> --benchmark_out_format=json      writes JSON beside the table, whole after every line\n";
@@ -86,7 +86,8 @@ int run(int argc, char** argv) {
   }
   argc = kept;
   benchmark::Initialize(&argc, argv);
-  bool const part_known = part.empty() || part == "layers" || part == "tilings" || part == "methods";
+  bool const part_known =
+      part.empty() || part == "layers" || part == "tilings" || part == "methods" || part == "quantised";
   if (!part_known || benchmark::ReportUnrecognizedArguments(argc, argv)) {
     std::fputs(usage, stderr);
     return 1;
@@ -135,6 +136,7 @@ int run(int argc, char** argv) {
   if (has_layers) bench::add_layer_lines();
   if (part.empty() || part == "tilings") bench::add_tiling_lines();
   if (has_methods) bench::add_method_lines();
+  if (part.empty() || part == "quantised") bench::add_quantised_lines();
   bench::gpu_table table;
   bench::lasting_json file;
   benchmark::RunSpecifiedBenchmarks(own_table ? &table : nullptr, has_file ? &file : nullptr);

@@ -105,4 +105,6 @@ void add_method_lines();
 
 void add_tiling_lines();
 
+void add_quantised_lines();
+
 }  // namespace switchyard::bench

@@ -1,6 +1,6 @@
 #include "peer.hpp"
 
-#include "silu.hpp"
+#include "vectorised.hpp"
 
 #include <omp.h>
 

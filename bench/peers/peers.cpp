@@ -2,20 +2,18 @@
 #include "../memory.hpp"
 #include "../samples.hpp"
 #include "peer.hpp"
+#include "turns.hpp"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <ctime>
 #include <exception>
 #include <functional>
 #include <initializer_list>
 #include <list>
 #include <memory>
 #include <string>
-#include <thread>
 #include <type_traits>
 #include <utility>
 #include <vector>
@@ -50,12 +48,6 @@ double distance(std::vector<Element> const& a, std::vector<Element> const& b) {
   return std::sqrt(difference / length);
 }
 
-double process_seconds() {
-  timespec now;
-  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
-}
-
 struct options {
   int threads = 2;
   std::string filter;
@@ -79,7 +71,6 @@ class comparison {
     std::string const line = name_ + "/" + std::string(sy::element_name<element>) + "/tokens:" + std::to_string(tokens);
     if (line.find(with_.filter) == std::string::npos) return;
     if (!memory_) start();
-    using clock = std::chrono::steady_clock;
     memory_->prepare(tokens, bench::skew::uniform);
     ours_.resize(tokens * dims.hidden);
     theirs_.resize(ours_.size());
@@ -104,29 +95,14 @@ class comparison {
         running.push_back(&c);
       }
     }
-    std::size_t const count = running.size();
-    std::vector<std::vector<double>> wall(count), cpu(count);
-    for (int round = 0; round < rounds; ++round) {
-      for (std::size_t turn = 0; turn < count; ++turn) {
-        std::size_t const c = (turn + static_cast<std::size_t>(round)) % count;
-        // Threads of the one before still spin for a while, waiting for more to do. Then, threads that wake up are
-        // often put on one core together: untimed calls, until they have moved apart.
-        std::this_thread::sleep_for(std::chrono::milliseconds(60));
-        auto const warm = clock::now() + std::chrono::milliseconds(30);
-        do {
-          auto&& [data, weights] = memory_->next();
-          running[c]->run(data, weights);
-        } while (clock::now() < warm);
+    std::vector<std::function<void()>> calls;
+    for (contender const* c : running) {
+      calls.push_back([this, c] {
         auto&& [data, weights] = memory_->next();
-        auto const begin = clock::now();
-        double const cpu_begin = process_seconds();
-        running[c]->run(data, weights);
-        // Other work on the machine lengthens a call but not the time that it computes, which is per thread and
-        // includes waiting for one another.
-        cpu[c].push_back((process_seconds() - cpu_begin) / with_.threads);
-        wall[c].push_back(std::chrono::duration<double>(clock::now() - begin).count());
-      }
+        c->run(data, weights);
+      });
     }
+    std::vector<peers::call_times> const times = peers::in_turns(calls, rounds, with_.threads);
 
     double const flops = 2.0 * expert_values * static_cast<double>(tokens * dims.top_k);
     double const bytes = used * expert_values * sizeof(element);
@@ -135,15 +111,15 @@ class comparison {
     double const limit = std::max(by_flops, by_bytes);
     std::printf("\n%s   limit %.2f ms (%s)\n", line.c_str(), limit * 1e3,
                 by_flops > by_bytes ? "arithmetic" : "memory");
-    for (std::size_t c = 0; c < count; ++c) {
-      bench::samples_range const time = bench::range_of(wall[c]);
+    for (std::size_t c = 0; c < times.size(); ++c) {
+      bench::samples_range const time = bench::range_of(times[c].wall);
       std::printf("  %-44s %9.2f ms (%.2f - %.2f) %8.2f x limit %8.1f GFLOP/s %6.1f GB/s", running[c]->name.c_str(),
                   time.median * 1e3, time.least * 1e3, time.most * 1e3, time.median / limit, flops / time.median / 1e9,
                   bytes / time.median / 1e9);
       if (c > 0) {
-        bench::samples_range const faster = bench::ratios_of(wall[c], wall[0]);
+        bench::samples_range const faster = bench::ratios_of(times[c].wall, times[0].wall);
         std::printf(" %7.2fx (%.2f - %.2f) %7.2fx cpu", faster.median, faster.least, faster.most,
-                    bench::ratios_of(cpu[c], cpu[0]).median);
+                    bench::ratios_of(times[c].cpu, times[0].cpu).median);
       }
       std::printf("\n");
     }

@@ -1,7 +1,8 @@
 // What is left of the model that is shipped when its experts are made smaller: bits per byte of the held-out text against bytes of
-// the expert weights, for ResMoE and simpler ways.
+// the expert weights, for ResMoE, for simpler ways, and for the formats of quantised checkpoints.
 #include <switchyard/compression/resmoe.hpp>
 #include <switchyard/core/pack_masked.hpp>
+#include <switchyard/quantised/quantise.hpp>
 #include <switchyard/switchyard.hpp>
 
 #include <algorithm>
@@ -236,29 +237,31 @@ variant with_fewest(std::vector<moe_weights> const& original, reader<kind>::usag
   return result;
 }
 
-/// Rounds to whole multiples, -most to most, of a scale for each 32 weights in the order of the depth, a half number.
-variant quantised(std::vector<moe_weights> const& original, int bits) {
+/// Weights in a format of checkpoints, as floats: what a layer with expert::stored_as widens them to.
+template <class Format>
+variant quantised(std::vector<moe_weights> const& original) {
   variant result{.moe = original};
-  int const most = (1 << (bits - 1)) - 1;
-  constexpr std::size_t group = 32;
-  for (moe_weights& w : result.moe) {
-    for (std::vector<float>* all : {&w.gate_proj, &w.up_proj, &w.down_proj}) {
-      static_assert(hidden % group == 0 && inner % group == 0);
-      for (std::size_t begin = 0; begin < all->size(); begin += group) {
-        std::span<float> const some = std::span(*all).subspan(begin, group);
-        float largest = 0.0f;
-        for (float v : some) largest = std::max(largest, std::abs(v));
-        auto const scale = static_cast<float>(sy::half(largest / static_cast<float>(most)));
-        for (float& v : some) {
-          float const steps = scale > 0.0f ? std::clamp(std::nearbyint(v / scale), -1.0f * static_cast<float>(most),
-                                                        static_cast<float>(most))
-                                           : 0.0f;
-          result.error += std::pow(static_cast<double>(v) - steps * scale, 2) / (experts * blocks);
-          v = steps * scale;
+  auto const change = [&](std::vector<float>& all, int rows, int columns) {
+    auto const made = sy::quantised::quantise<Format>(all.data(), experts, rows, columns, {.threads = 1});
+    Format const matrix = made.view();
+    result.bytes += made.bytes();
+    float weights[Format::granule];
+    float* to = all.data();
+    for (int line = 0; line < experts * rows; ++line) {
+      for (int column = 0, count; column < columns; column += count) {
+        count = std::min(Format::granule, columns - column);
+        matrix.read(line / rows, line % rows, column, count, weights);
+        for (int i = 0; i < count; ++i, ++to) {
+          result.error += std::pow(static_cast<double>(*to) - weights[i], 2) / (experts * blocks);
+          *to = weights[i];
         }
-        result.bytes += static_cast<std::int64_t>(group) * bits / 8 + 2;
       }
     }
+  };
+  for (moe_weights& w : result.moe) {
+    change(w.gate_proj, inner, hidden);
+    change(w.up_proj, inner, hidden);
+    change(w.down_proj, hidden, inner);
   }
   return result;
 }
@@ -307,7 +310,8 @@ void run(settings const& wanted) {
   std::printf("%d blocks with %s\n", blocks, sy::describe<layer>().c_str());
   std::printf("%lld bytes of expert weights in 16 bits; %.4f bits per byte over %lld bytes of held-out text\n\n",
               static_cast<long long>(original.bytes), plain.bits_per_byte, static_cast<long long>(plain.bytes));
-  std::printf("%-34s %6s %10s %8s %14s %14s\n", "experts", "", "bytes", "share", "squared error", "bits per byte");
+  std::printf("%-26s %12s %8s %8s %8s %14s %14s\n", "experts", "", "bytes", "share", "bits", "squared error",
+              "bits per byte");
 
   chart picture{.title = "Bits per byte against bytes of the expert weights",
                 .subtitle = "Top 2 of " + std::to_string(experts) + " experts of width " + std::to_string(inner) +
@@ -320,9 +324,9 @@ void run(settings const& wanted) {
                 .level_name = "as trained, " + std::to_string(original.bytes / 1000) + " kB"};
   auto const add = [&](std::string const& name, std::string const& part, variant const& v) {
     double const bits = score(v).bits_per_byte;
-    std::printf("%-34s %6s %10lld %6.1f %% %14.4g %14.4f\n", name.c_str(), part.c_str(),
-                static_cast<long long>(v.bytes),
-                100.0 * static_cast<double>(v.bytes) / static_cast<double>(original.bytes), v.error, bits);
+    double const share = static_cast<double>(v.bytes) / static_cast<double>(original.bytes);
+    std::printf("%-26s %12s %8lld %6.1f %% %8.2f %14.4g %14.4f\n", name.c_str(), part.c_str(),
+                static_cast<long long>(v.bytes), 100.0 * share, 16.0 * share, v.error, bits);
     std::fflush(stdout);
     if (picture.series.empty() || picture.series.back().name != name)
       picture.series.push_back({.name = name, .colour = {}, .points = {}});
@@ -354,8 +358,19 @@ void run(settings const& wanted) {
   add("plain average alone", "", one_for_all(original.moe, false));
   for (int left : {7, 6, 4, 2})
     add("least used experts dropped", std::to_string(left) + " left", with_fewest(original.moe, plain.used, left));
-  add("rounded to 8 bits", "", quantised(original.moe, 8));
-  add("rounded to 4 bits", "", quantised(original.moe, 4));
+  auto const add_format = [&]<class Format>(Format, char const* name) {
+    add(name, Format::name, quantised<Format>(original.moe));
+  };
+  namespace q = sy::quantised;
+  constexpr char const *eight = "quantised, 8 to 8.5 bits", *four = "quantised, 4 to 4.5 bits";
+  add_format(q::block_matrix<q::q8_0>{}, eight);
+  add_format(q::int8_channel<sy::bfloat16>{}, eight);
+  add_format(q::fp8_block{}, eight);
+  add_format(q::block_matrix<q::q4_0>{}, four);
+  add_format(q::int4_packed{}, four);
+  add_format(q::nvfp4{}, four);
+  add_format(q::block_matrix<q::mxfp4_halves>{}, four);
+  add_format(q::awq{}, four);
 
   std::pair<char const*, std::pair<char const*, bool>> const looks[] = {
       {"ResMoE, pruned", {"#1f77b4", false}},
@@ -365,8 +380,8 @@ void run(settings const& wanted) {
       {"barycenter alone", {"#2ca02c", false}},
       {"plain average alone", {"#2ca02c", true}},
       {"least used experts dropped", {"#ff7f0e", false}},
-      {"rounded to 8 bits", {"#9467bd", false}},
-      {"rounded to 4 bits", {"#8c564b", false}}};
+      {"quantised, 8 to 8.5 bits", {"#9467bd", false}},
+      {"quantised, 4 to 4.5 bits", {"#8c564b", false}}};
   for (chart_series& s : picture.series) {
     for (auto const& [name, look] : looks) {
       if (s.name == name) s.colour = look.first, s.dashed = look.second;

@@ -1,4 +1,4 @@
-// expect: switchyard: backend::offloaded keeps the dense matrices of expert::mlp and expert::gated_mlp. This expert
+// expect: switchyard: backend::offloaded keeps the dense matrices of expert::mlp and expert::gated_mlp, and those of
 #include <switchyard/offload.hpp>
 
 namespace sy = switchyard;

@@ -144,4 +144,45 @@ TEST_CASE("quantised experts of other sizes are refused", "[expert]") {
         "switchyard: layer::forward, weights.down_proj: expected rows of whole blocks, 256 weights each (store this "
         "projection "
         "in another format), got 64 columns");
+
+  auto const strided = [&](std::int64_t expert_stride, std::int64_t row_stride) {
+    return said(q::block_matrix<q::q4_K>{of.blocks.data(), expert_stride, row_stride, 64, 256}, of.down);
+  };
+  CHECK(strided(64 * 144, 144).empty());
+  CHECK(strided(64 * 144, 143) ==
+        "switchyard: layer::forward, weights.gate_proj.row_stride: expected at least 144, got 143");
+  CHECK(strided(64 * 144, -144) ==
+        "switchyard: layer::forward, weights.gate_proj.row_stride: expected at least 144, got -144");
+  CHECK(strided(0, 144) ==
+        "switchyard: layer::forward, weights.gate_proj.expert_stride: expected at least 9216, got 0");
+  CHECK(said(q::mxfp4{of.codes.data(), of.scales.data(), 64, 256, 0}, of.down) ==
+        "switchyard: layer::forward, weights.gate_proj.row_stride: expected at least 1, got 0");
+}
+
+TEST_CASE("layers on blocks of any bytes read nothing beside them", "[expert]") {
+  // What the address sanitizer watches: arrays have exactly the bytes of three experts.
+  stored_weights of;
+  std::mt19937 random(5);
+  auto const fill = [&](auto& numbers) {
+    auto* const bytes = reinterpret_cast<std::uint8_t*>(numbers.data());
+    for (std::size_t i = 0; i < numbers.size() * sizeof(numbers[0]); ++i)
+      bytes[i] = static_cast<std::uint8_t>(random());
+  };
+  fill(of.blocks), fill(of.codes), fill(of.scales), fill(of.words), fill(of.zeros), fill(of.group_scales);
+  std::vector<float> x(40 * 256, 0.5f), router(3 * 256), y(x.size(), 7.0f);
+  for (std::size_t i = 0; i < router.size(); ++i) router[i] = static_cast<float>(i % 7) * 1e-3f;
+  std::vector<std::byte> scratch(stored::workspace_bytes(40));
+  for (int tokens : {1, 40}) {
+    for (sy::instruction_set instructions : {sy::instruction_set::portable, sy::instruction_set::automatic}) {
+      stored::forward({.tokens = stored::rows(x.data(), tokens),
+                       .weights = {.router = {.weight = router.data()},
+                                   .gate_proj = of.gate,
+                                   .up_proj = of.up,
+                                   .down_proj = of.down},
+                       .output = stored::rows(y.data(), tokens),
+                       .workspace = scratch},
+                      {.instructions = instructions});
+      CHECK(y[0] != 7.0f);
+    }
+  }
 }

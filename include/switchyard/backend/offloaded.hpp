@@ -54,8 +54,8 @@ class offloaded : public Local {
   static constexpr std::size_t workspace_bytes(std::int64_t tokens) {
     static_assert(
         std::is_same_v<typename Layer::expert::computation, expert::two_products>,
-        "switchyard: backend::offloaded keeps the dense matrices of expert::mlp and expert::gated_mlp. This expert "
-        "has others: keep its weights in memory.");
+        "switchyard: backend::offloaded keeps the dense matrices of expert::mlp and expert::gated_mlp, and those of "
+        "expert::stored_as in blocks (quantised::block_matrix). This expert has others: keep its weights in memory.");
     return Local::template workspace_bytes<Layer>(tokens);
   }
 };

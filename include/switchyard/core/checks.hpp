@@ -316,6 +316,31 @@ struct list_arrays {
   }
 };
 
+/// A matrix in a format of quantised weights has rows of whole blocks, `whole` weights each, and where codes of neighbouring rows share a word,
+/// `whole_rows` of them.
+template <class Format>
+void check_whole_blocks(Format const& matrix, int rows, int columns, char const* what) {
+  auto const check = [&](int whole, int count, char const* expected, char const* of) {
+    if (count % whole == 0) return;
+    fail(what, expected + std::to_string(whole) + " weights each (store this projection in another format)",
+         std::to_string(count) + of);
+  };
+  constexpr char const *rows_expected = "rows of whole blocks, ", *columns_expected = "columns of whole words, ";
+  if constexpr (requires { matrix.whole(); }) {
+    check(matrix.whole(), columns, rows_expected, " columns");
+    check(matrix.whole_rows(), rows, columns_expected, " rows");
+  } else {
+    check(Format::whole, columns, rows_expected, " columns");
+    if constexpr (requires { Format::whole_rows; }) check(Format::whole_rows, rows, columns_expected, " rows");
+  }
+}
+
+/// A stride that a format counts in bytes or rows: at least what it steps over, unless there is nothing to step to.
+inline void check_least_stride(std::int64_t stride, std::int64_t least, int count, char const* what, char const* name) {
+  if (count <= 1 || stride >= least) return;
+  fail(std::string(what).append(".").append(name), "at least " + std::to_string(least), std::to_string(stride));
+}
+
 inline void check_workspace(void const* memory, std::size_t bytes, std::size_t needed, std::int64_t tokens) {
   if (bytes < needed) {
     fail("layer::forward, workspace", std::to_string(needed) + " bytes for " + std::to_string(tokens) + " tokens",

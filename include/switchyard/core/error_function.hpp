@@ -8,7 +8,7 @@
 
 namespace switchyard {
 
-/// erf(x) within two units of the last place; a NaN goes through. On the host it calls nothing, so that loops of it become vectors.
+/// erf(x) within two units of the last place, from 1e-36 on; a NaN goes through. On the host it calls nothing, so that loops of it become vectors.
 ///
 /// Up to 0.9, erf(x) - x is a polynomial in x; above, the logarithm of 1 - erf(x) is one, up to 3.95, where the result becomes 1. Both have
 /// the least largest error for their degrees (Remez), relative to erf(x).

@@ -89,6 +89,14 @@ requires(Change::sparse) inline constexpr bool has_sparse_change<base_plus<Base,
 
 static_assert(operand<weight_view<float>>);
 
+/// Whether a cache of experts can keep such matrices in its pieces. One that is restored says how: `bytes_of(rows, columns)` bytes are a matrix of one
+/// expert, `copy_expert(expert, to)` puts them somewhere, and `in_pieces(first, stride, rows, columns)` reads those of pieces that stand
+/// `stride` bytes apart. `storage` is the name of the format.
+template <class Operand>
+inline constexpr bool fits_pieces = Operand::in_place || requires {
+  Operand::bytes_of(1, 1);
+};
+
 /// The operand as kernels take it: a dense one does not know its product there, so that both share their kernels.
 template <class Operand>
 constexpr Operand as_operand(Operand const& w) {

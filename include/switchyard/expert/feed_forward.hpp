@@ -191,9 +191,9 @@ struct feed_forward_weights {
 
   static constexpr bool in_cache = expert_storage<typename Layer::backend>::in_cache;
   static_assert(
-      !in_cache || (in_operand::in_place && std::is_same_v<typename policy::computation, two_products>),
-      "switchyard: backend::offloaded keeps the dense matrices of expert::mlp and expert::gated_mlp. This expert "
-      "has others: keep its weights in memory.");
+      !in_cache || (fits_pieces<in_operand> && std::is_same_v<typename policy::computation, two_products>),
+      "switchyard: backend::offloaded keeps the dense matrices of expert::mlp and expert::gated_mlp, and those of "
+      "expert::stored_as in blocks (quantised::block_matrix). This expert has others: keep its weights in memory.");
   template <class Operand>
   using in_memory = std::conditional_t<in_cache, absent<the_experts_are_in_a_cache>, Operand>;
 

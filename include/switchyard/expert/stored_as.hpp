@@ -1,5 +1,6 @@
 #pragma once
 
+#include <switchyard/core/checks.hpp>
 #include <switchyard/core/error.hpp>
 #include <switchyard/core/host_device.hpp>
 #include <switchyard/core/operand.hpp>
@@ -7,6 +8,8 @@
 #include <switchyard/expert/feed_forward.hpp>
 #include <switchyard/layer.hpp>
 
+#include <cstddef>
+#include <cstdint>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -17,7 +20,8 @@ namespace switchyard {
 /// they read them, exactly, to the floats that the format says.
 ///
 /// `Format` describes arrays: it has `rows` and `columns`, reads weights as an operand does (`granule`, `read`, `from`,
-/// `name_arrays(arrays, experts)`), and says of how many columns a row has to be a multiple (`whole`).
+/// `name_arrays(arrays, experts)`), and says of how many columns a row has to be a multiple (`whole`). It may say of how many rows a matrix has to
+/// be one (`whole_rows`), and check strides that it has (`check_strides(name, experts)`).
 template <class Element, class Format>
 struct quantised_matrix {
   using element = Element;
@@ -42,6 +46,17 @@ struct quantised_matrix {
   void name_arrays(Arrays const& arrays, int experts, int, int) const {
     of.name_arrays(arrays, experts);
   }
+
+  // Of a format with one array: see `fits_pieces`.
+  static constexpr std::string_view storage = Format::name;
+  static constexpr std::int64_t bytes_of(int rows,
+                                         int columns) requires(requires { Format::bytes_of(rows, columns); }) {
+    return Format::bytes_of(rows, columns);
+  }
+  static quantised_matrix in_pieces(std::byte const* first, std::int64_t stride, int rows, int columns) {
+    return Format::strided(reinterpret_cast<std::uint8_t const*>(first), stride, rows, columns);
+  }
+  void copy_expert(int expert, std::byte* to) const { of.copy_expert(expert, reinterpret_cast<std::uint8_t*>(to)); }
 };
 
 namespace expert {
@@ -66,31 +81,36 @@ struct stored_as : Base {
   template <class Layer>
   static void check(feed_forward_weights<Layer> const& w) {
     Base::template check<Layer>(w);
-    constexpr int hidden = Layer::dims.hidden, inner = Layer::dims.intermediate;
-    if constexpr (Layer::expert_traits.gated) check_sizes(w.gate_proj.of, "weights.gate_proj", inner, hidden);
-    check_sizes(w.up_proj.of, "weights.up_proj", inner, hidden);
-    check_sizes(w.down_proj.of, "weights.down_proj", hidden, inner);
+    if constexpr (!feed_forward_weights<Layer>::in_cache) {
+      check_matrices<Layer>(w);
+    } else {
+      static_assert(Layer::dims.hidden % Format::whole == 0 && Layer::dims.intermediate % Format::whole == 0,
+                    "switchyard: rows of shape.hidden and of shape.intermediate weights are no whole blocks of this "
+                    "format. Take a format of smaller blocks.");
+    }
   }
 
  private:
-  static void check_sizes(Format const& w, char const* matrix, int rows, int columns) {
+  template <class Layer>
+  static void check_matrices(feed_forward_weights<Layer> const& w) {
+    constexpr int hidden = Layer::dims.hidden, inner = Layer::dims.intermediate;
+    constexpr int experts = Layer::dims.experts;
+    if constexpr (Layer::expert_traits.gated) {
+      check_sizes(w.gate_proj.of, "layer::forward, weights.gate_proj", experts, inner, hidden);
+    }
+    check_sizes(w.up_proj.of, "layer::forward, weights.up_proj", experts, inner, hidden);
+    check_sizes(w.down_proj.of, "layer::forward, weights.down_proj", experts, hidden, inner);
+  }
+
+  static void check_sizes(Format const& w, char const* what, int experts, int rows, int columns) {
     auto const size = [](int all_rows, int all_columns) {
       return std::to_string(all_rows) + " x " + std::to_string(all_columns);
     };
     if (w.rows != rows || w.columns != columns) {
-      fail(std::string("layer::forward, ") + matrix + ", rows x columns", size(rows, columns), size(w.rows, w.columns));
+      fail(std::string(what) + ", rows x columns", size(rows, columns), size(w.rows, w.columns));
     }
-    int whole = 1;
-    if constexpr (requires { w.whole(); }) {
-      whole = w.whole();
-    } else {
-      whole = Format::whole;
-    }
-    if (columns % whole != 0) {
-      fail(std::string("layer::forward, ") + matrix,
-           "rows of whole blocks, " + std::to_string(whole) + " weights each (store this projection in another format)",
-           std::to_string(columns) + " columns");
-    }
+    checks::check_whole_blocks(w, rows, columns, what);
+    if constexpr (requires { w.check_strides(what, experts); }) w.check_strides(what, experts);
   }
 };
 

@@ -10,6 +10,7 @@
 #include <cstring>
 #include <span>
 #include <string>
+#include <type_traits>
 
 namespace switchyard::offload {
 
@@ -50,27 +51,34 @@ void put_matrix(T const* from, std::int64_t row_stride, std::int64_t column_stri
 }  // namespace detail
 
 /// Puts one expert of a resident layer into a place: its matrices and biases, which may stand in memory in any order that strides
-/// describe (transposed, interleaved). Throws where one is missing.
+/// describe (transposed, interleaved; of quantised blocks row by row). Throws where one is missing.
 template <class Layer>
 void pack_expert(typename Layer::weights const& weights, int expert, std::byte* place) {
-  using at = piece<Layer>;
-  using element = typename at::element;
-  constexpr bool dense = requires(element const* first) {
-    first = weights.up_proj.at(0, 0, 0);
-    first = weights.down_proj.at(0, 0, 0);
-  };
-  static_assert(dense,
-                "switchyard: the matrices of this layer are not in memory as elements. offload::pack_experts packs the "
-                "experts of a layer of expert::mlp or expert::gated_mlp, with the backend that keeps them in memory.");
-  if constexpr (dense) {
+  using element = typename Layer::element;
+  using matrices = std::remove_cvref_t<decltype(weights.up_proj)>;
+  using of_expert = typename Layer::expert::template operand<element, projection::in>;
+  constexpr bool in_memory = std::is_same_v<matrices, of_expert> && fits_pieces<of_expert>;
+  static_assert(in_memory,
+                "switchyard: the matrices of this layer are not in memory as elements, nor in quantised blocks. "
+                "offload::pack_experts packs the experts of a layer of expert::mlp, expert::gated_mlp or "
+                "expert::stored_as, with the backend that keeps them in memory.");
+  if constexpr (in_memory) {
+    using at = piece<Layer>;
     auto const put = [&](element const* from, char const* name, std::int64_t offset, std::int64_t rows,
                          std::int64_t columns, std::int64_t row_stride, std::int64_t column_stride) {
       if (from == nullptr) fail(std::string("offload::pack_experts, weights.") + name, "numbers", "a null pointer");
       detail::put_matrix(from, row_stride, column_stride, rows, columns, place + offset);
     };
-    auto const matrix = [&](auto const& w, char const* name, std::int64_t offset, std::int64_t rows,
-                            std::int64_t columns) {
-      put(w.data == nullptr ? nullptr : w.at(expert, 0, 0), name, offset, rows, columns, w.row_stride, w.column_stride);
+    if constexpr (!matrices::in_place) Layer::expert::template check<Layer>(weights);
+    auto const matrix = [&](auto const& w, char const* name, std::int64_t offset, int rows, int columns) {
+      if constexpr (matrices::in_place) {
+        put(w.data == nullptr ? nullptr : w.at(expert, 0, 0), name, offset, rows, columns, w.row_stride,
+            w.column_stride);
+      } else {
+        std::int64_t const bytes = matrices::bytes_of(rows, columns);
+        w.copy_expert(expert, place + offset);
+        std::memset(place + offset + bytes, 0, static_cast<std::size_t>((64 - bytes % 64) % 64));
+      }
     };
     auto const bias = [&](auto const& b, char const* name, std::int64_t offset, std::int64_t size) {
       put(b.data == nullptr ? nullptr : b.data + expert * b.expert_stride, name, offset, 1, size, 0, b.stride);

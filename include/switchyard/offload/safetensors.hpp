@@ -286,6 +286,10 @@ template <class Layer>
 piece_numbers numbers_of_piece() {
   using at = piece<Layer>;
   using element = typename at::element;
+  static_assert(
+      at::in_operand::in_place,
+      "switchyard: open_safetensors reads experts that a checkpoint has as elements. Quantised ones go through "
+      "offload::pack(path, weights_store<Layer>(layers)), once.");
   return {.type = std::same_as<element, float>      ? "F32"
                   : std::same_as<element, bfloat16> ? "BF16"
                                                     : "F16",

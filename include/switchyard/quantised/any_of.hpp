@@ -55,21 +55,40 @@ struct any_of {
     visit([&](auto const& of) { result = of.whole; });
     return result;
   }
+  /// Of how many rows a matrix is a multiple.
+  int whole_rows() const {
+    int result = 1;
+    visit([&](auto const& of) {
+      if constexpr (requires { of.whole_rows; }) result = of.whole_rows;
+    });
+    return result;
+  }
+  void check_strides(char const* what, int experts) const {
+    visit([&](auto const& of) {
+      if constexpr (requires { of.check_strides(what, experts); }) of.check_strides(what, experts);
+    });
+  }
   SWITCHYARD_HD void read(int expert, int row, int column, int count, float* to) const {
     read_as<0, Formats...>(expert, row, column, count, to);
   }
   SWITCHYARD_HD any_of from(int expert) const { return from_as<0, Formats...>(expert); }
+  /// The matrix where it has that format, else null.
+  template <class Format>
+  Format const* get_if() const {
+    return which == index_of<Format> ? &as<Format>() : nullptr;
+  }
   template <class Arrays>
   void name_arrays(Arrays const& arrays, int experts) const {
     if (which < 0) arrays.array("matrix", static_cast<unsigned char const*>(nullptr), 1, "one of the formats");
     visit([&](auto const& of) { of.name_arrays(arrays, experts); });
   }
-
- private:
+  /// The matrix, where it is of this format.
   template <class Format>
   SWITCHYARD_HD Format const& as() const {
     return *reinterpret_cast<Format const*>(matrix);
   }
+
+ private:
   template <class Body>
   void visit(Body const& body) const {
     int number = 0;

@@ -1,10 +1,13 @@
 #pragma once
 
+#include <switchyard/core/checks.hpp>
 #include <switchyard/core/half.hpp>
 #include <switchyard/core/host_device.hpp>
 #include <switchyard/quantised/codes.hpp>
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 /// Formats whose blocks have codes and scales side by side, as GGUF files store them. A block is a struct: how many neighbouring weights of a row
 /// it has, how many bytes, and how some of them are widened. One of a user's own is used like these.
@@ -118,8 +121,22 @@ struct block_matrix {
 
   /// Matrices [experts, rows, columns] back to back.
   static constexpr block_matrix packed(std::uint8_t const* first, int rows, int columns) {
-    std::int64_t const row = std::int64_t{columns} / Block::weights * Block::bytes;
-    return {first, rows * row, row, rows, columns};
+    return strided(first, bytes_of(rows, columns), rows, columns);
+  }
+  /// Matrices whose rows stand back to back, `expert_stride` bytes apart.
+  static constexpr block_matrix strided(std::uint8_t const* first, std::int64_t expert_stride, int rows, int columns) {
+    return {first, expert_stride, bytes_of(1, columns), rows, columns};
+  }
+  /// Bytes of a matrix.
+  SWITCHYARD_HD static constexpr std::int64_t bytes_of(int rows, int columns) {
+    return std::int64_t{columns} / Block::weights * Block::bytes * rows;
+  }
+  /// Puts the matrix of an expert somewhere, rows back to back.
+  void copy_expert(int expert, std::uint8_t* to) const {
+    std::int64_t const row = bytes_of(1, columns);
+    for (int r = 0; r < rows; ++r) {
+      std::memcpy(to + r * row, data + expert * expert_stride + r * row_stride, static_cast<std::size_t>(row));
+    }
   }
   SWITCHYARD_HD void read(int expert, int row, int column, int count, float* to) const {
     std::uint8_t const* const line = data + expert * expert_stride + row * row_stride;
@@ -128,10 +145,13 @@ struct block_matrix {
   SWITCHYARD_HD constexpr block_matrix from(int expert) const {
     return {data + expert * expert_stride, expert_stride, row_stride, rows, columns};
   }
+  void check_strides(char const* what, int experts) const {
+    checks::check_least_stride(row_stride, bytes_of(1, columns), rows, what, "row_stride");
+    checks::check_least_stride(expert_stride, rows * row_stride, experts, what, "expert_stride");
+  }
   template <class Arrays>
   void name_arrays(Arrays const& arrays, int experts) const {
-    std::int64_t const row = std::int64_t{columns} / Block::weights * Block::bytes;
-    arrays.array("data", data, (experts - 1) * expert_stride + (rows - 1) * row_stride + row,
+    arrays.array("data", data, (experts - 1) * expert_stride + (rows - 1) * row_stride + bytes_of(1, columns),
                  "[experts, rows, blocks of a row, bytes of a block]");
   }
 };

@@ -13,7 +13,7 @@ namespace switchyard::quantised {
 /// 1; where a checkpoint stores it whole (gptq_v2) `added_to_zero` is 0.
 struct gptq {
   static constexpr char const* name = "gptq";
-  static constexpr int granule = 8, whole = 8, group = 128;
+  static constexpr int granule = 8, whole = 8, whole_rows = 8, group = 128;
 
   std::uint32_t const* qweight = nullptr;  ///< [experts, columns / 8, rows], lowest code first
   std::uint32_t const* qzeros = nullptr;   ///< [experts, groups, rows / 8]
@@ -51,7 +51,7 @@ struct gptq {
 /// Eight outputs of an input share a word, in the order 0, 2, 4, 6, 1, 3, 5, 7 (AutoAWQ, GEMM).
 struct awq {
   static constexpr char const* name = "awq";
-  static constexpr int granule = 32, whole = 1, group = 128;
+  static constexpr int granule = 32, whole = 1, whole_rows = 8, group = 128;
 
   std::uint32_t const* qweight = nullptr;  ///< [experts, columns, rows / 8]
   std::uint32_t const* qzeros = nullptr;   ///< [experts, groups, rows / 8]

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <switchyard/core/bfloat16.hpp>
+#include <switchyard/core/checks.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/host_device.hpp>
 #include <switchyard/quantised/codes.hpp>
@@ -149,6 +150,7 @@ struct mxfp4 {
     std::int64_t const lines = std::int64_t{expert} * rows * row_stride;
     return {blocks + lines * (columns / 2), scales + lines * (columns / 32), rows, columns, row_stride};
   }
+  void check_strides(char const* what, int) const { checks::check_least_stride(row_stride, 1, 2, what, "row_stride"); }
   template <class Arrays>
   void name_arrays(Arrays const& arrays, int experts) const {
     std::int64_t const lines = (std::int64_t{experts} * rows - 1) * row_stride + 1;

@@ -4,7 +4,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <filesystem>
 #include <string>
 #include <thread>
 #include <tuple>
@@ -17,6 +16,7 @@
 #include "support/compare.hpp"
 #include "support/failing_store.hpp"
 #include "support/said.hpp"
+#include "support/temporary_folder.hpp"
 
 /// Experts that a cache brings to the GPU.
 using namespace support;
@@ -113,11 +113,11 @@ void check_stores(std::tuple<Resident> const*) {
     auto const pinned = sy::offload::pinned_memory::of(pageable);
     check(store);
   }
-  std::string const path = (std::filesystem::temp_directory_path() / "switchyard_gpu_experts.bin").string();
+  temporary_folder const folder;
+  std::string const path = folder / "experts.bin";
   CHECK(sy::offload::pack(path, store));
   sy::offload::file_store file = sy::offload::open_packed(path);
   check(file);
-  std::filesystem::remove(path);
 }
 
 template <class Resident>

@@ -70,19 +70,6 @@ SWITCHYARD_TILE_TARGET inline void restore_word(Element const* base, std::uint32
   to[1] += change[1];
 }
 
-/// products[i] = the sum of the lanes of sums[i], with room for three more.
-template <int Count>
-SWITCHYARD_TILE_TARGET inline void put_sums(floats const (&sums)[Count], float* products) {
-  SWITCHYARD_TILE_UNROLL
-  for (int i = 0; i < Count; i += 4) {
-    floats four[4];
-    SWITCHYARD_TILE_UNROLL
-    for (int n = 0; n < 4; ++n) four[n] = sums[i + n < Count ? i + n : 0];  // past the last: any
-    quad const together = sums_of(four[0], four[1], four[2], four[3]);
-    __builtin_memcpy(products + i, &together, sizeof together);
-  }
-}
-
 /// The weights of one feature, as `multiply_masked_group` reads them.
 template <class Element>
 struct masked_stream {

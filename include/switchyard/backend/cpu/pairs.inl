@@ -22,8 +22,8 @@ SWITCHYARD_TILE_TARGET inline void split_floats(floats values, words (&parts)[2]
 /// The words of 16 rows that `pack_panel` of amx.hpp puts side by side: words of a pair of elements at to[word * 16 + row], the second
 /// parts `part_words` further. Rows past the last are zero.
 template <class Element>
-SWITCHYARD_TILE_TARGET void pack_pairs(Element const* const* rows, int row_count, std::int64_t first,
-                                       std::uint32_t* to, std::int64_t part_words) {
+SWITCHYARD_TILE_TARGET void pack_pairs(Element const* const* rows, int row_count, std::int64_t first, std::uint32_t* to,
+                                       std::int64_t part_words) {
   constexpr int together = 16, pairs = 16;
   for (int i = 0; i < together; i += lanes) {
     if constexpr (sizeof(Element) == 2) {

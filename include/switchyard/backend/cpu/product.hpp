@@ -34,7 +34,7 @@ struct row_kernels {
             &space::multiply_rows_by_features<typename Operand::element>};                                          \
   } else {                                                                                                          \
     using order = typename space::restored<Operand>::order;                                                         \
-    row_kernels<Operand> kernels{&space::group_rows_in_order<element>, &space::put_in_group<order>,                 \
+    row_kernels<Operand> kernels{&space::group_rows_in_order<element, order>, &space::put_in_group<order>,          \
                                  &space::keep_largest_in_group<order>, &space::multiply_rows_by_restored<Operand>}; \
     if constexpr (std::is_same_v<order, element>) kernels.group = &space::group_rows<element>;                      \
     if constexpr (space::restored<Operand>::multiplies_changes)                                                     \

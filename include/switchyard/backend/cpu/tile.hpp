@@ -8,6 +8,10 @@
 #include <switchyard/core/masked_change.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/core/view.hpp>
+#include <switchyard/quantised/any_of.hpp>
+#include <switchyard/quantised/blocks.hpp>
+#include <switchyard/quantised/grouped.hpp>
+#include <switchyard/quantised/scaled.hpp>
 
 #include <cstddef>
 #include <cstdint>
@@ -24,6 +28,9 @@
 #endif
 
 namespace switchyard {
+
+template <class Element, class Format>
+struct quantised_matrix;
 
 /// Which vector instructions the CPU backend uses.
 enum class instruction_set {
@@ -147,6 +154,71 @@ struct value_places {
 };
 inline constexpr value_places places_of_values;
 
+/// What the codes of E4M3 stand for.
+struct e4m3_values {
+  float of_code[256] = {};
+  constexpr e4m3_values() {
+    for (std::uint32_t code = 0; code < 256; ++code) of_code[code] = quantised::e4m3(code);
+  }
+};
+inline constexpr e4m3_values values_of_e4m3;
+
+/// What codes of 4 bits stand for, as the bits of bfloat16: nvcc 13.0 breaks down over the bits of a float in the initialiser of a template.
+struct e2m1_codes {
+  static constexpr std::uint32_t bits(std::uint32_t code) {
+    constexpr std::uint32_t sizes[8] = {0x0000u, 0x3f00u, 0x3f80u, 0x3fc0u, 0x4000u, 0x4040u, 0x4080u, 0x40c0u};
+    return sizes[code % 8] | (code >= 8 ? 0x8000u : 0u);
+  }
+};
+struct e2m1_codes_without_minus_zero {
+  static constexpr std::uint32_t bits(std::uint32_t code) { return code == 8 ? 0u : e2m1_codes::bits(code); }
+};
+template <std::uint32_t Zero>
+struct codes_around {
+  static constexpr std::uint32_t bits(std::uint32_t code) {
+    std::uint32_t const size = code < Zero ? Zero - code : code - Zero;
+    std::uint32_t exponent = 0;
+    while (size >> exponent > 1) ++exponent;
+    if (size == 0) return 0;
+    return (code < Zero ? 0x8000u : 0u) | (127 + exponent) << 7 | (size << (7 - exponent) & 127u);
+  }
+};
+/// The same as the bits of floats, and their upper two bytes, twice, for instructions that look up bytes.
+template <class Codes>
+struct code_values {
+  alignas(64) std::uint32_t of_code[16] = {};
+  std::uint8_t low[32] = {}, high[32] = {};
+  constexpr code_values() {
+    for (std::uint32_t i = 0; i < 32; ++i) {
+      std::uint32_t const bits = Codes::bits(i % 16);
+      of_code[i % 16] = bits << 16;
+      low[i] = static_cast<std::uint8_t>(bits & 255u);
+      high[i] = static_cast<std::uint8_t>(bits >> 8);
+    }
+  }
+};
+template <class Codes>
+inline constexpr code_values<Codes> values_of_codes;
+
+/// Where the codes and the scales of a row of quantised weights stand.
+struct coded_row {
+  std::uint8_t const* codes = nullptr;
+  void const* scales = nullptr;  ///< null: among the codes
+  float factor = 1.0f;           ///< of all its scales
+};
+
+/// Scales of up to `coded_piece` blocks of 32 weights as they were found, and as floats.
+inline constexpr int coded_piece = 16;
+struct found_scales {
+  alignas(64) std::uint8_t bytes[2 * coded_piece];
+  half halves[coded_piece];
+  float floats[2 * coded_piece];
+};
+struct ready_scales {
+  alignas(64) float scale[2 * coded_piece] = {};  ///< of 32 weights each, or of 16
+  float least[coded_piece] = {};                  ///< what is subtracted, of formats that have it
+};
+
 /// Most rows and features of a product without panels, whose sums are on the stack.
 inline constexpr int item_rows = 32, item_features = 64;
 
@@ -238,6 +310,7 @@ namespace portable {
 #if defined(__x86_64__)
 namespace avx2 {
 #define SWITCHYARD_TILE_HALF
+#define SWITCHYARD_TILE_BY_HAND
 #define SWITCHYARD_TILE_TARGET __attribute__((target("avx2,fma,f16c")))
 #define SWITCHYARD_TILE_BYTES 32
 #define SWITCHYARD_TILE_REGISTERS 16
@@ -249,6 +322,7 @@ namespace avx2 {
 #undef SWITCHYARD_TILE_REGISTERS
 #undef SWITCHYARD_TILE_ROWS
 #undef SWITCHYARD_PANEL_FEATURES
+#undef SWITCHYARD_TILE_BY_HAND
 #if defined(SWITCHYARD_EMULATED_TILES)
 #undef SWITCHYARD_TILE_HALF
 #endif

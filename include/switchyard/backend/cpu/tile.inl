@@ -46,6 +46,19 @@ SWITCHYARD_TILE_TARGET inline quad sums_of(floats a, floats b, floats c, floats 
   return piece[0];
 }
 
+/// products[i] = the sum of the lanes of sums[i], with room for three more.
+template <int Count>
+SWITCHYARD_TILE_TARGET inline void put_sums(floats const (&sums)[Count], float* products) {
+  SWITCHYARD_TILE_UNROLL
+  for (int i = 0; i < Count; i += 4) {
+    floats four[4];
+    SWITCHYARD_TILE_UNROLL
+    for (int n = 0; n < 4; ++n) four[n] = sums[i + n < Count ? i + n : 0];  // past the last: any
+    quad const together = sums_of(four[0], four[1], four[2], four[3]);
+    __builtin_memcpy(products + i, &together, sizeof together);
+  }
+}
+
 /// Two-byte elements, a word for each.
 SWITCHYARD_TILE_TARGET inline words widen_words(void const* from) {
   typedef std::uint16_t shorts __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 2)));
@@ -138,6 +151,17 @@ struct stored<summed_as_float<half>> {
   }
 };
 
+template <>
+struct stored<summed_as_float<float>> {
+  static constexpr int parts = 1;
+  static constexpr bool in_order = true;
+  SWITCHYARD_TILE_TARGET static floats load(summed_as_float<float> const* from, int) {
+    floats result;
+    __builtin_memcpy(&result, from, sizeof result);
+    return result;
+  }
+};
+
 template <class Element>
 struct stored<widened<Element>> {
   static constexpr int parts = stored<Element>::parts;
@@ -185,6 +209,9 @@ SWITCHYARD_TILE_TARGET void widen_row(Element const* from, std::int64_t depth, f
 /// and one of a row fit the registers.
 inline constexpr int most_rows = SWITCHYARD_TILE_ROWS;
 constexpr int features_beside(int rows) {
+#if defined(SWITCHYARD_TILE_BY_HAND)
+  if (rows == 4) return 3;  // and nothing else fits: see `add_step`
+#endif
   int const fit = (SWITCHYARD_TILE_REGISTERS - 2) / (rows + 1);
   return fit < 4 ? fit : 4;
 }
@@ -366,13 +393,52 @@ SWITCHYARD_TILE_TARGET void keep_largest_in_panel(float* panel, int width, std::
   }
 }
 
-/// Where weights are fetched from while others are multiplied: in each of some streams at `from`, a step for every `groups`
-/// steps of the product; from depth `turn` on, at `then`.
+#if defined(SWITCHYARD_TILE_BY_HAND)
+/// sum[r][s] += row r . weights s, for the next 16 elements of four rows of a group and of three features. The twelve sums leave four
+/// registers, of which compilers keep one for a constant, and sums in memory then.
+SWITCHYARD_TILE_TARGET inline void add_step(floats (&sum)[4][3], float const* rows, bfloat16 const* first,
+                                            bfloat16 const* second, bfloat16 const* third) {
+  alignas(32) static constexpr std::uint32_t upper_half[lanes] = {0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u,
+                                                                  0xffff0000u, 0xffff0000u, 0xffff0000u, 0xffff0000u};
+  // Bytes 0 and 1 of each word become bytes 2 and 3. A shift would take one of the two units that multiply.
+  alignas(32) static constexpr std::uint32_t moved_up[lanes] = {0x01008080u, 0x05048080u, 0x09088080u, 0x0d0c8080u,
+                                                                0x01008080u, 0x05048080u, 0x09088080u, 0x0d0c8080u};
+  floats a = sum[0][0], b = sum[0][1], c = sum[0][2], d = sum[1][0], e = sum[1][1], f = sum[1][2];
+  floats g = sum[2][0], h = sum[2][1], i = sum[2][2], j = sum[3][0], k = sum[3][1], l = sum[3][2];
+#define SWITCHYARD_WEIGHTS(widen)                                                                        \
+  "vmovdqu (%[first]), %%ymm12\n\tvmovdqu (%[second]), %%ymm13\n\tvmovdqu (%[third]), %%ymm14\n\t" widen \
+  ", %%ymm12, %%ymm12\n\t" widen ", %%ymm13, %%ymm13\n\t" widen ", %%ymm14, %%ymm14\n\t"
+#define SWITCHYARD_ROW(at, first, second, third)                               \
+  "vmovups " at "(%[rows]), %%ymm15\n\tvfmadd231ps %%ymm12, %%ymm15, %[" first \
+  "]\n\tvfmadd231ps %%ymm13, %%ymm15, %[" second "]\n\tvfmadd231ps %%ymm14, %%ymm15, %[" third "]\n\t"
+  asm(SWITCHYARD_WEIGHTS("vpshufb %[up]")                                        //
+      SWITCHYARD_ROW("0", "a", "b", "c") SWITCHYARD_ROW("32", "d", "e", "f")     //
+      SWITCHYARD_ROW("64", "g", "h", "i") SWITCHYARD_ROW("96", "j", "k", "l")    //
+      SWITCHYARD_WEIGHTS("vpand %[upper]")                                       //
+      SWITCHYARD_ROW("128", "a", "b", "c") SWITCHYARD_ROW("160", "d", "e", "f")  //
+      SWITCHYARD_ROW("192", "g", "h", "i") SWITCHYARD_ROW("224", "j", "k", "l")  //
+      : [a] "+x"(a), [b] "+x"(b), [c] "+x"(c), [d] "+x"(d), [e] "+x"(e), [f] "+x"(f), [g] "+x"(g), [h] "+x"(h),
+        [i] "+x"(i), [j] "+x"(j), [k] "+x"(k), [l] "+x"(l)
+      : [rows] "r"(rows), [first] "r"(first), [second] "r"(second), [third] "r"(third), [upper] "m"(upper_half),
+        [up] "m"(moved_up)
+      : "xmm12", "xmm13", "xmm14", "xmm15", "memory");
+#undef SWITCHYARD_WEIGHTS
+#undef SWITCHYARD_ROW
+  floats const all[4][3] = {{a, b, c}, {d, e, f}, {g, h, i}, {j, k, l}};
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < 4; ++r) {
+    SWITCHYARD_TILE_UNROLL
+    for (int s = 0; s < 3; ++s) sum[r][s] = all[r][s];
+  }
+}
+#endif
+
+/// Where weights are fetched from while others are multiplied: in each of some streams at `from`, `step` elements for every
+/// step of the product; from depth `turn` on, at `then`.
 template <class Element, int Streams>
 struct fetched_streams {
   Element const *from[Streams], *then[Streams];
-  std::int64_t turn;
-  int groups;
+  std::int64_t turn, step;
 };
 
 /// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows: `depth` by vectors, then one by one to `end`.
@@ -384,7 +450,7 @@ SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* con
   constexpr int step = lanes * source::parts;
   floats sum[Rows][Streams] = {};
   std::int64_t k = 0, ahead = 0;
-  std::int64_t const ahead_step = step / fetched.groups;
+  std::int64_t const ahead_step = fetched.step;
   for (int part = 0; part < 2; ++part) {
     std::int64_t const until = part == 0 ? fetched.turn : depth;
     Element const* next[Streams];
@@ -393,6 +459,12 @@ SWITCHYARD_TILE_TARGET void multiply_group(float const* rows, Element const* con
     for (; k < until; k += step, ahead += ahead_step, rows += step * Rows) {
       SWITCHYARD_TILE_UNROLL
       for (int s = 0; s < Streams; ++s) __builtin_prefetch(next[s] + ahead);
+#if defined(SWITCHYARD_TILE_BY_HAND)
+      if constexpr (std::is_same_v<Element, bfloat16> && Rows == 4 && Streams == 3) {
+        add_step(sum, rows, weights[0] + k, weights[1] + k, weights[2] + k);
+        continue;
+      }
+#endif
       SWITCHYARD_TILE_UNROLL
       for (int p = 0; p < source::parts; ++p) {
         floats right[Streams];
@@ -471,7 +543,7 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_features(float const* rows, int row
     constexpr std::int64_t ahead = 1024 / sizeof(Element);
     fetched_streams<Element, streams> fetched;
     fetched.turn = groups > 1 ? by_steps : by_steps > ahead ? by_steps - ahead : 0;
-    fetched.groups = groups;
+    fetched.step = step / groups;
     for (int g = 0; g < groups; ++g) {
       for (int s = 0; s < streams; ++s) {
         fetched.from[s] = groups > 1 ? later[s] + by_steps / groups * g : now[s] + ahead;
@@ -526,20 +598,30 @@ struct restored {
   static constexpr bool multiplies_changes = false;
 };
 
-/// Puts rows side by side for `multiply_rows_by_restored`, as `group_rows` does with floats.
-template <class Element>
+/// Puts rows side by side for `multiply_rows_by_restored`, in the order of `Order`'s vectors.
+template <class Element, class Order>
 SWITCHYARD_TILE_TARGET void group_rows_in_order(Element const* const* rows, int row_count, std::int64_t depth,
                                                 float* to) {
-  std::int64_t const by_vectors = depth / lanes * lanes;
+  using source = stored<summed_as_float<Element>>;
+  constexpr int parts = stored<Order>::in_order ? 1 : stored<Order>::parts, step = lanes * parts;
+  std::int64_t const by_steps = depth / step * step;
   for (int g = 0; g < groups_of_rows(row_count); ++g) {
     row_group const group = group_of_rows(row_count, g);
     float* const begin = to + group.first * row_floats(depth);
     for (int r = 0; r < group.rows; ++r) {
       Element const* const from = rows[group.first + r];
-      for (std::int64_t k = 0; k < by_vectors; k += lanes) {
-        for (int i = 0; i < lanes; ++i) begin[k * group.rows + r * lanes + i] = static_cast<float>(from[k + i]);
+      for (std::int64_t k = 0; k < by_steps; k += step) {
+        if constexpr (parts == 1) {
+          floats const values = source::load(reinterpret_cast<summed_as_float<Element> const*>(from + k), 0);
+          __builtin_memcpy(begin + k * group.rows + r * lanes, &values, sizeof values);
+        } else {
+          for (int p = 0; p < parts; ++p) {
+            float* const vector = begin + (k + p * lanes) * group.rows + r * lanes;
+            for (int i = 0; i < lanes; ++i) vector[i] = static_cast<float>(from[k + i * parts + p]);
+          }
+        }
       }
-      for (std::int64_t k = by_vectors; k < depth; ++k) begin[k * group.rows + r] = static_cast<float>(from[k]);
+      for (std::int64_t k = by_steps; k < depth; ++k) begin[k * group.rows + r] = static_cast<float>(from[k]);
     }
   }
 }
@@ -620,20 +702,24 @@ SWITCHYARD_TILE_TARGET inline void transpose(floats (&square)[lanes]) {
 template <class Element, class Order = Element>
 SWITCHYARD_TILE_TARGET void pack_panel(Element const* const* rows, int row_count, int width, std::int64_t depth,
                                        float* panel) {
-  using source = stored<Element>;
+  constexpr bool same = std::is_same_v<Element, Order>;
+  using loaded = std::conditional_t<same, Element, summed_as_float<Element>>;
+  using source = stored<loaded>;
   constexpr int step = lanes * source::parts;
-  constexpr bool by_vectors = std::is_same_v<Element, Order> || source::in_order;
-  std::int64_t const by_steps = by_vectors ? depth / step * step : 0;
+  std::int64_t const by_steps = depth / step * step;
   for (std::int64_t k = 0; k < by_steps; k += step) {
     for (int begin = 0; begin < width; begin += lanes) {
       for (int part = 0; part < source::parts; ++part) {
         floats square[lanes];
         for (int i = 0; i < lanes; ++i) {
-          square[i] = begin + i < row_count ? source::load(rows[begin + i] + k, part) : floats{};
+          square[i] = begin + i < row_count ? source::load(reinterpret_cast<loaded const*>(rows[begin + i] + k), part)
+                                            : floats{};
         }
         transpose(square);
-        float* const to = panel + (k + part * lanes) * width + begin;
-        for (int j = 0; j < lanes; ++j) __builtin_memcpy(to + j * width, &square[j], sizeof(floats));
+        for (int j = 0; j < lanes; ++j) {
+          std::int64_t const place = same ? k + part * lanes + j : depth_position<Order>(k + j, depth);
+          __builtin_memcpy(panel + place * width + begin, &square[j], sizeof(floats));
+        }
       }
     }
   }
@@ -714,40 +800,61 @@ SWITCHYARD_TILE_TARGET ready_weights restore_rows(feature_tile<Operand> const& t
 
 /// sums[f][i] (+)= sum over depth of weights[f][k] * panel[k][i], for all features and `Vectors` vectors of tokens. The
 /// rows `fetched` are brought to the second-level cache meanwhile.
+///
+/// Each `chain_depth` of the depth is summed up by itself. Half a panel has two such sums at a time where it has few of them: two units
+/// that take four cycles for a product want eight.
 template <int Vectors>
 SWITCHYARD_TILE_TARGET void multiply_panel(ready_weights const& ready, float const* panel, int depth, bool first,
                                            float* sums, fetched_rows const& fetched) {
+  constexpr int chain_depth = panel_features < 8 ? panel_depth / 2 : panel_depth;
+  constexpr int chains = Vectors * panel_features < 8 ? 2 : 1, width = Vectors * lanes, piece = 16;
   float const* const weights = static_cast<float const*>(ready.first);
-  constexpr int width = Vectors * lanes, piece = 16;
-  floats sum[panel_features][Vectors] = {};
-  for (int begin = 0; begin < depth; begin += piece) {
-    int const end = depth - begin < piece ? depth : begin + piece;
-    for (int row = 0; row < fetched.rows; ++row) {
-      __builtin_prefetch(fetched.first + row * fetched.stride + begin * fetched.element_bytes, 0, 2);
-    }
-    for (int k = begin; k < end; ++k) {
-      floats right[Vectors];
+  for (int from = 0; from < depth; from += chains * chain_depth) {
+    floats sum[chains][panel_features][Vectors] = {};
+    auto const add = [&](auto number, int begin, int const last) SWITCHYARD_TILE_TARGET {
+      constexpr int together = decltype(number)::value;
+      for (int end; begin < last; begin = end) {
+        end = last - begin < piece ? last : begin + piece;
+        for (int c = 0; c < together; ++c) {
+          for (int row = 0; row < fetched.rows; ++row) {
+            __builtin_prefetch(fetched.first + row * fetched.stride + (begin + c * chain_depth) * fetched.element_bytes,
+                               0, 2);
+          }
+        }
+        for (int k = begin; k < end; ++k) {
+          SWITCHYARD_TILE_UNROLL
+          for (int c = 0; c < together; ++c) {
+            int const at = k + c * chain_depth;
+            floats right[Vectors];
+            SWITCHYARD_TILE_UNROLL
+            for (int v = 0; v < Vectors; ++v) {
+              right[v] = load_floats(panel + at * width + v * lanes);
+              // Panels come from the second-level cache, 16 floats at a time.
+              if (v * lanes % 16 == 0) __builtin_prefetch(panel + (at + 16) * width + v * lanes);
+            }
+            SWITCHYARD_TILE_UNROLL
+            for (int f = 0; f < panel_features; ++f) {
+              SWITCHYARD_TILE_UNROLL
+              for (int v = 0; v < Vectors; ++v) sum[c][f][v] += right[v] * weights[f * panel_pitch + at];
+            }
+          }
+        }
+      }
+    };
+    int const left = depth - from, length = left < chain_depth ? left : chain_depth;
+    int const in_all = chains == 1 ? length : left > length ? left - length : 0;
+    add(std::integral_constant<int, chains>{}, from, from + in_all);
+    if constexpr (chains > 1) add(std::integral_constant<int, 1>{}, from + in_all, from + length);
+    SWITCHYARD_TILE_UNROLL
+    for (int f = 0; f < panel_features; ++f) {
       SWITCHYARD_TILE_UNROLL
       for (int v = 0; v < Vectors; ++v) {
-        __builtin_memcpy(&right[v], panel + k * width + v * lanes, sizeof(floats));
-        __builtin_prefetch(panel + (k + 16) * width + v * lanes);  // panels come from the second-level cache
-      }
-      SWITCHYARD_TILE_UNROLL
-      for (int f = 0; f < panel_features; ++f) {
+        float* const to = sums + f * width + v * lanes;
+        floats total = first && from == 0 ? floats{} : load_floats(to);
         SWITCHYARD_TILE_UNROLL
-        for (int v = 0; v < Vectors; ++v) sum[f][v] += right[v] * weights[f * panel_pitch + k];
+        for (int c = 0; c < chains; ++c) total += sum[c][f][v];
+        __builtin_memcpy(to, &total, sizeof total);
       }
-    }
-  }
-  SWITCHYARD_TILE_UNROLL
-  for (int f = 0; f < panel_features; ++f) {
-    SWITCHYARD_TILE_UNROLL
-    for (int v = 0; v < Vectors; ++v) {
-      float* const to = sums + f * width + v * lanes;
-      floats old = {};
-      if (!first) __builtin_memcpy(&old, to, sizeof old);
-      old += sum[f][v];
-      __builtin_memcpy(to, &old, sizeof old);
     }
   }
 }
@@ -921,4 +1028,5 @@ SWITCHYARD_TILE_TARGET void add_low_rank_terms_to_panel(Element const* tall, int
 #include <switchyard/backend/cpu/narrow.inl>
 #include <switchyard/backend/cpu/pairs.inl>
 #include <switchyard/backend/cpu/product_keys.inl>
+#include <switchyard/backend/cpu/quantised.inl>
 #include <switchyard/backend/cpu/rows.inl>

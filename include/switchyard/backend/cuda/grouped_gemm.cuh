@@ -5,6 +5,7 @@
 #include <switchyard/backend/cuda/half_rows.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/low_rank_terms.cuh>
+#include <switchyard/backend/cuda/stored_lines.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/operand.hpp>
 #include <switchyard/core/view.hpp>
@@ -158,6 +159,45 @@ inline constexpr int multiprocessor_shared_bytes = 228 * 1024;
 inline constexpr int multiprocessor_shared_bytes = 100 * 1024;
 #endif
 
+/// Where the stages of one side of a product stand: rows and columns of each side by side. Columns are those of `Matrices` matrices.
+template <class Operand, class Tile, int Matrices>
+struct side_ring {
+  static constexpr product_tile tile = Tile::tile;
+
+ private:
+  static constexpr int row_bytes = tile.rows * line_bytes, column_bytes = tile.columns * line_bytes;
+  template <int Stages>
+  using stored_with = stored_lines_of<Operand, tile.columns / Matrices, Stages - 1>;
+  /// Stages of quantised weights that fit where dense ones would stand, and 2 KiB that the smallest multiprocessors have left.
+  template <int Stages>
+  static constexpr int fitting() {
+    if constexpr (Stages < 2 || !stored_with<Stages>::exists) {
+      return 0;
+    } else if constexpr (Stages * row_bytes + 2 * column_bytes + Matrices * stored_with<Stages>::bytes <=
+                         tile.stages * (row_bytes + column_bytes) + 2048) {
+      return Stages;
+    } else {
+      return fitting<Stages - 1>();
+    }
+  }
+
+ public:
+  /// Whether quantised weights are widened on the way: rows then have a ring of their own, weights their bytes in another, and there are
+  /// two stages of elements, the one that is multiplied and the next.
+  static constexpr bool stores = fitting<tile.stages>() > 0;
+  static constexpr int stages = stores ? fitting<tile.stages>() : tile.stages;
+  using stored = stored_with<stages>;
+
+  SWITCHYARD_HD static constexpr int rows_at(int step) {
+    return step % stages * (row_bytes + (stores ? 0 : column_bytes));
+  }
+  SWITCHYARD_HD static constexpr int columns_at(int step) {
+    return stores ? stages * row_bytes + step % 2 * column_bytes : rows_at(step) + row_bytes;
+  }
+  static constexpr int stored_at = stages * row_bytes + 2 * column_bytes;
+  static constexpr int bytes = stores ? stored_at + Matrices * stored::bytes : stages * (row_bytes + column_bytes);
+};
+
 /// A tile of one side of the product in shared memory: the ring of stages, which the result takes over at the end, and
 /// the rows' tokens.
 template <class Problem, class Tile>
@@ -168,10 +208,13 @@ struct product_layout {
   using staged = summed_row<typename Problem::element>;
   static constexpr int threads = tile.row_warps * tile.column_warps * 32;
   static constexpr int features = tile.columns / (Problem::gated ? 2 : 1);  // of the result
-  static constexpr int stage_bytes = (tile.rows + tile.columns) * line_bytes;
   // Eight more elements put the rows that a warp writes at once into different banks.
   static constexpr int result_pitch = (features + 8) * static_cast<int>(sizeof(staged));
-  static constexpr int ring_bytes = tile.stages * stage_bytes;
+  template <class Operand>
+  using ring_of = side_ring<Operand, Tile, Problem::gated ? 2 : 1>;
+  using dense_ring = ring_of<weight_view<typename Problem::element>>;
+  using routed_ring = ring_of<typename Problem::operand>;
+  static constexpr int ring_bytes = routed_ring::bytes > dense_ring::bytes ? routed_ring::bytes : dense_ring::bytes;
   static constexpr std::size_t shared_bytes = ring_bytes + tile.rows * sizeof(std::int32_t);
   static_assert(tile.rows * result_pitch <= ring_bytes);
   // Blocks that share a multiprocessor. Said, because the compiler else saves registers for more, and spills.
@@ -186,17 +229,19 @@ __device__ inline int swizzled(int row, int chunk_index) {
 
 /// A warp's part of a stage: its rows times its columns. `a_line` and `b_line` are where this lane's lines of both begin.
 template <class Element, int RowBlocks, int ColumnBlocks>
-__device__ void multiply_stage(float (&sums)[RowBlocks][ColumnBlocks][4], std::uint32_t stage, int a_line,
-                               int const (&b_line)[ColumnBlocks / 2]) {
+__device__ void multiply_stage(float (&sums)[RowBlocks][ColumnBlocks][4], std::uint32_t rows, std::uint32_t columns,
+                               int a_line, int const (&b_line)[ColumnBlocks / 2]) {
 #pragma unroll sizeof(Element) == 4 ? 2 : 4
   for (int part = 0; part < line_bytes / 32; ++part) {
     // Lines begin at multiples of 128 bytes, so the swizzle of the next 32 bytes is an exclusive or.
-    auto const at = [&](int begin) { return (stage + static_cast<std::uint32_t>(begin)) ^ (part * 32u); };
+    auto const at = [&](std::uint32_t stage, int begin) {
+      return (stage + static_cast<std::uint32_t>(begin)) ^ (part * 32u);
+    };
     std::uint32_t a[RowBlocks][4], b[ColumnBlocks / 2][4];
 #pragma unroll
-    for (int i = 0; i < RowBlocks; ++i) load_matrices(a[i], at(a_line) + i * 16u * line_bytes);
+    for (int i = 0; i < RowBlocks; ++i) load_matrices(a[i], at(rows, a_line) + i * 16u * line_bytes);
 #pragma unroll
-    for (int j = 0; j < ColumnBlocks / 2; ++j) load_matrices(b[j], at(b_line[j]));
+    for (int j = 0; j < ColumnBlocks / 2; ++j) load_matrices(b[j], at(columns, b_line[j]));
     if constexpr (sizeof(Element) == 2) {
 #pragma unroll
       for (int i = 0; i < RowBlocks; ++i) {
@@ -390,18 +435,18 @@ class stage_filler {
         weight_(lines_of(side.weight)),
         gate_(Gated ? lines_of(side.gate) : weight_) {}
 
-  __device__ void fill(char* stage, int step) const {
-    char* const gate = stage + Layout::tile.rows * line_bytes;
-    char* const weight = gate + (Gated ? Layout::features * line_bytes : 0);
+  __device__ void fill_rows(char* to, int step) const {
     int const first = step * line;
     if (side_.reading == access::by_chunks) {
-      left_.enqueue(stage, first, side_.depth);
+      left_.enqueue(to, first, side_.depth);
     } else {
       left_.load(
-          stage, [this](int r) { return left_row(r); }, 1, side_.reading, first, side_.depth);
+          to, [this](int r) { return left_row(r); }, 1, side_.reading, first, side_.depth);
     }
-    fill_right(weight, weight_, side_.weight, first);
-    if constexpr (Gated) fill_right(gate, gate_, side_.gate, first);
+  }
+  __device__ void fill_columns(char* to, int step) const {
+    fill_right(to + (Gated ? Layout::features * line_bytes : 0), weight_, side_.weight, step * line);
+    if constexpr (Gated) fill_right(to, gate_, side_.gate, step * line);
   }
 
  private:
@@ -623,7 +668,7 @@ __device__ __forceinline__ void run_tile(typename Problem::args const& args, pro
   for (int j = 0; j < column_blocks / 2; ++j) {
     int const block = 2 * j + lane / 16, gate_blocks = Problem::gated ? column_blocks / 2 : column_blocks;
     int const row = block / gate_blocks * features + first_warp_feature + block % gate_blocks * 8 + lane % 8;
-    b_line[j] = tile.rows * line_bytes + swizzled(row, lane / 8 % 2);
+    b_line[j] = swizzled(row, lane / 8 % 2);
   }
 
   using rescaled_type = std::conditional_t<rescales, rescaled_rows<layout>, rows_as_they_are>;
@@ -637,20 +682,47 @@ __device__ __forceinline__ void run_tile(typename Problem::args const& args, pro
 
   int const steps = static_cast<int>(divide_up(side.depth, line_bytes / static_cast<int>(sizeof(element))));
   float sums[row_blocks][column_blocks][4] = {};
-  std::uint32_t const ring = shared_address(memory);
-  // Steps before the first one fill all stages but one: the code that fills is there once.
+  std::uint32_t const begin = shared_address(memory);
+  using ring = typename layout::template ring_of<Operand>;
+  if constexpr (ring::stores) {
+    stored_weights<typename ring::stored, tile.columns, features, threads, Operand> const stored(
+        side, found.matrix, found.first_feature, begin + ring::stored_at);
+    // A stage becomes elements one step before it is multiplied, and makes room for the bytes of another: as many are under way as of
+    // rows.
 #pragma unroll 1
-  for (int step = 1 - tile.stages; step < steps; ++step) {
-    if (step >= 0) {
-      wait_for_copies<tile.stages - 2>();
-      __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
+    for (int step = -ring::stages; step < steps; ++step) {
+      if (step >= -1) {
+        wait_for_copies<ring::stages - 2>();
+        __syncthreads();
+      }
+      int const ahead = step + ring::stages - 1;
+      if (ahead >= 0 && ahead < steps) filler.fill_rows(memory + ring::rows_at(ahead), ahead);
+      if (step >= -1 && step + 1 < steps) stored.widen(begin + ring::columns_at(step + 1), step + 1);
+      __syncwarp();
+      if (ahead + 1 < steps) stored.enqueue(ahead + 1);
+      commit_copies();
+      if (step < 0) continue;
+      rescaled.rescale(memory + ring::rows_at(step), step);
+      multiply_stage<element>(sums, begin + ring::rows_at(step), begin + ring::columns_at(step), a_line, b_line);
     }
-    int const ahead = step + tile.stages - 1;
-    if (ahead < steps) filler.fill(memory + ahead % tile.stages * layout::stage_bytes, ahead);
-    commit_copies();
-    if (step < 0) continue;
-    rescaled.rescale(memory + step % tile.stages * layout::stage_bytes, step);
-    multiply_stage<element>(sums, ring + step % tile.stages * layout::stage_bytes, a_line, b_line);
+  } else {
+    // Steps before the first one fill all stages but one: the code that fills is there once.
+#pragma unroll 1
+    for (int step = 1 - ring::stages; step < steps; ++step) {
+      if (step >= 0) {
+        wait_for_copies<ring::stages - 2>();
+        __syncthreads();  // the stage has come for all, and the one to be filled next was read by all
+      }
+      int const ahead = step + ring::stages - 1;
+      if (ahead < steps) {
+        filler.fill_rows(memory + ring::rows_at(ahead), ahead);
+        filler.fill_columns(memory + ring::columns_at(ahead), ahead);
+      }
+      commit_copies();
+      if (step < 0) continue;
+      rescaled.rescale(memory + ring::rows_at(step), step);
+      multiply_stage<element>(sums, begin + ring::rows_at(step), begin + ring::columns_at(step), a_line, b_line);
+    }
   }
   wait_for_copies<0>();
   __syncthreads();  // stages make room for the result

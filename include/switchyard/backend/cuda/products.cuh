@@ -23,14 +23,15 @@
 /// How `backend::cuda` launches the two products.
 namespace switchyard::cuda {
 
-/// What the routed experts' matrices are; those in a cache are dense.
+/// What the routed experts' matrices are.
 template <class Layer>
 struct operand_of_layer {
   using type = decltype(as_operand(std::declval<typename Layer::weights const&>().up_proj));
 };
 template <class Layer>
 requires(expert_storage<typename Layer::backend>::in_cache) struct operand_of_layer<Layer> {
-  using type = weight_view<typename Layer::element>;
+  using type = decltype(as_operand(
+      std::declval<typename Layer::expert::template operand<typename Layer::element, projection::in> const&>()));
 };
 template <class Layer>
 using operand_of = typename operand_of_layer<Layer>::type;

@@ -26,8 +26,10 @@ namespace switchyard::hopper {
 
 using namespace cuda;
 
-/// A tile as a type, so that a kernel depends on what it uses alone.
-template <int Rows, int Columns, int Stages, hopper_schedule Schedule, int Cluster, int Group>
+/// A tile as a type, so that a kernel depends on what it uses alone. Of quantised weights that are widened on the way the bytes of
+/// `StoredStages` stages are under way, in `StoredBytes` of memory of their own.
+template <int Rows, int Columns, int Stages, hopper_schedule Schedule, int Cluster, int Group, int StoredStages = 0,
+          int StoredBytes = 0>
 struct grouped_tiling {
   static constexpr int rows = Rows, columns = Columns, stages = Stages, cluster = Cluster, group = Group;
   static constexpr bool cooperative = Schedule == hopper_schedule::cooperative;
@@ -37,10 +39,11 @@ struct grouped_tiling {
   static constexpr int depth = 64;      // of a stage: 128 bytes
   static constexpr int row_bytes = Rows * line_bytes, column_bytes = Columns * line_bytes;
   static constexpr int stage_bytes = row_bytes + column_bytes;
+  static constexpr int stored_stages = StoredStages, stored_bytes = StoredBytes;
   using tiles = tile_list<Rows, Cluster, Group>;
 
-  // Registers of a thread that brings, and of one that multiplies.
-  static constexpr int few_registers = 56, many_registers = 224;
+  // Registers of a thread that brings, and of one that multiplies. One that widens needs more.
+  static constexpr int few_registers = StoredStages > 0 ? 88 : 56, many_registers = StoredStages > 0 ? 208 : 224;
 
   static_assert(Rows == 64 * row_groups * (cooperative ? 2 : 1) && (row_groups == 1 || row_groups == 2),
                 "switchyard: a hopper_tile has 128 or 256 rows with hopper_schedule::cooperative, 64 or 128 with "
@@ -56,9 +59,10 @@ struct grouped_tiling {
                 "switchyard: a hopper_tile needs at least 2 stages. Lower rows or columns, so that they fit.");
   static_assert(Group >= 1, "switchyard: hopper_tile::group is at least 1.");
 
-  /// The ring, which begins at a multiple of 1024 bytes, then the barriers, the list of tiles, and exponents of rows.
+  /// The ring, which begins at a multiple of 1024 bytes, then the barriers, bytes of weights, the list of tiles, and exponents of rows.
   static constexpr std::size_t shared_bytes(int experts) {
-    return 1024 + Stages * (stage_bytes + 2 * sizeof(std::uint64_t)) + tiles::bytes(experts) + scale_bytes;
+    return 1024 + Stages * (stage_bytes + 2 * sizeof(std::uint64_t)) + StoredBytes + tiles::bytes(experts) +
+           scale_bytes;
   }
   static constexpr int scale_bytes = 2 * 64 * row_groups;  // an exponent of each row that a warpgroup multiplies
 };
@@ -100,6 +104,8 @@ class stage_ring {
   __device__ void wait_until_full() const { wait_for_phase(full(stage_), parity_); }
   __device__ void wait_until_empty() const { wait_for_phase(empty(stage_), parity_ ^ 1u); }
 
+  __device__ std::uint32_t stored() const { return barriers() + Tiling::stages * 2 * 8u; }
+
   __device__ void advance() {
     if (++stage_ == Tiling::stages) {
       stage_ = 0;
@@ -135,6 +141,12 @@ __device__ inline void transpose_among_four(std::uint32_t (&words)[4]) {
     }
   }
 }
+
+/// What stands for quantised weights that are none.
+struct nothing_stored {
+  template <class Side>
+  __device__ nothing_stored(Side const&, int, int, std::uint32_t) {}
+};
 
 /// One product of all tiles. `Adjusted`: sums may be multiplied by combine weights or have a bias. Where they never do, that
 /// costs nothing: a compiler may not leave out 1 * x + 0.
@@ -231,6 +243,17 @@ struct persistent_block {
       rows.set(i, r < tile.rows ? side.rows + from * side.row_stride : nullptr, column, side.rows);
     }
     int const count = steps(side);
+    constexpr bool stores = !Operand::in_place && Tiling::stored_stages > 0;
+    using lines_of_operand = stored_lines_of<Operand, features, Tiling::stored_stages>;
+    std::conditional_t<stores, stored_weights<lines_of_operand, Tiling::columns, features, 128, Operand>,
+                       nothing_stored> const stored(side, tile.matrix, tile.column * features, ring.stored());
+    if constexpr (stores) {
+#pragma unroll 1
+      for (int step = 0; step < Tiling::stored_stages; ++step) {
+        if (step < count) stored.enqueue(step);
+        commit_copies();
+      }
+    }
 #pragma unroll 1
     for (int step = 0; step < count; ++step) {
       int const first = step * Tiling::depth;
@@ -253,7 +276,15 @@ struct persistent_block {
         }
       }
       arrive_when_copied(ring.full());
-      if constexpr (!Operand::in_place) {
+      if constexpr (stores) {
+        wait_for_copies<Tiling::stored_stages - 1>();
+        __syncwarp();
+        stored.widen(ring.columns(), step);
+        arrive(ring.full());
+        __syncwarp();
+        if (step + Tiling::stored_stages < count) stored.enqueue(step + Tiling::stored_stages);
+        commit_copies();
+      } else if constexpr (!Operand::in_place) {
         extern __shared__ char memory[];
         restore_weights(side, tile, first, memory + (ring.columns() - shared_address(memory)));
         arrive(ring.full());
@@ -509,7 +540,8 @@ struct persistent_block {
     stage_ring<Tiling> const ring(ring_begin);
     std::uint32_t const after_ring =
         ring_begin + Tiling::stages * (Tiling::stage_bytes + 2 * static_cast<int>(sizeof(std::uint64_t)));
-    std::int32_t* const list_memory = reinterpret_cast<std::int32_t*>(memory + (after_ring - shared_address(memory)));
+    std::int32_t* const list_memory =
+        reinterpret_cast<std::int32_t*>(memory + (after_ring - shared_address(memory)) + Tiling::stored_bytes);
     int const cluster_rank = Tiling::cluster == 1 ? 0 : static_cast<int>(block_in_cluster());
     if (threadIdx.x == 0) {
       // Empty: all warps that multiply.

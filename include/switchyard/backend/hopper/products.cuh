@@ -199,6 +199,41 @@ inline constexpr bool in_is_adjusted = Layer::expert_traits.bias || Layer::route
 template <class Layer>
 inline constexpr bool out_is_adjusted = Layer::expert_traits.bias;
 
+/// A tile's stages where quantised weights are widened on the way, whose bytes stand beside them: the most with which two of their stages
+/// fit, or one, and then as many of those.
+struct stored_tile {
+  int stages = 0, stored_stages = 0, bytes = 0;  ///< 0 stages: as any operand
+};
+template <class Problem, int Columns>
+struct stored_tiles {
+  static constexpr int matrices = Problem::gated ? 2 : 1;
+  template <int Stages>
+  using lines = stored_lines_of<typename Problem::operand, Columns / matrices, Stages>;
+  static constexpr int most_stages = 6;
+
+  static constexpr stored_tile of(hopper_tile const& tile, int experts) {
+    if constexpr (lines<1>::exists) {
+      constexpr int bytes[] = {0,
+                               matrices * lines<1>::bytes,
+                               matrices * lines<2>::bytes,
+                               matrices * lines<3>::bytes,
+                               matrices * lines<4>::bytes,
+                               matrices * lines<5>::bytes,
+                               matrices * lines<6>::bytes};
+      for (int least : {2, 1}) {
+        for (int stages = tile.stages; stages >= 2; --stages) {
+          int stored = 0;
+          while (stored < most_stages &&
+                 hopper_stages(tile.rows, tile.columns, experts, stages, bytes[stored + 1]) == stages)
+            ++stored;
+          if (stored >= least) return {stages, stored, bytes[stored]};
+        }
+      }
+    }
+    return {};
+  }
+};
+
 /// The products of `backend::hopper`.
 template <class Tuning>
 struct tuned_products {
@@ -243,7 +278,9 @@ struct tuned_products {
   static void enqueue_tiled(launch_queue const& queue, char const* what,
                             product_args<operand_of<Layer>> const& product_of) {
     constexpr hopper_tile tile = Out ? tuning<Layer>.out : tuning<Layer>.in;
-    using tiling = grouped_tiling<tile.rows, tile.columns, tile.stages, tile.schedule, tile.cluster, tile.group>;
+    constexpr stored_tile stored = stored_tiles<Problem, tile.columns>::of(tile, Layer::dims.experts);
+    using tiling = grouped_tiling<tile.rows, tile.columns, (stored.stages > 0 ? stored.stages : tile.stages),
+                                  tile.schedule, tile.cluster, tile.group, stored.stored_stages, stored.bytes>;
     static_assert(tiling::shared_bytes(Layer::dims.experts) <= most_shared_bytes,
                   "switchyard: the stages of a hopper_tile do not fit shared memory. Lower stages; hopper_stages says "
                   "how many fit.");

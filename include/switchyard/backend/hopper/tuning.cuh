@@ -33,9 +33,9 @@ struct hopper_tuning {
   int most_blocks = 1 << 16;  ///< that run at once: with fewer than multiprocessors, something else can run beside
 };
 
-/// Stages that fit, at most `most`, beside the lists of so many experts.
-constexpr int hopper_stages(int rows, int columns, int experts, int most) {
-  int const free = 227 * 1024 - 2048 - 12 * (experts + 1), stage = (rows + columns) * 128;
+/// Stages that fit, at most `most`, beside the lists of so many experts and what else has so many bytes.
+constexpr int hopper_stages(int rows, int columns, int experts, int most, int others = 0) {
+  int const free = 227 * 1024 - 2048 - 12 * (experts + 1) - others, stage = (rows + columns) * 128;
   return std::min(most, free / stage);
 }
 

@@ -1,17 +1,34 @@
 # Compiles the kernels of many layers for one architecture, each kernel once, and fails where one spills registers or keeps
 # anything else in local memory, or where products of Hopper wait for each other.
 #
-#   cmake -DNVCC=<compiler> -DINCLUDE=<folder> "-DLAYERS=<preset>:<element>:<backend>;..." -DARCHITECTURE=<80, 90a, ...>
-#     -DFOLDER=<to write to> -P local_memory.cmake
+#   cmake -DNVCC=<compiler> -DINCLUDE=<folder> "-DLAYERS=<preset>:<element>:<backend>[:<format of its matrices>];..."
+#     -DARCHITECTURE=<80, 90a, ...> -DFOLDER=<to write to> -P local_memory.cmake
 cmake_minimum_required(VERSION 3.25)
 
-set(text "#include <switchyard/presets.hpp>\n#include <switchyard/switchyard.cuh>\nusing namespace switchyard;\n")
+set(text [[
+#include <switchyard/expert/stored_as.hpp>
+#include <switchyard/presets.hpp>
+#include <switchyard/quantised/scaled.hpp>
+#include <switchyard/switchyard.cuh>
+using namespace switchyard;
+template <class, class>
+struct stored;
+template <shape D, class R, class C, class E, class B, class T, class F>
+struct stored<layer<D, R, C, E, B, T>, F> {
+  using type = layer<D, R, C, expert::stored_as<E, F>, B, T>;
+};
+]])
 foreach(layer IN LISTS LAYERS)
   string(REPLACE ":" ";" names "${layer}")
   list(GET names 0 preset)
   list(GET names 1 element)
   list(GET names 2 backend)
   set(type "presets::${preset}<${element}, backend::${backend}>")
+  list(LENGTH names count)
+  if(count EQUAL 4)
+    list(GET names 3 format)
+    set(type "stored<${type}, quantised::${format}>::type")
+  endif()
   string(APPEND text "void run(${type}::args const& args) { ${type}::forward(args); }\n")
 endforeach()
 file(MAKE_DIRECTORY ${FOLDER})
