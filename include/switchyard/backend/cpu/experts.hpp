@@ -121,16 +121,20 @@ struct input_projection {
   bias_view<typename Operand::element> gate_bias, up_bias;  ///< null data: no bias
 };
 
+// The four functions that follow are not inlined: an item takes the stack of one of them, not the sum of two.
+
 /// activated[row] = activations of the gate and up products (or of the up product) of some features, where `project_rows_out`
 /// wants them. `next` is what is multiplied after it.
 ///
 /// `row_weight` scales the products of a row where the router weighs the input: W (w x) = w (W x). `first_row` is the number of the first
 /// one, which terms want to know.
 template <class Operand, class Terms>
-void project_rows_in(expert_activation const& activation, row_kernels<Operand> const& kernels, grouped_rows const& rows,
-                     float const* row_weight, input_projection<Operand> const& weights, int expert, int first,
-                     int features, int hidden, int intermediate, feature_tile<Operand> const& next, float* activated,
-                     Terms const& terms, std::int64_t first_row) {
+__attribute__((noinline)) void project_rows_in(expert_activation const& activation, row_kernels<Operand> const& kernels,
+                                               grouped_rows const& rows, float const* row_weight,
+                                               input_projection<Operand> const& weights, int expert, int first,
+                                               int features, int hidden, int intermediate,
+                                               feature_tile<Operand> const& next, float* activated, Terms const& terms,
+                                               std::int64_t first_row) {
   float gate[item_rows * item_features], up[item_rows * item_features];
   feature_tile<Operand> const of_up = features_of(weights.up, expert, first, features);
   if (activation.gated) {
@@ -153,10 +157,11 @@ void project_rows_in(expert_activation const& activation, row_kernels<Operand> c
 
 /// results[row][h] = down product of some features h (+ bias), in float.
 template <class Operand, class Terms>
-void project_rows_out(row_kernels<Operand> const& kernels, grouped_rows const& activated, Operand const& down,
-                      bias_view<typename Operand::element> const& bias, int expert, int first, int features, int hidden,
-                      int intermediate, feature_tile<Operand> const& next, float* results, Terms const& terms,
-                      std::int64_t first_row) {
+__attribute__((noinline)) void project_rows_out(row_kernels<Operand> const& kernels, grouped_rows const& activated,
+                                                Operand const& down, bias_view<typename Operand::element> const& bias,
+                                                int expert, int first, int features, int hidden, int intermediate,
+                                                feature_tile<Operand> const& next, float* results, Terms const& terms,
+                                                std::int64_t first_row) {
   float products[item_rows * item_features];
   multiply_rows(kernels, activated, features_of(down, expert, first, features), intermediate, next, products,
                 item_features);
@@ -198,10 +203,12 @@ void set_tiles_out(panel_kernels<Operand> const& kernels, Operand const& down, i
 /// Gate and up products of some features and their activations, in the positions of a panel's depth: what `project_panels_out`
 /// takes in. `row_weight` is null or has a factor for every place of a row.
 template <class Operand, class Terms>
-void project_panels_in(expert_activation const& activation, panel_kernels<Operand> const& kernels,
-                       panel_rows const& tokens, float const* row_weight, input_projection<Operand> const& weights,
-                       int expert, int first, int hidden, int intermediate, tiles_ahead<Operand> const& ahead,
-                       float* activated, Terms const& terms, std::int64_t first_row) {
+__attribute__((noinline)) void project_panels_in(expert_activation const& activation,
+                                                 panel_kernels<Operand> const& kernels, panel_rows const& tokens,
+                                                 float const* row_weight, input_projection<Operand> const& weights,
+                                                 int expert, int first, int hidden, int intermediate,
+                                                 tiles_ahead<Operand> const& ahead, float* activated,
+                                                 Terms const& terms, std::int64_t first_row) {
   bool const gated = activation.gated;
   int const half = gated ? kernels.item_tiles / 2 : kernels.item_tiles, step = gated ? 2 : 1;
   alignas(64) float sums[item_floats];
@@ -261,10 +268,11 @@ void project_panels_in(expert_activation const& activation, panel_kernels<Operan
 
 /// results[row][h] = down product of some features h (+ bias), in float.
 template <class Operand, class Terms>
-void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const& activated, Operand const& down,
-                        bias_view<typename Operand::element> const& bias, int expert, int first, int hidden,
-                        int intermediate, tiles_ahead<Operand> const& ahead, float* results, Terms const& terms,
-                        std::int64_t first_row) {
+__attribute__((noinline)) void project_panels_out(panel_kernels<Operand> const& kernels, panel_rows const& activated,
+                                                  Operand const& down, bias_view<typename Operand::element> const& bias,
+                                                  int expert, int first, int hidden, int intermediate,
+                                                  tiles_ahead<Operand> const& ahead, float* results, Terms const& terms,
+                                                  std::int64_t first_row) {
   alignas(64) float sums[item_floats];
   feature_tile<Operand> tiles[most_tiles] = {};
   set_tiles_out(kernels, down, expert, first, hidden, tiles);
