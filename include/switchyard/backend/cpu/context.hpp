@@ -40,7 +40,7 @@ struct cpu_context {
   /// what is usually fastest, 32, or with AMX's tiles 16, and 64 for floats. The two add in another order: a row has the same bits whatever rows stand
   /// beside it only where all calls take the same way, such as with a number that no expert reaches.
   int least_panel_rows = 0;
-  float_products floats = float_products::exact;  ///< another one is never chosen silently
+  float_products floats = float_products::exact;             ///< another one is never chosen silently
   quantised_products quantised = quantised_products::exact;  ///< another one is never chosen silently
   unroutable_tokens unroutable = unroutable_tokens::throw_error;
 };
