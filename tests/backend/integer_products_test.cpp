@@ -46,7 +46,7 @@ struct matrices {
       for (int r = 0; r < experts * rows; ++r) scales.push_back(static_cast<float>(1e-3 * random.uniform()));
       all = {codes.data(), scales.data(), rows, columns};
     } else {
-      constexpr bool by_blocks = block_bytes<Format> > 0;
+      constexpr bool by_blocks = block_bytes < Format >> 0;
       std::int64_t const size = by_blocks ? count / Format::whole * block_bytes<Format> : count / 2;
       for (std::int64_t i = 0; i < size; ++i) bytes.push_back(static_cast<std::uint8_t>(random.below(256)));
       if constexpr (!by_blocks) {
@@ -225,8 +225,8 @@ TEST_CASE("integer products have the same bits with every instruction set", "[ex
 }
 
 TEST_CASE("integer products are refused where there are none", "[errors][quantised]") {
-  using dense = sy::layer<sy::shape{32, 16, 2, 1}, sy::router::softmax_top_k, sy::capacity::dropless,
-                          sy::expert::mlp<sy::relu>>;
+  using dense =
+      sy::layer<sy::shape{32, 16, 2, 1}, sy::router::softmax_top_k, sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
   std::vector<float> x(32), router(64), up(2 * 512), down(2 * 512), y(32);
   std::vector<std::byte> scratch(dense::workspace_bytes(1));
   CHECK(support::said([&] {

@@ -72,8 +72,8 @@ template <>
 struct integer_codes<quantised::block_matrix<quantised::mxfp4_halves>>
     : integer_codes_of_blocks<quantised::mxfp4_halves> {
   static constexpr bool has_least = false;
-  static void chunk(quantised::block_matrix<quantised::mxfp4_halves> const& w, int expert, int row,
-                    std::int64_t column, int, coded_chunk& to) {
+  static void chunk(quantised::block_matrix<quantised::mxfp4_halves> const& w, int expert, int row, std::int64_t column,
+                    int, coded_chunk& to) {
     std::uint8_t const* const from = at(w, expert, row, column);
     to.scale = 0.5f * quantised::e8m0(from[0]);
     halves(

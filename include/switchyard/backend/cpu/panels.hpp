@@ -26,11 +26,12 @@ struct panel_kernels {
   int features;                 ///< of a tile: a group that is multiplied together
   int depth;                    ///< that weights are made ready for at a time
   int item_panels, item_tiles;  ///< that are multiplied together, of one item
-  bool fetches_items;           ///< while an item is multiplied the weights of the next one are fetched, and else the next tile's
-  int values_per_float;         ///< of a panel
-  bool in_order;                ///< element k of a panel's rows stands at k * width
-  int usual_rows;               ///< of an expert, from which on panels are usually faster than groups of rows
-  void (*begin)();              ///< before the products of an item
+  bool
+      fetches_items;  ///< while an item is multiplied the weights of the next one are fetched, and else the next tile's
+  int values_per_float;  ///< of a panel
+  bool in_order;         ///< element k of a panel's rows stands at k * width
+  int usual_rows;        ///< of an expert, from which on panels are usually faster than groups of rows
+  void (*begin)();       ///< before the products of an item
   void (*end)();
   /// Puts rows side by side; those past the last are zero.
   void (*pack)(element const* const* rows, int row_count, int width, std::int64_t depth, float* panel);
@@ -121,25 +122,25 @@ template <class Operand>
 panel_kernels<Operand> integer_panel_kernels_of(instruction_set set) {
   using element = typename Operand::element;
   constexpr bool has_least = operand_codes<Operand>::has_least;
-#define SWITCHYARD_INTEGER_KERNELS(space)          \
-  return {space::lanes,                            \
-          2 * space::lanes,                        \
-          space::integer_features,                 \
-          panel_depth,                             \
-          space::integer_panels,                   \
-          space::integer_tiles,                    \
-          false,                                   \
-          1,                                       \
-          false,                                   \
-          16,                                      \
-          &nothing,                                \
-          &nothing,                                \
-          &space::pack_chunks<element>,            \
-          &space::put_in_chunk,                    \
-          &space::put_rows,                        \
-          nullptr,                                 \
-          &space::prepare_codes<Operand>,          \
-          &space::multiply_chunks<2, has_least>,   \
+#define SWITCHYARD_INTEGER_KERNELS(space)        \
+  return {space::lanes,                          \
+          2 * space::lanes,                      \
+          space::integer_features,               \
+          panel_depth,                           \
+          space::integer_panels,                 \
+          space::integer_tiles,                  \
+          false,                                 \
+          1,                                     \
+          false,                                 \
+          16,                                    \
+          &nothing,                              \
+          &nothing,                              \
+          &space::pack_chunks<element>,          \
+          &space::put_in_chunk,                  \
+          &space::put_rows,                      \
+          nullptr,                               \
+          &space::prepare_codes<Operand>,        \
+          &space::multiply_chunks<2, has_least>, \
           &space::multiply_chunks<1, has_least>};
 #if defined(__x86_64__)
   if (set >= instruction_set::avx512 && multiplies_bytes()) {
@@ -253,9 +254,9 @@ void multiply_panels(panel_kernels<Operand> const& kernels, feature_tile<Operand
       feature_tile<Operand> const& next = last_tile ? tiles[0] : tiles[t + 1];
       std::int64_t const next_k = last_tile ? k + kernels.depth : k;
       for (int p = 0; p < panel_count; ++p) {
-        fetched_rows const fetched =
-            ahead.tiles == nullptr ? rows_to_fetch(next, next_k, depth, p, panel_count)
-                                   : rows_to_fetch(ahead.tiles[t], k, depth, ahead.first_panel + p, ahead.panels);
+        fetched_rows const fetched = ahead.tiles == nullptr
+                                         ? rows_to_fetch(next, next_k, depth, p, panel_count)
+                                         : rows_to_fetch(ahead.tiles[t], k, depth, ahead.first_panel + p, ahead.panels);
         int const width = panels.width_of(p);
         auto* const multiply = width == panels.width ? kernels.multiply : kernels.multiply_half;
         multiply(weights, panels.at(p, depth) + k * width / kernels.values_per_float, length, k == 0,
