@@ -26,12 +26,11 @@ struct panel_kernels {
   int features;                 ///< of a tile: a group that is multiplied together
   int depth;                    ///< that weights are made ready for at a time
   int item_panels, item_tiles;  ///< that are multiplied together, of one item
-  bool
-      fetches_items;  ///< while an item is multiplied the weights of the next one are fetched, and else the next tile's
-  int values_per_float;  ///< of a panel
-  bool in_order;         ///< element k of a panel's rows stands at k * width
-  int usual_rows;        ///< of an expert, from which on panels are usually faster than groups of rows
-  void (*begin)();       ///< before the products of an item
+  bool fetches_items;           ///< meanwhile: the weights of the next item, else those of the next tile
+  int values_per_float;         ///< of a panel
+  bool in_order;                ///< element k of a panel's rows stands at k * width
+  int usual_rows;               ///< of an expert, from which on panels are usually faster than groups of rows
+  void (*begin)();              ///< before the products of an item
   void (*end)();
   /// Puts rows side by side; those past the last are zero.
   void (*pack)(element const* const* rows, int row_count, int width, std::int64_t depth, float* panel);

@@ -173,14 +173,15 @@ struct e2m1_codes {
 struct e2m1_codes_without_minus_zero {
   static constexpr std::uint32_t bits(std::uint32_t code) { return code == 8 ? 0u : e2m1_codes::bits(code); }
 };
-template <std::uint32_t Zero>
+template <int Zero>
 struct codes_around {
   static constexpr std::uint32_t bits(std::uint32_t code) {
-    std::uint32_t const size = code < Zero ? Zero - code : code - Zero;
+    int const value = static_cast<int>(code) - Zero;
+    std::uint32_t const size = static_cast<std::uint32_t>(value < 0 ? -value : value);
     std::uint32_t exponent = 0;
     while (size >> exponent > 1) ++exponent;
     if (size == 0) return 0;
-    return (code < Zero ? 0x8000u : 0u) | (127 + exponent) << 7 | (size << (7 - exponent) & 127u);
+    return (value < 0 ? 0x8000u : 0u) | (127 + exponent) << 7 | (size << (7 - exponent) & 127u);
   }
 };
 /// The same as the bits of floats, and their upper two bytes, twice, for instructions that look up bytes.
