@@ -825,17 +825,17 @@ SWITCHYARD_TILE_TARGET void multiply_panel(ready_weights const& ready, float con
           SWITCHYARD_TILE_UNROLL
           for (int c = 0; c < together; ++c) {
             int const at = k + c * chain_depth;
-            floats right[Vectors];
+            floats of_panel[Vectors];
             SWITCHYARD_TILE_UNROLL
             for (int v = 0; v < Vectors; ++v) {
-              right[v] = load_floats(panel + at * width + v * lanes);
+              of_panel[v] = load_floats(panel + at * width + v * lanes);
               // Panels come from the second-level cache, 16 floats at a time.
               if (v * lanes % 16 == 0) __builtin_prefetch(panel + (at + 16) * width + v * lanes);
             }
             SWITCHYARD_TILE_UNROLL
             for (int f = 0; f < panel_features; ++f) {
               SWITCHYARD_TILE_UNROLL
-              for (int v = 0; v < Vectors; ++v) sum[c][f][v] += right[v] * weights[f * panel_pitch + at];
+              for (int v = 0; v < Vectors; ++v) sum[c][f][v] += of_panel[v] * weights[f * panel_pitch + at];
             }
           }
         }
