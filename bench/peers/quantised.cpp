@@ -311,6 +311,7 @@ class comparison {
       }
       std::printf("\n");
     }
+    std::fflush(stdout);
     constexpr double allowed = 3e-2;  // the peers round tokens to 8 bits
     if (!(error <= allowed)) std::printf("  the outputs differ by %.1e\n", error);
     with_.agrees = with_.agrees && error <= allowed;
