@@ -38,7 +38,8 @@ enum class instruction_set {
   portable,   ///< what the compiler may use anyway
   avx2,       ///< AVX2, FMA and F16C
   avx512,     ///< AVX-512 F, BW, DQ and VL
-  /// And AMX's tiles, for bfloat16 elements of experts with many rows whose weights stand in memory (and see `float_products`). Rows
+  /// And AMX's tiles, for bfloat16 elements of experts with 16 rows or more (and see `float_products`). Weights that are restored, such as
+  /// quantised ones, come as two bfloat16 parts, which lack 2^-18 of a weight at most. Rows
   /// between the two products then are bfloat16: outputs differ from those of `avx512` by 2.5e-3 (relative Frobenius distance, where
   /// rounding the output alone makes 1.7e-3), as much as those of any library that stores these rows in bfloat16.
   amx
@@ -54,7 +55,7 @@ enum class float_products {
 
 /// How the CPU backend multiplies quantised weights of experts with many rows.
 enum class quantised_products {
-  exact,  ///< as the floats that they widen to
+  exact,  ///< as the floats that they widen to; `instruction_set::amx` says what its tiles lack of them
   /// As integers, with tokens, and rows between the two products, in 8 bits: 32 neighbouring values of a row are multiples of their largest
   /// magnitude / 127. Products have the same bits with all instruction sets. Relative error of an expert's output (Frobenius distance to the exact one,
   /// normal numbers): 0.010. For `q8_0`, `q4_0`, `q4_K`, `mxfp4`, `mxfp4_halves` and `int8_channel`; others are refused.
