@@ -13,20 +13,32 @@ struct stored<dealt> {
 };
 inline constexpr int dealt_depth = 8 * lanes;
 
-/// Formats whose codes stand so: what they stand for, and how many lanes have a scale.
-template <class Codes, int Lanes>
+/// Formats whose codes stand so: what they stand for, how many lanes have a scale, and what multiplies a whole row's sums.
+template <class Format, class Codes, int Lanes>
 struct dealt_codes {
   using codes = Codes;
   static constexpr int lanes_of_scale = Lanes;
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const& row, int first, int count,
+                                                                  found_scales const& found, ready_scales& to) {
+    coded<Format>::ready(row, first, count, found, to);
+  }
+  SWITCHYARD_TILE_TARGET static floats finish(floats sum, coded_row const&) { return sum; }
 };
 template <class Format>
 struct dealt_of;
 template <>
-struct dealt_of<quantised::mxfp4> : dealt_codes<e2m1_codes, 4> {};
+struct dealt_of<quantised::mxfp4> : dealt_codes<quantised::mxfp4, e2m1_codes, 4> {};
 template <>
-struct dealt_of<quantised::int4_packed> : dealt_codes<codes_around<8>, 4> {};
+struct dealt_of<quantised::int4_packed> : dealt_codes<quantised::int4_packed, codes_around<8>, 4> {};
 template <quantised::global_scale Global>
-struct dealt_of<quantised::nvfp4_of<Global>> : dealt_codes<e2m1_codes, 2> {};
+struct dealt_of<quantised::nvfp4_of<Global>> : dealt_codes<quantised::nvfp4_of<Global>, e2m1_codes, 2> {
+  using format = coded<quantised::nvfp4_of<Global>>;
+  SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const&, int, int, found_scales const& found,
+                                                                  ready_scales& to) {
+    format::widen_scales(found, to);
+  }
+  SWITCHYARD_TILE_TARGET static floats finish(floats sum, coded_row const& row) { return format::scaled(sum, row); }
+};
 
 template <class Format>
 concept is_dealt = requires {
@@ -52,7 +64,7 @@ SWITCHYARD_TILE_TARGET void multiply_dealt_group(float const* rows, coded_row co
   ready_scales scales[Streams];
   for (int first = 0; first < blocks; first += coded_piece) {
     int const left = blocks - first, count = left < coded_piece ? left : coded_piece;
-    for (int s = 0; s < Streams; ++s) format::ready(weights[s], first, count, found[s], scales[s]);
+    for (int s = 0; s < Streams; ++s) dealt_of<Format>::ready(weights[s], first, count, found[s], scales[s]);
     bool const is_last = left <= coded_piece;
     int const next = is_last ? 0 : first + coded_piece;
     for (int s = 0; s < Streams; ++s) {
@@ -84,5 +96,7 @@ SWITCHYARD_TILE_TARGET void multiply_dealt_group(float const* rows, coded_row co
       }
     }
   }
+  SWITCHYARD_TILE_UNROLL
+  for (int i = 0; i < Rows * Streams; ++i) sums[i] = dealt_of<Format>::finish(sums[i], weights[i % Streams]);
   put_sums(sums, products);
 }

@@ -462,13 +462,22 @@ struct coded<quantised::nvfp4_of<Global>> : coded_lines<quantised::nvfp4_of<Glob
   }
   SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const& row, int, int,
                                                                   found_scales const& found, ready_scales& to) {
+    widen_scales(found, to);
+    for (int i = 0; i < 2 * coded_piece; i += lanes) {
+      put_floats(scaled(load_floats(to.scale + i), row), to.scale + i);
+    }
+  }
+  /// Without the factor of the matrix.
+  SWITCHYARD_TILE_TARGET static void widen_scales(found_scales const& found, ready_scales& to) {
     floats of_blocks[coded_vectors];
     widen_e4m3(found.bytes, 256.0f, of_blocks);
     SWITCHYARD_TILE_UNROLL
-    for (int i = 0; i < coded_vectors; ++i) {
-      constexpr bool divides = Global == quantised::global_scale::divides;
-      put_floats(divides ? of_blocks[i] / row.factor : of_blocks[i] * row.factor, to.scale + i * lanes);
-    }
+    for (int i = 0; i < coded_vectors; ++i) put_floats(of_blocks[i], to.scale + i * lanes);
+  }
+  template <class Values>
+  SWITCHYARD_TILE_TARGET static Values scaled(Values values, coded_row const& row) {
+    if constexpr (Global == quantised::global_scale::divides) return values / row.factor;
+    return values * row.factor;
   }
   SWITCHYARD_TILE_TARGET static void load(coded_row const& row, int block, ready_scales const& scales, int number,
                                           floats* to) {
