@@ -12,6 +12,17 @@
 template <class Format>
 struct coded;
 
+SWITCHYARD_TILE_TARGET inline void put_floats(floats values, float* to) {
+  __builtin_memcpy(to, &values, sizeof values);
+}
+
+/// Some features of a matrix in a format.
+template <class Format>
+struct coded_tile {
+  Format const* matrix = nullptr;
+  int expert = 0, first = 0, features = 0;
+};
+
 #if defined(SWITCHYARD_TILE_HALF)
 
 #define SWITCHYARD_TILE_INLINE __attribute__((always_inline))
@@ -35,9 +46,6 @@ SWITCHYARD_TILE_TARGET inline floats floats_of_signed_bytes(void const* from) {
 }
 SWITCHYARD_TILE_TARGET inline floats floats_of_bytes(void const* from) {
   return __builtin_convertvector(reinterpret_cast<integers>(words_of_bytes(from)), floats);
-}
-SWITCHYARD_TILE_TARGET inline void put_floats(floats values, float* to) {
-  __builtin_memcpy(to, &values, sizeof values);
 }
 
 /// What codes are multiplied by, and what is subtracted from the product.
@@ -647,13 +655,6 @@ SWITCHYARD_TILE_TARGET void add_widened_piece(float const* rows, float const* we
   SWITCHYARD_TILE_UNROLL
   for (int i = 0; i < Rows * Streams; ++i) put_floats(sum[i], sums + i * lanes);
 }
-
-/// Some features of a matrix in a format.
-template <class Format>
-struct coded_tile {
-  Format const* matrix = nullptr;
-  int expert = 0, first = 0, features = 0;
-};
 
 /// Features that are multiplied together beside so many rows.
 constexpr int coded_features_beside(int rows) {
