@@ -171,7 +171,10 @@ template <class Format>
 constexpr int dealt_columns = Format::whole == 256 ? 512 : 640;
 /// So many features: not the same number for each stream, or vectors and a half.
 template <class Format>
-constexpr int met = requires { Format::whole_rows; } ? 24 : 9;
+constexpr int met = requires {
+  Format::whole_rows;
+}
+? 24 : 9;
 template <class... Formats>
 constexpr int dealt_columns<q::any_of<Formats...>> = 640;
 

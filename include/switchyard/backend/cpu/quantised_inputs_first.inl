@@ -119,6 +119,40 @@ constexpr int grouped_vectors_beside(int rows) {
   return fit > 4 ? 4 : fit < 1 ? 1 : fit;
 }
 
+/// sums[v][r] += row r . the codes, 8 less, of vector v's features for up to eight inputs from `input` on; `from` moves on by `step` for every `inputs`.
+template <class Format, int Rows, int Vectors>
+SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE inline void add_inputs(inputs_of_rows const& x, int input, int count,
+                                                                     bool fetches, int features, std::int64_t step,
+                                                                     std::uint32_t const*& from,
+                                                                     floats (&sums)[Vectors][Rows]) {
+  using format = first_inputs<Format>;
+  float const* values[Rows];
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < Rows; ++r) values[r] = x.at(input, r);
+  words codes[Vectors];
+  SWITCHYARD_TILE_UNROLL
+  for (int n = 0; n < count; ++n) {
+    if (n % format::inputs == 0) {
+      for (int word = 0; fetches && word < features * format::inputs / 8; word += 16) {
+        __builtin_prefetch(from + inputs_ahead / format::inputs * step + word);
+      }
+      SWITCHYARD_TILE_UNROLL
+      for (int v = 0; v < Vectors; ++v) codes[v] = format::load(from, v, features);
+      from += step;
+    }
+    floats right[Vectors];
+    SWITCHYARD_TILE_UNROLL
+    for (int v = 0; v < Vectors; ++v) right[v] = centred_codes(format::codes(codes[v], n % format::inputs));
+    SWITCHYARD_TILE_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      // Vectors of four end in between.
+      floats const left = floats{} + (lanes < 8 ? *x.at(input + n, r) : values[r][n]);
+      SWITCHYARD_TILE_UNROLL
+      for (int v = 0; v < Vectors; ++v) sums[v][r] += left * right[v];
+    }
+  }
+}
+
 /// to[r][f] = row r . feature f for `Rows` rows and some features from `first` on, at most `Vectors` vectors.
 template <class Format, int Rows, int Vectors>
 SWITCHYARD_TILE_TARGET void multiply_inputs(inputs_of_rows const& x, int depth, Format const& w, int expert, int first,
@@ -131,28 +165,11 @@ SWITCHYARD_TILE_TARGET void multiply_inputs(inputs_of_rows const& x, int depth, 
   for (int k = 0; k < depth; k += group) {
     int const end = depth - k < group ? depth : k + group;
     floats of_group[Vectors][Rows] = {};
-    for (int i = k; i < end; i += format::inputs, from += step) {
-      if (i + inputs_ahead < depth) {
-        for (int word = 0; word < features * format::inputs / 8; word += 16) {
-          __builtin_prefetch(from + inputs_ahead / format::inputs * step + word);
-        }
-      }
-      words codes[Vectors];
-      SWITCHYARD_TILE_UNROLL
-      for (int v = 0; v < Vectors; ++v) codes[v] = format::load(from, v, features);
-      SWITCHYARD_TILE_UNROLL
-      for (int n = 0; n < format::inputs; ++n) {
-        floats right[Vectors];
-        SWITCHYARD_TILE_UNROLL
-        for (int v = 0; v < Vectors; ++v) right[v] = centred_codes(format::codes(codes[v], n));
-        SWITCHYARD_TILE_UNROLL
-        for (int r = 0; r < Rows; ++r) {
-          floats const left = floats{} + *x.at(i + n, r);
-          SWITCHYARD_TILE_UNROLL
-          for (int v = 0; v < Vectors; ++v) of_group[v][r] += left * right[v];
-        }
-      }
+    int i = k;
+    for (; i + 8 <= end; i += 8) {
+      add_inputs<Format, Rows, Vectors>(x, i, 8, i + inputs_ahead < depth, features, step, from, of_group);
     }
+    if (i < end) add_inputs<Format, Rows, Vectors>(x, i, end - i, false, features, step, from, of_group);
     std::int64_t const line = expert * w.groups() + k / group;
     float all[Rows];
     for (int r = 0; r < Rows; ++r) all[r] = x.sum(k, end, r);
@@ -234,3 +251,5 @@ struct restored<quantised_matrix<Element, Format>> {
   }
   static constexpr bool multiplies_changes = false;
 };
+
+#undef SWITCHYARD_TILE_INLINE
