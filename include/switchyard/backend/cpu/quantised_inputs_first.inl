@@ -129,7 +129,7 @@ SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE inline void add_inputs(inputs_of_r
   float const* values[Rows];
   SWITCHYARD_TILE_UNROLL
   for (int r = 0; r < Rows; ++r) values[r] = x.at(input, r);
-  words codes[Vectors];
+  words codes[Vectors] = {};
   SWITCHYARD_TILE_UNROLL
   for (int n = 0; n < count; ++n) {
     if (n % format::inputs == 0) {
