@@ -6,8 +6,8 @@
 #include <cstdint>
 
 /// What products of quantised weights with tokens of 8 bits are made of. Tokens are cut into chunks of 32 values, which are multiples of
-/// their largest magnitude / 127, to nearest; products of a chunk are summed as integers, and become a float. Chunk c is added to sum
-/// c % 16 of its product; at the end sums 8, then 4, 2 and 1 apart are added.
+/// their largest magnitude / 127, to nearest; products of a chunk are summed as integers, and become a float. Of 16 chunks
+/// those 8 apart are added, then those 4 apart, then what this makes to the sums of the chunks before; at the end sums 2 apart, and the two.
 namespace switchyard {
 template <class Element, class Format>
 struct quantised_matrix;

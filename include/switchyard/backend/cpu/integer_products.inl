@@ -364,7 +364,9 @@ struct by_pairs {
   SWITCHYARD_TILE_TARGET static integers sums_of_two(pair_sums of) {
 #if defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_TILE_EXPANDS) && !defined(SWITCHYARD_EMULATED_TILES)
     integers result;
-    asm("vpmaddwd %2, %1, %0" : "=x"(result) : "x"(of), "x"(words{} + 0x00010001u));
+    words ones = {};  // nvcc crashes where a vector begins as a sum of constants
+    ones += 0x00010001u;
+    asm("vpmaddwd %2, %1, %0" : "=x"(result) : "x"(of), "x"(ones));
     return result;
 #else
     return (reinterpret_cast<integers>(reinterpret_cast<words>(of) << 16) >> 16) +
@@ -412,11 +414,45 @@ struct by_pairs {
   }
 };
 
-/// sums[r][f][c] (+)= products of some rows and features. Inlined, g++ 12 keeps sums in memory.
+/// Every other `Block` lanes of x, and then of y: the first ones, or the second.
+template <int Block, bool Second, int... Lane>
+SWITCHYARD_TILE_TARGET inline floats every_other(floats x, floats y, std::integer_sequence<int, Lane...>) {
+  constexpr int half = lanes / 2, from = Second ? Block : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y,
+                                 (Lane / half * lanes + Lane % half / Block * 2 * Block + from + Lane % Block)...);
+#else
+  return __builtin_shuffle(x, y,
+                           words{static_cast<std::uint32_t>(Lane / half * lanes + Lane % half / Block * 2 * Block +
+                                                            from + Lane % Block)...});
+#endif
+}
+template <int Block>
+SWITCHYARD_TILE_TARGET inline floats add_every_other(floats x, floats y) {
+  constexpr auto all = std::make_integer_sequence<int, lanes>{};
+  return every_other<Block, false>(x, y, all) + every_other<Block, true>(x, y, all);
+}
+
+/// Features whose sums make a vector.
+inline constexpr int features_of_vector = lanes / 4;
+/// The products of 16 chunks, those that are 8 apart added, then those that are 4 apart: four of each feature.
+SWITCHYARD_TILE_TARGET inline floats fold_chunks(floats const (&of)[features_of_vector][piece_chunks / lanes]) {
+#if SWITCHYARD_TILE_BYTES == 64
+  return add_every_other<4>(add_every_other<8>(of[0][0], of[1][0]), add_every_other<8>(of[2][0], of[3][0]));
+#elif SWITCHYARD_TILE_BYTES == 32
+  return add_every_other<4>(of[0][0] + of[0][1], of[1][0] + of[1][1]);
+#else
+  return (of[0][0] + of[0][2]) + (of[0][1] + of[0][3]);
+#endif
+}
+
+/// sums[r][f][4] (+)= products of some rows and features. Inlined, g++ 12 keeps sums in memory.
 template <class Codes, class Multiplier, int Rows, int Features, class Piece>
 SWITCHYARD_TILE_TARGET __attribute__((noinline)) void add_chunk_products(Piece const* weights, float const* rows,
                                                                          bool first, float* sums,
                                                                          std::int64_t sums_stride) {
+  static_assert(Features % features_of_vector == 0);
+  floats all[Rows][Features / features_of_vector][features_of_vector][piece_chunks / lanes];
   SWITCHYARD_TILE_UNROLL
   for (int part = 0; part < piece_chunks; part += lanes) {
     integers products[Rows][Features];
@@ -436,23 +472,26 @@ SWITCHYARD_TILE_TARGET __attribute__((noinline)) void add_chunk_products(Piece c
           SWITCHYARD_TILE_LOADED(subtracted);
           product -= subtracted;
         }
-        float* const at = sums + r * sums_stride + f * piece_chunks + part;
-        if (!first) product += load_floats(at);
-        __builtin_memcpy(at, &product, sizeof product);
+        all[r][f / features_of_vector][f % features_of_vector][part / lanes] = product;
       }
+    }
+  }
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    SWITCHYARD_TILE_UNROLL
+    for (int v = 0; v < Features / features_of_vector; ++v) {
+      float* const at = sums + r * sums_stride + v * lanes;
+      floats sum = fold_chunks(all[r][v]);
+      if (!first) sum += load_floats(at);
+      __builtin_memcpy(at, &sum, sizeof sum);
     }
   }
 }
 
-/// The sums of four times 16 sums.
+/// The sums of four times four sums: those 2 apart are added first.
 SWITCHYARD_TILE_TARGET inline quad sums_of_chunks(float const* sums) {
   quad four[4];
-  SWITCHYARD_TILE_UNROLL
-  for (int i = 0; i < 4; ++i) {
-    quad of[4];
-    __builtin_memcpy(of, sums + i * piece_chunks, sizeof of);
-    four[i] = (of[0] + of[2]) + (of[1] + of[3]);
-  }
+  __builtin_memcpy(four, sums, sizeof four);
   auto const two = [](quad x, quad y) SWITCHYARD_TILE_TARGET {
     return portable::shuffle_fours<0, 4, 1, 5>(x, y) + portable::shuffle_fours<2, 6, 3, 7>(x, y);
   };
@@ -473,7 +512,7 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_integers(float const* rows, int row
   int const each = (tile.features + streams - 1) / streams, each_next = (next.features + streams - 1) / streams;
   integer_piece<Multiplier::template planes<codes>> pieces[streams];
   found_integer_scales found[streams] = {};
-  alignas(64) float sums[item_rows * streams * piece_chunks];
+  alignas(64) float sums[item_rows * streams * 4];
   alignas(64) std::uint8_t last_codes[codes::order == code_order::bytes ? integer_piece_depth : 1] = {};
   for (int i = 0; i < each; ++i) {
     for (int first = 0; first < chunks; first += piece_chunks) {
@@ -522,8 +561,7 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_integers(float const* rows, int row
       for (int s = 0; s < streams; s += beside) {
         auto const add = [&]<int Rows>(std::integral_constant<int, Rows>, int r) SWITCHYARD_TILE_TARGET {
           add_chunk_products<codes, Multiplier, Rows, beside>(pieces + s, piece_of_row(rows, first, r, row_count),
-                                                              first == 0, sums + (r * streams + s) * piece_chunks,
-                                                              streams * piece_chunks);
+                                                              first == 0, sums + (r * streams + s) * 4, streams * 4);
         };
         int r = 0;
         for (; r + most_together <= row_count; r += most_together) add(std::integral_constant<int, most_together>{}, r);
@@ -534,7 +572,7 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_integers(float const* rows, int row
     }
     for (int r = 0; r < row_count; ++r) {
       for (int s = 0; s < streams; s += 4) {
-        quad const products = sums_of_chunks(sums + (r * streams + s) * piece_chunks);
+        quad const products = sums_of_chunks(sums + (r * streams + s) * 4);
         for (int n = 0; n < 4 && (s + n) * each + i < tile.features; ++n) {
           to[r * stride + (s + n) * each + i] = products[n];
         }
