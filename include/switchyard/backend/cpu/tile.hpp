@@ -53,12 +53,13 @@ enum class float_products {
   three_of_bfloat16
 };
 
-/// How the CPU backend multiplies quantised weights of experts with many rows.
+/// How the CPU backend multiplies quantised weights.
 enum class quantised_products {
   exact,  ///< as the floats that they widen to; `instruction_set::amx` says what its tiles lack of them
   /// As integers, with tokens, and rows between the two products, in 8 bits: 32 neighbouring values of a row are multiples of their largest
-  /// magnitude / 127. Products have the same bits with all instruction sets. Relative error of an expert's output (Frobenius distance to the exact one,
-  /// normal numbers): 0.010. For `q8_0`, `q4_0`, `q4_K`, `mxfp4`, `mxfp4_halves` and `int8_channel`; others are refused.
+  /// magnitude / 127. Products of a row have the same bits with all instruction sets and whatever rows stand beside it. Relative error of an
+  /// expert's output (Frobenius distance to the exact one, normal tokens, 1 row or many): 0.010 to 0.012. For `q8_0`, `q4_0`, `q4_K`, `mxfp4`,
+  /// `mxfp4_halves` and `int8_channel`; others are refused.
   tokens_in_int8
 };
 
