@@ -48,7 +48,7 @@ SWITCHYARD_TILE_TARGET inline void put_chunk(float const* values, std::int64_t c
   __builtin_memcpy(&magnitude, &largest, sizeof magnitude);
   float const scale = magnitude / 127.0f, inverse = largest == 0 ? 0.0f : 127.0f / magnitude;
 
-  integers sums = {};
+  words sums = {};
   std::int8_t codes[chunk_depth];
   SWITCHYARD_TILE_UNROLL
   for (int v = 0; v < vectors; ++v) {
@@ -57,11 +57,11 @@ SWITCHYARD_TILE_TARGET inline void put_chunk(float const* values, std::int64_t c
     SWITCHYARD_TILE_LOADED(product);
     words const bits =
         reinterpret_cast<words>(product + integer_bits) - __builtin_bit_cast(std::uint32_t, integer_bits);
-    sums += reinterpret_cast<integers>(bits);
+    sums += bits;
     bytes const narrow = __builtin_convertvector(reinterpret_cast<integers>(bits), bytes);
     __builtin_memcpy(codes + v * lanes, &narrow, sizeof narrow);
   }
-  std::int32_t sum = 0;
+  std::uint32_t sum = 0;
   for (int i = 0; i < lanes; ++i) sum += sums[i];
 
   float* const to = piece_of_row(rows, chunk, r, row_count) + chunk % piece_chunks;
@@ -74,10 +74,9 @@ SWITCHYARD_TILE_TARGET inline void put_chunk(float const* values, std::int64_t c
       __builtin_memcpy(to + q * piece_chunks, codes + 4 * q, 4);
     }
   }
-  float all = static_cast<float>(sum) * scale;
-  sum = -sum;
   to[8 * piece_chunks] = scale;
-  to[9 * piece_chunks] = all;
+  to[9 * piece_chunks] = static_cast<float>(static_cast<std::int32_t>(sum)) * scale;
+  sum = 0u - sum;
   __builtin_memcpy(to + 10 * piece_chunks, &sum, sizeof sum);
 }
 
