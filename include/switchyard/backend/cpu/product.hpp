@@ -40,6 +40,8 @@ struct row_kernels {
     if constexpr (std::is_same_v<order, element>) kernels.group = &space::group_rows<element>;                      \
     if constexpr (space::restored<Operand>::multiplies_changes)                                                     \
       kernels.add_change = &space::restored<Operand>::add_change;                                                   \
+    if constexpr (requires { space::restored<Operand>::take_dealt(kernels); })                                      \
+      space::restored<Operand>::take_dealt(kernels);                                                                \
     return kernels;                                                                                                 \
   }
 /// `set` must not be `automatic`.

@@ -156,15 +156,6 @@ struct value_places {
 };
 inline constexpr value_places places_of_values;
 
-/// What the codes of E4M3 stand for.
-struct e4m3_values {
-  float of_code[256] = {};
-  constexpr e4m3_values() {
-    for (std::uint32_t code = 0; code < 256; ++code) of_code[code] = quantised::e4m3(code);
-  }
-};
-inline constexpr e4m3_values values_of_e4m3;
-
 /// What codes of 4 bits stand for, as the bits of bfloat16: nvcc 13.0 breaks down over the bits of a float in the initialiser of a template.
 struct e2m1_codes {
   static constexpr std::uint32_t bits(std::uint32_t code) {
@@ -215,7 +206,6 @@ inline constexpr int coded_piece = 16;
 struct found_scales {
   alignas(64) std::uint8_t bytes[2 * coded_piece];
   half halves[coded_piece];
-  float floats[2 * coded_piece];
 };
 struct ready_scales {
   alignas(64) float scale[2 * coded_piece] = {};  ///< of 32 weights each, or of 16
