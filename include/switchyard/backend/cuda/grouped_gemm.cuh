@@ -89,6 +89,13 @@ struct product_weights<weight_view<Element>> {
   access reading;
 };
 
+/// Rows in E4M3: `group` neighbouring values are multiples of a scale of theirs.
+struct rounded_rows {
+  static constexpr int group = 128;
+  std::uint8_t* codes = nullptr;  ///< [rows, depth], a multiple of `group`
+  float* scales = nullptr;        ///< [rows, depth / group]
+};
+
 /// One set of experts: the routed ones, or the shared one, which has no features where there is none. This is what does not depend on
 /// how their weights are read.
 template <class Element>
@@ -101,6 +108,7 @@ struct side_rows {
   void* result;                        ///< [rows, features] of the problem's results
   std::int64_t result_stride;          ///< a multiple of 16 bytes
   row_exponents exponents;             ///< of the rows between the products
+  rounded_rows rounded;                ///< room for `rows` in E4M3, where products multiply those
 };
 template <class Operand>
 struct product_side : side_rows<typename Operand::element> {

@@ -85,6 +85,9 @@ void enqueue_products(launch_queue const& queue, typename In::args const& in, ty
 
 /// The products of `backend::cuda`.
 struct portable_products {
+  template <class Layer>
+  static constexpr bool rounds_rows = false;
+
   /// Rows per expert, on average, up to which a tile of few rows is taken, and the one in between. No device has been
   /// measured yet. The limits are half of the first tile's rows and three quarters of the second one's: the rows of experts
   /// are spread about the average, and weights are read twice where they are more than a tile has.
@@ -116,7 +119,7 @@ struct both_products {
 };
 
 /// The experts of feed-forward blocks: both products, over the rows of the plan. `Products` has them, as
-/// `enqueue<Layer>(queue, in, out, between)`.
+/// `enqueue<Layer>(queue, in, out, between)`; `rounds_rows<Layer>`: they may multiply rows in E4M3.
 template <class Products>
 struct experts_step<expert::two_products, Products> {
   /// Temporaries depend on the element and sizes alone.
@@ -126,6 +129,7 @@ struct experts_step<expert::two_products, Products> {
     Element *activated, *shared_activated = nullptr;  // [rows, activated_stride], [tokens, shared_activated_stride]
     summed_row<Element>*results, *shared_results = nullptr;  // [rows, results_stride], [tokens, results_stride]
     row_exponents exponents = {}, shared_exponents = {};     // of `activated` and `shared_activated`
+    rounded_rows rounded = {};                               // of the tokens, then of `activated`
 
     constexpr rows_memory(shape const& dims, int shared_intermediate, carver& from, std::int64_t tokens)
         : activated_stride(padded<Element>(dims.intermediate)),
@@ -152,7 +156,13 @@ struct experts_step<expert::two_products, Products> {
   template <class Layer>
   struct memory : rows_memory<typename Layer::element> {
     constexpr memory(carver& from, std::int64_t tokens)
-        : rows_memory<typename Layer::element>(Layer::dims, Layer::expert_traits.shared_intermediate, from, tokens) {}
+        : rows_memory<typename Layer::element>(Layer::dims, Layer::expert_traits.shared_intermediate, from, tokens) {
+      if constexpr (Products::template rounds_rows<Layer>) {
+        std::int64_t const in = tokens * Layer::dims.hidden, out = tokens * Layer::dims.top_k * Layer::dims.intermediate;
+        this->rounded.codes = from.take<std::uint8_t>(in > out ? in : out);
+        this->rounded.scales = from.take<float>((in > out ? in : out) / rounded_rows::group);
+      }
+    }
 
     /// What the plan clears for the products: 0 where no row has an exponent; null: it has nothing to clear.
     std::int32_t* to_clear() const { return this->exponents.any; }
@@ -243,6 +253,7 @@ struct experts_step<expert::two_products, Products> {
     set_rows(out.routed, Layer::dims.intermediate, Layer::dims.hidden, m.activated, m.activated_stride, m.results,
              m.results_stride, m.exponents);
     out.routed.weight = weights_of(operand_of(routed.down_proj));
+    in.routed.rounded = out.routed.rounded = m.rounded;
     if constexpr (traits.bias) {
       if constexpr (traits.gated) in.routed.gate_bias = as_operand(routed.bias.gate);
       in.routed.bias = as_operand(routed.bias.up);
