@@ -12,7 +12,7 @@ enum class quantised_products {
   /// normal numbers): 0.010. For `q8_0`, `q4_0`, `q4_K`, `mxfp4`, `mxfp4_halves` and `int8_channel`; others are refused.
   tokens_in_int8,
   /// On Hopper (`hopper_tuning::quantised`): as E4M3, with tokens, and rows between the two products, in E4M3 too: 128 neighbouring values of a row
-  /// are multiples of their largest magnitude / 448. Sums of 128 products are added as floats. For `fp8_block` and `fp8_tensor`; others are refused.
+  /// are multiples of their largest magnitude / 448. Sums of 128 products are added as floats. Relative error of a layer's output (as above, uniformly drawn codes of the weights): 0.045. For `fp8_block` and `fp8_tensor`; others are refused.
   tokens_in_fp8
 };
 

@@ -5,6 +5,7 @@
 #include <switchyard/backend/cuda/half_rows.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/low_rank_terms.cuh>
+#include <switchyard/backend/cuda/pass_size.cuh>
 #include <switchyard/backend/cuda/stored_lines.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/operand.hpp>
@@ -89,11 +90,15 @@ struct product_weights<weight_view<Element>> {
   access reading;
 };
 
-/// Rows in E4M3: `group` neighbouring values are multiples of a scale of theirs.
+/// Rows in E4M3: `group` neighbouring values are multiples of a scale of theirs. Scales stand in the order of the plan's rows, which may be
+/// several of a token.
 struct rounded_rows {
   static constexpr int group = 128;
-  std::uint8_t* codes = nullptr;  ///< [rows, depth], a multiple of `group`
-  float* scales = nullptr;        ///< [rows, depth / group]
+  std::uint8_t* codes = nullptr;         ///< [rows, depth], a multiple of `group`
+  float* scales = nullptr;               ///< [depth / group, pairs]
+  std::int64_t pairs = 0;                ///< of the call
+  std::int32_t const* row_of = nullptr;  ///< [pairs]: the plan's row of a token and choice; -1: none
+  pass_size const* pass = nullptr;       ///< null: all tokens of the call
 };
 
 /// One set of experts: the routed ones, or the shared one, which has no features where there is none. This is what does not depend on

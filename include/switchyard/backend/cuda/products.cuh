@@ -158,9 +158,12 @@ struct experts_step<expert::two_products, Products> {
     constexpr memory(carver& from, std::int64_t tokens)
         : rows_memory<typename Layer::element>(Layer::dims, Layer::expert_traits.shared_intermediate, from, tokens) {
       if constexpr (Products::template rounds_rows<Layer>) {
-        std::int64_t const in = tokens * Layer::dims.hidden, out = tokens * Layer::dims.top_k * Layer::dims.intermediate;
+        constexpr shape dims = Layer::dims;
+        std::int64_t const pairs = tokens * dims.top_k, in = tokens * dims.hidden, out = pairs * dims.intermediate;
+        constexpr int widest = dims.hidden > dims.intermediate ? dims.hidden : dims.intermediate;
         this->rounded.codes = from.take<std::uint8_t>(in > out ? in : out);
-        this->rounded.scales = from.take<float>((in > out ? in : out) / rounded_rows::group);
+        this->rounded.scales = from.take<float>(pairs * (widest / rounded_rows::group));
+        this->rounded.pairs = pairs;
       }
     }
 
@@ -174,8 +177,10 @@ struct experts_step<expert::two_products, Products> {
   template <class Layer>
   static expert_results<typename Layer::element> enqueue(forward_args<Layer> const& args, launch_queue const& queue,
                                                          view<typename Layer::element const> const& tokens,
-                                                         plan_memory const& plan, memory<Layer> const& m) {
-    auto const products = products_of<Layer>(args, tokens, plan, m);
+                                                         plan_memory const& plan, memory<Layer> const& m,
+                                                         pass_size const* pass) {
+    auto products = products_of<Layer>(args, tokens, plan, m);
+    products.in.routed.rounded.pass = pass;
     Products::template enqueue<Layer>(queue, products.in, products.out, [&] {
       enqueue_between<Layer>(args, queue, m, {.experts = Layer::dims.experts, .offsets = plan.plan.offsets},
                              tokens.rows * Layer::dims.top_k);
@@ -254,6 +259,7 @@ struct experts_step<expert::two_products, Products> {
              m.results_stride, m.exponents);
     out.routed.weight = weights_of(operand_of(routed.down_proj));
     in.routed.rounded = out.routed.rounded = m.rounded;
+    in.routed.rounded.row_of = plan.plan.row_of;
     if constexpr (traits.bias) {
       if constexpr (traits.gated) in.routed.gate_bias = as_operand(routed.bias.gate);
       in.routed.bias = as_operand(routed.bias.up);

@@ -59,12 +59,10 @@ class scale_copies {
   using scales = fp8_scales<typename Problem::operand>;
 
  public:
-  /// `row_of(r)` is a row of the tile, negative where there is none.
-  template <class Side, class RowOf>
-  __device__ scale_copies(Side const& side, int matrix, int feature, RowOf const& row_of) {
-    int const thread = static_cast<int>(threadIdx.x) % 128;
-    std::int64_t const row = thread < Rows ? row_of(thread) : -1;
-    if (row >= 0) of_row_ = side.rounded.scales + row * (side.depth / rounded_rows::group);
+  template <class Side, class Tile>
+  __device__ scale_copies(Side const& side, Tile const& tile, int feature) : pairs_(side.rounded.pairs) {
+    int const thread = static_cast<int>(threadIdx.x) % 128, matrix = tile.matrix;
+    if (thread < Rows && thread < tile.rows) of_row_ = side.rounded.scales + tile.first_row + thread;
     if constexpr (scales::of_squares) {
       if (thread == 0) of_weights_ = scales::along_depth(side.weight.operand.of, matrix, feature);
       if (Problem::gated && thread == 1) of_weights_ = scales::along_depth(side.gate.operand.of, matrix, feature);
@@ -73,11 +71,12 @@ class scale_copies {
   /// Copies those of a step.
   __device__ void enqueue(std::uint32_t to, int step) const {
     unsigned const thread = threadIdx.x % 128;
-    if (of_row_ != nullptr) copy_word_async(to + 4 * thread, of_row_ + step, 4);
+    if (of_row_ != nullptr) copy_word_async(to + 4 * thread, of_row_ + step * pairs_, 4);
     if (of_weights_ != nullptr) copy_word_async(to + 4 * (Rows + thread), of_weights_ + step, 4);
   }
 
  private:
+  std::int64_t pairs_;
   float const *of_row_ = nullptr, *of_weights_ = nullptr;
 };
 
@@ -86,7 +85,9 @@ template <class Problem, int Rows>
 class stage_factors {
  public:
   __device__ stage_factors(std::uint32_t scales, int row, int rows) {
-    auto const scale = [&](int at) { return __uint_as_float(load_shared_word(scales + 4 * static_cast<unsigned>(at))); };
+    auto const scale = [&](int at) {
+      return __uint_as_float(load_shared_word(scales + 4 * static_cast<unsigned>(at)));
+    };
     float weight = 1.0f, gate = 1.0f;
     if constexpr (fp8_scales<typename Problem::operand>::of_squares) {
       weight = scale(Rows);
@@ -125,14 +126,14 @@ __device__ void scale_sums(float (&sums)[Sums], Side const& side, int matrix) {
   }
 }
 
-/// Rows to be rounded.
+/// Rows to be rounded: tokens, or those of the plan.
 template <class Element>
 struct rounding_args {
   Element const* rows;  ///< [most, depth], each at a multiple of 16 bytes
   std::int64_t stride;
-  int depth;                ///< a multiple of `rounded_rows::group`
-  std::int64_t most;        ///< rows at most
-  std::int32_t const* end;  ///< how many there are, on the device; null: `most`
+  int depth, top_k;
+  std::int64_t most;
+  std::int32_t const* end;  ///< how many rows the plan has, on the device; null: tokens
   row_exponents exponents;  ///< of half elements between the products
   rounded_rows to;
 };
@@ -146,7 +147,7 @@ __global__ void __launch_bounds__(rounding_threads) round_rows(rounding_args<Ele
   int const groups = of.depth / rounded_rows::group, lane = static_cast<int>(threadIdx.x) % rounding_lanes;
   std::int64_t const index = (std::int64_t{blockIdx.x} * rounding_threads + threadIdx.x) / rounding_lanes;
   std::int64_t const row = index / groups;
-  bool const exists = row < of.most && (of.end == nullptr || row < *of.end);
+  bool const exists = row < (of.end != nullptr ? *of.end : tokens_at_hand(of.most, of.to.pass));
   int const feature = static_cast<int>(index % groups) * rounded_rows::group + lane * 8;
   float values[8] = {};
   if (exists) to_floats<Element>(*reinterpret_cast<chunk const*>(of.rows + row * of.stride + feature), values);
@@ -172,12 +173,21 @@ __global__ void __launch_bounds__(rounding_threads) round_rows(rounding_args<Ele
     float scaled[4];
 #pragma unroll
     for (int i = 0; i < 4; ++i) scaled[i] = largest == 0 ? 0.0f : __fdiv_rn(values[4 * w + i], scale);
-    asm("{.reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, %2, %1; cvt.rn.satfinite.e4m3x2.f32 h, %4, %3; mov.b32 %0, {l, h};}"
+    asm("{.reg .b16 l, h; cvt.rn.satfinite.e4m3x2.f32 l, %2, %1; cvt.rn.satfinite.e4m3x2.f32 h, %4, %3; mov.b32 %0, "
+        "{l, h};}"
         : "=r"(words[w])
         : "f"(scaled[0]), "f"(scaled[1]), "f"(scaled[2]), "f"(scaled[3]));
   }
   *reinterpret_cast<uint2*>(of.to.codes + row * of.depth + feature) = make_uint2(words[0], words[1]);
-  if (lane == 0) of.to.scales[index] = scale;
+  float* const scales = of.to.scales + feature / rounded_rows::group * of.to.pairs;
+  if (of.end != nullptr) {
+    if (lane == 0) scales[row] = scale;
+  } else {
+    for (int k = lane; k < of.top_k; k += rounding_lanes) {
+      std::int32_t const at = of.to.row_of[row * of.top_k + k];
+      if (at >= 0) scales[at] = scale;
+    }
+  }
 #endif
 }
 
@@ -186,7 +196,8 @@ template <class Problem>
 void enqueue_rounding(launch_queue const& queue, product_args<typename Problem::operand> const& product_of) {
   using element = typename Problem::element;
   auto const& side = product_of.routed;
-  rounding_args<element> of{side.rows, side.row_stride, side.depth, product_of.tokens, nullptr, {}, side.rounded};
+  rounding_args<element> of{side.rows,         side.row_stride, side.depth, product_of.top_k,
+                            product_of.tokens, nullptr,         {},         side.rounded};
   if constexpr (!Problem::gathers) {
     of.most = product_of.experts.most;
     of.end = product_of.experts.end + product_of.experts.count - 1;

@@ -42,8 +42,8 @@ struct grouped_tiling {
   static constexpr int stored_stages = StoredStages, stored_bytes = StoredBytes;
   using tiles = tile_list<Rows, Cluster, Group>;
 
-  // Registers of a thread that brings, and of one that multiplies. One that widens needs more.
-  static constexpr int few_registers = StoredStages > 0 ? 88 : 56, many_registers = StoredStages > 0 ? 208 : 224;
+  // Registers of a thread that brings, and of one that multiplies. One that widens, or copies scales, needs more.
+  static constexpr int few_registers = StoredBytes > 0 ? 88 : 56, many_registers = StoredBytes > 0 ? 208 : 224;
 
   static_assert(Rows == 64 * row_groups * (cooperative ? 2 : 1) && (row_groups == 1 || row_groups == 2),
                 "switchyard: a hopper_tile has 128 or 256 rows with hopper_schedule::cooperative, 64 or 128 with "
@@ -144,8 +144,8 @@ __device__ inline void transpose_among_four(std::uint32_t (&words)[4]) {
 
 /// What stands for quantised weights, or scales, that are none.
 struct nothing_stored {
-  template <class Side, class Last>
-  __device__ nothing_stored(Side const&, int, int, Last const&) {}
+  template <class Side, class... Others>
+  __device__ explicit nothing_stored(Side const&, Others const&...) {}
 };
 
 /// One product of all tiles. `Adjusted`: sums may be multiplied by combine weights or have a bias. Where they never do, that
@@ -260,8 +260,8 @@ struct persistent_block {
       std::int64_t const from = row_of(row + i * rows_apart);
       rows.set(i, from >= 0 ? first_row + from * row_stride : nullptr, column, first_row);
     }
-    std::conditional_t<fp8, scale_copies<Problem, Tiling::rows>, nothing_stored> const scales(
-        side, tile.matrix, tile.column * features, row_of);
+    std::conditional_t<fp8, scale_copies<Problem, Tiling::rows>, nothing_stored> const scales(side, tile,
+                                                                                              tile.column * features);
     int const count = steps(side);
     constexpr bool mapped = Operand::in_place || fp8, stores = !mapped && Tiling::stored_stages > 0;
     using lines_of_operand = stored_lines_of<Operand, features, Tiling::stored_stages>;
@@ -388,13 +388,13 @@ struct persistent_block {
       begin_products();
 #pragma unroll
       for (std::uint32_t part = 0; part < 4; ++part) {
-        multiply_from_shared<lines>(factor{}, of_stage,
-                                    factor_at(ring.rows() + static_cast<std::uint32_t>(first_row) * line_bytes + part * 32),
-                                    factor_at(ring.columns() + part * 32), part > 0);
+        multiply_from_shared<lines>(
+            factor{}, of_stage, factor_at(ring.rows() + static_cast<std::uint32_t>(first_row) * line_bytes + part * 32),
+            factor_at(ring.columns() + part * 32), part > 0);
       }
       commit_products();
-      stage_factors<Problem, Tiling::rows> const factors(scales_of(ring), first_row + thread / 32 * 16 + thread % 32 / 4,
-                                                         tile.rows);
+      stage_factors<Problem, Tiling::rows> const factors(scales_of(ring),
+                                                         first_row + thread / 32 * 16 + thread % 32 / 4, tile.rows);
       wait_for_products<0>();
       release(ring, ring.stage());
       factors.add(sums, of_stage);

@@ -151,7 +151,7 @@ std::optional<weight_order> order_of(bool gated, product_args<Operand> const& pr
   if constexpr (Operand::in_place) {
     mapped_weights const routed(gated, product_of.routed, product_of.experts.matrices);
     for (weight_order order : {weight_order::depth, weight_order::feature, weight_order::feature_pairs}) {
-      if ((product_of.routed.features == 0 || routed.stand_in(order)) && shared_stand_in(order)) return order;
+      if (routed.stand_in(order) && shared_stand_in(order)) return order;
     }
   } else if (shared_stand_in(weight_order::depth)) {
     return weight_order::depth;
@@ -276,9 +276,10 @@ struct tuned_products {
       static_assert(fp8_scales<operand_of<Layer>>::exist && has_grouped_products<Layer>(),
                     "switchyard: quantised_products::tokens_in_fp8 is for experts stored as quantised::fp8_block or "
                     "quantised::fp8_tensor, with bfloat16 or half tokens. Take quantised_products::exact for others.");
-      static_assert(Layer::dims.hidden % rounded_rows::group == 0 && Layer::dims.intermediate % rounded_rows::group == 0,
-                    "switchyard: with quantised_products::tokens_in_fp8 shape.hidden and shape.intermediate are "
-                    "multiples of 128, which have a scale. Take quantised_products::exact for others.");
+      static_assert(
+          Layer::dims.hidden % rounded_rows::group == 0 && Layer::dims.intermediate % rounded_rows::group == 0,
+          "switchyard: with quantised_products::tokens_in_fp8 shape.hidden and shape.intermediate are "
+          "multiples of 128, which have a scale. Take quantised_products::exact for others.");
       return true;
     } else {
       return false;
@@ -303,7 +304,8 @@ struct tuned_products {
   // Each of the two alone, where `choose` says that the products are grouped; with the rounding of its rows.
   template <class Layer>
   static void enqueue_in(launch_queue const& queue, product_args<operand_of<Layer>> const& product_of) {
-    enqueue_side<in_product<Layer>, product_in<dense<Layer>, typename Layer::expert::activation, Layer::expert_traits.gated>,
+    enqueue_side<in_product<Layer>,
+                 product_in<dense<Layer>, typename Layer::expert::activation, Layer::expert_traits.gated>,
                  in_is_adjusted<Layer>, Layer, false>(queue, "grouped_products (in)", product_of);
   }
   template <class Layer>
@@ -362,7 +364,12 @@ struct tuned_products {
     static_assert(tiling::shared_bytes(Layer::dims.experts) <= most_shared_bytes,
                   "switchyard: the stages of a hopper_tile do not fit shared memory. Lower stages; hopper_stages says "
                   "how many fit.");
-    enqueue_grouped<Problem, Adjusted, tiling>(queue, what, product_of, tuning<Layer>.most_blocks);
+    if constexpr (rounds_rows<Layer>) {
+      enqueue_grouped<Problem, Adjusted, tiling, weight_order::depth>(queue, what, product_of,
+                                                                      tuning<Layer>.most_blocks);
+    } else {
+      enqueue_grouped<Problem, Adjusted, tiling>(queue, what, product_of, tuning<Layer>.most_blocks);
+    }
   }
 };
 

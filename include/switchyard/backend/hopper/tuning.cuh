@@ -101,13 +101,14 @@ struct tokens_in_fp8 {
   template <class Layer>
   static constexpr hopper_tuning of() {
     constexpr int rows = 128, columns = 128, most = 6;
-    constexpr hopper_tile tile{.rows = rows,
-                               .columns = columns,
-                               .stages = hopper_stages(rows, columns, Layer::dims.experts, most, most * scale_bytes(rows)),
-                               .schedule = hopper_schedule::cooperative,
-                               .cluster = 2,
-                               .group = 8,
-                               .chosen_by = "reasoned, not measured"};
+    constexpr hopper_tile tile{
+        .rows = rows,
+        .columns = columns,
+        .stages = hopper_stages(rows, columns, Layer::dims.experts, most, most * scale_bytes(rows)),
+        .schedule = hopper_schedule::cooperative,
+        .cluster = 2,
+        .group = 8,
+        .chosen_by = "reasoned, not measured"};
     return {.few_rows = 8, .in = tile, .out = tile, .quantised = quantised_products::tokens_in_fp8};
   }
 
