@@ -1,9 +1,9 @@
 #pragma once
 
-#include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/backend/cuda/half_rows.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/product_args.cuh>
 #include <switchyard/backend/hopper/tuning.cuh>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/expert/stored_as.hpp>

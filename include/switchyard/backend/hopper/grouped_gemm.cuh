@@ -1,9 +1,10 @@
 #pragma once
 
 #include <switchyard/backend/cuda/epilogue.cuh>
-#include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/product_args.cuh>
+#include <switchyard/backend/cuda/product_stages.cuh>
 #include <switchyard/backend/hopper/fp8.cuh>
 #include <switchyard/backend/hopper/mbarrier.cuh>
 #include <switchyard/backend/hopper/scheduler.cuh>
