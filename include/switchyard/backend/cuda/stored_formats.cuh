@@ -352,55 +352,137 @@ struct stored_line<quantised::int4_packed> : line_of_codes<4, 2, 32> {
   }
 };
 
-/// Neighbouring lines are neighbours, and a word has eight weights of one: each lane copies the words that it widens, four a stage, and of
-/// each group of 128 the word that has its scale and the one that has its zero.
-template <int Lines, int Stages>
-struct stored_lines<quantised::gptq, Lines, Stages> {
+// ---- codes of neighbouring lines beside each other, with scales and zeros of groups ----
+
+/// What each lane has of its line, beside `CodeWords` words of codes that all lanes have of a stage: where a group begins, the word that has its
+/// scale and the one that has its zero.
+template <class Format, int Lines, int Stages, int CodeWords>
+struct lines_of_groups {
   static constexpr bool exists = true;
+  static constexpr int slots = Stages + 1;  // a group may have begun one stage before
+  static constexpr int lanes = 2 * Lines, words_of_stage = CodeWords + 2 * lanes;
+  static constexpr int bytes = slots * words_of_stage * 4;
+
+ protected:
+  __device__ static int lane_of(int number, int half) { return number / 16 * 32 + half * 16 + number % 16; }
+  __device__ static std::uint32_t word(std::uint32_t memory, int stage, int index) {
+    return memory + static_cast<std::uint32_t>(stage % slots * words_of_stage + index) * 4u;
+  }
+
+  __device__ static void enqueue_group(std::uint32_t memory, Format const& m, int expert, int row, int lane,
+                                       int stage) {
+    if (stage * stored_depth % m.group != 0) return;
+    std::uintptr_t const scale = scale_at(m, expert, row, stage);
+    std::int64_t const line = expert * m.groups() + stage * stored_depth / m.group;
+    copy_word_async(word(memory, stage, CodeWords + lane), reinterpret_cast<void const*>(scale / 4 * 4), 4);
+    copy_word_async(word(memory, stage, CodeWords + lanes + lane), m.qzeros + line * (m.rows / 8) + row / 8, 4);
+  }
+  __device__ static float scale(std::uint32_t memory, Format const& m, int expert, int row, int lane, int stage) {
+    std::uint32_t const found = load_shared_word(word(memory, first_of_group(stage), CodeWords + lane));
+    return half_of(found >> scale_at(m, expert, row, stage) % 4 * 8);
+  }
+  /// The zeros of eight neighbouring lines.
+  __device__ static std::uint32_t zeros(std::uint32_t memory, int lane, int stage) {
+    return load_shared_word(word(memory, first_of_group(stage), CodeWords + lanes + lane));
+  }
 
  private:
-  // A group may have begun one stage before.
-  static constexpr int slots = Stages + 1, words_of_stage = 6, lanes = 2 * Lines;
+  __device__ static int first_of_group(int stage) {
+    constexpr int stages = Format::group / stored_depth;
+    return stage / stages * stages;
+  }
+  __device__ static std::uintptr_t scale_at(Format const& m, int expert, int row, int stage) {
+    return reinterpret_cast<std::uintptr_t>(m.scales + (expert * m.groups() + stage * stored_depth / m.group) * m.rows +
+                                            row);
+  }
+};
 
-  __device__ static std::uint32_t place(std::uint32_t memory, int stage, int word, int number, int half) {
-    int const at = (stage % slots * words_of_stage + word) * lanes + number / 16 * 32 + half * 16 + number % 16;
-    return memory + static_cast<std::uint32_t>(at) * 4u;
-  }
-  __device__ static half const* scale_at(quantised::gptq const& m, int expert, int row, int column) {
-    return m.scales + (expert * m.groups() + column / m.group) * m.rows + row;
-  }
+/// A word has eight weights of a line: each lane copies the four of a stage that it widens.
+template <int Lines, int Stages>
+struct stored_lines<quantised::gptq, Lines, Stages> : lines_of_groups<quantised::gptq, Lines, Stages, 8 * Lines> {
+  static constexpr bool shared_by_warps = false;
+
+ private:
+  using groups = lines_of_groups<quantised::gptq, Lines, Stages, 8 * Lines>;
 
  public:
-  static constexpr int bytes = slots * words_of_stage * lanes * 4;
-
   __device__ static void enqueue(std::uint32_t memory, quantised::gptq const& m, int expert, int row, int number,
                                  int half, int stage) {
-    int const column = stage * stored_depth + 32 * half;
+    int const column = stage * stored_depth + 32 * half, lane = groups::lane_of(number, half);
     std::uint32_t const* const codes = m.qweight + (std::int64_t{expert} * (m.columns / 8) + column / 8) * m.rows + row;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       int const bytes = column + 8 * i < m.columns ? 4 : 0;
-      copy_word_async(place(memory, stage, i, number, half), bytes > 0 ? codes + std::int64_t{i} * m.rows : m.qweight,
-                      bytes);
+      copy_word_async(groups::word(memory, stage, i * groups::lanes + lane),
+                      bytes > 0 ? codes + std::int64_t{i} * m.rows : m.qweight, bytes);
     }
-    if (stage * stored_depth % m.group != 0) return;
-    std::uintptr_t const scale = reinterpret_cast<std::uintptr_t>(scale_at(m, expert, row, stage * stored_depth));
-    std::int64_t const line = expert * m.groups() + stage * stored_depth / m.group;
-    copy_word_async(place(memory, stage, 4, number, half), reinterpret_cast<void const*>(scale / 4 * 4), 4);
-    copy_word_async(place(memory, stage, 5, number, half), m.qzeros + line * (m.rows / 8) + row / 8, 4);
+    groups::enqueue_group(memory, m, expert, row, lane, stage);
   }
 
   template <class Element>
   __device__ static void widen(std::uint32_t memory, quantised::gptq const& m, int expert, int row, int number,
                                int half, int stage, std::uint32_t (&pairs)[16]) {
-    int const first = stage / (m.group / stored_depth) * (m.group / stored_depth);  // stage of its group
-    std::uintptr_t const scale = reinterpret_cast<std::uintptr_t>(scale_at(m, expert, row, stage * stored_depth));
-    float const s = half_of(load_shared_word(place(memory, first, 4, number, half)) >> scale % 4 * 8);
-    std::uint32_t const zeros = load_shared_word(place(memory, first, 5, number, half)) >> row % 8 * 4;
+    int const lane = groups::lane_of(number, half);
+    float const scale = groups::scale(memory, m, expert, row, lane, stage);
+    std::uint32_t const zeros = groups::zeros(memory, lane, stage) >> row % 8 * 4;
     float const zero = small_float((zeros & 15u) + static_cast<std::uint32_t>(m.added_to_zero));
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      neighbours_to(Element{}, load_shared_word(place(memory, stage, i, number, half)), zero, s, &pairs[4 * i]);
+      neighbours_to(Element{}, load_shared_word(groups::word(memory, stage, i * groups::lanes + lane)), zero, scale,
+                    &pairs[4 * i]);
+    }
+  }
+};
+
+/// Words of eight lines in a stage, of which 32 columns take 36: what a warp writes at once, as many columns of all lines as it has lanes for, and
+/// what it reads stand in different banks.
+template <int Lines>
+inline constexpr int words_of_eight = Lines == 32 ? 72 : 76;
+
+/// A word has weights of eight lines of one column: lanes copy neighbouring words, whoever widens them, so that sectors come whole, to where
+/// those of eight lines follow each other.
+template <int Lines, int Stages>
+struct stored_lines<quantised::awq, Lines, Stages>
+    : lines_of_groups<quantised::awq, Lines, Stages, Lines / 8 * words_of_eight<Lines>> {
+  static constexpr bool shared_by_warps = true;
+
+ private:
+  using groups = lines_of_groups<quantised::awq, Lines, Stages, Lines / 8 * words_of_eight<Lines>>;
+
+  __device__ static std::uint32_t place(std::uint32_t memory, int stage, int eight, int column) {
+    return groups::word(memory, stage, eight * words_of_eight<Lines> + column / 32 * 36 + column % 32);
+  }
+
+ public:
+  __device__ static void enqueue(std::uint32_t memory, quantised::awq const& m, int expert, int row, int number,
+                                 int half, int stage) {
+    int const lane = groups::lane_of(number, half), first_row = row - number;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      int const index = i * groups::lanes + lane, eight = index % (Lines / 8), within = index / (Lines / 8),
+                column = stage * stored_depth + within;
+      bool const exists = first_row + 8 * eight < m.rows && column < m.columns;
+      std::int64_t const line = std::int64_t{expert} * m.columns + column;
+      copy_word_async(place(memory, stage, eight, within),
+                      exists ? m.qweight + line * (m.rows / 8) + first_row / 8 + eight : m.qweight, exists ? 4 : 0);
+    }
+    if (row < m.rows) groups::enqueue_group(memory, m, expert, row, lane, stage);
+  }
+
+  template <class Element>
+  __device__ static void widen(std::uint32_t memory, quantised::awq const& m, int expert, int row, int number, int half,
+                               int stage, std::uint32_t (&pairs)[16]) {
+    int const lane = groups::lane_of(number, half), output = row % 8;
+    unsigned const shift = static_cast<unsigned>(output % 2 * 4 + output / 2) * 4;
+    float const scale = groups::scale(memory, m, expert, row, lane, stage);
+    float const zero = small_float(groups::zeros(memory, lane, stage) >> shift & 15u);
+    unsigned const byte = shift / 8, both = byte | (byte + 4) << 4;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      chunk const words = load_shared(place(memory, stage, number / 8, 32 * half + 4 * i));
+      std::uint32_t const bytes =
+          __byte_perm(__byte_perm(words.x, words.y, both), __byte_perm(words.z, words.w, both), 0x5410u);
+      small_codes_to(Element{}, bytes >> shift % 8 & 0x0f0f0f0fu, zero, scale, pairs[2 * i], pairs[2 * i + 1]);
     }
   }
 };
@@ -410,6 +492,7 @@ template <int Lines, int Stages, class... Formats>
 struct stored_lines<quantised::any_of<Formats...>, Lines, Stages> {
   using matrix_type = quantised::any_of<Formats...>;
   static constexpr bool exists = (stored_lines<Formats, Lines, Stages>::exists && ...);
+  static constexpr bool shared_by_warps = (stored_lines<Formats, Lines, Stages>::shared_by_warps || ...);
 
  private:
   static constexpr int most(std::initializer_list<int> numbers) {
@@ -423,7 +506,9 @@ struct stored_lines<quantised::any_of<Formats...>, Lines, Stages> {
     if constexpr (sizeof...(Others) > 0) {
       if (m.which != Number) return enqueue_as<Number + 1, Others...>(memory, m, expert, row, number, half, stage);
     }
-    stored_lines<Format, Lines, Stages>::enqueue(memory, m.template as<Format>(), expert, row, number, half, stage);
+    using lines = stored_lines<Format, Lines, Stages>;
+    Format const& matrix = m.template as<Format>();
+    if (lines::shared_by_warps || row < matrix.rows) lines::enqueue(memory, matrix, expert, row, number, half, stage);
   }
   template <class Element, int Number, class Format, class... Others>
   __device__ static void widen_as(std::uint32_t memory, matrix_type const& m, int expert, int row, int number, int half,

@@ -145,6 +145,8 @@ template <class Format, int Lines, int Stages>
 struct stored_lines {
   using line = stored_line<Format>;
   static constexpr bool exists = line::streams > 0;
+  /// Whether warps widen what others have copied: they then meet before, and copy for lines that do not exist, too.
+  static constexpr bool shared_by_warps = false;
 
  private:
   template <int Stream>

@@ -44,7 +44,7 @@ class stored_weights {
 #pragma unroll 1
     for (int number = line(); number < Columns; number += lines_at_once) {
       int const feature = first_feature_ + number % Features;
-      if (feature < features_) {
+      if (Stored::shared_by_warps || feature < features_) {
         Stored::enqueue(memory(number), matrix(number), expert_, feature, number % Features, half(), stage);
       }
     }

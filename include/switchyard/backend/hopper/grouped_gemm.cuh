@@ -230,6 +230,16 @@ struct persistent_block {
   /// thread, which says how many bytes to expect, or, where weights may be restored, all of them.
   static constexpr int full_arrivals = 128 + (operand::in_place || fp8 ? 1 : 128);
 
+  /// Who widens bytes meets who has copied them: lanes of a warp, or all warps.
+  template <class Stored>
+  __device__ static void meet_bringers() {
+    if constexpr (Stored::shared_by_warps) {
+      meet_warpgroup(5);
+    } else {
+      __syncwarp();
+    }
+  }
+
   /// The operands of a tile.
   template <class Operand>
   __device__ static __forceinline__ void bring_tile(grouped_args<operand> const& args,
@@ -269,6 +279,7 @@ struct persistent_block {
     std::conditional_t<stores, stored_weights<lines_of_operand, Tiling::columns, features, 128, Operand>,
                        nothing_stored> const stored(side, tile.matrix, tile.column * features, ring.stored());
     if constexpr (stores) {
+      meet_bringers<lines_of_operand>();  // bytes of the last tile were widened
 #pragma unroll 1
       for (int step = 0; step < Tiling::stored_stages; ++step) {
         if (step < count) stored.enqueue(step);
@@ -300,7 +311,7 @@ struct persistent_block {
       arrive_when_copied(ring.full());
       if constexpr (stores) {
         wait_for_copies<Tiling::stored_stages - 1>();
-        __syncwarp();
+        meet_bringers<lines_of_operand>();
         stored.widen(ring.columns(), step);
         arrive(ring.full());
         __syncwarp();
