@@ -141,16 +141,15 @@ struct stored_line<quantised::block_matrix<quantised::q6_K>> {
   template <class Element, class Reader>
   __device__ static void widen(Element, Reader const& reader, int column, std::uint32_t (&pairs)[16]) {
     int const block = begin<0>(column), j = column / 32 % 4, side = column / 128 % 2;
-    std::uint32_t d[1], scales[1];
-    reader.template read<0, 2>(block + 208, d);
-    reader.template read<0, 2>(block + 192 + column % 256 / 16, scales);
-    // By 16 weights, which have a scale: all at once take more registers than two blocks on a multiprocessor have.
+    // By 16 weights, which have a scale, and that read last: all at once take more registers than two blocks on a multiprocessor have.
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
-      std::uint32_t low[4], high[4];
+      std::uint32_t low[4], high[4], d[1], of_part[1];
       reader.template read<0, 16>(block + 64 * side + 32 * (j % 2) + 16 * part, low);
       reader.template read<0, 16>(block + 128 + 32 * side + 16 * part, high);
-      float const scale = half_of(d[0]) * static_cast<float>(static_cast<std::int8_t>(scales[0] >> 8 * part));
+      reader.template read<0, 2>(block + 208, d);
+      reader.template read<0, 1>(block + 192 + column % 256 / 16 + part, of_part);
+      float const scale = half_of(d[0]) * static_cast<float>(static_cast<std::int8_t>(of_part[0]));
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         std::uint32_t const codes = (low[i] >> (j < 2 ? 0 : 4) & 0x0f0f0f0fu) | (high[i] >> (2 * j) & 0x03030303u) << 4;
@@ -434,8 +433,7 @@ struct stored_lines<quantised::gptq, Lines, Stages> : lines_of_groups<quantised:
   }
 };
 
-/// Words of eight lines in a stage, of which 32 columns take 36: what a warp writes at once, as many columns of all lines as it has lanes for, and
-/// what it reads stand in different banks.
+/// Words of eight lines in a stage, of which 32 columns take 36: what a warp writes at once, and what it reads, stand in different banks.
 template <int Lines>
 inline constexpr int words_of_eight = Lines == 32 ? 72 : 76;
 
@@ -456,15 +454,19 @@ struct stored_lines<quantised::awq, Lines, Stages>
  public:
   __device__ static void enqueue(std::uint32_t memory, quantised::awq const& m, int expert, int row, int number,
                                  int half, int stage) {
-    int const lane = groups::lane_of(number, half), first_row = row - number;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      int const index = i * groups::lanes + lane, eight = index % (Lines / 8), within = index / (Lines / 8),
-                column = stage * stored_depth + within;
-      bool const exists = first_row + 8 * eight < m.rows && column < m.columns;
-      std::int64_t const line = std::int64_t{expert} * m.columns + column;
-      copy_word_async(place(memory, stage, eight, within),
-                      exists ? m.qweight + line * (m.rows / 8) + first_row / 8 + eight : m.qweight, exists ? 4 : 0);
+    // A warp copies the words of eight times eight lines, a sector, in each of four columns; of fewer lines more columns.
+    constexpr int eights = Lines / 8, together = eights < 8 ? eights : 8, sectors = eights / together;
+    int const lane = groups::lane_of(number, half), warp = lane / 32, first_row = row - number;
+    int const eight = lane % together + warp % sectors * together,
+              within = lane % 32 / together + warp / sectors * (32 / together), column = stage * stored_depth + within;
+    std::uint32_t const* from =
+        m.qweight + (std::int64_t{expert} * m.columns + column) * (m.rows / 8) + first_row / 8 + eight;
+    int const rest = first_row + 8 * eight < m.rows ? m.columns - column : 0;
+    constexpr int apart = groups::lanes / eights;  // columns of all lanes
+#pragma unroll 1                                   // which takes fewer registers
+    for (int more = 0; more < stored_depth; more += apart) {
+      copy_word_async(place(memory, stage, eight, within + more), more < rest ? from : m.qweight, more < rest ? 4 : 0);
+      from += std::int64_t{apart} * (m.rows / 8);
     }
     if (row < m.rows) groups::enqueue_group(memory, m, expert, row, lane, stage);
   }
