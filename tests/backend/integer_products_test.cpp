@@ -276,15 +276,21 @@ TEST_CASE("integer products are refused where there are none", "[errors][quantis
       sy::layer<sy::shape{32, 16, 2, 1}, sy::router::softmax_top_k, sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
   std::vector<float> x(32), router(64), up(2 * 512), down(2 * 512), y(32);
   std::vector<std::byte> scratch(dense::workspace_bytes(1));
-  CHECK(support::said([&] {
-          dense::forward({.tokens = dense::rows(x.data(), 1),
-                          .weights = {.router = {.weight = router.data()},
-                                      .up_proj = dense::in_proj(up.data()),
-                                      .down_proj = dense::out_proj(down.data())},
-                          .output = dense::rows(y.data(), 1),
-                          .workspace = scratch},
-                         {.quantised = sy::quantised_products::tokens_in_int8});
-        }) ==
+  auto const said = [&](sy::quantised_products how) {
+    return support::said([&] {
+      dense::forward({.tokens = dense::rows(x.data(), 1),
+                      .weights = {.router = {.weight = router.data()},
+                                  .up_proj = dense::in_proj(up.data()),
+                                  .down_proj = dense::out_proj(down.data())},
+                      .output = dense::rows(y.data(), 1),
+                      .workspace = scratch},
+                     {.quantised = how});
+    });
+  };
+  CHECK(said(sy::quantised_products::tokens_in_int8) ==
         "switchyard: layer::forward, context.quantised: expected quantised_products::exact, or experts stored as q8_0, "
         "q4_0, q4_K, mxfp4, mxfp4_halves or int8_channel, got tokens_in_int8 with mlp<relu>");
+  CHECK(said(sy::quantised_products::tokens_in_fp8) ==
+        "switchyard: layer::forward, context.quantised: expected quantised_products::exact or tokens_in_int8 "
+        "(backend::hopper has fp8), got tokens_in_fp8");
 }

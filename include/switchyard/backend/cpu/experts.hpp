@@ -606,6 +606,10 @@ struct experts_step<expert::two_products> {
     constexpr bool integers = operand_codes<typename Layer::weights::in_operand>::exist &&
                               operand_codes<typename Layer::weights::out_operand>::exist &&
                               Layer::expert_traits.kept_units == 0;
+    if (context.quantised == quantised_products::tokens_in_fp8) {
+      fail("layer::forward, context.quantised", "quantised_products::exact or tokens_in_int8 (backend::hopper has fp8)",
+           "tokens_in_fp8");
+    }
     if (!integers && context.quantised != quantised_products::exact) {
       fail("layer::forward, context.quantised",
            "quantised_products::exact, or experts stored as q8_0, q4_0, q4_K, mxfp4, mxfp4_halves or int8_channel",

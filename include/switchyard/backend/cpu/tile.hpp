@@ -2,6 +2,7 @@
 
 #include <switchyard/backend/cpu/integer_products.hpp>
 #include <switchyard/backend/cpu/ranked_keys.hpp>
+#include <switchyard/backend/quantised_products.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
 #include <switchyard/core/exponential.hpp>
@@ -51,16 +52,6 @@ enum class float_products {
   /// By AMX's tiles: each value is the sum of two bfloat16 values, and three products of those make one. Relative error of
   /// an expert some 6e-6 instead of 1e-7. Needs `instruction_set::amx`.
   three_of_bfloat16
-};
-
-/// How the CPU backend multiplies quantised weights.
-enum class quantised_products {
-  exact,  ///< as the floats that they widen to; `instruction_set::amx` says what its tiles lack of them
-  /// As integers, with tokens, and rows between the two products, in 8 bits: 32 neighbouring values of a row are multiples of their largest
-  /// magnitude / 127. Products of a row have the same bits with all instruction sets and whatever rows stand beside it. Relative error of an
-  /// expert's output (Frobenius distance to the exact one, normal tokens, 1 row or many): 0.010 to 0.012. For `q8_0`, `q4_0`, `q4_K`, `mxfp4`,
-  /// `mxfp4_halves` and `int8_channel`; others are refused.
-  tokens_in_int8
 };
 
 }  // namespace switchyard
