@@ -302,16 +302,53 @@ constexpr sy::shape dims{.hidden = 64, .intermediate = 48, .experts = 8, .top_k 
 constexpr sy::shape odd{.hidden = 40, .intermediate = 24, .experts = 7, .top_k = 2};
 constexpr sy::shape one{.hidden = 64, .intermediate = 48, .experts = 8, .top_k = 1};
 
+using gated = sy::expert::gated_mlp<sy::silu>;
+using plain = sy::router::softmax_top_k;
+using every = sy::capacity::dropless;
+
 void compare_layers(transport& carrier) {
-  using gated = sy::expert::gated_mlp<sy::silu>;
-  using plain = sy::router::softmax_top_k;
   for (std::int64_t const tokens : {0, 1, 5, 37, 200}) {
-    compare<dims, plain, sy::capacity::dropless, gated, float>(carrier, "plain", tokens);
-    compare<dims, plain, sy::capacity::dropless, gated, float>(carrier, "plain", tokens, {.chunks = 3});
+    compare<dims, plain, every, gated, float>(carrier, "plain", tokens);
+    compare<dims, plain, every, gated, float>(carrier, "plain", tokens, {.chunks = 3, .padding = true});
   }
-  compare<dims, plain, sy::capacity::dropless, gated, float>(carrier, "by rank", 37,
-                                                             {.chunks = 2, .sums = parallel::sums::by_rank});
-  compare<dims, plain, sy::capacity::dropless, gated, sy::bfloat16>(carrier, "bfloat16", 200, {.chunks = 2});
+  compare<dims, plain, every, gated, float>(carrier, "by rank", 37, {.chunks = 2, .sums = parallel::sums::by_rank});
+  compare<dims, plain, every, gated, float>(carrier, "groups", 36, {.tokens_per_group = 0});
+
+  // Experts and elements.
+  using shared = sy::expert::with_shared<sy::expert::with_bias<gated>, 40, sy::shared_gate::sigmoid>;
+  compare<odd, sy::router::on_input<sy::router::sigmoid_top_k>, every, shared, sy::bfloat16>(carrier, "shared", 150,
+                                                                                             {.chunks = 2});
+  using kept = sy::expert::top_k_units<sy::expert::mlp<sy::relu>, 5>;
+  compare<odd, plain, every, kept, sy::half>(carrier, "kept units", 40, {.chunks = 4});
+  using nulls = sy::expert::with_null_experts<gated, sy::null_experts{.constant = 1, .identity = 1, .zero = 1}>;
+  compare<dims, plain, every, nulls, float>(carrier, "null experts", 50, {.chunks = 2});
+
+  // Capacities, over all ranks.
+  using sy::capacity::factor;
+  using sy::capacity::on_drop;
+  using sy::capacity::queued;
+  using choice_order = on_drop<factor<3, 4>, sy::dropped::weighted_input>;
+  using priority = sy::capacity::renormalised<queued<factor<3, 4>, sy::queue::priority>>;
+  using token_order =
+      on_drop<queued<sy::capacity::counting_padding<factor<1, 2>>, sy::queue::token_order>, sy::dropped::input>;
+  for (std::int64_t const tokens : {3, 60}) {
+    compare<dims, plain, choice_order, gated, float>(carrier, "choice order", tokens, {.chunks = 2, .padding = true});
+    compare<dims, plain, priority, gated, float>(carrier, "priority", tokens, {.padding = true});
+    compare<dims, plain, token_order, gated, float>(carrier, "token order", tokens, {.padding = true});
+  }
+
+  // Routers.
+  compare<odd, sy::router::precomputed, every, gated, float>(carrier, "precomputed", 30, {.padding = true});
+  compare<odd, sy::router::with_expert_dropout<sy::router::sigma_moe, 1, 3>, every, gated, float>(carrier, "dropout",
+                                                                                                  30);
+  compare<odd, sy::router::s_base<>, factor<1>, gated, float>(carrier, "s_base", 150, {.padding = true});
+  compare<odd, sy::router::s_base<>, every, gated, float>(carrier, "s_base", 3);
+  for (std::int64_t const tokens : {2, 90}) {
+    compare<odd, sy::router::adaptive_clustering<plain>, every, gated, float>(carrier, "clusters", tokens,
+                                                                              {.padding = true});
+    compare<one, sy::router::stratified<sy::router::switch_top1, 2, 2, 4>, factor<1>, gated, float>(
+        carrier, "strata", tokens, {.chunks = 2, .padding = true});
+  }
 }
 
 }  // namespace
