@@ -24,7 +24,12 @@ struct sizes {
 /// The layer on one rank: a backend of that kind has a specialisation of its own (backend/cpu/expert_parallel.hpp), with
 /// `workspace_bytes<Layer>(sizes)` and `forward(args, context)`.
 template <class Local>
-struct steps;
+struct steps {
+  static_assert(
+      sizeof(Local) == 0,
+      "switchyard: backend::expert_parallel goes around backend::cpu, with switchyard/parallel.hpp. Around this "
+      "backend it does not.");
+};
 
 }  // namespace parallel
 
