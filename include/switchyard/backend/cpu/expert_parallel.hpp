@@ -742,6 +742,7 @@ class pass {
   }
   template <class Weights>
   void multiply(cpu_context const& local, int first, int end, Weights const& weights) {
+    if (m_.offsets[first] == m_.offsets[end]) return;
     for (int e = first; e < end; ++e) m_.next_row[e] = e;  // the matrix of each
     cpu::row_ranges const ranges{m_.offsets + first, m_.offsets + first + 1, end - first, m_.next_row + first,
                                  m_.next_row + first};
@@ -866,10 +867,10 @@ struct steps<backend::cpu> {
   static void forward(forward_args<Layer> const& args, Context const& wanted) {
     static_assert(
         std::is_same_v<typename Layer::expert::computation, expert::two_products> &&
-            !requires { Layer::expert::rank; } && !takes_expert_inputs<Layer>,
+            !requires { typename Layer::expert::paths; } && !takes_expert_inputs<Layer>,
         "switchyard: backend::expert_parallel has feed-forward experts with matrices of their own: expert::mlp, "
-        "expert::gated_mlp, what wraps them, expert::stored_as and masked residuals. Experts that are rows "
-        "(expert::neurons), factors of low rank and adapters run on one device.");
+        "expert::gated_mlp, what wraps them, expert::stored_as and expert::residual with restored weights. Experts "
+        "that are rows, expert::low_rank, factored residuals and expert::adapters run on one device.");
     static_assert(Layer::dims.top_k < 1 << pair_word::choice_bits && Layer::dims.experts < 1 << pair_word::expert_bits,
                   "switchyard: backend::expert_parallel numbers choices with 10 bits and experts with 20. Lower "
                   "shape.top_k or shape.experts.");
