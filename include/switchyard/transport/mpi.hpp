@@ -3,6 +3,13 @@
 #include <switchyard/core/error.hpp>
 #include <switchyard/transport/transport.hpp>
 
+// Not the C++ classes that MPI 3 has dropped, which want a library of their own.
+#ifndef OMPI_SKIP_MPICXX
+#define OMPI_SKIP_MPICXX 1
+#endif
+#ifndef MPICH_SKIP_MPICXX
+#define MPICH_SKIP_MPICXX 1
+#endif
 #include <mpi.h>
 
 #include <algorithm>
