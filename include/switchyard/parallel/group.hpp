@@ -142,6 +142,21 @@ class group {
 #endif
   }
 
+  /// Does a part of a call in the middle of which others wait. What it throws, they throw where they wait, and the group is of no use any more.
+  template <class Work>
+  void midway(Work const& work) {
+#if defined(__cpp_exceptions)
+    try {
+      work();
+    } catch (std::exception const& e) {
+      if (!broken_) give_up(e.what());
+      throw;
+    }
+#else
+    work();
+#endif
+  }
+
   std::int64_t tokens_of(int rank) const { return announced(rank).tokens; }
   std::int64_t workspace_of(int rank) const { return announced(rank).workspace; }
   /// The number of a rank's first token among those of all; with the number of ranks, all tokens.
@@ -209,11 +224,9 @@ class group {
   }
   /// `text` is an error of this rank in the middle of a call: all others learn of it, and the group is of no use any more.
   [[noreturn]] void give_up(std::string const& text) {
-    if (!broken_) {
-      broken_ = true;
-      transport_->tell_failure(text);
-      transport_->abandon();
-    }
+    broken_ = true;
+    transport_->tell_failure(text);
+    transport_->abandon();
     raise(error(text));
   }
   void check_not_broken() const {

@@ -257,8 +257,10 @@ class pass {
     plan();
     count_rows();
     if (all_.all_tokens() == 0) return false;
-    compute();
-    combine();
+    all_.midway([&] {
+      compute();
+      combine();
+    });
     return true;
   }
 
@@ -318,7 +320,7 @@ class pass {
     if constexpr (drops_out<Layer>) seen.inputs.first_token += all_.first_token(rank());
     if constexpr (clusters<Layer>) {
       if (seen.inputs.feature_scale == nullptr) {
-        make_feature_scale();
+        all_.midway([&] { make_feature_scale(); });
         seen.inputs.feature_scale = of_routing_.of_features.clusters.scale;
       }
     }
