@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 namespace switchyard {
@@ -56,6 +57,9 @@ struct expert_parallel {
     /// Parts that a rank's experts are cut into, 1 to `parallel::most_chunks`: while one is computed, rows of the next one come, and
     /// results of the last one go. 0: 1.
     int chunks = 0;
+    /// Where GPUs keep what the host decides and tells: pinned memory, of `host_workspace_bytes`. The CPU takes none. Calls with one and the
+    /// same are on one stream.
+    std::span<std::byte> host_workspace = {};
   };
 
   template <class Layer>
@@ -73,6 +77,17 @@ struct expert_parallel {
   template <class Layer>
   static constexpr std::size_t workspace_bytes(parallel::sizes const& of) {
     return parallel::steps<Local>::template workspace_bytes<Layer>(of);
+  }
+
+  /// The same of `context::host_workspace`.
+  template <class Layer>
+  static constexpr std::size_t host_workspace_bytes(std::int64_t tokens) {
+    return host_workspace_bytes<Layer>(
+        parallel::sizes{.tokens = tokens, .all_tokens = tokens, .rows = tokens * Layer::dims.top_k});
+  }
+  template <class Layer>
+  static constexpr std::size_t host_workspace_bytes(parallel::sizes const& of) {
+    return parallel::steps<Local>::template host_workspace_bytes<Layer>(of);
   }
 
   template <class Layer>

@@ -32,7 +32,7 @@ namespace switchyard::transport {
 class mpi {
  public:
   static constexpr std::string_view name = "mpi";
-  static constexpr bool any_length = true, any_order = true;
+  static constexpr bool any_length = true, any_order = true, follows_streams = false;
   template <class T>
   using allocator = std::allocator<T>;
 

@@ -64,7 +64,7 @@ struct pinned_allocator {
 class nccl {
  public:
   static constexpr std::string_view name = "nccl";
-  static constexpr bool any_length = false, any_order = false;
+  static constexpr bool any_length = false, any_order = false, follows_streams = true;
   template <class T>
   using allocator = detail::pinned_allocator<T>;
 

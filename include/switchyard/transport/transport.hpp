@@ -9,10 +9,9 @@ namespace switchyard {
 
 /// One message of a batch: to a rank or from it.
 struct message {
-  int rank;    ///< not one's own
-  void* data;  ///< where it stands or goes; it stays there until the batch is done
-  std::int64_t
-      bytes;  ///< at least 1; as many on both sides, or less than there is room for where the transport takes `any_length`
+  int rank;            ///< not one's own
+  void* data;          ///< where it stands or goes; it stays there until the batch is done
+  std::int64_t bytes;  ///< at least 1; as many on both sides, or fewer than there is room for with `any_length`
 };
 
 /// What another rank has said by `tell_failure`.
@@ -40,6 +39,8 @@ inline constexpr int most_failure_bytes = 256;
 ///   overwritten, received ones be read. It throws `error` where the transport itself fails.
 /// - `missing(tag)` is the lowest rank whose message is not, -1 where none is known.
 /// - `any_length`: a message may be shorter than the room for it. `any_order`: tags tell batches apart; else ranks begin them in one order.
+/// - `follows_streams`: messages may stand in memory of a device, and what is begun after `follow(stream)` comes behind all that is on the
+///   stream then.
 /// - `allocator<T>` has the memory of the host that messages may stand in.
 /// - `abandon()` forgets all that was begun, after a failure.
 /// - `tell_failure(text)` tells all other ranks, without waiting for them; `failure()` is what one of them told.
@@ -49,6 +50,7 @@ concept transport_policy = requires(Transport& t, Transport const& c, int tag, s
   { Transport::name } -> std::convertible_to<std::string_view>;
   { Transport::any_length } -> std::convertible_to<bool>;
   { Transport::any_order } -> std::convertible_to<bool>;
+  { Transport::follows_streams } -> std::convertible_to<bool>;
   typename Transport::template allocator<int>;
   { c.rank() } -> std::same_as<int>;
   { c.ranks() } -> std::same_as<int>;

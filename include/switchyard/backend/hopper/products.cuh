@@ -133,9 +133,10 @@ std::optional<weight_order> order_of(bool gated, product_args<Operand> const& pr
     return product_of.shared.features == 0 || shared.stand_in(order);
   };
   if constexpr (Operand::in_place) {
+    bool const has_routed = product_of.experts.count > 0;  // else the shared expert is alone
     mapped_weights const routed(gated, product_of.routed, product_of.experts.matrices);
     for (weight_order order : {weight_order::depth, weight_order::feature, weight_order::feature_pairs}) {
-      if (routed.stand_in(order) && shared_stand_in(order)) return order;
+      if ((!has_routed || routed.stand_in(order)) && shared_stand_in(order)) return order;
     }
   } else if (shared_stand_in(weight_order::depth)) {
     return weight_order::depth;
@@ -155,8 +156,10 @@ void enqueue_grouped(launch_queue const& queue, char const* what,
   grouped_args<typename Problem::operand> args{};
   args.product = product_of;
   if constexpr (Problem::operand::in_place) {
-    mapped_weights(Problem::gated, product_of.routed, product_of.experts.matrices)
-        .map(make, Order, product::box, args.routed);
+    if (product_of.experts.count > 0) {
+      mapped_weights(Problem::gated, product_of.routed, product_of.experts.matrices)
+          .map(make, Order, product::box, args.routed);
+    }
   }
   if (product_of.shared.features > 0) {
     mapped_weights(Problem::gated, product_of.shared, 1).map(make, Order, product::box, args.shared);
@@ -267,7 +270,7 @@ struct tuned_products {
 
   template <class Layer>
   static product_kind choose(product_args<operand_of<Layer>> const& in, product_args<operand_of<Layer>> const& out) {
-    if (rows_per_expert<Layer>(in.tokens) <= tuning<Layer>.few_rows) return product_kind::few_rows;
+    if (rows_per_expert<Layer>(in.tokens_of_call()) <= tuning<Layer>.few_rows) return product_kind::few_rows;
     bool const fit =
         in.routed.reading == access::by_chunks && order_of(Layer::expert_traits.gated, in) && order_of(false, out);
     return fit ? product_kind::grouped : product_kind::strided;
