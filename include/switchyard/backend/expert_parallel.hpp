@@ -22,10 +22,15 @@ struct sizes {
   int ranks = 1;
 };
 
-/// The layer on one rank: a backend of that kind has a specialisation of its own (backend/cpu/expert_parallel.hpp), with
+/// The layer on one rank: a backend of that kind has a specialisation of its own (backend/cpu/expert_parallel.hpp, cuda/expert_parallel.cuh), with
 /// `workspace_bytes<Layer>(sizes)` and `forward(args, context)`.
 template <class Local>
-struct steps;
+struct steps {
+  static_assert(
+      sizeof(Local) == 0,
+      "switchyard: backend::expert_parallel goes around backend::cpu, with switchyard/parallel.hpp, and around "
+      "backend::cuda and backend::hopper, with switchyard/parallel.cuh. Around this backend it does not.");
+};
 
 }  // namespace parallel
 

@@ -201,7 +201,7 @@ constexpr std::int64_t bytes_of_pass(sizes const& of) {
   m.take_home(of.tokens);
   m.take_gathered(of.tokens, of.all_tokens, of.ranks);
   m.take_experts(of.tokens, of.all_tokens, of.rows);
-  return static_cast<std::int64_t>(m.from.bytes());
+  return m.from.taken();
 }
 
 /// to[i] += weight * from[i], as `cpu::combine` adds.
@@ -276,7 +276,7 @@ class pass {
     all_.in_step([&] {
       pass_memory<Layer> needed{carver()};
       needed.take_home(tokens());
-      check_bytes(rank(), static_cast<std::int64_t>(needed.from.bytes()), bytes_);
+      check_bytes(rank(), needed.from.taken(), bytes_);
     });
     m_.take_home(tokens());
     carver again = begin;
@@ -301,7 +301,7 @@ class pass {
       needed.take_home(all_.tokens_of(r));
       needed.take_gathered(all_.tokens_of(r), gathers ? all_tokens : 0, ranks());
       needed.take_experts(all_.tokens_of(r), all_tokens, rows);
-      check_bytes(r, static_cast<std::int64_t>(needed.from.bytes()), all_.workspace_of(r));
+      check_bytes(r, needed.from.taken(), all_.workspace_of(r));
     }
   }
 
@@ -923,7 +923,11 @@ struct steps<backend::cpu> {
   static void check(forward_args<Layer> const& args, Context& context) {
     auto const& all = *context.group;
     Layer::check(args);
-    if (!all.placement().experts_of(all.rank()).empty()) Layer::expert::template check<Layer>(args.weights);
+    if (all.placement().experts_of(all.rank()).empty()) {
+      Layer::expert::template check_common<Layer>(args.weights);
+    } else {
+      Layer::expert::template check<Layer>(args.weights);
+    }
     if (all.placement().experts() != Layer::dims.experts) {
       fail("backend::expert_parallel, placement", std::to_string(Layer::dims.experts) + " experts, as the layer has",
            std::to_string(all.placement().experts()));
