@@ -269,11 +269,10 @@ TEST_CASE("experts on several GPUs weigh their input and keep the largest units 
 
 TEST_CASE("a layer on several Hopper GPUs has the bits of one, with its own products", "[nccl]") {
   if (!have_devices(most_ranks) || !has_hopper()) return;
+  // One device has more than 8 rows for each expert then, and takes Hopper's products; each of several has fewer.
+  constexpr sy::shape deep{.hidden = 512, .intermediate = 256, .experts = 8, .top_k = 3};
   using shared = sy::expert::with_shared<gated, 40>;
-  for (std::int64_t const tokens : {5, 220}) {
-    CHECK(compare<dims, plain, every, shared, sy::backend::hopper, sy::bfloat16>({.tokens = tokens, .chunks = 2}) ==
-          "");
-  }
+  CHECK(compare<deep, plain, every, shared, sy::backend::hopper, sy::bfloat16>({.tokens = 24, .chunks = 2}) == "");
 }
 
 TEST_CASE("each rank's sums and queues may be its own", "[nccl]") {

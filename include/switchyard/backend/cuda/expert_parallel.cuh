@@ -846,7 +846,11 @@ struct steps<Local> {
     Local::check_device();
     check_stream(context.local.stream);
     Layer::check(args);
-    if (!all.placement().experts_of(all.rank()).empty()) Layer::expert::template check<Layer>(args.weights);
+    if (all.placement().experts_of(all.rank()).empty()) {
+      Layer::expert::template check_common<Layer>(args.weights);
+    } else {
+      Layer::expert::template check<Layer>(args.weights);
+    }
     if (all.placement().experts() != Layer::dims.experts) {
       fail("backend::expert_parallel, placement", std::to_string(Layer::dims.experts) + " experts, as the layer has",
            std::to_string(all.placement().experts()));
