@@ -191,6 +191,8 @@ int main(int count, char** arguments) {
               {},
               {},
               group.placement()};
+    // The plain way calls a layer that believes to have all experts.
+    for (auto* weights : {&p.gate, &p.up, &p.down}) weights->resize(static_cast<std::size_t>(dims.experts * matrix));
     for (std::int64_t const tokens : {1, 8, 64, 256}) {
       if (smoke && tokens > 8) break;
       p.tokens = tokens;
