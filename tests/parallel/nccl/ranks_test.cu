@@ -251,20 +251,15 @@ TEST_CASE("a layer on several GPUs has the bits of one", "[nccl]") {
 
 TEST_CASE("the same pairs are dropped on several GPUs as on one, in every order of the queue", "[nccl]") {
   if (!have_devices(most_ranks)) return;
-  settings const how{.tokens = 60, .chunks = 2, .padding = true};
+  settings const how{.tokens = 60, .chunks = 4, .padding = true};
   using choice_order = sy::capacity::on_drop<factor<3, 4>, sy::dropped::weighted_input>;
   using shared = sy::expert::with_shared<sy::expert::with_bias<gated>, 40, sy::shared_gate::sigmoid>;
-  CHECK(compare<odd, plain, choice_order, shared, cuda, sy::half>(how) == "");
+  using on_input = sy::router::on_input<sy::router::sigmoid_top_k>;
+  CHECK(compare<odd, on_input, choice_order, shared, cuda, sy::half>(how) == "");
   using priority = sy::capacity::renormalised<sy::capacity::queued<factor<3, 4>, sy::queue::priority>>;
-  using nulls = sy::expert::with_null_experts<gated, sy::null_experts{.constant = 1, .identity = 1, .zero = 1}>;
+  constexpr sy::null_experts null_ones{.constant = 1, .identity = 1, .zero = 1};
+  using nulls = sy::expert::with_null_experts<sy::expert::top_k_units<gated, 5>, null_ones>;
   CHECK(compare<dims, plain, priority, nulls, cuda, float>(how) == "");
-}
-
-TEST_CASE("experts on several GPUs weigh their input and keep the largest units as on one", "[nccl]") {
-  if (!have_devices(most_ranks)) return;
-  using kept = sy::expert::top_k_units<sy::expert::mlp<sy::relu>, 5>;
-  CHECK(compare<odd, sy::router::on_input<sy::router::sigmoid_top_k>, every, kept, cuda, sy::bfloat16>(
-            {.tokens = 40, .chunks = 4}) == "");
 }
 
 TEST_CASE("a layer on several Hopper GPUs has the bits of one, with its own products", "[nccl]") {
