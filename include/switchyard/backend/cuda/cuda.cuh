@@ -175,6 +175,10 @@ template <class Products>
 class layer_steps {
  public:
   using context = cuda_context;
+  using products = Products;
+
+  /// Throws where the device at hand cannot run it.
+  static void check_device() {}
 
   template <class Layer>
   static constexpr std::size_t workspace_bytes(std::int64_t tokens) {

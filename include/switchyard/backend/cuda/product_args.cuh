@@ -113,7 +113,9 @@ struct product_args {
   std::int32_t const* pair_of;  ///< [rows]
   float const* weights;         ///< [tokens, top_k], factors of the routed experts' sums; null: none
   std::int64_t tokens;          ///< rows of the shared expert
+  std::int64_t all_tokens = 0;  ///< of all devices that share a call out, and choose kernels as one; 0: `tokens`
 
+  std::int64_t tokens_of_call() const { return all_tokens > 0 ? all_tokens : tokens; }
   __host__ __device__ side_rows<typename Operand::element> const& side(bool of_shared) const {
     return of_shared ? static_cast<side_rows<typename Operand::element> const&>(shared) : routed;
   }

@@ -108,7 +108,8 @@ struct portable_products {
   template <class Layer, class Between>
   static void enqueue(launch_queue const& queue, product_args<operand_of<Layer>> const& in,
                       product_args<operand_of<Layer>> const& out, Between const& between) {
-    enqueue<in_product<Layer>, out_product<Layer>>(queue, rows_per_expert<Layer>(in.tokens), in, out, between);
+    enqueue<in_product<Layer>, out_product<Layer>>(queue, rows_per_expert<Layer>(in.tokens_of_call()), in, out,
+                                                   between);
   }
 };
 
