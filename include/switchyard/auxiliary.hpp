@@ -80,21 +80,34 @@ namespace detail {
 /// Doubles of scratch that `auxiliary_of` needs for each expert.
 inline constexpr int auxiliary_doubles = 7;
 
-/// `auxiliary` for sizes of run time; `scratch` is [auxiliary_doubles, experts].
-inline auxiliary_values auxiliary_of(routing_record const& record, int experts, int top_k, double* scratch) {
-  auxiliary_values result;
-  std::int64_t const group_size = record.tokens_per_group > 0 ? record.tokens_per_group : record.tokens;
-  std::int64_t groups = 0, active_tokens = 0;
+/// The sums that auxiliary values are made of: groups are opened, tokens added, and groups closed. All arrays are [experts].
+struct auxiliary_sums {
+  int experts, top_k;
+  double *batch_probability, *load;                            // of the batch
+  double *probability, *combine, *first, *kept, *exponential;  // of the open group; the last is scratch
   double balance_first = 0.0, balance_kept = 0.0, balance_combine = 0.0, z = 0.0;
-  double *const batch_probability = scratch, *const load = scratch + experts, *const probability = load + experts,
-                *const combine = probability + experts, *const first = combine + experts, *const kept = first + experts,
-                *const exponential = kept + experts;
-  std::fill(batch_probability, probability, 0.0);
+  std::int64_t groups = 0, active_tokens = 0, counted = 0;  // the last of the open group
 
-  for (std::int64_t begin = 0; begin < record.tokens; begin += group_size) {
-    std::int64_t const end = begin + group_size < record.tokens ? begin + group_size : record.tokens;
+  /// `scratch` is [auxiliary_doubles, experts].
+  auxiliary_sums(int expert_count, int choices, double* scratch)
+      : experts(expert_count),
+        top_k(choices),
+        batch_probability(scratch),
+        load(scratch + experts),
+        probability(load + experts),
+        combine(probability + experts),
+        first(combine + experts),
+        kept(first + experts),
+        exponential(kept + experts) {
+    std::fill(batch_probability, probability, 0.0);
+  }
+
+  void open_group() {
     std::fill(probability, exponential, 0.0);
-    std::int64_t counted = 0;
+    counted = 0;
+  }
+
+  void add(routing_record const& record, std::int64_t begin, std::int64_t end) {
     for (std::int64_t token = begin; token < end; ++token) {
       if (record.active != nullptr && !record.active[token]) continue;
       if (std::isnan(record.weights[token * top_k])) continue;  // it could not be routed
@@ -117,7 +130,10 @@ inline auxiliary_values auxiliary_of(routing_record const& record, int experts, 
         kept[record.dropped[pair] ? 0 : expert] += 1.0;
       }
     }
-    if (counted == 0) continue;
+  }
+
+  void close_group() {
+    if (counted == 0) return;
     ++groups;
     active_tokens += counted;
     double const n = static_cast<double>(counted);
@@ -128,25 +144,40 @@ inline auxiliary_values auxiliary_of(routing_record const& record, int experts, 
       batch_probability[e] += probability[e];
     }
   }
-  if (active_tokens == 0) return result;
 
-  double const n = static_cast<double>(active_tokens), group_count = static_cast<double>(groups);
-  double balance_all = 0.0, square = 0.0, entropy = 0.0;
-  double const mean = n * top_k / experts;
-  for (int e = 0; e < experts; ++e) {
-    balance_all += load[e] / n * (batch_probability[e] / n);
-    square += (load[e] - mean) * (load[e] - mean);
-    double const q = batch_probability[e] / n;
-    if (q > 0.0) entropy += q * std::log(q);
+  auxiliary_values result() const {
+    auxiliary_values values;
+    if (active_tokens == 0) return values;
+    double const n = static_cast<double>(active_tokens), group_count = static_cast<double>(groups);
+    double balance_all = 0.0, square = 0.0, entropy = 0.0;
+    double const mean = n * top_k / experts;
+    for (int e = 0; e < experts; ++e) {
+      balance_all += load[e] / n * (batch_probability[e] / n);
+      square += (load[e] - mean) * (load[e] - mean);
+      double const q = batch_probability[e] / n;
+      if (q > 0.0) entropy += q * std::log(q);
+    }
+    values.balance_first_choice = static_cast<float>(experts * balance_first / group_count);
+    values.balance_all_choices = static_cast<float>(experts * balance_all);
+    values.balance_kept_choice = static_cast<float>(experts * balance_kept / group_count);
+    values.balance_combine_weight = static_cast<float>(experts * balance_combine / group_count);
+    values.z_loss = static_cast<float>(z / n);
+    values.load_variation = static_cast<float>(std::sqrt(square / experts) / mean);
+    values.negative_entropy = static_cast<float>(entropy);
+    return values;
   }
-  result.balance_first_choice = static_cast<float>(experts * balance_first / group_count);
-  result.balance_all_choices = static_cast<float>(experts * balance_all);
-  result.balance_kept_choice = static_cast<float>(experts * balance_kept / group_count);
-  result.balance_combine_weight = static_cast<float>(experts * balance_combine / group_count);
-  result.z_loss = static_cast<float>(z / n);
-  result.load_variation = static_cast<float>(std::sqrt(square / experts) / mean);
-  result.negative_entropy = static_cast<float>(entropy);
-  return result;
+};
+
+/// `auxiliary` for sizes of run time; `scratch` is [auxiliary_doubles, experts].
+inline auxiliary_values auxiliary_of(routing_record const& record, int experts, int top_k, double* scratch) {
+  std::int64_t const group_size = record.tokens_per_group > 0 ? record.tokens_per_group : record.tokens;
+  auxiliary_sums sums(experts, top_k, scratch);
+  for (std::int64_t begin = 0; begin < record.tokens; begin += group_size) {
+    sums.open_group();
+    sums.add(record, begin, begin + group_size < record.tokens ? begin + group_size : record.tokens);
+    sums.close_group();
+  }
+  return sums.result();
 }
 
 }  // namespace detail

@@ -177,7 +177,7 @@ struct layer : decltype(detail::views_of<Dims, Expert, Element>())::type {
     static_assert(backend_policy<Backend, layer>,
                   "switchyard: the fifth argument of layer is no backend. A backend has a name, name_for<Layer>(), "
                   "workspace_bytes<Layer>(tokens) and forward<Layer>(args, context); see backend/backend_policy.hpp.");
-    check(a);
+    if constexpr (!expert_storage<Backend>::in_parts) check(a);
     Backend::template forward<layer>(a, where);
   }
 
@@ -188,15 +188,19 @@ struct layer : decltype(detail::views_of<Dims, Expert, Element>())::type {
     if (tokens < 0 || tokens > most_tokens) fail_tokens("layer::forward", most_tokens, tokens);
     check_matrix(a.tokens, "tokens", tokens, Dims.hidden);
     check_matrix(a.output, "output", tokens, Dims.hidden);
-    Expert::template check<layer>(a.weights);
+    if constexpr (!expert_storage<Backend>::in_parts) Expert::template check<layer>(a.weights);
     if constexpr (takes_expert_inputs<layer>) Expert::template check_inputs<layer>(a);
     Router::template check<layer>(a);
     if (a.tokens_per_group < 0) {
       fail("layer::forward, tokens_per_group", "0 (one group) or more", std::to_string(a.tokens_per_group));
     }
-    std::size_t const needed = workspace_bytes(tokens);
-    check_workspace(a.workspace.data(), a.workspace.size(), needed, tokens);
-    check_overlap(a, needed);
+    if constexpr (expert_storage<Backend>::in_parts) {
+      check_overlap(a, a.workspace.size());
+    } else {
+      std::size_t const needed = workspace_bytes(tokens);
+      check_workspace(a.workspace.data(), a.workspace.size(), needed, tokens);
+      check_overlap(a, needed);
+    }
   }
 
  private:
@@ -217,7 +221,7 @@ struct layer : decltype(detail::views_of<Dims, Expert, Element>())::type {
     Router::template list_written<layer>(a, list);
     list.read("active", a.active, tokens);
     Router::template list_read<layer>(a, list);
-    Expert::template list_read<layer>(a.weights, list);
+    if constexpr (!expert_storage<Backend>::in_parts) Expert::template list_read<layer>(a.weights, list);
     if constexpr (takes_expert_inputs<layer>) Expert::template list_inputs<layer>(a, list);
     if (tokens == 0) return;
     checks::check_output(a.output, a.tokens, "tokens");

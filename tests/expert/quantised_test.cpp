@@ -1,3 +1,4 @@
+#include <switchyard/core/pack_masked.hpp>
 #include <switchyard/expert/stored_as.hpp>
 #include <switchyard/quantised/any_of.hpp>
 #include <switchyard/quantised/blocks.hpp>
@@ -115,6 +116,74 @@ TEST_CASE("quantised experts compute what the same weights as floats do", "[expe
       CHECK(size > 0);
       CHECK(std::sqrt(difference / size) < 1e-6);
     }
+  }
+}
+
+TEST_CASE("a quantised centre and residuals compute what their restored sums do", "[expert][residual]") {
+  using base = sy::expert::stored_as<sy::expert::gated_mlp<sy::silu>, q::block_matrix<q::q8_0>>;
+  using layer = layer_of<sy::expert::residual<base>>;
+  constexpr std::size_t size = std::size_t{256} * 64, bytes = size / 32 * 34;
+  support::random_numbers random(4);
+  struct projection {
+    std::vector<std::uint8_t> blocks;
+    sy::masked_arrays<float> change;
+    std::vector<float> restored;
+  };
+  auto const make = [&](int rows, int columns) {
+    std::vector<std::uint8_t> blocks(bytes), kept;
+    for (std::size_t i = 0; i < bytes; ++i) {
+      blocks[i] = static_cast<std::uint8_t>(i % 34 == 0 ? random.below(256) : i % 34 == 1 ? 0x18 : random.below(256));
+    }
+    std::vector<float> change;
+    for (std::size_t i = 0; i < 3 * size; ++i) {
+      kept.push_back(random.below(4) == 0);
+      change.push_back(kept.back() != 0 ? 0.05f * static_cast<float>(random.normal()) : 0.0f);
+    }
+    projection result{blocks, sy::pack_masked<float>(change.data(), kept.data(), 3, rows, columns), change};
+    auto const centre = q::block_matrix<q::q8_0>::packed(blocks.data(), rows, columns);
+    for (std::size_t i = 0; i < 3 * size; i += 32) {
+      float weights[32];
+      std::size_t const at = i % size;
+      centre.read(0, static_cast<int>(at / columns), static_cast<int>(at % columns), 32, weights);
+      for (std::size_t j = 0; j < 32; ++j) result.restored[i + j] += weights[j];
+    }
+    return result;
+  };
+  projection const gate = make(64, 256), up = make(64, 256), down = make(256, 64);
+  auto const of = [](projection const& p, int rows, int columns) {
+    return q::block_matrix<q::q8_0>::packed(p.blocks.data(), rows, columns);
+  };
+  for (int tokens : {1, 7, 90}) {
+    CAPTURE(tokens);
+    std::vector<float> x(static_cast<std::size_t>(tokens) * 256), router(3 * 256), y(x.size()), expected(x.size());
+    for (float& value : x) value = static_cast<float>(random.normal());
+    for (float& value : router) value = static_cast<float>(0.1 * random.normal());
+    std::vector<std::byte> scratch(std::max(layer::workspace_bytes(tokens), dense::workspace_bytes(tokens)));
+    layer::args args{.tokens = layer::rows(x.data(), tokens),
+                     .weights = {.router = {.weight = router.data()},
+                                 .gate_proj = layer::in_proj(of(gate, 64, 256), gate.change.view()),
+                                 .up_proj = layer::in_proj(of(up, 64, 256), up.change.view()),
+                                 .down_proj = layer::out_proj(of(down, 256, 64), down.change.view())},
+                     .output = layer::rows(y.data(), tokens),
+                     .workspace = scratch};
+    layer::forward(args);
+    dense::forward({.tokens = dense::rows(x.data(), tokens),
+                    .weights = {.router = {.weight = router.data()},
+                                .gate_proj = dense::in_proj(gate.restored.data()),
+                                .up_proj = dense::in_proj(up.restored.data()),
+                                .down_proj = dense::out_proj(down.restored.data())},
+                    .output = dense::rows(expected.data(), tokens),
+                    .workspace = scratch});
+    double difference = 0, squares = 0;
+    for (std::size_t i = 0; i < y.size(); ++i) {
+      difference += std::pow(double{y[i]} - double{expected[i]}, 2);
+      squares += std::pow(double{expected[i]}, 2);
+    }
+    CHECK(squares > 0);
+    CHECK(std::sqrt(difference / squares) < 1e-6);
+    args.weights.up_proj.base.of.rows = 63;
+    CHECK(support::said([&] { layer::forward(args); }) ==
+          "switchyard: layer::forward, weights.up_proj.base, rows x columns: expected 64 x 256, got 63 x 256");
   }
 }
 

@@ -18,6 +18,8 @@ struct hopper;  // switchyard.cuh
 template <class Backend>
 struct expert_storage {
   static constexpr bool in_cache = false;
+  /// Whether a rank has some of the experts alone, so that the backend checks a call's arguments, together with all other ranks.
+  static constexpr bool in_parts = false;
   template <class Computation>
   using computation = Computation;
 };

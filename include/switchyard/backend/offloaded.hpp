@@ -65,6 +65,7 @@ class offloaded : public Local {
 template <class Local>
 struct expert_storage<backend::offloaded<Local>> {
   static constexpr bool in_cache = true;
+  static constexpr bool in_parts = false;
   using source = offload::layer_experts<typename offload::memory_of<Local>::type>;
   template <class Computation>
   using computation = offload::from_cache<Computation>;

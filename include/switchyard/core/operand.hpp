@@ -80,6 +80,16 @@ inline constexpr bool shares_base = false;
 template <class Base, class Change>
 inline constexpr bool shares_base<base_plus<Base, Change>> = true;
 
+/// The matrix that all experts read, and of any other operand itself.
+template <class Operand>
+constexpr Operand const& base_of(Operand const& w) {
+  return w;
+}
+template <class Base, class Change>
+constexpr Base const& base_of(base_plus<Base, Change> const& w) {
+  return w.base;
+}
+
 /// Whether that is a sparse change of a matrix that stands in memory: products of few tokens on the CPU multiply the two apart. Such a
 /// change says `static constexpr bool sparse = true`.
 template <class Operand>

@@ -30,6 +30,9 @@ class carver {
     return first_ == nullptr ? nullptr : reinterpret_cast<T*>(first_ + begin);
   }
 
+  /// Bytes of the pieces taken, from the cache line on where the first one begins.
+  constexpr std::int64_t taken() const { return static_cast<std::int64_t>(used_); }
+
   /// Bytes that the caller must supply at an address that is a multiple of `workspace_alignment`.
   constexpr std::size_t bytes() const { return used_ == 0 ? 0 : used_ + line - workspace_alignment; }
 

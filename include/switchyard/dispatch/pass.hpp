@@ -54,7 +54,10 @@ template <int Stratum, class Layer>
 auto pass_args(forward_args<Layer> const& of) {
   using pass = pass_layer<Layer, Stratum>;
   forward_args<pass> args{};
-  args.weights = Layer::expert::template from<pass>(of.weights, Layer::router::schedule::first_expert(Stratum));
+  // Where a rank has some of the experts alone, it has the same ones for every pass.
+  constexpr bool in_parts = expert_storage<typename Layer::backend>::in_parts;
+  args.weights =
+      Layer::expert::template from<pass>(of.weights, in_parts ? 0 : Layer::router::schedule::first_expert(Stratum));
   if constexpr (Layer::router_traits.owner == router_owner::model) {
     args.shared_router = of.shared_router.stratum[Stratum];
   } else {

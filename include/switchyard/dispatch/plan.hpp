@@ -131,6 +131,17 @@ inline void make_plan(assignment const& a, plan_rules const& rules, dispatch_pla
 
 }  // namespace detail
 
+/// Says of every pair whether its expert takes it, `assignment::dropped`, without a plan and without changing weights.
+template <capacity_policy Capacity, shape Dims, int AllExperts = Dims.experts>
+void drop_pairs(assignment const& a) {
+  auto const slots = [](std::int64_t tokens) { return Capacity::slots_per_expert(Dims, tokens); };
+  if constexpr (Capacity::traits.drops) {
+    detail::drop_pairs(a, {Dims.experts, AllExperts, Dims.top_k, Capacity::traits, slots});
+  } else {
+    std::fill(a.dropped, a.dropped + a.tokens * Dims.top_k, std::uint8_t{0});
+  }
+}
+
 /// From decisions to rows, on one thread: O(tokens * top_k + groups * experts), and a sort under queue::priority.
 template <capacity_policy Capacity, shape Dims, int AllExperts = Dims.experts>
 void make_plan(assignment const& a, dispatch_plan const& plan) {

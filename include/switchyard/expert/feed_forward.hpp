@@ -306,6 +306,18 @@ struct feed_forward {
       checks::check_bias(w.bias.up, "weights.bias.up", "[experts, intermediate]", experts, inner);
       checks::check_bias(w.bias.down, "weights.bias.down", "[experts, hidden]", experts, hidden);
     }
+    if constexpr (t.ranking == unit_ranking::norm_compensated) {
+      checks::check_pointer(w.unit_norms, "weights.unit_norms",
+                            "[experts, intermediate] float (unit_norms makes them)");
+    }
+    check_common<Layer>(w);
+  }
+
+  /// The same of what every token meets, whichever experts it visits.
+  template <class Layer>
+  static void check_common(feed_forward_weights<Layer> const& w) {
+    constexpr expert_traits t = Layer::expert_traits;
+    constexpr int hidden = Layer::dims.hidden;
     if constexpr (t.shared_intermediate > 0) {
       constexpr int shared = t.shared_intermediate;
       constexpr char const* shared_shape = "[shared intermediate, hidden]";
@@ -321,10 +333,6 @@ struct feed_forward {
       }
     }
     if constexpr (t.output_bias) checks::check_pointer(w.output_bias, "weights.output_bias", "[hidden]");
-    if constexpr (t.ranking == unit_ranking::norm_compensated) {
-      checks::check_pointer(w.unit_norms, "weights.unit_norms",
-                            "[experts, intermediate] float (unit_norms makes them)");
-    }
     if constexpr (t.nulls.vectors() > 0) {
       checks::check_pointer(w.constant_experts.vectors, "weights.constant_experts.vectors",
                             "[constant experts, hidden]");

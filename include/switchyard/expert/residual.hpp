@@ -135,15 +135,19 @@ template <shape Dims, class Expert, class Element>
 struct residual_views : feed_forward_views<Dims, Expert, Element> {
   using change = typename Expert::template change<Element>;
 
+  /// Such a centre: a view of elements, or what `expert::stored_as` stores.
+  template <projection Role>
+  using matrix = typename Expert::template centre<Element, Role>;
+
   /// Gate or up projection: `centre` [intermediate, hidden] or a view of it, and its residuals.
-  static constexpr auto in_proj(weight_view<Element, projection::in> centre, change const& residuals) {
+  static constexpr auto in_proj(matrix<projection::in> const& centre, change const& residuals) {
     return made(centre, residuals);
   }
   static constexpr auto in_proj(Element const* centre, change const& residuals) {
     return in_proj(weight_view<Element, projection::in>::packed(centre, Dims.intermediate, Dims.hidden), residuals);
   }
   /// Down projection: `centre` [hidden, intermediate] or a view of it, and its residuals.
-  static constexpr auto out_proj(weight_view<Element, projection::out> centre, change const& residuals) {
+  static constexpr auto out_proj(matrix<projection::out> const& centre, change const& residuals) {
     return made(centre, residuals);
   }
   static constexpr auto out_proj(Element const* centre, change const& residuals) {
@@ -151,19 +155,20 @@ struct residual_views : feed_forward_views<Dims, Expert, Element> {
   }
   /// The same of low-rank residuals: `units` is U [experts, intermediate, rank], which all projections of an expert share, `features` its
   /// part of V, [experts, rank, hidden].
-  static constexpr auto in_proj(Element const* centre, Element const* units, Element const* features) {
+  template <class Centre>
+  static constexpr auto in_proj(Centre const& centre, Element const* units, Element const* features) {
     return in_proj(centre, change{units, features, Dims.intermediate, Dims.hidden, Expert::rank, false});
   }
   /// `features` is the part of V for down, its transpose: [experts, hidden, rank].
-  static constexpr auto out_proj(Element const* centre, Element const* units, Element const* features) {
+  template <class Centre>
+  static constexpr auto out_proj(Centre const& centre, Element const* units, Element const* features) {
     return out_proj(centre, change{units, features, Dims.hidden, Dims.intermediate, Expert::rank, true});
   }
 
  private:
-  template <projection Role>
-  static constexpr base_plus<weight_view<Element, Role>, change> made(weight_view<Element, Role> centre,
-                                                                      change const& residuals) {
-    centre.expert_stride = 0;
+  template <class Matrix>
+  static constexpr base_plus<Matrix, change> made(Matrix centre, change const& residuals) {
+    if constexpr (Matrix::in_place) centre.expert_stride = 0;
     return {centre, residuals};
   }
 };
@@ -179,7 +184,7 @@ struct residual_views : feed_forward_views<Dims, Expert, Element> {
 ///
 /// Source: Ai et al. 2025, ResMoE: Space-efficient Compression of Mixture of Experts LLMs via Residual Restoration. Its published
 /// inference module adds outputs of the centre and of residuals instead, which is another function; we restore weights, as the paper
-/// describes.
+/// describes. The centre may be quantised, which leaves its bytes too: `residual<stored_as<gated_mlp<silu>, Format>>`.
 template <class Base, class Form = pruned_residuals>
 struct residual : Base {
   using form = switchyard::detail::residual_form<Form>;
@@ -209,7 +214,9 @@ struct residual : Base {
   using change = typename form::template change<Element>;
 
   template <class Element, projection Role>
-  using operand = base_plus<typename Base::template operand<Element, Role>, change<Element>>;
+  using centre = typename Base::template operand<Element, Role>;
+  template <class Element, projection Role>
+  using operand = base_plus<centre<Element, Role>, change<Element>>;
   template <shape Dims, class Expert, class Element>
   using views = residual_views<Dims, Expert, Element>;
 
@@ -251,9 +258,11 @@ struct residual : Base {
   static void check_operand(Operand const& w, char const* matrix, int rows, int columns, bool of_down) {
     auto const what = [&](char const* part) { return std::string("layer::forward, ").append(matrix).append(part); };
     constexpr char const* set = " (layer::in_proj and out_proj set it)";
-    if (w.base.expert_stride != 0) {
-      fail(what(".base.expert_stride"), std::string("0, for all experts share this matrix") + set,
-           std::to_string(w.base.expert_stride));
+    if constexpr (requires { w.base.expert_stride; }) {
+      if (w.base.expert_stride != 0) {
+        fail(what(".base.expert_stride"), std::string("0, for all experts share this matrix") + set,
+             std::to_string(w.base.expert_stride));
+      }
     }
     auto const size = [](int all_rows, int all_columns) {
       return std::to_string(all_rows) + " x " + std::to_string(all_columns);

@@ -94,12 +94,15 @@ struct stored_as : Base {
   template <class Layer>
   static void check_matrices(feed_forward_weights<Layer> const& w) {
     constexpr int hidden = Layer::dims.hidden, inner = Layer::dims.intermediate;
-    constexpr int experts = Layer::dims.experts;
-    if constexpr (Layer::expert_traits.gated) {
-      check_sizes(w.gate_proj.of, "layer::forward, weights.gate_proj", experts, inner, hidden);
-    }
-    check_sizes(w.up_proj.of, "layer::forward, weights.up_proj", experts, inner, hidden);
-    check_sizes(w.down_proj.of, "layer::forward, weights.down_proj", experts, hidden, inner);
+    if constexpr (Layer::expert_traits.gated) check_matrix<Layer>(w.gate_proj, "weights.gate_proj", inner, hidden);
+    check_matrix<Layer>(w.up_proj, "weights.up_proj", inner, hidden);
+    check_matrix<Layer>(w.down_proj, "weights.down_proj", hidden, inner);
+  }
+
+  template <class Layer, class Operand>
+  static void check_matrix(Operand const& w, std::string_view name, int rows, int columns) {
+    std::string const what = "layer::forward, " + std::string(name) + (shares_base<Operand> ? ".base" : "");
+    check_sizes(base_of(w).of, what.c_str(), shares_base<Operand> ? 1 : Layer::dims.experts, rows, columns);
   }
 
   static void check_sizes(Format const& w, char const* what, int experts, int rows, int columns) {

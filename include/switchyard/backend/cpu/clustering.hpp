@@ -43,30 +43,41 @@ inline void check_labels(token_clusters const& clusters, std::int64_t tokens, st
   }
 }
 
-/// The weights of all features by cluster, from the active tokens, but for those that cannot be routed: some feature is no
-/// number, or the cluster does not exist. O(tokens * hidden); the same bits for any number of threads. Clusters that do not
-/// count have weights of 1.
-template <clustering_traits Form, class Element>
-void make_feature_scale(view<Element const> const& rows, std::uint8_t const* active, token_clusters const& clusters,
-                        int hidden, int experts, cpu_context const& context, clustering_memory const& to) {
-  std::int64_t const tokens = rows.rows;
-  parallel_for(context, tokens, [&](std::int64_t token) {
+/// Which tokens count: the active ones, but for those that cannot be routed, because some feature is no number, or the cluster does not
+/// exist.
+template <class Element>
+void count_tokens(view<Element const> const& rows, std::uint8_t const* active, token_clusters const& clusters,
+                  int hidden, int experts, cpu_context const& context, std::uint8_t* counted) {
+  parallel_for(context, rows.rows, [&](std::int64_t token) {
     std::int32_t const label = clusters.labels[token * clusters.choices];
     bool counts = is_active(active, token) && label >= 0 && label < experts;
     Element const* const x = rows.row(token);
     for (int q = 0; counts && q < hidden; ++q) counts = is_finite(static_cast<float>(x[q]));
-    to.counted[token] = counts;
+    counted[token] = counts;
   });
+}
 
+/// `to.counts` from the tokens that count. Returns one more than the largest id in any column, which is where the published code ends its
+/// table.
+inline int count_clusters(std::int64_t tokens, token_clusters const& clusters, int experts,
+                          clustering_memory const& to) {
   std::fill(to.counts, to.counts + experts, 0);
-  int known = 0;  // one more than the largest id in any column, which is where the published code ends its table
+  int known = 0;
   for (std::int64_t token = 0; token < tokens; ++token) {
     if (to.counted[token] == 0) continue;
     std::int32_t const* const label = clusters.labels + token * clusters.choices;
     ++to.counts[label[0]];
     for (int k = 0; k < clusters.choices; ++k) known = std::max(known, label[k] + 1);
   }
-  auto const counts = [&](int c) { return Form.counts_empty ? c < std::min(known, experts) : to.counts[c] > 0; };
+  return known;
+}
+
+/// scale[c][q] = the deviation of feature q in cluster c, of `hidden` features that are all there are or some of them. A feature's sums are
+/// taken in the order of tokens, whatever stands beside it.
+template <clustering_traits Form, class Element>
+void make_deviations(view<Element const> const& rows, token_clusters const& clusters, int hidden, int experts,
+                     cpu_context const& context, clustering_memory const& to) {
+  std::int64_t const tokens = rows.rows;
   auto const add_tokens = [&](int first, int end, auto const& value) {
     for (std::int64_t c = 0; c < experts; ++c) {
       std::fill(to.sums + c * hidden + first, to.sums + c * hidden + end, 0.0);
@@ -93,8 +104,24 @@ void make_feature_scale(view<Element const> const& rows, std::uint8_t const* act
     add_tokens(first, end, [&](float x, std::int64_t at) { return clustering::deviation<Form>(x - to.scale[at]); });
     write_means();
   });
+}
+
+/// The weights of all features by cluster from the deviations in `to.scale`. Clusters that do not count have weights of 1.
+template <clustering_traits Form>
+void deviations_to_weights(int known, int hidden, int experts, clustering_memory const& to) {
+  auto const counts = [&](int c) { return Form.counts_empty ? c < std::min(known, experts) : to.counts[c] > 0; };
   std::copy(to.scale, to.scale + std::int64_t{experts} * hidden, to.dispersion);
   clustering::make_weights<Form>(to.scale, experts, hidden, counts);
+}
+
+/// The weights of all features by cluster, from the tokens that count. O(tokens * hidden); the same bits for any number of threads.
+template <clustering_traits Form, class Element>
+void make_feature_scale(view<Element const> const& rows, std::uint8_t const* active, token_clusters const& clusters,
+                        int hidden, int experts, cpu_context const& context, clustering_memory const& to) {
+  count_tokens(rows, active, clusters, hidden, experts, context, to.counted);
+  int const known = count_clusters(rows.rows, clusters, experts, to);
+  make_deviations<Form>(rows, clusters, hidden, experts, context, to);
+  deviations_to_weights<Form>(known, hidden, experts, to);
 }
 
 /// One over the length of each row of the router weight.

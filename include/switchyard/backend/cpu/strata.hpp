@@ -190,16 +190,16 @@ struct schedule_step<router::climbing<Form, Experts...>> {
   template <class Layer, int Stratum>
   using pass_memory = typename one_pass::template memory<dispatch::pass_layer<Layer, Stratum>>;
 
+  /// What passes leave to each other, and what a pass decides.
   template <class Layer>
-  struct memory : strata_record<typename Layer::element> {
+  struct passes_memory : strata_record<typename Layer::element> {
     typename Layer::element* rows;  // [tokens, hidden]: of one pass, its result in place of its tokens
     std::int32_t* experts;          // [tokens, top_k], and so on: what a pass decided
     float* weights;
     std::uint8_t* dropped;
     std::int64_t *counts, *load;  // [experts]
-    std::byte* of_pass;           // in turn of each
 
-    constexpr memory(carver& from, std::int64_t tokens) {
+    constexpr passes_memory(carver& from, std::int64_t tokens) {
       constexpr shape dims = Layer::dims;
       std::int64_t const pairs = tokens * dims.top_k, matrix = tokens * dims.hidden;
       this->token_of = from.take<std::int32_t>(tokens);
@@ -219,14 +219,37 @@ struct schedule_step<router::climbing<Form, Experts...>> {
       dropped = from.take<std::uint8_t>(pairs);
       counts = from.take<std::int64_t>(dims.experts);
       load = from.take<std::int64_t>(dims.experts);
-      of_pass = from.take<std::byte>(dispatch::bytes_of_largest_pass<Layer, one_pass::template memory>(tokens));
     }
   };
 
   template <class Layer>
+  struct memory : passes_memory<Layer> {
+    std::byte* of_pass;  // in turn of each
+
+    constexpr memory(carver& from, std::int64_t tokens)
+        : passes_memory<Layer>(from, tokens),
+          of_pass(from.take<std::byte>(dispatch::bytes_of_largest_pass<Layer, one_pass::template memory>(tokens))) {}
+  };
+
+  template <class Layer>
   static void run(forward_args<Layer> const& args, cpu_context const& context, memory<Layer>& m) {
+    run_passes(
+        args, context, m,
+        [&]<int Stratum>(forward_args<dispatch::pass_layer<Layer, Stratum>> const& of_pass, names const& called) {
+          if (of_pass.tokens.rows == 0) return false;
+          carver split(m.of_pass);
+          pass_memory<Layer, Stratum> memory_of_pass(split, of_pass.tokens.rows);
+          one_pass::template run<dispatch::pass_layer<Layer, Stratum>>(of_pass, context, memory_of_pass, called);
+          return true;
+        });
+  }
+
+  /// The same where a pass is run by `run_pass<Stratum>(its arguments, names)`, which says whether any token made it.
+  template <class Layer, class RunPass>
+  static void run_passes(forward_args<Layer> const& args, cpu_context const& context, passes_memory<Layer>& m,
+                         RunPass const& run_pass) {
     begin_strata(strata_of<Layer>, args.tokens.rows, args.active, m);
-    dispatch::for_each_pass<Layer>([&]<int Stratum>() { run_pass<Stratum>(args, context, m); });
+    dispatch::for_each_pass<Layer>([&]<int Stratum>() { make_pass<Stratum>(args, context, m, run_pass); });
     end_strata(strata_of<Layer>, args.output, args.active, args.decisions, args.report.passes, args.auxiliary, context,
                m);
   }
@@ -235,22 +258,20 @@ struct schedule_step<router::climbing<Form, Experts...>> {
   template <class Layer>
   static constexpr strata_shape strata_of{Layer::dims.hidden, Layer::dims.experts, Layer::dims.top_k, schedule::strata};
 
-  template <int Stratum, class Layer>
-  static void run_pass(forward_args<Layer> const& args, cpu_context const& context, memory<Layer>& m) {
+  template <int Stratum, class Layer, class RunPass>
+  static void make_pass(forward_args<Layer> const& args, cpu_context const& context, passes_memory<Layer>& m,
+                        RunPass const& run_pass) {
     using pass = dispatch::pass_layer<Layer, Stratum>;
     using element = typename Layer::element;
     constexpr int first_expert = schedule::first_expert(Stratum);
     std::int64_t const tokens = gather_stratum(Stratum, args.tokens, Layer::dims.hidden, context, m, m.rows);
-    if (tokens == 0) return;
     forward_args<pass> of_pass = dispatch::pass_args<Stratum>(args);
     auxiliary_values auxiliary;
     of_pass.tokens = pass::rows(static_cast<element const*>(m.rows), tokens);
     of_pass.output = pass::rows(m.rows, tokens);
     of_pass.decisions = {m.experts, m.weights, m.dropped, m.counts, m.load};
     if (args.auxiliary != nullptr) of_pass.auxiliary = &auxiliary;
-    carver split(m.of_pass);
-    pass_memory<Layer, Stratum> memory_of_pass(split, tokens);
-    one_pass::template run<pass>(of_pass, context, memory_of_pass, {m.token_of, first_expert});
+    if (!run_pass.template operator()<Stratum>(of_pass, names{m.token_of, first_expert})) return;
     layer_norm const* norms = nullptr;
     if constexpr (Form.norms) norms = args.inputs.norm.after;
     finish_pass<element>({.stratum = Stratum,
