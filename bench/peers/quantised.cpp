@@ -33,6 +33,7 @@ struct options {
   int threads = 2;
   std::string filter;
   sy::instruction_set instructions = sy::instruction_set::automatic;
+  int share = 1;  ///< of the usual rounds
   bench::ceilings machine;
   bool agrees = true;
 };
@@ -246,7 +247,7 @@ class comparison {
       }
     }
     for (auto const& [tokens, rounds] : cases) {
-      if (is_line(format, tokens)) at(format, tokens, rounds, bytes, contenders);
+      if (is_line(format, tokens)) at(format, tokens, std::max(rounds / with_.share, 3), bytes, contenders);
     }
     for (std::string const& one : left_out) std::printf("  %s\n", one.c_str());
     std::fflush(stdout);
@@ -370,13 +371,15 @@ int main(int argc, char** argv) {
   if (argc > 1) with.threads = std::atoi(argv[1]);
   if (argc > 2) with.filter = argv[2];
   bool known = argc < 4;
-  for (auto set : {sy::instruction_set::portable, sy::instruction_set::avx2, sy::instruction_set::avx512}) {
-    if (argc == 4 && argv[3] == sy::name_of(set)) known = true, with.instructions = set;
+  for (auto set : {sy::instruction_set::automatic, sy::instruction_set::portable, sy::instruction_set::avx2,
+                   sy::instruction_set::avx512}) {
+    if (argc >= 4 && argv[3] == sy::name_of(set)) known = true, with.instructions = set;
   }
-  if (with.threads < 1 || argc > 4 || !known) {
+  if (argc > 4) with.share = std::atoi(argv[4]);
+  if (with.threads < 1 || with.share < 1 || argc > 5 || !known) {
     std::fputs(
         "usage: quantised_peers_bench [threads, default 2] [only cases whose names contain this, such as olmoe/q4_K or "
-        "tokens:64] [instructions: portable, avx2, avx512]\n",
+        "tokens:64] [instructions: automatic, portable, avx2, avx512] [share of the usual rounds: 3 for a third]\n",
         stderr);
     return 1;
   }
