@@ -54,6 +54,20 @@ if(OpenMP_CXX_FOUND)
   target_compile_options(switchyard_cuda INTERFACE "$<$<COMPILE_LANGUAGE:CUDA>:SHELL:-Xcompiler=${OpenMP_CXX_FLAGS}>")
 endif()
 
+# NCCL, for transport/nccl.hpp: the target switchyard::nccl, where the CUDA toolkit or the system has it. No nvcc is needed for that header.
+find_package(CUDAToolkit QUIET)
+find_path(NCCL_INCLUDE_DIR nccl.h HINTS ${CUDAToolkit_INCLUDE_DIRS})
+find_library(NCCL_LIBRARY nccl HINTS ${CUDAToolkit_LIBRARY_DIR} ${CUDAToolkit_LIBRARY_ROOT}/lib)
+mark_as_advanced(NCCL_INCLUDE_DIR NCCL_LIBRARY)
+if(NCCL_INCLUDE_DIR AND NCCL_LIBRARY AND TARGET CUDA::cudart)
+  add_library(switchyard_nccl INTERFACE)
+  add_library(switchyard::nccl ALIAS switchyard_nccl)
+  target_include_directories(switchyard_nccl SYSTEM INTERFACE ${NCCL_INCLUDE_DIR})
+  target_link_libraries(switchyard_nccl INTERFACE switchyard ${NCCL_LIBRARY} CUDA::cudart)
+else()
+  message(STATUS "switchyard: no NCCL (nccl.h and libnccl), so transport/nccl.hpp is not tested")
+endif()
+
 # switchyard_cuda_program(<target>): a program of ours that has .cu files.
 function(switchyard_cuda_program target)
   target_link_libraries(${target} PRIVATE switchyard::cuda)

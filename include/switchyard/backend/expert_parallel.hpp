@@ -7,6 +7,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string_view>
 
 namespace switchyard {
@@ -21,14 +22,14 @@ struct sizes {
   int ranks = 1;
 };
 
-/// The layer on one rank: a backend of that kind has a specialisation of its own (backend/cpu/expert_parallel.hpp), with
+/// The layer on one rank: a backend of that kind has a specialisation of its own (backend/cpu/expert_parallel.hpp, cuda/expert_parallel.cuh), with
 /// `workspace_bytes<Layer>(sizes)` and `forward(args, context)`.
 template <class Local>
 struct steps {
   static_assert(
       sizeof(Local) == 0,
-      "switchyard: backend::expert_parallel goes around backend::cpu, with switchyard/parallel.hpp. Around this "
-      "backend it does not.");
+      "switchyard: backend::expert_parallel goes around backend::cpu, with switchyard/parallel.hpp, and around "
+      "backend::cuda and backend::hopper, with switchyard/parallel.cuh. Around this backend it does not.");
 };
 
 }  // namespace parallel
@@ -61,6 +62,9 @@ struct expert_parallel {
     /// Parts that a rank's experts are cut into, 1 to `parallel::most_chunks`: while one is computed, rows of the next one come, and
     /// results of the last one go. 0: 1.
     int chunks = 0;
+    /// Where GPUs keep what the host decides and tells: pinned memory, of `host_workspace_bytes`. The CPU takes none. Calls with one and the
+    /// same are on one stream.
+    std::span<std::byte> host_workspace = {};
   };
 
   template <class Layer>
@@ -78,6 +82,17 @@ struct expert_parallel {
   template <class Layer>
   static constexpr std::size_t workspace_bytes(parallel::sizes const& of) {
     return parallel::steps<Local>::template workspace_bytes<Layer>(of);
+  }
+
+  /// The same of `context::host_workspace`.
+  template <class Layer>
+  static constexpr std::size_t host_workspace_bytes(std::int64_t tokens) {
+    return host_workspace_bytes<Layer>(
+        parallel::sizes{.tokens = tokens, .all_tokens = tokens, .rows = tokens * Layer::dims.top_k});
+  }
+  template <class Layer>
+  static constexpr std::size_t host_workspace_bytes(parallel::sizes const& of) {
+    return parallel::steps<Local>::template host_workspace_bytes<Layer>(of);
   }
 
   template <class Layer>

@@ -246,6 +246,7 @@ class group {
 
  private:
   static constexpr int announce_tag = 0;
+  using words = std::vector<std::int64_t, typename Transport::template allocator<std::int64_t>>;
 
   struct announcement {
     facts of_call;
@@ -260,10 +261,8 @@ class group {
   auto* slot(Words& of, int rank) const {
     return of.data() + std::int64_t{rank} * words_of_announcement();
   }
-  announcement& header(std::vector<std::int64_t>& of, int rank) const {
-    return *reinterpret_cast<announcement*>(slot(of, rank));
-  }
-  announcement const& header(std::vector<std::int64_t> const& of, int rank) const {
+  announcement& header(words& of, int rank) const { return *reinterpret_cast<announcement*>(slot(of, rank)); }
+  announcement const& header(words const& of, int rank) const {
     return *reinterpret_cast<announcement const*>(slot(of, rank));
   }
   announcement const& announced(int rank) const { return header(received_, rank); }
@@ -279,8 +278,9 @@ class group {
         header(received_, r) = mine;
       }
     }
-    auto const bytes = static_cast<std::int64_t>(sizeof(std::int64_t)) * (header_words + value_count);
     auto const room = static_cast<std::int64_t>(sizeof(std::int64_t)) * words_of_announcement();
+    auto const bytes =
+        Transport::any_length ? static_cast<std::int64_t>(sizeof(std::int64_t)) * (header_words + value_count) : room;
     start(
         announce_tag,
         [&](int r) {
@@ -325,7 +325,7 @@ class group {
   options options_;
   bool broken_ = false;
   std::vector<message> sends_, receives_;
-  std::vector<std::int64_t> sent_, received_;  // [ranks, words_of_announcement()]
+  words sent_, received_;  // [ranks, words_of_announcement()]
 };
 
 }  // namespace switchyard::parallel

@@ -16,6 +16,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <string_view>
@@ -31,6 +32,9 @@ namespace switchyard::transport {
 class mpi {
  public:
   static constexpr std::string_view name = "mpi";
+  static constexpr bool any_length = true, any_order = true, follows_streams = false;
+  template <class T>
+  using allocator = std::allocator<T>;
 
   /// All ranks of `communicator` make one together; MPI is initialised. Throws `error` where MPI says no.
   explicit mpi(MPI_Comm communicator) {

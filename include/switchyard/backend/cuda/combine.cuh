@@ -16,9 +16,9 @@
 namespace switchyard::cuda {
 
 /// What combining reads and writes, all on the device.
-template <class Element>
+template <class Element, class Row = summed_row<Element>>
 struct combine_args {
-  expert_results<Element> results;
+  expert_results<Element, Row> results;
   bool weighs_input;  ///< rows have their weights already
   view<Element const> tokens;
   pass_size const* pass;  ///< null: all tokens
@@ -64,9 +64,9 @@ __device__ float share_of_token(Element const* token, Element const* mixing, int
 }
 
 /// Reads what belongs to the pairs of a token, a lane one pair, and writes what was decided about them. Called by whole blocks.
-template <int TopK, class Nulls, class Element>
-__device__ __forceinline__ token_pairs<TopK, Nulls> read_pairs(combine_args<Element> const& args, std::int64_t token,
-                                                               bool active) {
+template <int TopK, class Nulls, class Element, class Row>
+__device__ __forceinline__ token_pairs<TopK, Nulls> read_pairs(combine_args<Element, Row> const& args,
+                                                               std::int64_t token, bool active) {
   int const thread = static_cast<int>(threadIdx.x), lane = thread % 32;
   token_pairs<TopK, Nulls> pairs;
   pairs.all_lost = active;
@@ -114,8 +114,9 @@ __device__ __forceinline__ token_pairs<TopK, Nulls> read_pairs(combine_args<Elem
 }
 
 /// What multiplies the shared expert's row of a token. All threads of the block have then read the token.
-template <class Element>
-__device__ __forceinline__ float shared_weight_of(combine_args<Element> const& args, Element const* token, int hidden) {
+template <class Element, class Row>
+__device__ __forceinline__ float shared_weight_of(combine_args<Element, Row> const& args, Element const* token,
+                                                  int hidden) {
   if (args.results.shared_gate == nullptr) return 1.0f;
   float sum = 0.0f;
   for (int h = static_cast<int>(threadIdx.x); h < hidden; h += static_cast<int>(blockDim.x)) {
@@ -132,8 +133,8 @@ __device__ __forceinline__ float shared_weight_of(combine_args<Element> const& a
 /// token could not be routed. A token that is not active gets zeros. Where zeros are replaced by the token's elements, there is nothing
 /// but the rows of experts.
 template <class Element, int TopK, dropped OnDrop, bool OutputBias = false, class Nulls = no_nulls,
-          bool ReplacesZeros = false>
-__global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_args<Element> const args) {
+          bool ReplacesZeros = false, class Row = summed_row<Element>>
+__global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_args<Element, Row> const args) {
   constexpr int width = chunk_bytes / static_cast<int>(sizeof(Element));
   std::int64_t const token = blockIdx.x;
   if (token >= tokens_at_hand(args.tokens.rows, args.pass)) return;
@@ -154,12 +155,12 @@ __global__ void __launch_bounds__(most_combine_threads) combine_rows(combine_arg
 #pragma unroll
       for (int i = 0; i < width; ++i) sum[i] += weight * values[i];
     };
-    auto const read_row = [&](summed_row<Element> const* rows, std::int64_t row) {
+    auto const read_row = [&]<class T>(T const* rows, std::int64_t row) {
       auto const* const chunks = reinterpret_cast<chunk const*>(rows + row * args.results.stride + first);
-      constexpr int each = chunk_bytes / static_cast<int>(sizeof(summed_row<Element>));
+      constexpr int each = chunk_bytes / static_cast<int>(sizeof(T));
 #pragma unroll
       for (int i = 0; i < width / each; ++i) {
-        to_floats<summed_row<Element>>(chunks[i], reinterpret_cast<float(&)[each]>(values[i * each]));
+        to_floats<T>(chunks[i], reinterpret_cast<float(&)[each]>(values[i * each]));
       }
     };
     float token_values[width];

@@ -26,14 +26,14 @@ struct route_step;
 template <class Features>
 struct feature_step;
 
-/// What the experts compute, by `Expert::computation`: `enqueue<Layer>(args, queue, tokens, plan, weights, memory)`.
+/// What the experts compute, by `Expert::computation`: `enqueue<Layer>(args, queue, tokens, plan, memory, pass)`.
 template <class Computation, class Products>
 struct experts_step;
 
-/// What the experts leave for the sum over each token's experts, all on the device.
-template <class Element>
+/// What the experts leave for the sum over each token's experts, all on the device. `Row`: what rows of routed experts are stored as.
+template <class Element, class Row = summed_row<Element>>
 struct expert_results {
-  summed_row<Element> const* rows = nullptr;         ///< [rows, stride]
+  Row const* rows = nullptr;                         ///< [rows, stride]
   summed_row<Element> const* shared_rows = nullptr;  ///< [tokens, stride], null without a shared expert
   std::int64_t stride = 0;                           ///< a multiple of 16 bytes
   Element const* shared_gate = nullptr;              ///< [hidden], null without one

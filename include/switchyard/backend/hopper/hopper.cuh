@@ -42,9 +42,11 @@ class hopper_with : public switchyard::cuda::layer_steps<switchyard::hopper::tun
 
   template <class Layer>
   static void forward(forward_args<Layer> const& args, cuda_context const& where) {
-    switchyard::hopper::check_hopper();
+    check_device();
     steps::template forward<Layer>(args, where);
   }
+
+  static void check_device() { switchyard::hopper::check_hopper(); }
 
   /// What the products of a call are.
   template <class Layer>
