@@ -731,12 +731,10 @@ class pass {
   template <class Operand>
   int least_panel_rows() const {
     cpu_context const& local = context_.local;
-    if (local.least_panel_rows > 0) return local.least_panel_rows;
     if constexpr (cpu::operand_codes<Operand>::exist) {
-      if (local.quantised == quantised_products::tokens_in_int8) {
-        return cpu::integer_panel_kernels_of<Operand>(local.instructions).usual_rows;
-      }
+      if (local.quantised == quantised_products::tokens_in_int8) return INT_MAX;
     }
+    if (local.least_panel_rows > 0) return local.least_panel_rows;
     return cpu::panel_kernels_of<Operand>(local.instructions, local.floats).usual_rows;
   }
   template <class Weights>
