@@ -295,13 +295,13 @@ class group {
   void announce_failure(std::string_view what) noexcept {
 #if defined(__cpp_exceptions)
     try {
-      constexpr int words = transport::most_failure_bytes / static_cast<int>(sizeof(std::int64_t));
+      constexpr int text_words = transport::most_failure_bytes / static_cast<int>(sizeof(std::int64_t));
       char* const text = reinterpret_cast<char*>(values(rank()));
       std::fill_n(text, transport::most_failure_bytes, '\0');
       std::copy_n(what.begin(), std::min<std::size_t>(what.size(), transport::most_failure_bytes - 1), text);
       announcement mine;
       mine.failed = 1;
-      exchange_announcements(mine, words);
+      exchange_announcements(mine, text_words);
     } catch (std::exception const&) {
     }
 #endif
