@@ -137,6 +137,16 @@ class plain {
   std::vector<std::byte> route_space_, space_;
 };
 
+/// What a rank sends at least in a call that sums by rank: rows to other ranks, and rows back to them.
+std::int64_t least_bytes(parallel::group<counted>& group) {
+  std::int64_t rows = 0;
+  for (int r = 0; r < group.ranks(); ++r) {
+    if (r == group.rank()) continue;
+    rows += group.sent_counts(r)[0] + group.received_counts(r)[parallel::most_chunks];
+  }
+  return rows * dims.hidden * 4;
+}
+
 std::vector<float> drawn(std::mt19937& random, std::int64_t count, float scale) {
   std::uniform_real_distribution<float> one(-scale, scale);
   std::vector<float> result(static_cast<std::size_t>(count));
@@ -175,8 +185,9 @@ int main(int count, char** arguments) {
     if (rank == 0) {
       std::printf("%d ranks, one thread each: hidden %d, intermediate %d, %d experts, top %d, float\n", ranks,
                   dims.hidden, dims.intermediate, dims.experts, dims.top_k);
-      std::printf("%8s | %19s | %19s | %19s | %19s | %9s | %6s %6s %6s\n", "tokens", "Alltoallv, ms",
-                  "in order, 1 chunk", "in order, 2 chunks", "by rank, 1 chunk", "plain/our", "MB", "order", "rank");
+      std::printf("%8s | %19s | %19s | %19s | %19s | %9s | %6s %6s %6s %6s\n", "tokens", "Alltoallv, ms",
+                  "in order, 1 chunk", "in order, 2 chunks", "by rank, 1 chunk", "plain/our", "MB", "order", "rank",
+                  "/least");
     }
     auto const here = static_cast<std::int64_t>(group.placement().experts_of(rank).size());
     constexpr std::int64_t matrix = std::int64_t{dims.hidden} * dims.intermediate;
@@ -200,7 +211,7 @@ int main(int count, char** arguments) {
       p.y.assign(p.x.size(), 0.0f);
       std::vector<std::byte> space(across::workspace_bytes(tokens * ranks));
       plain user(p);
-      std::int64_t sent[4] = {};
+      std::int64_t sent[4] = {}, least = 0;
       std::vector<float> outputs[4];
       auto const way = [&](int i) {
         if (i == 0) {
@@ -220,12 +231,13 @@ int main(int count, char** arguments) {
                                  .sums = i == 3 ? parallel::sums::by_rank : parallel::sums::in_order_of_choice,
                                  .chunks = i == 2 ? 2 : 1});
           sent[i] = carrier.bytes;
+          if (i == 3) least = least_bytes(group);
         }
         outputs[i] = p.y;
       };
       std::vector<std::vector<double>> times;
       measure(turns, 4, way, times);
-      double all_bytes[4];
+      double all_bytes[4], all_least = 0.0;
       for (int i = 0; i < 4; ++i) {
         auto const bytes = static_cast<double>(sent[i]);
         MPI_Allreduce(&bytes, &all_bytes[i], 1, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
@@ -233,12 +245,14 @@ int main(int count, char** arguments) {
           if (std::abs(outputs[i][at] - outputs[0][at]) > 1e-4f) std::abort();
         }
       }
+      auto const own_least = static_cast<double>(least);
+      MPI_Allreduce(&own_least, &all_least, 1, MPI_DOUBLE, MPI_SUM, MPI_COMM_WORLD);
       if (rank != 0) continue;
       std::printf("%8lld |", static_cast<long long>(tokens));
       for (auto const& of : times) std::printf(" %8.3f (%8.3f) |", of.front(), of[of.size() / 2]);
-      std::printf(" %4.2f (%4.2f) | %6.2f %6.2f %6.2f\n", times[0].front() / times[1].front(),
+      std::printf(" %4.2f (%4.2f) | %6.2f %6.2f %6.2f %6.3f\n", times[0].front() / times[1].front(),
                   times[0][times[0].size() / 2] / times[1][times[1].size() / 2], all_bytes[0] / 1e6, all_bytes[1] / 1e6,
-                  all_bytes[3] / 1e6);
+                  all_bytes[3] / 1e6, all_least > 0.0 ? all_bytes[3] / all_least : 1.0);
     }
   }
   MPI_Finalize();

@@ -95,11 +95,12 @@ struct quantised_bytes {
   std::uint8_t const* exponents;
 };
 
-/// A layer whose matrices have this format.
+/// A layer whose matrices have this format, or stand elsewhere.
 struct gpu_format {
   std::string name;
   double bits;  ///< of a weight
   void (*enqueue)(gpu_memory const&, quantised_bytes const&, cudaStream_t);
+  std::size_t (*workspace_bytes)(std::int64_t tokens);
 };
 
 /// Layers that differ in how their matrices are stored alone.

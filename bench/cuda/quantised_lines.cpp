@@ -1,13 +1,14 @@
 #include "memory.hpp"
 #include "setup.hpp"
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
-// What quantised experts cost: layers that differ in how their matrices are stored alone, on the same tokens, taking turns with the one
+// What quantised experts cost, and offloaded ones: layers that differ in how, and where, their matrices are stored alone, on the same tokens, taking turns with the one
 // whose matrices are bfloat16. Codes are noise: the formats are checked elsewhere.
 namespace switchyard::bench {
 
@@ -32,9 +33,11 @@ quantised_times measure(gpu_quantised const& of, std::int64_t tokens) {
   quantised_bytes const bytes{reinterpret_cast<std::uint8_t const*>(codes.data()), floats.data(), halves.data(),
                               exponents.data()};
   device_memory<bfloat16> const output(tokens * dims.hidden);
+  std::size_t workspace = of.base.workspace_bytes(tokens);
+  for (gpu_format const& format : of.formats) workspace = std::max(workspace, format.workspace_bytes(tokens));
   std::vector<device_call> calls;
   for (int turn = 0; turn < 2; ++turn) {
-    calls.emplace_back(of.base, tokens, skew::uniform, static_cast<std::uint32_t>(turn), weights);
+    calls.emplace_back(of.base, tokens, skew::uniform, static_cast<std::uint32_t>(turn), weights, workspace);
     calls.back().plan(output.data(), gpu.stream);
   }
   bool const few = tokens <= 64;

@@ -76,37 +76,24 @@ struct matrices {
   }
 };
 
-template <class Format>
-void check_codes() {
-  support::random_numbers random(5);
-  matrices<Format> const w(3, 512, random);
-  for (int row = 0; row < 3; ++row) {
-    for (int column = 0; column < 512; column += 32) {
-      float expected[32];
-      w.all.read(1, row, column, 32, expected);
-      coded_chunk got = {};
-      integer_codes<Format>::chunk(w.all, 1, row, column, 32, got);
-      for (int i = 0; i < 32; ++i) CHECK(got.scale * static_cast<float>(got.codes[i]) - got.least == expected[i]);
-    }
-  }
-}
-
 /// Two gated experts over random rows.
 template <class Format>
 struct problem {
-  static constexpr int rows = 61, experts = 2;
-  int hidden, intermediate;
+  static constexpr int experts = 2;
+  int hidden, intermediate, rows;
   support::random_numbers random{9};
   matrices<Format> gate, up, down;
   std::vector<sy::bfloat16> tokens;
-  std::int32_t const offsets[experts + 1] = {0, 17, rows};
+  std::int32_t const offsets[experts + 1];
 
-  problem(int hidden_size, int intermediate_size)
+  problem(int hidden_size, int intermediate_size, int row_count)
       : hidden(hidden_size),
         intermediate(intermediate_size),
+        rows(row_count),
         gate(intermediate, hidden, random),
         up(intermediate, hidden, random),
-        down(hidden, intermediate, random) {
+        down(hidden, intermediate, random),
+        offsets{0, row_count / 4, row_count} {
     for (int i = 0; i < rows * hidden; ++i) tokens.emplace_back(static_cast<float>(random.normal()));
   }
 
@@ -149,8 +136,8 @@ struct problem {
 };
 
 template <class Format>
-void check_products(int hidden, int intermediate) {
-  problem<Format> const p(hidden, intermediate);
+void check_experts(int hidden, int intermediate, int rows) {
+  problem<Format> const p(hidden, intermediate, rows);
   auto const integers = sy::quantised_products::tokens_in_int8;
   std::vector<float> const got = p.results(sy::instruction_set::portable, integers);
   double const error = support::relative_error(got, p.expected());
@@ -165,62 +152,122 @@ void check_products(int hidden, int intermediate) {
         1e-5);
 }
 
-/// The products of a tile and a panel.
-template <class Operand>
-std::vector<float> products(panel_kernels<Operand> const& kernels, Operand const& weights, int depth,
-                            std::vector<sy::bfloat16> const& tokens) {
-  constexpr int rows = 8;
-  std::vector<float> panel(kernels.width * row_floats(depth)), sums(kernels.features * kernels.width), result;
-  alignas(64) float memory[item_floats];
-  sy::bfloat16 const* first[rows];
-  for (int r = 0; r < rows; ++r) first[r] = tokens.data() + r * depth;
-  kernels.pack(first, rows, kernels.width, depth, panel.data());
-  for (int k = 0; k < depth; k += kernels.depth) {
-    int const length = std::min(kernels.depth, depth - k);
-    ready_weights const ready = kernels.prepare(features_of(weights, 1, 3, 9), k, length, memory);
-    kernels.multiply(ready, panel.data() + k * kernels.width, length, k == 0, sums.data(), {});
-  }
-  for (int f = 0; f < 9; ++f) {
-    for (int r = 0; r < rows; ++r) result.push_back(sums[f * kernels.width + r]);
+/// Rows that are rounded as documented.
+std::vector<double> rounded(std::vector<sy::bfloat16> const& tokens, int depth) {
+  std::vector<double> result;
+  for (std::size_t row = 0; row < tokens.size(); row += depth) {
+    for (int k = 0; k < depth; k += 32) {
+      int const count = std::min(32, depth - k);
+      float most = 0;
+      for (int i = 0; i < count; ++i) most = std::max(most, std::abs(static_cast<float>(tokens[row + k + i])));
+      for (int i = 0; i < count; ++i) {
+        double const code = most == 0 ? 0 : std::nearbyint(static_cast<float>(tokens[row + k + i]) * (127 / most));
+        result.push_back(code * (most / 127));
+      }
+    }
   }
   return result;
 }
 
+template <class Format>
+using operand_of = sy::quantised_matrix<sy::bfloat16, Format>;
+
+/// The products of some rows and features 3 to 11 of the second expert, [rows, 9].
+template <class Format>
+std::vector<float> products(row_kernels<operand_of<Format>> const& kernels, operand_of<Format> const& weights,
+                            int depth, std::vector<sy::bfloat16> const& tokens) {
+  int const rows = static_cast<int>(tokens.size()) / depth;
+  std::vector<float> grouped(rows * row_floats(depth)), result(static_cast<std::size_t>(rows) * 9);
+  std::vector<sy::bfloat16 const*> first;
+  for (int r = 0; r < rows; ++r) first.push_back(tokens.data() + r * depth);
+  kernels.group(first.data(), rows, depth, grouped.data());
+  kernels.multiply(grouped.data(), rows, {depth, 0, depth}, features_of(weights, 1, 3, 9), {}, result.data(), 9);
+  return result;
+}
+
+/// All kernels that this machine has.
+template <class Format>
+std::vector<row_kernels<operand_of<Format>>> all_kernels() {
+  using operand = operand_of<Format>;
+  std::vector<row_kernels<operand>> result{integer_row_kernels_of<operand>(sy::instruction_set::portable)};
+  for (sy::instruction_set set : {sy::instruction_set::avx2, sy::instruction_set::avx512}) {
+    if (set <= sy::best_instruction_set()) result.push_back(integer_row_kernels_of<operand>(set));
+  }
+#if defined(__x86_64__)
+  // Without AVX-VNNI, where there is that.
+  constexpr code_order order = integer_codes<Format>::order;
+  if (sy::instruction_set::avx2 <= sy::best_instruction_set()) {
+    result.push_back({&avx2::group_chunks<sy::bfloat16, order>, &avx2::put_in_chunks<order>, nullptr,
+                      &avx2::multiply_rows_by_integers<operand, avx2::by_pairs>});
+  }
+#endif
+  return result;
+}
+
+template <class Format>
+void check_products(int depth) {
+  support::random_numbers random(5);
+  matrices<Format> const w(12, depth, random);
+  for (int rows : {1, 7, 10}) {
+    std::vector<sy::bfloat16> tokens;
+    for (int i = 0; i < rows * depth; ++i) tokens.emplace_back(static_cast<float>(random.normal()));
+    std::vector<double> const left = rounded(tokens, depth);
+    std::vector<double> expected;
+    for (int r = 0; r < rows; ++r) {
+      for (int f = 3; f < 12; ++f) {
+        double sum = 0;
+        for (int k = 0; k < depth; ++k) sum += left[r * depth + k] * w.at(1, f, k);
+        expected.push_back(sum);
+      }
+    }
+    auto const kernels = all_kernels<Format>();
+    std::vector<float> const first = products(kernels[0], operand_of<Format>(w.all), depth, tokens);
+    CHECK(support::relative_error(first, expected) < 1e-6);
+    for (auto const& of : kernels) {
+      CHECK(support::same_bits(products(of, operand_of<Format>(w.all), depth, tokens), first));
+    }
+    if (rows == 7) {  // a row has its bits whatever stands beside it
+      std::vector<sy::bfloat16> const alone(tokens.begin() + 2 * depth, tokens.begin() + 3 * depth);
+      CHECK(support::same_bits(products(kernels[0], operand_of<Format>(w.all), depth, alone),
+                               std::vector<float>(first.begin() + 18, first.begin() + 27)));
+    }
+  }
+}
+
 }  // namespace
 
-TEST_CASE("codes times scales are the weights of every format with integer products", "[experts][quantised]") {
-  check_codes<q::block_matrix<q::q8_0>>();
-  check_codes<q::block_matrix<q::q4_0>>();
-  check_codes<q::block_matrix<q::q4_K>>();
-  check_codes<q::block_matrix<q::mxfp4_halves>>();
-  check_codes<q::mxfp4>();
-  check_codes<q::int8_channel<float>>();
+TEST_CASE("integer products are those of rounded tokens, with the same bits by every instruction set",
+          "[experts][quantised]") {
+  check_products<q::block_matrix<q::q8_0>>(544);
+  check_products<q::block_matrix<q::q4_0>>(768);
+  check_products<q::block_matrix<q::q4_K>>(768);
+  check_products<q::block_matrix<q::mxfp4_halves>>(64);
+  check_products<q::mxfp4>(1056);
+  check_products<q::int8_channel<float>>(650);
+  check_products<q::int8_channel<float>>(7);
 }
 
-TEST_CASE("integer products are those of the weights but for the rounding of tokens", "[experts][quantised]") {
-  check_products<q::block_matrix<q::q4_K>>(256, 256);
-  check_products<q::int8_channel<float>>(650, 75);
+TEST_CASE("experts by integer products differ from exact ones by what rounding tokens makes", "[experts][quantised]") {
+  check_experts<q::block_matrix<q::q4_K>>(256, 256, 61);
+  check_experts<q::int8_channel<float>>(650, 75, 61);
+  check_experts<q::int8_channel<float>>(650, 75, 6);
 }
 
-TEST_CASE("integer products have the same bits with every instruction set", "[experts][quantised]") {
-  using operand = sy::quantised_matrix<sy::bfloat16, q::block_matrix<q::q4_K>>;
+TEST_CASE("what is no number reaches the integer products of its token alone", "[experts][quantised]") {
+  using format = q::block_matrix<q::q4_K>;
   support::random_numbers random(3);
-  matrices<q::block_matrix<q::q4_K>> const w(12, 768, random);
+  matrices<format> const w(12, 768, random);
   std::vector<sy::bfloat16> tokens;
-  for (int i = 0; i < 8 * 768; ++i) tokens.emplace_back(static_cast<float>(random.normal()));
+  for (int i = 0; i < 5 * 768; ++i) tokens.emplace_back(static_cast<float>(random.normal()));
   std::fill_n(tokens.begin() + 32, 32, sy::bfloat16(0.0f));
-  auto const by = [&](sy::instruction_set set) {
-    return products(integer_panel_kernels_of<operand>(set), operand(w.all), 768, tokens);
-  };
-  std::vector<float> const expected = by(sy::instruction_set::portable);
-  for (sy::instruction_set set : {sy::instruction_set::avx2, sy::instruction_set::avx512}) {
-    if (set <= sy::best_instruction_set()) CHECK(support::same_bits(by(set), expected));
-  }
-  // What is no number reaches the results of its token, and of no other one.
+  auto const kernels = all_kernels<format>();
+  std::vector<float> const expected = products(kernels[0], operand_of<format>(w.all), 768, tokens);
   tokens[768 + 700] = sy::bfloat16(std::numeric_limits<float>::quiet_NaN());
-  for (sy::instruction_set set : {sy::instruction_set::portable, sy::best_instruction_set()}) {
-    std::vector<float> const got = by(set);
-    for (std::size_t i = 0; i < got.size(); ++i) CHECK((i % 8 == 1 ? std::isnan(got[i]) : got[i] == expected[i]));
+  for (auto const& of : kernels) {
+    std::vector<float> const got = products(of, operand_of<format>(w.all), 768, tokens);
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      CHECK((i / 9 == 1 ? std::isnan(got[i]) : got[i] == expected[i]));
+    }
   }
 }
 
@@ -229,15 +276,21 @@ TEST_CASE("integer products are refused where there are none", "[errors][quantis
       sy::layer<sy::shape{32, 16, 2, 1}, sy::router::softmax_top_k, sy::capacity::dropless, sy::expert::mlp<sy::relu>>;
   std::vector<float> x(32), router(64), up(2 * 512), down(2 * 512), y(32);
   std::vector<std::byte> scratch(dense::workspace_bytes(1));
-  CHECK(support::said([&] {
-          dense::forward({.tokens = dense::rows(x.data(), 1),
-                          .weights = {.router = {.weight = router.data()},
-                                      .up_proj = dense::in_proj(up.data()),
-                                      .down_proj = dense::out_proj(down.data())},
-                          .output = dense::rows(y.data(), 1),
-                          .workspace = scratch},
-                         {.quantised = sy::quantised_products::tokens_in_int8});
-        }) ==
+  auto const said = [&](sy::quantised_products how) {
+    return support::said([&] {
+      dense::forward({.tokens = dense::rows(x.data(), 1),
+                      .weights = {.router = {.weight = router.data()},
+                                  .up_proj = dense::in_proj(up.data()),
+                                  .down_proj = dense::out_proj(down.data())},
+                      .output = dense::rows(y.data(), 1),
+                      .workspace = scratch},
+                     {.quantised = how});
+    });
+  };
+  CHECK(said(sy::quantised_products::tokens_in_int8) ==
         "switchyard: layer::forward, context.quantised: expected quantised_products::exact, or experts stored as q8_0, "
         "q4_0, q4_K, mxfp4, mxfp4_halves or int8_channel, got tokens_in_int8 with mlp<relu>");
+  CHECK(said(sy::quantised_products::tokens_in_fp8) ==
+        "switchyard: layer::forward, context.quantised: expected quantised_products::exact or tokens_in_int8 "
+        "(backend::hopper has fp8), got tokens_in_fp8");
 }

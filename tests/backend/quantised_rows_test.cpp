@@ -145,9 +145,14 @@ constexpr int columns = columns_of(Format::whole);
 template <class... Formats>
 constexpr int columns<q::any_of<Formats...>> = columns_of(16);
 
-/// One for each way in which weights come: a block at a time, two, even and odd ones apart, put in order again.
-using multiplied = std::tuple<q::block_matrix<q::q8_0>, q::block_matrix<q::q4_K>, q::mxfp4, q::fp8_block,
+/// One for each way in which weights come: a block at a time, two, even and odd ones apart or, where a row is a multiple of 128, dealt to eight vectors
+/// with a scale for 32 or for 16, put in order again.
+using multiplied = std::tuple<q::block_matrix<q::q8_0>, q::block_matrix<q::q4_K>, q::mxfp4, q::fp8_block, q::nvfp4,
                               q::any_of<q::block_matrix<q::q8_0>, q::nvfp4>>;
+template <class Format>
+constexpr int dealt_columns = Format::whole == 256 ? 512 : 640;
+template <class... Formats>
+constexpr int dealt_columns<q::any_of<Formats...>> = 640;
 
 template <class Format>
 std::vector<float> floats_of(Format const& matrix) {
@@ -221,8 +226,8 @@ TEMPLATE_LIST_TEST_CASE("vectors widen quantised weights to the bits that their 
 TEMPLATE_LIST_TEST_CASE("few rows meet the weights that their format says, whatever stands beside them", "[quantised]",
                         multiplied) {
   arrays of;
-  TestType const matrix = made<TestType>::of(of, columns<TestType>, false);
-  int const depth = matrix.columns;
+  int const depth = GENERATE(columns<TestType>, dealt_columns<TestType>);
+  TestType const matrix = made<TestType>::of(of, depth, false);
   using operand = sy::quantised_matrix<sy::bfloat16, TestType>;
   operand const weights(matrix);
   std::vector<float> const expected = floats_of(matrix);

@@ -1,14 +1,19 @@
+#include <switchyard/core/pack_masked.hpp>
+#include <switchyard/expert/stored_as.hpp>
 #include <switchyard/parallel.hpp>
+#include <switchyard/quantised/blocks.hpp>
+#include <switchyard/quantised/quantise.hpp>
 #include <switchyard/transport/mpi.hpp>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <memory>
 #include <random>
 #include <string>
-#include <tuple>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 /// `mpirun -n <ranks> ranks_of_mpi`: layers on several ranks against the same layers on one device, bit for bit. Every rank makes the whole
@@ -76,7 +81,7 @@ struct model {
         gate_bias{draw.operator()<element>(dims.experts * inner, 0.3f), inner},
         up_bias{draw.operator()<element>(dims.experts * inner, 0.3f), inner},
         down_bias{draw.operator()<element>(dims.experts * hidden, 0.3f), hidden},
-        common(draw.operator()<element>((3 * shared + 8) * hidden, 0.3f)) {}
+        common(draw.operator()<element>((3 * shared + 8) * hidden + inner * hidden, 0.3f)) {}
 
   model of(std::span<int const> experts) const {
     model result = *this;
@@ -102,9 +107,9 @@ struct model {
       if constexpr (Layer::router_traits.bias) w.router.bias = bias.data();
       if constexpr (Layer::router_traits.correction_bias) w.router.correction_bias = bias.data();
     }
-    if constexpr (traits.gated) w.gate_proj = On::in_proj(gate.all.data());
-    w.up_proj = On::in_proj(up.all.data());
-    w.down_proj = On::out_proj(down.all.data());
+    if constexpr (traits.gated) w.gate_proj = stored<On, true>(gate);
+    w.up_proj = stored<On, true>(up);
+    w.down_proj = stored<On, false>(down);
     if constexpr (traits.bias) {
       if constexpr (traits.gated) w.bias.gate = On::in_bias(gate_bias.all.data());
       w.bias.up = On::in_bias(up_bias.all.data());
@@ -119,6 +124,36 @@ struct model {
     if constexpr (traits.nulls.vectors() > 0) w.constant_experts.vectors = common.data() + 3 * shared * hidden;
   }
 
+  /// A projection as the layer has it stored.
+  template <class On, bool In>
+  auto stored(experts_matrix<element> const& from) const {
+    constexpr int rows = In ? dims.intermediate : dims.hidden, columns = In ? dims.hidden : dims.intermediate;
+    using operand = std::conditional_t<In, typename On::weights::in_operand, typename On::weights::out_operand>;
+    int const experts = static_cast<int>(static_cast<std::int64_t>(from.all.size()) / from.of_one);
+    if (experts == 0) return operand{};
+    auto const keep = [&](auto made) {
+      auto const kept = std::make_shared<decltype(made)>(std::move(made));
+      alive.push_back(kept);
+      return kept;
+    };
+    if constexpr (sy::has_sparse_change<operand>) {
+      std::vector<float> change(from.all.begin(), from.all.end());
+      for (std::size_t i = 0; i < change.size(); ++i) change[i] *= i % 4 == 1 ? 1.0f : 0.0f;
+      auto const packed = keep(sy::pack_masked<element>(change.data(), nullptr, experts, rows, columns));
+      if constexpr (In) return On::in_proj(common.data(), packed->view());
+      if constexpr (!In) return On::out_proj(common.data(), packed->view());
+    } else if constexpr (requires(operand w) { w.of; }) {
+      std::vector<float> const dense(from.all.begin(), from.all.end());
+      using format = decltype(operand{}.of);
+      auto const made = keep(sy::quantised::quantise<format>(dense.data(), experts, rows, columns));
+      return operand{made->view()};
+    } else {
+      if constexpr (In) return On::in_proj(from.all.data());
+      if constexpr (!In) return On::out_proj(from.all.data());
+    }
+  }
+
+  mutable std::vector<std::shared_ptr<void>> alive;
   std::vector<float> router, bias;
   experts_matrix<element> gate, up, down, gate_bias, up_bias, down_bias;
   std::vector<element> common;
@@ -226,6 +261,7 @@ struct settings {
   parallel::sums sums = parallel::sums::in_order_of_choice;
   bool padding = false;
   std::int64_t tokens_per_group = 0;
+  std::int64_t (*first)(int rank, int ranks, std::int64_t tokens) = &first_token;
 };
 
 /// A layer of these policies on all ranks, and on one device.
@@ -249,7 +285,7 @@ void compare(transport& carrier, std::string const& title, std::int64_t tokens, 
     args.workspace = workspace;
     alone::forward(args, how.local);
   }
-  std::int64_t const first = first_token(rank, ranks, tokens), count = first_token(rank + 1, ranks, tokens) - first;
+  std::int64_t const first = how.first(rank, ranks, tokens), count = how.first(rank + 1, ranks, tokens) - first;
   for (auto const& [name, where] : placements(Dims.experts, ranks)) {
     parallel::group<transport> group(carrier, where, {.time_out = 120.0});
     model<alone> const part = whole.of(where.experts_of(rank));
@@ -300,11 +336,46 @@ void compare(transport& carrier, std::string const& title, std::int64_t tokens, 
 
 constexpr sy::shape dims{.hidden = 64, .intermediate = 48, .experts = 8, .top_k = 3};
 constexpr sy::shape odd{.hidden = 40, .intermediate = 24, .experts = 7, .top_k = 2};
+constexpr sy::shape blocks{.hidden = 64, .intermediate = 32, .experts = 8, .top_k = 3};
 constexpr sy::shape one{.hidden = 64, .intermediate = 48, .experts = 8, .top_k = 1};
 
 using gated = sy::expert::gated_mlp<sy::silu>;
 using plain = sy::router::softmax_top_k;
 using every = sy::capacity::dropless;
+
+/// Each rank has slots and a queue of its own: what one device with its tokens alone would do.
+void compare_capacity_of_each_rank(transport& carrier) {
+  using capacity = sy::capacity::factor<3, 4>;
+  using alone = sy::layer<dims, plain, capacity, gated>;
+  using shared_out = sy::layer<dims, plain, capacity, gated, across>;
+  std::int64_t const tokens = 20 + carrier.rank();
+  model<alone> const whole(random_numbers{std::mt19937(7)});
+  batch<alone> const own(random_numbers{std::mt19937(static_cast<unsigned>(carrier.rank()))}, tokens);
+  parallel::group<transport> group(carrier, parallel::placement::blocks(dims.experts, carrier.ranks()));
+  model<alone> const part = whole.of(group.placement().experts_of(carrier.rank()));
+  outcome<alone> expected(tokens), got(tokens);
+  std::vector<std::byte> workspace(alone::workspace_bytes(tokens)),
+      shared(shared_out::workspace_bytes(40 * carrier.ranks()));
+  alone::args args{};
+  whole.set<alone>(args);
+  own.set<alone>(args, 0, tokens, false);
+  expected.ask<alone>(args, tokens);
+  args.workspace = workspace;
+  alone::forward(args, {.threads = 1, .least_panel_rows = 1 << 20});
+  shared_out::args of_rank{};
+  part.set<shared_out>(of_rank);
+  own.set<shared_out>(of_rank, 0, tokens, false);
+  got.ask<shared_out>(of_rank, tokens);
+  of_rank.workspace = shared;
+  shared_out::forward(of_rank, {.local = {.threads = 1, .least_panel_rows = 1 << 20},
+                                .group = &group,
+                                .capacity = parallel::capacity_scope::per_rank});
+  check(got.dropped == expected.dropped && got.experts == expected.experts, "capacity per rank: drops");
+  check(same(got.y, expected.y.data()), "capacity per rank: output");
+  std::int64_t dropped = 0;
+  for (auto const d : got.dropped) dropped += d;
+  check(dropped > 0, "capacity per rank: none is dropped");
+}
 
 void compare_layers(transport& carrier) {
   for (std::int64_t const tokens : {0, 1, 5, 37, 200}) {
@@ -312,7 +383,6 @@ void compare_layers(transport& carrier) {
     compare<dims, plain, every, gated, float>(carrier, "plain", tokens, {.chunks = 3, .padding = true});
   }
   compare<dims, plain, every, gated, float>(carrier, "by rank", 37, {.chunks = 2, .sums = parallel::sums::by_rank});
-  compare<dims, plain, every, gated, float>(carrier, "groups", 36, {.tokens_per_group = 0});
 
   // Experts and elements.
   using shared = sy::expert::with_shared<sy::expert::with_bias<gated>, 40, sy::shared_gate::sigmoid>;
@@ -322,6 +392,15 @@ void compare_layers(transport& carrier) {
   compare<odd, plain, every, kept, sy::half>(carrier, "kept units", 40, {.chunks = 4});
   using nulls = sy::expert::with_null_experts<gated, sy::null_experts{.constant = 1, .identity = 1, .zero = 1}>;
   compare<dims, plain, every, nulls, float>(carrier, "null experts", 50, {.chunks = 2});
+
+  using bytes = sy::expert::stored_as<gated, sy::quantised::block_matrix<sy::quantised::q8_0>>;
+  compare<blocks, plain, every, bytes, float>(carrier, "q8_0", 200, {.chunks = 2});
+  compare<blocks, plain, every, bytes, float>(
+      carrier, "q8_0 in int8", 200,
+      {.local = {.threads = 1, .quantised = sy::quantised_products::tokens_in_int8}, .chunks = 2});
+  for (std::int64_t const tokens : {5, 8, 9}) {  // up to 8 tokens meet centre and change apart
+    compare<blocks, plain, every, sy::expert::residual<gated>, float>(carrier, "residuals", tokens, {.chunks = 2});
+  }
 
   // Capacities, over all ranks.
   using sy::capacity::factor;
@@ -333,6 +412,11 @@ void compare_layers(transport& carrier) {
       on_drop<queued<sy::capacity::counting_padding<factor<1, 2>>, sy::queue::token_order>, sy::dropped::input>;
   for (std::int64_t const tokens : {3, 60}) {
     compare<dims, plain, choice_order, gated, float>(carrier, "choice order", tokens, {.chunks = 2, .padding = true});
+    compare<dims, plain, choice_order, gated, float>(
+        carrier, "groups", 4 * tokens * carrier.ranks(),
+        {.padding = true, .tokens_per_group = 4, .first = [](int rank, int ranks, std::int64_t all) {
+           return all / ranks * rank;
+         }});
     compare<dims, plain, priority, gated, float>(carrier, "priority", tokens, {.padding = true});
     compare<dims, plain, token_order, gated, float>(carrier, "token order", tokens, {.padding = true});
   }
@@ -359,6 +443,7 @@ int main(int count, char** arguments) {
   {
     transport carrier(MPI_COMM_WORLD);
     compare_layers(carrier);
+    compare_capacity_of_each_rank(carrier);
     int const own = failures;
     MPI_Allreduce(&own, &failures, 1, MPI_INT, MPI_SUM, MPI_COMM_WORLD);
     if (carrier.rank() == 0) {

@@ -1,13 +1,18 @@
 #include "../erase.cuh"
+#include "../hopper.cuh"
 
 #include <switchyard/expert/stored_as.hpp>
+#include <switchyard/offload.cuh>
+#include <switchyard/offload/host_store.hpp>
 #include <switchyard/quantised/blocks.hpp>
 #include <switchyard/quantised/grouped.hpp>
 #include <switchyard/quantised/scaled.hpp>
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
 
-// Layers of quantised experts, beside the same one with dense ones.
+// Layers of quantised experts, and of offloaded ones, beside the same one with dense ones in memory.
 namespace switchyard::bench {
 
 // Which of the three matrices, of a layer's experts.
@@ -61,15 +66,63 @@ void enqueue_quantised(gpu_memory const& memory, quantised_bytes const& bytes, c
   Layer::forward(args, {.stream = stream});
 }
 
+template <class Layer, class Format>
+gpu_format of_format(char const* name) {
+  return {name, bits_of(Format{}), &enqueue_quantised<Layer, Format>, &Layer::workspace_bytes};
+}
+
+// A layer's experts in pinned memory of the host. They are kept until the program ends, as caches are: the GPU may be gone when static objects
+// are destroyed.
+template <class Layer>
+offload::host_store& pinned_experts() {
+  constexpr std::int64_t bytes = offload::piece<Layer>::bytes, all = Layer::dims.experts * offload::place_bytes(bytes);
+  static offload::host_store& store = *new offload::host_store([] {
+    auto& pieces = *new offload::pinned_memory(all);
+    std::memset(pieces.data(), 0, all);
+    return offload::host_store(
+        {.pieces = pieces.data(), .layers = 1, .experts = Layer::dims.experts, .piece_bytes = bytes});
+  }());
+  return store;
+}
+
+// With room on the device for so many of them.
+template <class Layer, int Places>
+void enqueue_offloaded(gpu_memory const& memory, quantised_bytes const&, cudaStream_t stream) {
+  using cache_type = offload::expert_cache<offload::host_store, offload::lru_with_lookahead, offload::device_memory>;
+  static cache_type& cache = *new cache_type(
+      pinned_experts<Layer>(), {.budget_bytes = Places * offload::place_bytes(offload::piece<Layer>::bytes)});
+  typename Layer::args args{};
+  args.tokens = Layer::rows(memory.input, memory.tokens);
+  args.output = Layer::rows(memory.output, memory.tokens);
+  args.workspace = memory.workspace;
+  args.weights.router.weight = memory.router.weight;
+  args.weights.experts = cache.layer(0);
+  Layer::forward(args, {.stream = stream});
+}
+
+template <class Layer, int Places>
+gpu_format in_cache(char const* name) {
+  return {name, 16.0, &enqueue_offloaded<Layer, Places>, &Layer::workspace_bytes};
+}
+
 template <shape Dims, class... Formats>
 bool compile_quantised(bool small) {
   using dense = expert::gated_mlp<silu>;
   gpu_quantised result;
   result.small = small;
   result.base = erase_planning<quantised_layer<Dims, dense>>();
-  (result.formats.push_back({Formats::name, bits_of(Formats{}),
-                             &enqueue_quantised<quantised_layer<Dims, expert::stored_as<dense, Formats>>, Formats>}),
+  (result.formats.push_back(
+       of_format<quantised_layer<Dims, expert::stored_as<dense, Formats>>, Formats>(Formats::name)),
    ...);
+  if constexpr (on_hopper) {
+    using format = quantised::fp8_block;
+    using widened = quantised_layer<Dims, expert::stored_as<dense, format>>;
+    result.formats.push_back(
+        of_format<on_backend<widened, backend::hopper_with<tokens_in_fp8>>, format>("fp8_block x fp8"));
+  }
+  using offloaded = on_backend<quantised_layer<Dims, dense>, backend::offloaded<gpu_backend>>;
+  result.formats.push_back(in_cache<offloaded, Dims.experts>("offloaded, all"));
+  result.formats.push_back(in_cache<offloaded, Dims.experts / 2>("offloaded, half"));
   compiled_quantised().push_back(result);
   return true;
 }

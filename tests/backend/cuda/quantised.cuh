@@ -30,7 +30,7 @@ namespace q = switchyard::quantised;
 /// Formats whose bytes come through shared memory, in one type, for kernels to be compiled once. Their numbers follow.
 using all_formats = q::any_of<q::block_matrix<q::q8_0>, q::block_matrix<q::q4_0>, q::block_matrix<q::mxfp4_halves>,
                               q::mxfp4, q::int8_channel<float>, q::fp8_tensor<sy::bfloat16>, q::fp8_block, q::nvfp4,
-                              q::int4_packed, q::gptq, q::block_matrix<q::q4_K>, q::block_matrix<q::q6_K>>;
+                              q::int4_packed, q::gptq, q::awq, q::block_matrix<q::q4_K>, q::block_matrix<q::q6_K>>;
 enum stored_format {
   q8_0,
   q4_0,
@@ -42,6 +42,7 @@ enum stored_format {
   nvfp4,
   int4_packed,
   gptq,
+  awq,
   q4_K,
   q6_K
 };
@@ -149,6 +150,15 @@ class quantised_matrices {
         return set(
             [=](std::uint32_t const* words, std::uint32_t const* zeros, sy::half const* scale) {
               return q::gptq{words, zeros, scale, rows, columns};
+            },
+            drawn<std::uint32_t>(count / 8), drawn<std::uint32_t>(groups * rows / 8),
+            scales(sy::half{}, groups * rows));
+      }
+      case awq: {
+        std::size_t const groups = experts * sy::divide_up(columns, 128);
+        return set(
+            [=](std::uint32_t const* words, std::uint32_t const* zeros, sy::half const* scale) {
+              return q::awq{words, zeros, scale, rows, columns};
             },
             drawn<std::uint32_t>(count / 8), drawn<std::uint32_t>(groups * rows / 8),
             scales(sy::half{}, groups * rows));

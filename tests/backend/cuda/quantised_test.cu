@@ -12,7 +12,7 @@ TEST_CASE("on the GPU quantised experts give the bits of the same weights as ele
     }
   }
   // Lines that begin anywhere, and a depth that ends inside of a stage; blocks of 256 have none.
-  for (int format = q8_0; format <= gptq; format += 3) {
+  for (int format = q8_0; format <= awq; format += 3) {
     check_quantised<all_formats, sy::backend::cuda, sy::bfloat16, 96, 32>(20, format, (format + 1) % q4_K,
                                                                           (format + 2) % q4_K);
   }
@@ -26,8 +26,10 @@ TEST_CASE("quantised weights are read once, and without waiting for banks", "[.s
     CHECK(products.size() == 2);
     for (counted_product const& product : products) {
       CAPTURE(format);
-      // Zeros of gptq are a quarter of their sectors, and lines of q6_K begin inside of sectors, not all at the same place.
-      CHECK(product.bytes <= (format == gptq || format == q6_K ? 1.03 : 1.01));
+      // Zeros of gptq and awq are a quarter of their sectors, and lines of q6_K begin inside of sectors, not all at the same place. Gated tiles
+      // of few rows have 32 features of each matrix, which are half of a sector of awq: the next tile reads the other half.
+      bool const halves = format == awq && &product == &products[0];
+      CHECK(product.bytes <= (halves ? 1.85 : format == gptq || format == awq || format == q6_K ? 1.03 : 1.01));
       CHECK(product.conflicts <= (format == q6_K ? 20.0 : 1.0));
       CHECK(product.local_bytes == 0);
     }

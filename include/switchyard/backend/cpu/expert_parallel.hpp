@@ -226,13 +226,12 @@ class pass {
   static constexpr bool learns_first = clusters<Layer> || balances<Layer> || drops_out<Layer>;
 
  public:
-  pass(args_type const& args, Context const& context, facts const& of_call, std::string_view layer, int first_expert,
-       cpu::names const& called, std::byte* memory, std::int64_t bytes)
+  pass(args_type const& args, Context const& context, facts const& of_call, int first_expert, cpu::names const& called,
+       std::byte* memory, std::int64_t bytes)
       : args_(args),
         context_(context),
         all_(*context.group),
         facts_(of_call),
-        layer_(layer),
         first_expert_(first_expert),
         called_(called),
         bytes_(bytes),
@@ -291,7 +290,7 @@ class pass {
 
   /// Tells the others, and looks whether all ranks have memory for all that is known so far.
   void announce(int values) {
-    all_.announce(facts_, layer_, tokens(), bytes_, values);
+    all_.announce(facts_, tokens(), bytes_, values);
     std::int64_t const all_tokens = all_.all_tokens();
     for (int r = 0; r < ranks(); ++r) {
       std::int64_t const rows =
@@ -305,10 +304,10 @@ class pass {
     }
   }
 
-  // Values of a rank: rows kept of each expert, load of each, then sums of auxiliary values.
-  static constexpr int load_at = dims.experts, sums_at = load_at + all_experts;
+  // Values of a rank: rows kept of each expert and load of each, int32, then words with sums of auxiliary values.
+  static constexpr int load_at = dims.experts, sums_at = (load_at + all_experts + 1) / 2;
   static constexpr int sum_count = 6 * all_experts, scalars_at = sums_at + sum_count, value_count = scalars_at + 7;
-  std::int64_t const* kept_of(int rank) const { return all_.values(rank); }
+  std::int32_t const* kept_of(int rank) const { return reinterpret_cast<std::int32_t const*>(all_.values(rank)); }
 
   bool wants_auxiliary() const {
     if constexpr (makes_logits<router_type>) return args_.auxiliary != nullptr;
@@ -459,15 +458,15 @@ class pass {
 
   /// Where this rank's pairs go.
   void plan() {
-    std::int64_t* const kept = all_.values(rank());
+    auto* const kept = reinterpret_cast<std::int32_t*>(all_.values(rank()));
     plan_sends(all_, outgoing(), kept);
-    std::int64_t* const load = kept + load_at;
-    std::fill(load, load + all_experts, std::int64_t{0});
+    std::int32_t* const load = kept + load_at;
+    std::fill(load, load + all_experts, 0);
     for (std::int64_t pair = 0; pair < pairs(); ++pair) {
       if (m_.routed.experts[pair] >= 0) ++load[m_.routed.experts[pair]];
     }
     if constexpr (makes_logits<router_type>) {
-      if (wants_auxiliary()) add_auxiliary(kept);
+      if (wants_auxiliary()) add_auxiliary(all_.values(rank()));
     }
   }
   home_routes outgoing() const {
@@ -553,7 +552,7 @@ class pass {
       std::int64_t count = 0, load = 0;
       for (int r = 0; r < ranks(); ++r) {
         if (e < dims.experts) count += kept_of(r)[e];
-        load += all_.values(r)[load_at + e];
+        load += kept_of(r)[load_at + e];
       }
       if (to.counts != nullptr) to.counts[e] = count;
       if (to.load != nullptr) to.load[e] = load;
@@ -742,6 +741,7 @@ class pass {
   }
   template <class Weights>
   void multiply(cpu_context const& local, int first, int end, Weights const& weights) {
+    if (m_.offsets[first] == m_.offsets[end]) return;
     for (int e = first; e < end; ++e) m_.next_row[e] = e;  // the matrix of each
     cpu::row_ranges const ranges{m_.offsets + first, m_.offsets + first + 1, end - first, m_.next_row + first,
                                  m_.next_row + first};
@@ -815,7 +815,6 @@ class pass {
   Context const& context_;
   std::remove_pointer_t<decltype(Context::group)>& all_;
   facts const& facts_;
-  std::string_view layer_;
   int first_expert_;
   cpu::names called_;
   std::int64_t bytes_;
@@ -866,10 +865,10 @@ struct steps<backend::cpu> {
   static void forward(forward_args<Layer> const& args, Context const& wanted) {
     static_assert(
         std::is_same_v<typename Layer::expert::computation, expert::two_products> &&
-            !requires { Layer::expert::rank; } && !takes_expert_inputs<Layer>,
+            !requires { typename Layer::expert::paths; } && !takes_expert_inputs<Layer>,
         "switchyard: backend::expert_parallel has feed-forward experts with matrices of their own: expert::mlp, "
-        "expert::gated_mlp, what wraps them, expert::stored_as and masked residuals. Experts that are rows "
-        "(expert::neurons), factors of low rank and adapters run on one device.");
+        "expert::gated_mlp, what wraps them, expert::stored_as and expert::residual with restored weights. Experts "
+        "that are rows, expert::low_rank, factored residuals and expert::adapters run on one device.");
     static_assert(Layer::dims.top_k < 1 << pair_word::choice_bits && Layer::dims.experts < 1 << pair_word::expert_bits,
                   "switchyard: backend::expert_parallel numbers choices with 10 bits and experts with 20. Lower "
                   "shape.top_k or shape.experts.");
@@ -883,8 +882,7 @@ struct steps<backend::cpu> {
     carver split(args.workspace.data());
     workspace_use const alone(split.take<std::uint64_t>(1));
     if constexpr (Layer::router::schedule::passes == 1) {
-      detail::pass<Layer, Context>(args, context, of_call, name<Layer>(), 0, {}, rest(args, split), left(args, split))
-          .run();
+      detail::pass<Layer, Context>(args, context, of_call, 0, {}, rest(args, split), left(args, split)).run();
     } else {
       using climbing = cpu::schedule_step<typename Layer::router::schedule>;
       typename climbing::template passes_memory<Layer> m(split, args.tokens.rows);
@@ -894,8 +892,8 @@ struct steps<backend::cpu> {
                              facts of_this = of_call;
                              of_this.value[facts::count - 1] = Stratum;
                              return detail::pass<dispatch::pass_layer<Layer, Stratum>, Context>(
-                                        of_pass, context, of_this, name<Layer>(), called.first_expert, called,
-                                        rest(args, split), left(args, split))
+                                        of_pass, context, of_this, called.first_expert, called, rest(args, split),
+                                        left(args, split))
                                  .run();
                            });
     }

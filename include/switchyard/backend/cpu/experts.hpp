@@ -17,6 +17,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <limits>
 #include <string>
 #include <type_traits>
 
@@ -306,15 +307,14 @@ struct expert_weights {
 /// as many of `row_floats(hidden)`, the tokens as the first product wants them. `results` may stand in the place of `packed` where all experts are
 /// computed at once.
 template <class Operand, class Terms = no_terms>
-void run_products(cpu_context const& context, panel_kernels<Operand> const& kernels, expert_rows const& all,
-                  token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
-                  expert_weights<Operand> const& weights, float* activated, float* packed, float* results,
-                  Terms const& terms = {}) {
+void run_products(cpu_context const& context, row_kernels<Operand> const& few, panel_kernels<Operand> const& kernels,
+                  expert_rows const& all, token_rows<typename Operand::element> const& tokens,
+                  expert_activation const& activation, expert_weights<Operand> const& weights, float* activated,
+                  float* packed, float* results, Terms const& terms = {}) {
   input_projection<Operand> const& in = weights.in;
   Operand const& down = weights.down;
   bias_view<typename Operand::element> const& down_bias = weights.down_bias;
   int const hidden = weights.hidden, intermediate = weights.intermediate;
-  row_kernels<Operand> const few = row_kernels_of<Operand>(context.instructions);
   // Items of panels that meet the same weights follow each other on one worker, in turns of `rows_in_turn` rows.
   int const rows_in_turn = kernels.item_panels * kernels.width,
             most_rows_in_turns = most_panel_rows / rows_in_turn * rows_in_turn;
@@ -438,9 +438,10 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   };
 
   terms.before_in(context, tokens, hidden, activation.gated);
-  cut const in_cut{intermediate,
-                   features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads),
-                   panel_item_features(kernels, activation.gated ? 2 : 1), false};
+  cut const in_cut{
+      intermediate,
+      features_of_item<typename Operand::element>(hidden, intermediate, row_items, context.threads, few.least_values),
+      panel_item_features(kernels, activation.gated ? 2 : 1), false};
   for_each_item(in_cut, in_cut.blocks_in_turn(hidden),
                 [&](expert_rows::item const& item, expert_rows::item const& next_item, auto const& next) {
                   int const e = item.expert;
@@ -489,9 +490,10 @@ void run_products(cpu_context const& context, panel_kernels<Operand> const& kern
   }
 
   terms.before_out(context, intermediate);
-  cut const out_cut{hidden,
-                    features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads),
-                    panel_item_features(kernels, 1), true};
+  cut const out_cut{
+      hidden,
+      features_of_item<typename Operand::element>(intermediate, hidden, row_items, context.threads, few.least_values),
+      panel_item_features(kernels, 1), true};
   int const out_blocks = units_lie_together ? 0 : out_cut.blocks_in_turn(intermediate);
   for_each_item(
       out_cut, out_blocks, [&](expert_rows::item const& item, expert_rows::item const& next_item, auto const& next) {
@@ -545,23 +547,24 @@ template <class Operand, class Terms = no_terms>
 void run_products(cpu_context const& context, row_ranges const& ranges,
                   token_rows<typename Operand::element> const& tokens, expert_activation const& activation,
                   expert_weights<Operand> const& weights, products_memory const& memory, Terms const& terms = {}) {
-  panel_kernels<Operand> const kernels = [&] {
+  bool const by_integers = operand_codes<Operand>::exist && context.quantised == quantised_products::tokens_in_int8;
+  row_kernels<Operand> const few = [&] {
     if constexpr (operand_codes<Operand>::exist) {
-      if (context.quantised == quantised_products::tokens_in_int8) {
-        return integer_panel_kernels_of<Operand>(context.instructions);
-      }
+      if (by_integers) return integer_row_kernels_of<Operand>(context.instructions);
     }
-    return panel_kernels_of<Operand>(context.instructions, context.floats);
+    return row_kernels_of<Operand>(context.instructions);
   }();
-  int const least = context.least_panel_rows > 0 ? context.least_panel_rows : kernels.usual_rows;
+  panel_kernels<Operand> const kernels = panel_kernels_of<Operand>(context.instructions, context.floats);
+  int const usual = context.least_panel_rows > 0 ? context.least_panel_rows : kernels.usual_rows,
+            least = by_integers ? std::numeric_limits<int>::max() : usual;
   if constexpr (has_sparse_change<Operand> && !Terms::any) {
     apart_products<Operand, token_rows<typename Operand::element>, expert_weights<Operand>> const apart(
         context, ranges.begin, ranges.experts, tokens, activation, weights, memory.apart);
     if (apart.fit(least)) return apart.run(memory.activated, memory.results);
   }
   expert_rows const rows{ranges, memory.first_padded_row, memory.first_item, least, kernels.lanes};
-  run_products(context, kernels, rows, tokens, activation, weights, memory.activated, memory.packed, memory.results,
-               terms);
+  run_products(context, few, kernels, rows, tokens, activation, weights, memory.activated, memory.packed,
+               memory.results, terms);
 }
 
 /// The experts of feed-forward blocks: rows of tokens to rows of results.
@@ -603,6 +606,10 @@ struct experts_step<expert::two_products> {
     constexpr bool integers = operand_codes<typename Layer::weights::in_operand>::exist &&
                               operand_codes<typename Layer::weights::out_operand>::exist &&
                               Layer::expert_traits.kept_units == 0;
+    if (context.quantised == quantised_products::tokens_in_fp8) {
+      fail("layer::forward, context.quantised", "quantised_products::exact or tokens_in_int8 (backend::hopper has fp8)",
+           "tokens_in_fp8");
+    }
     if (!integers && context.quantised != quantised_products::exact) {
       fail("layer::forward, context.quantised",
            "quantised_products::exact, or experts stored as q8_0, q4_0, q4_K, mxfp4, mxfp4_halves or int8_channel",

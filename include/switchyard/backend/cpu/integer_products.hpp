@@ -3,11 +3,11 @@
 #include <switchyard/quantised/blocks.hpp>
 #include <switchyard/quantised/scaled.hpp>
 
-#include <algorithm>
 #include <cstdint>
 
 /// What products of quantised weights with tokens of 8 bits are made of. Tokens are cut into chunks of 32 values, which are multiples of
-/// their largest magnitude / 127, to nearest; products of a chunk are summed as integers, and chunk after chunk is added as a float.
+/// their largest magnitude / 127, to nearest; products of a chunk are summed as integers, and become a float. Of 16 chunks
+/// those 8 apart are added, then those 4 apart, then what this makes to the sums of the chunks before; at the end sums 2 apart, and the two.
 namespace switchyard {
 template <class Element, class Format>
 struct quantised_matrix;
@@ -15,14 +15,32 @@ struct quantised_matrix;
 
 namespace switchyard::cpu {
 
-/// 32 neighbouring weights: codes times `scale`, minus `least`.
-struct coded_chunk {
-  std::int8_t codes[32];
-  float scale, least;
+/// Chunks that are multiplied side by side, and values of one.
+inline constexpr int piece_chunks = 16, chunk_depth = 32, integer_piece_depth = piece_chunks * chunk_depth;
+
+/// How the codes of a chunk of weights stand in memory.
+enum class code_order {
+  bytes,   ///< signed
+  halves,  ///< the low halves of 16 bytes, then the high ones
+  pairs,   ///< the low and the high half of a byte in turn
+  planes   ///< the low halves of 32 bytes; the high ones are the next chunk
+};
+enum class scale_form {
+  half_numbers,
+  powers,    ///< of two, E8M0
+  of_rows,   ///< one for each row
+  six_bits,  ///< q4_K: scales and minima of 6 bits times two half numbers for 256 weights
 };
 
-/// Formats whose weights are small integers times a factor of 32 of them: `chunk(weights, expert, row, column, count, to)` gives `count` of
-/// them, 32 but at the end of a row, and `at(weights, expert, row, column)` is where they stand.
+/// Where chunks of a row of weights stand.
+struct code_line {
+  std::uint8_t const* codes;
+  void const* scales;
+};
+
+/// Formats whose weights are small integers times a factor of 32 of them, minus a least value where there is one: `line(weights, expert,
+/// row, chunk)` is where a chunk stands, `code_step` and `scale_step` the bytes to the next one. Codes are unsigned when they are
+/// multiplied, and `zero` stands for none.
 template <class Format>
 struct integer_codes {
   static constexpr bool exist = false;
@@ -30,104 +48,86 @@ struct integer_codes {
 
 template <class Block>
 struct integer_codes_of_blocks {
-  static constexpr bool exist = true;
-  static std::uint8_t const* at(quantised::block_matrix<Block> const& w, int expert, int row, std::int64_t column) {
-    return w.data + expert * w.expert_stride + row * w.row_stride + column / Block::weights * Block::bytes;
-  }
-  /// The low halves of 16 bytes, and then the high ones.
-  template <class Value>
-  static void halves(std::uint8_t const* bytes, Value const& value, std::int8_t* to) {
-    for (int i = 0; i < 16; ++i) to[i] = value(bytes[i] & 15);
-    for (int i = 0; i < 16; ++i) to[16 + i] = value(bytes[i] >> 4);
+  static constexpr bool exist = true, has_least = false;
+  static constexpr int code_step = Block::bytes, scale_step = Block::bytes;
+  template <int CodesAt>
+  static code_line line_of(quantised::block_matrix<Block> const& w, int expert, int row, int chunk) {
+    std::uint8_t const* const block = w.data + expert * w.expert_stride + row * w.row_stride +
+                                      std::int64_t{chunk} * chunk_depth / Block::weights * Block::bytes;
+    return {block + CodesAt, block};
   }
 };
 
 template <>
 struct integer_codes<quantised::block_matrix<quantised::q8_0>> : integer_codes_of_blocks<quantised::q8_0> {
-  static constexpr bool has_least = false;
-  static void chunk(quantised::block_matrix<quantised::q8_0> const& w, int expert, int row, std::int64_t column, int,
-                    coded_chunk& to) {
-    std::uint8_t const* const from = at(w, expert, row, column);
-    to.scale = quantised::half_at(from);
-    for (int i = 0; i < 32; ++i) to.codes[i] = static_cast<std::int8_t>(from[2 + i]);
+  static constexpr code_order order = code_order::bytes;
+  static constexpr scale_form scales = scale_form::half_numbers;
+  static constexpr int zero = 128;
+  static code_line line(quantised::block_matrix<quantised::q8_0> const& w, int expert, int row, int chunk) {
+    return line_of<2>(w, expert, row, chunk);
   }
 };
 
 template <>
 struct integer_codes<quantised::block_matrix<quantised::q4_0>> : integer_codes_of_blocks<quantised::q4_0> {
-  static constexpr bool has_least = false;
-  static void chunk(quantised::block_matrix<quantised::q4_0> const& w, int expert, int row, std::int64_t column, int,
-                    coded_chunk& to) {
-    std::uint8_t const* const from = at(w, expert, row, column);
-    to.scale = quantised::half_at(from);
-    halves(
-        from + 2, [](int code) { return static_cast<std::int8_t>(code - 8); }, to.codes);
+  static constexpr code_order order = code_order::halves;
+  static constexpr scale_form scales = scale_form::half_numbers;
+  static constexpr int zero = 8;
+  static code_line line(quantised::block_matrix<quantised::q4_0> const& w, int expert, int row, int chunk) {
+    return line_of<2>(w, expert, row, chunk);
   }
 };
 
-/// Twice what a code of E2M1 stands for.
-inline constexpr std::int8_t doubled_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+/// 12 more than twice what a code of E2M1 stands for.
+inline constexpr std::uint8_t shifted_e2m1[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 
 template <>
 struct integer_codes<quantised::block_matrix<quantised::mxfp4_halves>>
     : integer_codes_of_blocks<quantised::mxfp4_halves> {
-  static constexpr bool has_least = false;
-  static void chunk(quantised::block_matrix<quantised::mxfp4_halves> const& w, int expert, int row, std::int64_t column,
-                    int, coded_chunk& to) {
-    std::uint8_t const* const from = at(w, expert, row, column);
-    to.scale = 0.5f * quantised::e8m0(from[0]);
-    halves(
-        from + 1, [](int code) { return doubled_e2m1[code]; }, to.codes);
+  static constexpr code_order order = code_order::halves;
+  static constexpr scale_form scales = scale_form::powers;
+  static constexpr int zero = 12;
+  static code_line line(quantised::block_matrix<quantised::mxfp4_halves> const& w, int expert, int row, int chunk) {
+    return line_of<1>(w, expert, row, chunk);
   }
 };
 
+/// A line begins at a block of eight chunks.
 template <>
 struct integer_codes<quantised::block_matrix<quantised::q4_K>> : integer_codes_of_blocks<quantised::q4_K> {
   static constexpr bool has_least = true;
-  static void chunk(quantised::block_matrix<quantised::q4_K> const& w, int expert, int row, std::int64_t column, int,
-                    coded_chunk& to) {
-    std::uint8_t const* const from = at(w, expert, row, column);
-    std::uint8_t const* const s = from + 4;
-    int const j = static_cast<int>(column % 256) / 32;
-    int const scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | s[j - 4] >> 6 << 4;
-    int const least = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | s[j] >> 6 << 4;
-    to.scale = quantised::half_at(from) * static_cast<float>(scale);
-    to.least = quantised::half_at(from + 2) * static_cast<float>(least);
-    std::uint8_t const* const codes = from + 16 + 32 * (j / 2);
-    int const shift = j % 2 == 0 ? 0 : 4;
-    for (int i = 0; i < 32; ++i) to.codes[i] = static_cast<std::int8_t>(codes[i] >> shift & 15);
+  static constexpr code_order order = code_order::planes;
+  static constexpr scale_form scales = scale_form::six_bits;
+  static constexpr int code_step = 18, scale_step = 18;  // of which eight have a meaning
+  static constexpr int zero = 0;
+  static code_line line(quantised::block_matrix<quantised::q4_K> const& w, int expert, int row, int chunk) {
+    return line_of<16>(w, expert, row, chunk);
   }
 };
 
 template <>
 struct integer_codes<quantised::mxfp4> {
   static constexpr bool exist = true, has_least = false;
-  static std::int64_t line(quantised::mxfp4 const& w, int expert, int row) {
-    return (std::int64_t{expert} * w.rows + row) * w.row_stride;
-  }
-  static std::uint8_t const* at(quantised::mxfp4 const& w, int expert, int row, std::int64_t column) {
-    return w.blocks + line(w, expert, row) * (w.columns / 2) + column / 2;
-  }
-  static void chunk(quantised::mxfp4 const& w, int expert, int row, std::int64_t column, int, coded_chunk& to) {
-    std::uint8_t const* const pairs = at(w, expert, row, column);
-    to.scale = 0.5f * quantised::e8m0(w.scales[line(w, expert, row) * (w.columns / 32) + column / 32]);
-    for (int i = 0; i < 16; ++i) {
-      to.codes[2 * i] = doubled_e2m1[pairs[i] & 15];
-      to.codes[2 * i + 1] = doubled_e2m1[pairs[i] >> 4];
-    }
+  static constexpr code_order order = code_order::pairs;
+  static constexpr scale_form scales = scale_form::powers;
+  static constexpr int code_step = 16, scale_step = 1, zero = 12;
+  static code_line line(quantised::mxfp4 const& w, int expert, int row, int chunk) {
+    std::int64_t const first = (std::int64_t{expert} * w.rows + row) * w.row_stride * (w.columns / 32) + chunk;
+    return {w.blocks + first * 16, w.scales + first};
   }
 };
 
 template <class Scale>
 struct integer_codes<quantised::int8_channel<Scale>> {
   static constexpr bool exist = true, has_least = false;
-  static std::int8_t const* at(quantised::int8_channel<Scale> const& w, int expert, int row, std::int64_t column) {
-    return w.weight + (std::int64_t{expert} * w.rows + row) * w.columns + column;
-  }
-  static void chunk(quantised::int8_channel<Scale> const& w, int expert, int row, std::int64_t column, int count,
-                    coded_chunk& to) {
-    to.scale = static_cast<float>(w.scale[std::int64_t{expert} * w.rows + row]);
-    std::copy_n(at(w, expert, row, column), count, to.codes);
+  static constexpr code_order order = code_order::bytes;
+  static constexpr scale_form scales = scale_form::of_rows;
+  static constexpr int code_step = 32, scale_step = 0, zero = 128;
+  using scale = Scale;
+  static code_line line(quantised::int8_channel<Scale> const& w, int expert, int row, int chunk) {
+    std::int64_t const line = std::int64_t{expert} * w.rows + row;
+    return {reinterpret_cast<std::uint8_t const*>(w.weight + line * w.columns + std::int64_t{chunk} * chunk_depth),
+            w.scale + line};
   }
 };
 

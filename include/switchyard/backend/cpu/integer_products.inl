@@ -1,243 +1,581 @@
-// Part of tile.inl: panels of tokens of 8 bits, and their products with quantised weights. See integer_products.hpp.
+// Part of tile.inl: rows of tokens of 8 bits, and their products with quantised weights. See integer_products.hpp.
 //
-// A chunk of 32 elements takes as much room in a panel as floats do. Of these are used: the codes plus 128 of four elements in a word, token
-// after token, eight times; the tokens' scales; the scales times the sums of the codes. Every other chunk begins
-// in the middle of its room, for a power of two apart they would take the same places of the cache.
+// Vectors hold a number of each of some chunks, so that sums of a chunk's products need no other lanes. A row takes `integer_row_floats` for
+// 16 chunks: eight words of four codes of each, the codes of one word after the other; their scales; scales times sums of codes; minus these sums.
 
-inline constexpr int integer_features = 16, integer_tiles = 4, integer_panels = lanes < 16 ? 6 : 4;
-inline constexpr int chunk_depth = 32, chunk_words = 8, chunk_shift = 16;
+inline constexpr int chunk_words = chunk_depth / 4, integer_row_floats = (chunk_words + 3) * piece_chunks;
+static_assert(integer_row_floats <= least_row_floats && integer_row_floats <= integer_piece_depth);
 
-inline float* chunk_at(float* panel, std::int64_t chunk, int width) {
-  return panel + (chunk * chunk_depth + chunk % 2 * chunk_shift) * width;
+typedef std::int16_t pair_sums __attribute__((vector_size(SWITCHYARD_TILE_BYTES)));
+
+SWITCHYARD_TILE_TARGET inline words load_words(void const* from) {
+  words result;
+  __builtin_memcpy(&result, from, sizeof result);
+  return result;
 }
-inline float const* chunk_at(float const* panel, std::int64_t chunk, int width) {
-  return panel + (chunk * chunk_depth + chunk % 2 * chunk_shift) * width;
+/// As many bytes as there are lanes, a word for each.
+SWITCHYARD_TILE_TARGET inline words widen_bytes(std::uint8_t const* from) {
+  typedef std::uint8_t bytes __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 4)));
+  bytes elements;
+  __builtin_memcpy(&elements, from, sizeof elements);
+  return __builtin_convertvector(elements, words);
 }
 
-/// Rounds 32 values of each of some tokens. Products are kept from being contracted, so that all instruction sets give the same bits.
-SWITCHYARD_TILE_TARGET inline void round_chunk(floats const (&values)[chunk_depth], float* to, int width) {
-  floats most = {};
-  for (floats const& value : values) {
-    floats const size = reinterpret_cast<floats>(reinterpret_cast<words>(value) & 0x7fffffffu);
-    words const larger = reinterpret_cast<words>(size > most) | reinterpret_cast<words>(size != size);
-    most =
-        reinterpret_cast<floats>((reinterpret_cast<words>(size) & larger) | (reinterpret_cast<words>(most) & ~larger));
-  }
+/// Where a row of some has 16 chunks: those of all rows stand together.
+template <class Floats>
+inline Floats* piece_of_row(Floats* rows, std::int64_t chunk, int r, int row_count) {
+  return rows + (chunk / piece_chunks * row_count + r) * integer_row_floats;
+}
+
+/// Rounds a chunk of values and puts it where it stands. Products are kept from being contracted, so that all instruction sets
+/// give the same bits.
+template <code_order Order>
+SWITCHYARD_TILE_TARGET inline void put_chunk(float const* values, std::int64_t chunk, int r, int row_count,
+                                             float* rows) {
   constexpr float integer_bits = 12582912.0f;  // added to a small number it leaves the nearest integer in the low bits
-  words const any = reinterpret_cast<words>(most != 0.0f);
-  floats const scale = most / 127.0f, inverse = reinterpret_cast<floats>(reinterpret_cast<words>(127.0f / most) & any);
-  integers sum = {};
-  for (int q = 0; q < chunk_words; ++q) {
-    words word = {};
-    for (int b = 0; b < 4; ++b) {
-      floats product = values[4 * q + b] * inverse;
-      SWITCHYARD_TILE_LOADED(product);
-      words const bits = reinterpret_cast<words>(product + integer_bits);
-      sum += reinterpret_cast<integers>(bits - __builtin_bit_cast(std::uint32_t, integer_bits));
-      word |= ((bits + 128u) & 255u) << (8 * b);
-    }
-    __builtin_memcpy(to + q * width, &word, sizeof word);
+  constexpr int vectors = chunk_depth / lanes;
+  // Magnitudes are in the order of their bits, and what is no number comes after all others.
+  integers most = {};
+  SWITCHYARD_TILE_UNROLL
+  for (int v = 0; v < vectors; ++v) {
+    integers const size = reinterpret_cast<integers>(load_words(values + v * lanes) & 0x7fffffffu);
+    integers const larger = reinterpret_cast<integers>(size > most);
+    most = (size & larger) | (most & ~larger);
   }
-  floats const all = __builtin_convertvector(sum, floats) * scale;
-  __builtin_memcpy(to + 8 * width, &scale, sizeof scale);
-  __builtin_memcpy(to + 9 * width, &all, sizeof all);
+  std::int32_t largest = 0;
+  for (int i = 0; i < lanes; ++i) largest = most[i] > largest ? most[i] : largest;
+  float magnitude;
+  __builtin_memcpy(&magnitude, &largest, sizeof magnitude);
+  float const scale = magnitude / 127.0f, inverse = largest == 0 ? 0.0f : 127.0f / magnitude;
+
+  words sums = {};
+  std::int8_t codes[chunk_depth];
+  SWITCHYARD_TILE_UNROLL
+  for (int v = 0; v < vectors; ++v) {
+    typedef std::int8_t bytes __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 4)));
+    floats product = load_floats(values + v * lanes) * inverse;
+    SWITCHYARD_TILE_LOADED(product);
+    words const bits =
+        reinterpret_cast<words>(product + integer_bits) - __builtin_bit_cast(std::uint32_t, integer_bits);
+    sums += bits;
+    bytes const narrow = __builtin_convertvector(reinterpret_cast<integers>(bits), bytes);
+    __builtin_memcpy(codes + v * lanes, &narrow, sizeof narrow);
+  }
+  std::uint32_t sum = 0;
+  for (int i = 0; i < lanes; ++i) sum += sums[i];
+
+  float* const to = piece_of_row(rows, chunk, r, row_count) + chunk % piece_chunks;
+  for (int q = 0; q < chunk_words; ++q) {
+    if constexpr (Order == code_order::pairs) {
+      std::int8_t const* const from = codes + q % 4 * 8 + q / 4;
+      std::int8_t const word[4] = {from[0], from[2], from[4], from[6]};
+      __builtin_memcpy(to + q * piece_chunks, word, sizeof word);
+    } else {
+      __builtin_memcpy(to + q * piece_chunks, codes + 4 * q, 4);
+    }
+  }
+  to[8 * piece_chunks] = scale;
+  to[9 * piece_chunks] = static_cast<float>(static_cast<std::int32_t>(sum)) * scale;
+  sum = 0u - sum;
+  __builtin_memcpy(to + 10 * piece_chunks, &sum, sizeof sum);
 }
 
-template <class Element>
-SWITCHYARD_TILE_TARGET void pack_chunks(Element const* const* rows, int row_count, int width, std::int64_t depth,
-                                        float* panel) {
+/// Zeroes what stands behind the last chunk of a row.
+inline void end_chunks(std::int64_t depth, int r, int row_count, float* rows) {
+  std::int64_t const last = (depth - 1) / chunk_depth;
+  float* const piece = piece_of_row(rows, last, r, row_count);
+  for (int i = 0; i < integer_row_floats; i += piece_chunks) {
+    for (int c = static_cast<int>(last % piece_chunks) + 1; c < piece_chunks; ++c) piece[i + c] = 0.0f;
+  }
+}
+
+/// Values come in whole chunks, but at the end of a row.
+template <code_order Order>
+SWITCHYARD_TILE_TARGET void put_in_chunks(float const* values, int count, std::int64_t first, int r, int row_count,
+                                          std::int64_t depth, float* to) {
+  for (int i = 0; i < count; i += chunk_depth) {
+    float const* from = values + i;
+    float padded[chunk_depth] = {};
+    if (count - i < chunk_depth) {
+      __builtin_memcpy(padded, from, static_cast<std::size_t>(count - i) * sizeof(float));
+      from = padded;
+    }
+    put_chunk<Order>(from, (first + i) / chunk_depth, r, row_count, to);
+  }
+  if (first + count == depth) end_chunks(depth, r, row_count, to);
+}
+
+template <class Element, code_order Order>
+SWITCHYARD_TILE_TARGET void group_chunks(Element const* const* rows, int row_count, std::int64_t depth, float* to) {
   using loaded = std::conditional_t<std::is_same_v<Element, float>, float, summed_as_float<Element>>;
-  for (std::int64_t k = 0; k < depth; k += chunk_depth) {
-    for (int begin = 0; begin < width; begin += lanes) {
-      floats values[chunk_depth] = {};
+  for (int r = 0; r < row_count; ++r) {
+    for (std::int64_t k = 0; k < depth; k += chunk_depth) {
+      float values[chunk_depth] = {};
       if (k + chunk_depth <= depth) {
-        for (int j = 0; j < chunk_depth; j += lanes) {
-          floats square[lanes] = {};
-          for (int i = 0; i < lanes && begin + i < row_count; ++i) {
-            square[i] = stored<loaded>::load(reinterpret_cast<loaded const*>(rows[begin + i] + k + j), 0);
-          }
-          transpose(square);
-          for (int i = 0; i < lanes; ++i) values[j + i] = square[i];
+        for (int i = 0; i < chunk_depth; i += lanes) {
+          floats const some = stored<loaded>::load(reinterpret_cast<loaded const*>(rows[r] + k + i), 0);
+          __builtin_memcpy(values + i, &some, sizeof some);
         }
       } else {
-        for (int j = 0; k + j < depth; ++j) {
-          for (int i = 0; i < lanes && begin + i < row_count; ++i) {
-            values[j][i] = static_cast<float>(rows[begin + i][k + j]);
-          }
-        }
+        for (int i = 0; k + i < depth; ++i) values[i] = static_cast<float>(rows[r][k + i]);
       }
-      round_chunk(values, chunk_at(panel, k / chunk_depth, width) + begin, width);
+      put_chunk<Order>(values, k / chunk_depth, r, row_count, to);
     }
+    end_chunks(depth, r, row_count, to);
   }
 }
 
-/// Elements come in their order; with the last one of a chunk all are rounded.
-SWITCHYARD_TILE_TARGET inline void put_in_chunk(float const* values, int width, std::int64_t k, std::int64_t depth,
-                                                float* panel) {
-  std::int64_t const chunk = k / chunk_depth;
-  int const number = static_cast<int>(k % chunk_depth);
-  float* const room = panel + chunk * chunk_depth * width;
-  for (int i = 0; i < width; ++i) room[number * width + i] = values[i];
-  if (number + 1 < chunk_depth && k + 1 < depth) return;
-  for (int begin = 0; begin < width; begin += lanes) {
-    floats all[chunk_depth] = {};
-    for (int j = 0; j <= number; ++j) all[j] = load_floats(room + j * width + begin);
-    // What is written lies in the columns that were read.
-    round_chunk(all, chunk_at(panel, chunk, width) + begin, width);
-  }
-}
-
-/// A piece of the weights of a tile. AVX2 multiplies bytes as words of 16 bits: of four, the first and the third, then the others.
-struct integer_tile {
-  static constexpr int chunks = panel_depth / chunk_depth;
-#if defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_TILE_EXPANDS)
-  using code = std::int16_t;
-  SWITCHYARD_TILE_TARGET static void put(std::int8_t const* codes, code* to) {
-    typedef std::int8_t sixteen __attribute__((vector_size(16)));
-    typedef std::int16_t wide __attribute__((vector_size(32)));
-    for (int i = 0; i < chunk_depth; i += 16) {
-      sixteen x;
-      __builtin_memcpy(&x, codes + i, sizeof x);
-#if defined(__clang__)
-      x = __builtin_shufflevector(x, x, 0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
-#else
-      x = __builtin_shuffle(x, sixteen{0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15});
-#endif
-      wide const all = __builtin_convertvector(x, wide);
-      __builtin_memcpy(to + i, &all, sizeof all);
-    }
-  }
-#else
-  using code = std::int8_t;
-  static void put(std::int8_t const* codes, code* to) { __builtin_memcpy(to, codes, chunk_depth); }
-#endif
-  alignas(64) code codes[integer_features][panel_depth];
-  std::int32_t start[chunks][integer_features];  // -128 times the sum of the codes
-  float scale[chunks][integer_features], least[chunks][integer_features];
+/// 16 chunks of a row of weights: words of unsigned codes as those of tokens, or, where instructions multiply no larger ones, the upper four
+/// bits of bytes and then the lower ones.
+template <int Planes>
+struct integer_piece {
+  alignas(64) std::uint32_t codes[Planes * chunk_words][piece_chunks];
+  float scale[piece_chunks], least[piece_chunks];
 };
-static_assert(integer_panels * integer_tiles * integer_features * 2 * lanes * sizeof(float) + sizeof(integer_tile) <=
-              item_floats * sizeof(float));
 
-template <class Operand>
-SWITCHYARD_TILE_TARGET ready_weights prepare_codes(feature_tile<Operand> const& tile, std::int64_t first, int depth,
-                                                   float* memory) {
-  using format = operand_codes<Operand>;
-  auto* const to = reinterpret_cast<integer_tile*>(memory);
-  auto const& weights = tile.weights->of;
-  for (int f = 0; f < integer_features; ++f) {
-    int const row = tile.first + f;
-    bool const any = f < tile.features;
-    // The next piece of the row comes from memory meanwhile, at the end the beginning of the next tile's.
-    bool const is_last = first + depth >= weights.columns;
-    int const next_row = is_last ? row + integer_features : row;
-    if (any && next_row < weights.rows) {
-      std::int64_t const begin = is_last ? 0 : first + depth;
-      std::int64_t const end = begin + panel_depth < weights.columns ? begin + panel_depth : weights.columns;
-      auto const* const last = reinterpret_cast<char const*>(format::at(weights, tile.expert, next_row, end - 1));
-      auto const* from = reinterpret_cast<char const*>(format::at(weights, tile.expert, next_row, begin));
-      for (; from <= last; from += 64) __builtin_prefetch(from, 0, 2);
-    }
-    for (int k = 0; k < depth; k += chunk_depth) {
-      int const c = k / chunk_depth, count = depth - k < chunk_depth ? depth - k : chunk_depth;
-      coded_chunk from = {};
-      if (any) format::chunk(weights, tile.expert, row, first + k, count, from);
-      int sum = 0;
-      for (int i = 0; i < chunk_depth; ++i) sum += from.codes[i];
-      integer_tile::put(from.codes, to->codes[f] + k);
-      to->start[c][f] = -128 * sum;
-      to->scale[c][f] = from.scale;
-      to->least[c][f] = from.least;
-    }
-  }
-  return {to, 0};
-}
-
-/// sum += products of four codes of a feature and those of a vector of tokens.
+/// Each 16 bytes of a vector come from where `at` says.
+template <class At>
+SWITCHYARD_TILE_TARGET inline words load_sixteens(At const& at) {
+  words result;
+#if defined(SWITCHYARD_TILE_EXPANDS) || (defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_EMULATED_TILES))
+  typedef std::uint8_t sixteen __attribute__((vector_size(16), may_alias, aligned(1)));
 #if defined(SWITCHYARD_TILE_EXPANDS)
-struct token_bytes {
-  words all;
-  SWITCHYARD_TILE_TARGET explicit token_bytes(words codes) : all(codes) {}
-};
-SWITCHYARD_TILE_TARGET inline void add_products(token_bytes const& tokens, std::int8_t const* codes, integers& sum) {
-  typedef std::int32_t four_codes __attribute__((may_alias, aligned(1)));
-  asm("vpdpbusd %2%{1to16%}, %1, %0" : "+v"(sum) : "v"(tokens.all), "m"(*reinterpret_cast<four_codes const*>(codes)));
-}
-#elif defined(SWITCHYARD_TILE_HALF)
-struct token_bytes {
-  words even, odd;
-  SWITCHYARD_TILE_TARGET explicit token_bytes(words codes) : even(codes & 0x00ff00ffu), odd(codes >> 8 & 0x00ff00ffu) {}
-};
-SWITCHYARD_TILE_TARGET inline void add_products(token_bytes const& tokens, std::int16_t const* codes, integers& sum) {
-  std::int32_t pairs[2];
-  __builtin_memcpy(pairs, codes, sizeof pairs);
-  integers const even = integers{} + pairs[0], odd = integers{} + pairs[1];
-  integers of_even, of_odd;
-  asm("vpmaddwd %2, %1, %0" : "=x"(of_even) : "x"(tokens.even), "x"(even));
-  asm("vpmaddwd %2, %1, %0" : "=x"(of_odd) : "x"(tokens.odd), "x"(odd));
-  sum += of_even + of_odd;
-}
+  asm("vmovdqu32 %1, %x0" : "=v"(result) : "m"(*reinterpret_cast<sixteen const*>(at(0))));
+  asm("vinserti32x4 $1, %1, %0, %0" : "+v"(result) : "m"(*reinterpret_cast<sixteen const*>(at(1))));
+  asm("vinserti32x4 $2, %1, %0, %0" : "+v"(result) : "m"(*reinterpret_cast<sixteen const*>(at(2))));
+  asm("vinserti32x4 $3, %1, %0, %0" : "+v"(result) : "m"(*reinterpret_cast<sixteen const*>(at(3))));
 #else
-struct token_bytes {
-  integers of[4];
-  explicit token_bytes(words codes) {
-    for (int b = 0; b < 4; ++b) of[b] = reinterpret_cast<integers>(codes >> (8 * b) & 255u);
-  }
-};
-inline void add_products(token_bytes const& tokens, std::int8_t const* codes, integers& sum) {
-  for (int b = 0; b < 4; ++b) sum += tokens.of[b] * static_cast<std::int32_t>(codes[b]);
-}
+  asm("vmovdqu %1, %x0" : "=x"(result) : "m"(*reinterpret_cast<sixteen const*>(at(0))));
+  asm("vinserti128 $1, %1, %0, %0" : "+x"(result) : "m"(*reinterpret_cast<sixteen const*>(at(1))));
 #endif
+#else
+  std::uint8_t bytes[SWITCHYARD_TILE_BYTES];
+  for (int j = 0; j < lanes / 4; ++j) __builtin_memcpy(bytes + 16 * j, at(j), 16);
+  __builtin_memcpy(&result, bytes, sizeof result);
+#endif
+  return result;
+}
 
-/// sums[f][i] (+)= products of the features of a tile and `Vectors` vectors of tokens, chunk after chunk.
-template <int Vectors, bool HasLeast>
-SWITCHYARD_TILE_TARGET void multiply_chunks(ready_weights const& ready, float const* panel, int depth, bool first,
-                                            float* sums, fetched_rows const&) {
-  constexpr int width = Vectors * lanes, together = lanes < 16 ? 2 : 4;
-  auto const& weights = *static_cast<integer_tile const*>(ready.first);
-  auto const bytes_of_four = [](integer_tile const& of, int f, int k)
-                                 SWITCHYARD_TILE_TARGET { return of.codes[f] + k; };
-  for (int begin = 0; begin < integer_features; begin += together) {
-    floats sum[together][Vectors] = {};
-    if (!first) __builtin_memcpy(sum, sums + begin * width, sizeof sum);
-    for (int k = 0; k < depth; k += chunk_depth) {
-      int const c = k / chunk_depth;
-      float const* const chunk = chunk_at(panel, c, width);
-      integers products[together][Vectors];
-      SWITCHYARD_TILE_UNROLL
-      for (int f = 0; f < together; ++f) {
+/// Word i of each 16 bytes of vector j, and word j of vector i change places.
+SWITCHYARD_TILE_TARGET inline void transpose_sixteens(words (&of)[4]) {
+  auto const x = [&](int i) SWITCHYARD_TILE_TARGET { return reinterpret_cast<floats>(of[i]); };
+  floats const a = shuffle_fours<0, 4, 1, 5>(x(0), x(1)), b = shuffle_fours<2, 6, 3, 7>(x(0), x(1));
+  floats const c = shuffle_fours<0, 4, 1, 5>(x(2), x(3)), d = shuffle_fours<2, 6, 3, 7>(x(2), x(3));
+  of[0] = reinterpret_cast<words>(shuffle_fours<0, 1, 4, 5>(a, c));
+  of[1] = reinterpret_cast<words>(shuffle_fours<2, 3, 6, 7>(a, c));
+  of[2] = reinterpret_cast<words>(shuffle_fours<0, 1, 4, 5>(b, d));
+  of[3] = reinterpret_cast<words>(shuffle_fours<2, 3, 6, 7>(b, d));
+}
+
+/// What codes of E2M1 stand for, twice, plus 12.
+SWITCHYARD_TILE_TARGET inline words look_up_e2m1(words codes) {
+#if defined(SWITCHYARD_TILE_EXPANDS) || (defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_EMULATED_TILES))
+  words table, result;
+#if defined(SWITCHYARD_TILE_EXPANDS)
+  asm("vbroadcasti32x4 %1, %0" : "=v"(table) : "m"(shifted_e2m1));
+#else
+  asm("vbroadcasti128 %1, %0" : "=v"(table) : "m"(shifted_e2m1));
+#endif
+  asm("vpshufb %2, %1, %0" : "=v"(result) : "v"(table), "v"(codes));
+  return result;
+#else
+  std::uint8_t bytes[SWITCHYARD_TILE_BYTES];
+  __builtin_memcpy(bytes, &codes, sizeof codes);
+  for (std::uint8_t& byte : bytes) byte = shifted_e2m1[byte];
+  return load_words(bytes);
+#endif
+}
+
+/// The codes of `count` chunks. What comes behind them is multiplied by zeros.
+template <class Codes, bool Whole, int Planes>
+SWITCHYARD_TILE_TARGET inline void prepare_codes(std::uint8_t const* codes, int count, integer_piece<Planes>& to) {
+  constexpr std::uint32_t low_halves = 0x0f0f0f0fu;
+  auto const put = [&](int word, int part, words const& of)
+                       SWITCHYARD_TILE_TARGET { __builtin_memcpy(to.codes[word] + part, &of, sizeof of); };
+  SWITCHYARD_TILE_UNROLL
+  for (int part = 0; part < piece_chunks; part += lanes) {
+    // Lanes 4 j to 4 j + 3 of a chunk's words stand in 16 bytes of four vectors.
+    auto const chunks = [&](int i, int offset) SWITCHYARD_TILE_TARGET {
+      return load_sixteens([&](int j) {
+        int c = part + 4 * j + i;
+        if (!Whole && c >= count) c = count - 1;
+        if constexpr (Codes::order == code_order::planes) return codes + c / 8 * 144 + c % 8 / 2 * 32 + offset;
+        return codes + c * Codes::code_step + offset;
+      });
+    };
+    constexpr bool two_in_byte = Codes::order == code_order::halves || Codes::order == code_order::pairs;
+    SWITCHYARD_TILE_UNROLL
+    for (int half = 0; half < (two_in_byte ? 1 : 2); ++half) {
+      words of[4];
+      if constexpr (Codes::order == code_order::planes) {
+        of[0] = chunks(0, 16 * half), of[2] = chunks(2, 16 * half);
+        of[1] = of[0] >> 4, of[3] = of[2] >> 4;
+      } else {
         SWITCHYARD_TILE_UNROLL
-        for (int v = 0; v < Vectors; ++v) products[f][v] = integers{} + weights.start[c][begin + f];
+        for (int i = 0; i < 4; ++i) of[i] = chunks(i, 16 * half);
       }
+      transpose_sixteens(of);
       SWITCHYARD_TILE_UNROLL
-      for (int q = 0; q < chunk_words; ++q) {
-        SWITCHYARD_TILE_UNROLL
-        for (int v = 0; v < Vectors; ++v) {
-          token_bytes const tokens(reinterpret_cast<words>(load_floats(chunk + q * width + v * lanes)));
-          SWITCHYARD_TILE_UNROLL
-          for (int f = 0; f < together; ++f) {
-            add_products(tokens, bytes_of_four(weights, begin + f, k + 4 * q), products[f][v]);
-          }
-        }
-      }
-      SWITCHYARD_TILE_UNROLL
-      for (int v = 0; v < Vectors; ++v) {
-        floats const scale = load_floats(chunk + chunk_words * width + v * lanes);
-        SWITCHYARD_TILE_UNROLL
-        for (int f = 0; f < together; ++f) {
-          floats product = __builtin_convertvector(products[f][v], floats) * weights.scale[c][begin + f];
-          SWITCHYARD_TILE_LOADED(product);
-          product *= scale;
-          SWITCHYARD_TILE_LOADED(product);
-          if constexpr (HasLeast) {
-            floats subtracted =
-                load_floats(chunk + (chunk_words + 1) * width + v * lanes) * weights.least[c][begin + f];
-            SWITCHYARD_TILE_LOADED(subtracted);
-            product -= subtracted;
-          }
-          sum[f][v] += product;
+      for (int q = 0; q < 4; ++q) {
+        if constexpr (two_in_byte) {
+          words low = of[q] & low_halves, high = of[q] >> 4 & low_halves;
+          if constexpr (Codes::scales == scale_form::powers) low = look_up_e2m1(low), high = look_up_e2m1(high);
+          put(q, part, low);
+          put(4 + q, part, high);
+        } else if constexpr (Codes::order == code_order::planes) {
+          put(4 * half + q, part, of[q] & low_halves);
+        } else {
+          words const all = of[q] ^ 0x80808080u;
+          put(4 * half + q, part, Planes == 1 ? all : all >> 4 & low_halves);
+          if constexpr (Planes == 2) put(chunk_words + 4 * half + q, part, all & low_halves);
         }
       }
     }
-    __builtin_memcpy(sums + begin * width, sum, sizeof sum);
+  }
+}
+
+/// Scales of 16 chunks as they stand: put together one by one, some time before vectors of them are loaded.
+struct found_integer_scales {
+  alignas(64) std::uint8_t bytes[2 * piece_chunks];
+  half halves[piece_chunks];
+  float of_row;
+};
+template <class Codes, bool Whole>
+SWITCHYARD_TILE_TARGET inline void find_integer_scales(void const* scales, int count, found_integer_scales& found) {
+  auto const* const from = static_cast<std::uint8_t const*>(scales);
+  int const known = Whole ? piece_chunks : count;
+  if constexpr (Codes::scales == scale_form::of_rows) {
+    found.of_row = static_cast<float>(*static_cast<typename Codes::scale const*>(scales));
+  } else if constexpr (Codes::scales == scale_form::six_bits) {
+    for (int i = 0; i < (known + 7) / 8; ++i) {
+      std::uint8_t const* const block = from + i * 144;
+      std::uint32_t a, b, c;
+      __builtin_memcpy(&a, block + 4, 4);
+      __builtin_memcpy(&b, block + 8, 4);
+      __builtin_memcpy(&c, block + 12, 4);
+      std::uint32_t const packed[4] = {a & 0x3f3f3f3fu, (c & 0x0f0f0f0fu) | (a >> 2 & 0x30303030u), b & 0x3f3f3f3fu,
+                                       (c >> 4 & 0x0f0f0f0fu) | (b >> 2 & 0x30303030u)};
+      __builtin_memcpy(found.bytes + 8 * i, packed, 8);
+      __builtin_memcpy(found.bytes + 16 + 8 * i, packed + 2, 8);
+      __builtin_memcpy(found.halves + i, block, 2);
+      __builtin_memcpy(found.halves + 2 + i, block + 2, 2);
+    }
+  } else {
+    SWITCHYARD_TILE_UNROLL
+    for (int c = 0; c < known; ++c) {
+      if constexpr (Codes::scales == scale_form::powers) found.bytes[c] = from[c * Codes::scale_step];
+      if constexpr (Codes::scales == scale_form::half_numbers) {
+        __builtin_memcpy(found.halves + c, from + c * Codes::scale_step, sizeof(half));
+      }
+    }
+  }
+}
+template <class Codes, int Planes>
+SWITCHYARD_TILE_TARGET inline void ready_integer_scales(found_integer_scales const& found, integer_piece<Planes>& to) {
+  auto const put = [](floats values, float* at)
+                       SWITCHYARD_TILE_TARGET { __builtin_memcpy(at, &values, sizeof values); };
+  for (int part = 0; part < piece_chunks; part += lanes) {
+    if constexpr (Codes::scales == scale_form::half_numbers) {
+      using in_order = summed_as_float<half>;
+      put(stored<in_order>::load(reinterpret_cast<in_order const*>(found.halves + part), 0), to.scale + part);
+    } else if constexpr (Codes::scales == scale_form::powers) {
+      // As `quantised::e8m0` has them.
+      words const codes = widen_bytes(found.bytes + part);
+      words const special = reinterpret_cast<words>(codes == 0u) | reinterpret_cast<words>(codes == 255u);
+      put(reinterpret_cast<floats>(codes << 23 | (special & 0x00400000u)) * 0.5f, to.scale + part);
+    } else if constexpr (Codes::scales == scale_form::of_rows) {
+      put(floats{} + found.of_row, to.scale + part);
+    } else {
+      auto const of_blocks = [&](int first) SWITCHYARD_TILE_TARGET {
+        floats result;
+        for (int i = 0; i < lanes; ++i) result[i] = static_cast<float>(found.halves[first + (part + i) / 8]);
+        return result;
+      };
+      put(__builtin_convertvector(reinterpret_cast<integers>(widen_bytes(found.bytes + part)), floats) * of_blocks(0),
+          to.scale + part);
+      put(__builtin_convertvector(reinterpret_cast<integers>(widen_bytes(found.bytes + 16 + part)), floats) *
+              of_blocks(2),
+          to.least + part);
+    }
+  }
+}
+
+/// What multiplies bytes. products[r][f] = the sums of the products of some chunks of rows and features.
+#if defined(SWITCHYARD_TILE_EXPANDS) || (defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_EMULATED_TILES))
+/// One instruction for four products and a sum: of AVX-512, or AVX-VNNI's.
+struct by_dots {
+  template <class Codes>
+  static constexpr int planes = 1;
+  template <class Codes, int Rows, int Features>
+  SWITCHYARD_TILE_TARGET static void multiply(integer_piece<1> const* weights, float const* rows, int part,
+                                              integers (&products)[Rows][Features]) {
+    SWITCHYARD_TILE_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      integers const minus_sums =
+          reinterpret_cast<integers>(load_words(rows + r * integer_row_floats + 10 * piece_chunks));
+      SWITCHYARD_TILE_UNROLL
+      for (int f = 0; f < Features; ++f) products[r][f] = minus_sums * Codes::zero;
+    }
+    SWITCHYARD_TILE_UNROLL
+    for (int q = 0; q < chunk_words; ++q) {
+      words codes[Features];
+      SWITCHYARD_TILE_UNROLL
+      for (int f = 0; f < Features; ++f) {
+        codes[f] = load_words(weights[f].codes[q] + part);
+        SWITCHYARD_TILE_LOADED(codes[f]);
+      }
+      SWITCHYARD_TILE_UNROLL
+      for (int r = 0; r < Rows; ++r) {
+        words tokens = load_words(rows + r * integer_row_floats + q * piece_chunks);
+        SWITCHYARD_TILE_LOADED(tokens);
+        SWITCHYARD_TILE_UNROLL
+        for (int f = 0; f < Features; ++f) {
+#if defined(SWITCHYARD_TILE_EXPANDS)
+          asm("vpdpbusd %2, %1, %0" : "+v"(products[r][f]) : "v"(codes[f]), "v"(tokens));
+#else
+          asm("%{vex%} vpdpbusd %2, %1, %0" : "+x"(products[r][f]) : "x"(codes[f]), "x"(tokens));
+#endif
+        }
+      }
+    }
+  }
+};
+#endif
+
+/// Pairs of products as 16 bits, which hold the sums of eight of them where codes have four bits.
+struct by_pairs {
+  template <class Codes>
+  static constexpr int planes = Codes::order == code_order::bytes ? 2 : 1;
+
+  SWITCHYARD_TILE_TARGET static pair_sums pairs(words codes, words tokens) {
+#if defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_TILE_EXPANDS) && !defined(SWITCHYARD_EMULATED_TILES)
+    pair_sums result;
+    asm("vpmaddubsw %2, %1, %0" : "=x"(result) : "x"(codes), "x"(tokens));
+    return result;
+#else
+    pair_sums const even = reinterpret_cast<pair_sums>(codes & 0x00ff00ffu),
+                    odd = reinterpret_cast<pair_sums>(codes >> 8 & 0x00ff00ffu);
+    pair_sums const of_even = reinterpret_cast<pair_sums>(tokens << 8 & 0xff00ff00u) >> 8,
+                    of_odd = reinterpret_cast<pair_sums>(tokens) >> 8;
+    return even * of_even + odd * of_odd;
+#endif
+  }
+  SWITCHYARD_TILE_TARGET static integers sums_of_two(pair_sums of) {
+#if defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_TILE_EXPANDS) && !defined(SWITCHYARD_EMULATED_TILES)
+    integers result;
+    words ones = {};  // nvcc crashes where a vector begins as a sum of constants
+    ones += 0x00010001u;
+    asm("vpmaddwd %2, %1, %0" : "=x"(result) : "x"(of), "x"(ones));
+    return result;
+#else
+    return (reinterpret_cast<integers>(reinterpret_cast<words>(of) << 16) >> 16) +
+           (reinterpret_cast<integers>(of) >> 16);
+#endif
+  }
+
+  template <class Codes, int Rows, int Features>
+  SWITCHYARD_TILE_TARGET static void multiply(integer_piece<planes<Codes>> const* weights, float const* rows, int part,
+                                              integers (&products)[Rows][Features]) {
+    // 2 x 15 x 127 fits eight times, 2 x 24 x 127 five times.
+    constexpr int together = Codes::scales == scale_form::powers ? 4 : 8;
+    for (int plane = 0; plane < planes<Codes>; ++plane) {
+      SWITCHYARD_TILE_UNROLL
+      for (int first = 0; first < chunk_words; first += together) {
+        pair_sums sums[Rows][Features] = {};
+        SWITCHYARD_TILE_UNROLL
+        for (int q = first; q < first + together; ++q) {
+          words codes[Features];
+          SWITCHYARD_TILE_UNROLL
+          for (int f = 0; f < Features; ++f) codes[f] = load_words(weights[f].codes[plane * chunk_words + q] + part);
+          SWITCHYARD_TILE_UNROLL
+          for (int r = 0; r < Rows; ++r) {
+            words const tokens = load_words(rows + r * integer_row_floats + q * piece_chunks);
+            SWITCHYARD_TILE_UNROLL
+            for (int f = 0; f < Features; ++f) sums[r][f] += pairs(codes[f], tokens);
+          }
+        }
+        SWITCHYARD_TILE_UNROLL
+        for (int r = 0; r < Rows; ++r) {
+          integers before = {};
+          if (plane == 0 && first == 0) {
+            before =
+                reinterpret_cast<integers>(load_words(rows + r * integer_row_floats + 10 * piece_chunks)) * Codes::zero;
+          }
+          SWITCHYARD_TILE_UNROLL
+          for (int f = 0; f < Features; ++f) {
+            integers sum = sums_of_two(sums[r][f]);
+            if (plane + 1 < planes<Codes>) sum *= 16;
+            products[r][f] = plane == 0 && first == 0 ? before + sum : products[r][f] + sum;
+          }
+        }
+      }
+    }
+  }
+};
+
+/// Every other `Block` lanes of x, and then of y: the first ones, or the second.
+template <int Block, bool Second, int... Lane>
+SWITCHYARD_TILE_TARGET inline floats every_other(floats x, floats y, std::integer_sequence<int, Lane...>) {
+  constexpr int half = lanes / 2, from = Second ? Block : 0;
+#if defined(__clang__)
+  return __builtin_shufflevector(x, y,
+                                 (Lane / half * lanes + Lane % half / Block * 2 * Block + from + Lane % Block)...);
+#else
+  return __builtin_shuffle(x, y,
+                           words{static_cast<std::uint32_t>(Lane / half * lanes + Lane % half / Block * 2 * Block +
+                                                            from + Lane % Block)...});
+#endif
+}
+template <int Block>
+SWITCHYARD_TILE_TARGET inline floats add_every_other(floats x, floats y) {
+  constexpr auto all = std::make_integer_sequence<int, lanes>{};
+  return every_other<Block, false>(x, y, all) + every_other<Block, true>(x, y, all);
+}
+
+/// Features whose sums make a vector.
+inline constexpr int features_of_vector = lanes / 4;
+/// The products of 16 chunks, those that are 8 apart added, then those that are 4 apart: four of each feature.
+SWITCHYARD_TILE_TARGET inline floats fold_chunks(floats const (&of)[features_of_vector][piece_chunks / lanes]) {
+#if SWITCHYARD_TILE_BYTES == 64
+  return add_every_other<4>(add_every_other<8>(of[0][0], of[1][0]), add_every_other<8>(of[2][0], of[3][0]));
+#elif SWITCHYARD_TILE_BYTES == 32
+  return add_every_other<4>(of[0][0] + of[0][1], of[1][0] + of[1][1]);
+#else
+  return (of[0][0] + of[0][2]) + (of[0][1] + of[0][3]);
+#endif
+}
+
+/// sums[r][f][4] (+)= products of some rows and features. Inlined, g++ 12 keeps sums in memory.
+template <class Codes, class Multiplier, int Rows, int Features, class Piece>
+SWITCHYARD_TILE_TARGET __attribute__((noinline)) void add_chunk_products(Piece const* weights, float const* rows,
+                                                                         bool first, float* sums,
+                                                                         std::int64_t sums_stride) {
+  static_assert(Features % features_of_vector == 0);
+  floats all[Rows][Features / features_of_vector][features_of_vector][piece_chunks / lanes];
+  SWITCHYARD_TILE_UNROLL
+  for (int part = 0; part < piece_chunks; part += lanes) {
+    integers products[Rows][Features];
+    Multiplier::template multiply<Codes>(weights, rows + part, part, products);
+    SWITCHYARD_TILE_UNROLL
+    for (int r = 0; r < Rows; ++r) {
+      float const* const of_row = rows + r * integer_row_floats + part;
+      floats const scale = load_floats(of_row + 8 * piece_chunks);
+      SWITCHYARD_TILE_UNROLL
+      for (int f = 0; f < Features; ++f) {
+        floats product = __builtin_convertvector(products[r][f], floats) * load_floats(weights[f].scale + part);
+        SWITCHYARD_TILE_LOADED(product);
+        product *= scale;
+        SWITCHYARD_TILE_LOADED(product);
+        if constexpr (Codes::has_least) {
+          floats subtracted = load_floats(of_row + 9 * piece_chunks) * load_floats(weights[f].least + part);
+          SWITCHYARD_TILE_LOADED(subtracted);
+          product -= subtracted;
+        }
+        all[r][f / features_of_vector][f % features_of_vector][part / lanes] = product;
+      }
+    }
+  }
+  SWITCHYARD_TILE_UNROLL
+  for (int r = 0; r < Rows; ++r) {
+    SWITCHYARD_TILE_UNROLL
+    for (int v = 0; v < Features / features_of_vector; ++v) {
+      float* const at = sums + r * sums_stride + v * lanes;
+      floats sum = fold_chunks(all[r][v]);
+      if (!first) sum += load_floats(at);
+      __builtin_memcpy(at, &sum, sizeof sum);
+    }
+  }
+}
+
+/// The sums of four times four sums: those 2 apart are added first.
+SWITCHYARD_TILE_TARGET inline quad sums_of_chunks(float const* sums) {
+  quad four[4];
+  __builtin_memcpy(four, sums, sizeof four);
+  auto const two = [](quad x, quad y) SWITCHYARD_TILE_TARGET {
+    return portable::shuffle_fours<0, 4, 1, 5>(x, y) + portable::shuffle_fours<2, 6, 3, 7>(x, y);
+  };
+  quad const first = two(four[0], four[1]), second = two(four[2], four[3]);
+  return portable::shuffle_fours<0, 1, 4, 5>(first, second) + portable::shuffle_fours<2, 3, 6, 7>(first, second);
+}
+
+/// to[r][f] = row r . feature f, for rows in chunks. Weights of eight features far from each other, 512 deep, are made ready in the first-level
+/// cache, where all rows meet them; what stands at the same place of the features behind them is fetched meanwhile.
+template <class Operand, class Multiplier>
+SWITCHYARD_TILE_TARGET void multiply_rows_by_integers(float const* rows, int row_count, depth_slice const& slice,
+                                                      feature_tile<Operand> const& tile,
+                                                      feature_tile<Operand> const& next, float* to,
+                                                      std::int64_t stride) {
+  using codes = operand_codes<Operand>;
+  constexpr int streams = 8, most_together = 4, beside = lanes < 16 ? 2 : 4;
+  int const chunks = static_cast<int>((slice.depth + chunk_depth - 1) / chunk_depth);
+  int const each = (tile.features + streams - 1) / streams, each_next = (next.features + streams - 1) / streams;
+  integer_piece<Multiplier::template planes<codes>> pieces[streams];
+  found_integer_scales found[streams] = {};
+  alignas(64) float sums[item_rows * streams * 4];
+  alignas(64) std::uint8_t last_codes[codes::order == code_order::bytes ? integer_piece_depth : 1] = {};
+  for (int i = 0; i < each; ++i) {
+    for (int first = 0; first < chunks; first += piece_chunks) {
+      int const left = chunks - first;
+      bool const whole = left >= piece_chunks;
+      code_line lines[streams];
+      SWITCHYARD_TILE_UNROLL
+      for (int s = 0; s < streams; ++s) {
+        int const f = s * each + i < tile.features ? s * each + i : tile.features - 1;
+        lines[s] = codes::line(tile.weights->of, tile.expert, tile.first + f, first);
+        if (whole) {
+          find_integer_scales<codes, true>(lines[s].scales, piece_chunks, found[s]);
+        } else {
+          found[s] = {};
+          find_integer_scales<codes, false>(lines[s].scales, left, found[s]);
+        }
+      }
+      for (int s = 0; s < streams; ++s) {
+        if (whole) {
+          prepare_codes<codes, true>(lines[s].codes, piece_chunks, pieces[s]);
+        } else {
+          std::uint8_t const* from = lines[s].codes;
+          if constexpr (codes::order == code_order::bytes && codes::scales == scale_form::of_rows) {
+            if (slice.depth % chunk_depth != 0) {  // no byte behind the last one may be read
+              __builtin_memcpy(last_codes, from, static_cast<std::size_t>(slice.depth - first * chunk_depth));
+              from = last_codes;
+            }
+          }
+          prepare_codes<codes, false>(from, left, pieces[s]);
+        }
+        code_line later = lines[s];
+        if (i + 1 < each) {
+          if (s * each + i + 1 < tile.features) {
+            later = codes::line(tile.weights->of, tile.expert, tile.first + s * each + i + 1, first);
+          }
+        } else if (s * each_next < next.features) {
+          later = codes::line(next.weights->of, next.expert, next.first + s * each_next, first);
+        }
+        constexpr int bytes = piece_chunks * codes::code_step;
+        SWITCHYARD_TILE_UNROLL
+        for (int b = 0; b < bytes; b += 64) __builtin_prefetch(later.codes + b, 0, 2);
+        if constexpr (codes::scale_step == 1) __builtin_prefetch(later.scales, 0, 2);
+      }
+      for (int s = 0; s < streams; ++s) ready_integer_scales<codes>(found[s], pieces[s]);
+
+      for (int s = 0; s < streams; s += beside) {
+        auto const add = [&]<int Rows>(std::integral_constant<int, Rows>, int r) SWITCHYARD_TILE_TARGET {
+          add_chunk_products<codes, Multiplier, Rows, beside>(pieces + s, piece_of_row(rows, first, r, row_count),
+                                                              first == 0, sums + (r * streams + s) * 4, streams * 4);
+        };
+        int r = 0;
+        for (; r + most_together <= row_count; r += most_together) add(std::integral_constant<int, most_together>{}, r);
+        if (row_count - r == 3) add(std::integral_constant<int, 3>{}, r);
+        if (row_count - r == 2) add(std::integral_constant<int, 2>{}, r);
+        if (row_count - r == 1) add(std::integral_constant<int, 1>{}, r);
+      }
+    }
+    for (int r = 0; r < row_count; ++r) {
+      for (int s = 0; s < streams; s += 4) {
+        quad const products = sums_of_chunks(sums + (r * streams + s) * 4);
+        for (int n = 0; n < 4 && (s + n) * each + i < tile.features; ++n) {
+          to[r * stride + (s + n) * each + i] = products[n];
+        }
+      }
+    }
   }
 }

@@ -116,45 +116,6 @@ panel_kernels<Operand> panel_kernels_of(instruction_set set, float_products floa
 }
 #undef SWITCHYARD_PANEL_KERNELS
 
-/// The kernels of integer products. `set` must not be `automatic`.
-template <class Operand>
-panel_kernels<Operand> integer_panel_kernels_of(instruction_set set) {
-  using element = typename Operand::element;
-  constexpr bool has_least = operand_codes<Operand>::has_least;
-#define SWITCHYARD_INTEGER_KERNELS(space)        \
-  return {space::lanes,                          \
-          2 * space::lanes,                      \
-          space::integer_features,               \
-          panel_depth,                           \
-          space::integer_panels,                 \
-          space::integer_tiles,                  \
-          false,                                 \
-          1,                                     \
-          false,                                 \
-          16,                                    \
-          &nothing,                              \
-          &nothing,                              \
-          &space::pack_chunks<element>,          \
-          &space::put_in_chunk,                  \
-          &space::put_rows,                      \
-          nullptr,                               \
-          &space::prepare_codes<Operand>,        \
-          &space::multiply_chunks<2, has_least>, \
-          &space::multiply_chunks<1, has_least>};
-#if defined(__x86_64__)
-  if (set >= instruction_set::avx512 && multiplies_bytes()) {
-    SWITCHYARD_INTEGER_KERNELS(avx512)
-  }
-  if (set >= instruction_set::avx2) {
-    SWITCHYARD_INTEGER_KERNELS(avx2)
-  }
-#else
-  (void)set;
-#endif
-  SWITCHYARD_INTEGER_KERNELS(portable)
-#undef SWITCHYARD_INTEGER_KERNELS
-}
-
 /// What happens between the two products: `activate` of tile.inl.
 struct expert_activation {
   bool gated;

@@ -26,6 +26,7 @@ struct row_kernels {
   /// weights are restored as fast.
   void (*add_change)(float const* rows, int row_count, std::int64_t depth, feature_tile<Operand> const& weights,
                      float* to, std::int64_t stride) = nullptr;
+  int least_values = 8;  ///< `put` takes a multiple of so many of a row, but for the last ones
 };
 
 #define SWITCHYARD_ROW_KERNELS(space)                                                                               \
@@ -39,6 +40,8 @@ struct row_kernels {
     if constexpr (std::is_same_v<order, element>) kernels.group = &space::group_rows<element>;                      \
     if constexpr (space::restored<Operand>::multiplies_changes)                                                     \
       kernels.add_change = &space::restored<Operand>::add_change;                                                   \
+    if constexpr (requires { space::restored<Operand>::take_dealt(kernels); })                                      \
+      space::restored<Operand>::take_dealt(kernels);                                                                \
     return kernels;                                                                                                 \
   }
 /// `set` must not be `automatic`.
@@ -58,6 +61,35 @@ row_kernels<Operand> row_kernels_of(instruction_set set) {
   SWITCHYARD_ROW_KERNELS(portable)
 }
 #undef SWITCHYARD_ROW_KERNELS
+
+/// The kernels of integer products, for any number of rows. `set` must not be `automatic`.
+template <class Operand>
+row_kernels<Operand> integer_row_kernels_of(instruction_set set) {
+  using element = typename row_kernels<Operand>::element;
+  constexpr code_order order = operand_codes<Operand>::order;
+#define SWITCHYARD_INTEGER_KERNELS(space, Multiplier)                    \
+  return {&space::group_chunks<element, order>,                          \
+          &space::put_in_chunks<order>,                                  \
+          nullptr,                                                       \
+          &space::multiply_rows_by_integers<Operand, space::Multiplier>, \
+          nullptr,                                                       \
+          chunk_depth};
+#if defined(__x86_64__) && !defined(SWITCHYARD_EMULATED_TILES)
+  if (set >= instruction_set::avx512 && multiplies_bytes(set)) {
+    SWITCHYARD_INTEGER_KERNELS(avx512, by_dots)
+  }
+  if (set >= instruction_set::avx2 && multiplies_bytes(instruction_set::avx2)) {
+    SWITCHYARD_INTEGER_KERNELS(avx2, by_dots)
+  }
+  if (set >= instruction_set::avx2) {
+    SWITCHYARD_INTEGER_KERNELS(avx2, by_pairs)
+  }
+#else
+  (void)set;
+#endif
+  SWITCHYARD_INTEGER_KERNELS(portable, by_pairs)
+#undef SWITCHYARD_INTEGER_KERNELS
+}
 
 /// The kernels of terms of low rank, of one instruction set: see tile.inl.
 template <class Element>
@@ -216,13 +248,13 @@ void multiply_block(row_kernels<weight_view<Element>> const& kernels, int rows, 
 }
 
 /// Features of an item of a product of `features` features, `depth` elements deep, that `items` experts and blocks of rows
-/// have: long streams of memory are read faster, but all workers want something to do. No result depends on it.
+/// have, `least` or more: long streams of memory are read faster, but all workers want something to do. No result depends on it.
 template <class Element>
-int features_of_item(std::int64_t depth, std::int64_t features, std::int64_t items, int workers) {
+int features_of_item(std::int64_t depth, std::int64_t features, std::int64_t items, int workers, int least = 8) {
   constexpr std::int64_t streams_bytes = 256 * 1024, each_worker = 16;
   std::int64_t const by_memory = streams_bytes / (depth * static_cast<std::int64_t>(sizeof(Element)));
   std::int64_t const by_work = items * features / (each_worker * workers);
-  std::int64_t const fit = std::clamp<std::int64_t>(std::min(by_memory, by_work), 8, item_features);
+  std::int64_t const fit = std::clamp<std::int64_t>(std::min(by_memory, by_work), least, item_features);
   return static_cast<int>(fit < 32 ? fit / 8 * 8 : fit / 32 * 32);  // whole vectors
 }
 

@@ -141,6 +141,8 @@ SWITCHYARD_TILE_TARGET inline void widen_pairs(std::uint8_t const* from, float s
 /// Scales that stand as halves among the codes, `bytes` apart.
 SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE inline void find_halves(std::uint8_t const* from, int bytes, int count,
                                                                       half* to) {
+  // Compilers would keep a register for each of the distances, and move them to and fro.
+  asm("" : "+r"(from));
   SWITCHYARD_TILE_UNROLL
   for (int i = 0; i < count; ++i) __builtin_memcpy(to + i, from + i * bytes, sizeof(half));
 }
@@ -204,8 +206,10 @@ template <>
 struct coded<quantised::block_matrix<quantised::mxfp4_halves>> : coded_blocks<quantised::mxfp4_halves> {
   SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const& row, int first, int count,
                                                                  found_scales& found) {
+    std::uint8_t const* from = row.codes + first * 17;
+    asm("" : "+r"(from));
     SWITCHYARD_TILE_UNROLL
-    for (int i = 0; i < count; ++i) found.bytes[i] = row.codes[(first + i) * 17];
+    for (int i = 0; i < count; ++i) found.bytes[i] = from[i * 17];
   }
   SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const&, int, int, found_scales const& found,
                                                                   ready_scales& to) {
@@ -453,17 +457,27 @@ struct coded<quantised::nvfp4_of<Global>> : coded_lines<quantised::nvfp4_of<Glob
   }
   SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void find(coded_row const& row, int first, int count,
                                                                  found_scales& found) {
-    std::uint8_t const* const scales = static_cast<std::uint8_t const*>(row.scales) + 2 * first;
-    SWITCHYARD_TILE_UNROLL
-    for (int i = 0; i < 2 * count; ++i) found.floats[i] = values_of_e4m3.of_code[scales[i]];
+    __builtin_memcpy(found.bytes, static_cast<std::uint8_t const*>(row.scales) + 2 * first,
+                     static_cast<std::size_t>(2 * count));
   }
   SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE static void ready(coded_row const& row, int, int,
                                                                   found_scales const& found, ready_scales& to) {
+    widen_scales(found, to);
     for (int i = 0; i < 2 * coded_piece; i += lanes) {
-      floats const of_blocks = load_floats(found.floats + i);
-      constexpr bool divides = Global == quantised::global_scale::divides;
-      put_floats(divides ? of_blocks / row.factor : of_blocks * row.factor, to.scale + i);
+      put_floats(scaled(load_floats(to.scale + i), row), to.scale + i);
     }
+  }
+  /// Without the factor of the matrix.
+  SWITCHYARD_TILE_TARGET static void widen_scales(found_scales const& found, ready_scales& to) {
+    floats of_blocks[coded_vectors];
+    widen_e4m3(found.bytes, 256.0f, of_blocks);
+    SWITCHYARD_TILE_UNROLL
+    for (int i = 0; i < coded_vectors; ++i) put_floats(of_blocks[i], to.scale + i * lanes);
+  }
+  template <class Values>
+  SWITCHYARD_TILE_TARGET static Values scaled(Values values, coded_row const& row) {
+    if constexpr (Global == quantised::global_scale::divides) return values / row.factor;
+    return values * row.factor;
   }
   SWITCHYARD_TILE_TARGET static void load(coded_row const& row, int block, ready_scales const& scales, int number,
                                           floats* to) {
@@ -549,11 +563,12 @@ SWITCHYARD_TILE_TARGET void widen_blocks(coded_row const& row, int first, int bl
   }
 }
 
-/// Fetches what stands at a block of a row to the second-level cache. Lines of four bits hold more than three blocks.
-template <class Coded>
-SWITCHYARD_TILE_TARGET inline void fetch_block(coded_row const& row, int block) {
-  if (Coded::bytes < 200 && block % 2 != 0) return;
-  __builtin_prefetch(row.codes + std::int64_t{block} * Coded::bytes / 8, 0, 2);
+/// Fetches what stands at some blocks of a row to the second-level cache.
+template <class Coded, int Count>
+SWITCHYARD_TILE_TARGET inline void fetch_blocks(coded_row const& row, int block) {
+  std::uint8_t const* const from = row.codes + std::int64_t{block} * Coded::bytes / 8;
+  SWITCHYARD_TILE_UNROLL
+  for (int byte = 0; byte < Coded::bytes * Count / 8; byte += 64) __builtin_prefetch(from + byte, 0, 2);
 }
 
 /// products[r * Streams + s] = row r . the feature of stream s, for a group of `Rows` rows, over `blocks` blocks of 32 weights. `found` has the
@@ -574,22 +589,39 @@ SWITCHYARD_TILE_TARGET void multiply_coded_group(float const* rows, coded_row co
     for (int s = 0; s < Streams; ++s) {
       find_scales<Coded>(is_last ? later[s] : weights[s], next, next_left, found[s]);
     }
-    for (int b = 0; b < count; b += Coded::run, rows += vectors * Rows * lanes) {
+    auto const add_run = [&](int b) SWITCHYARD_TILE_TARGET SWITCHYARD_TILE_INLINE {
       SWITCHYARD_TILE_UNROLL
       for (int s = 0; s < Streams; ++s) {
         floats right[vectors];
         Coded::load(weights[s], first + b, scales[s], b, right);
-        fetch_block<Coded>(later[s], first + b);
         SWITCHYARD_TILE_UNROLL
         for (int v = 0; v < vectors; ++v) {
           SWITCHYARD_TILE_UNROLL
           for (int r = 0; r < Rows; ++r) sums[r * Streams + s] += load_floats(rows + (v * Rows + r) * lanes) * right[v];
         }
       }
+      rows += vectors * Rows * lanes;
+    };
+    constexpr int together = Rows > 4 ? 2 : 4;  // blocks: more rows would not fit the registers
+    int b = 0;
+    for (; b + together <= count; b += together) {
+      SWITCHYARD_TILE_UNROLL
+      for (int s = 0; s < Streams; ++s) fetch_blocks<Coded, together>(later[s], first + b);
+      SWITCHYARD_TILE_UNROLL
+      for (int i = 0; i < together; i += Coded::run) add_run(b + i);
     }
+    for (; b < count; b += Coded::run) add_run(b);
   }
   put_sums(sums, products);
 }
+
+#if defined(SWITCHYARD_TILE_EXPANDS)
+#include <switchyard/backend/cpu/dealt.inl>
+#else
+struct dealt;
+template <class Format>
+concept is_dealt = false;
+#endif
 
 /// sums[r * Streams + s] (+)= row r . the weights of stream s, as many as are widened at a time: the same additions.
 template <int Rows, int Streams>
@@ -629,8 +661,20 @@ constexpr int coded_features_beside(int rows) {
   return rows <= 5 ? 4 : 3;
 }
 
-/// to[r][f] = row r . feature f for groups of `Rows` rows and of one less, and the features of a tile. One group meets weights while they are
-/// widened; several find them in the first-level cache.
+/// products[r * Streams + s] = row r . the feature of stream s, by the kernel of a format.
+template <class Coded, class Format, int Rows, int Streams>
+SWITCHYARD_TILE_TARGET inline void multiply_group_of(float const* rows, coded_row const (&weights)[Streams],
+                                                     coded_row const (&later)[Streams], int blocks,
+                                                     found_scales (&found)[Streams], float* products) {
+  if constexpr (std::is_same_v<Coded, dealt>) {
+    multiply_dealt_group<Format, Rows, Streams>(rows, weights, later, blocks, found, products);
+  } else {
+    multiply_coded_group<Coded, Rows, Streams>(rows, weights, later, blocks, found, products);
+  }
+}
+
+/// to[r][f] = row r . feature f for groups of `Rows` rows and of one less, and the features of a tile. Each group meets weights while they are
+/// widened, for that is faster than to bring them from the first-level cache.
 template <class Coded, class Format, int Rows = most_rows>
 SWITCHYARD_TILE_TARGET void multiply_rows_by_coded(float const* rows, int row_count, std::int64_t depth,
                                                    coded_tile<Format> const& tile, coded_tile<Format> const& next,
@@ -641,67 +685,39 @@ SWITCHYARD_TILE_TARGET void multiply_rows_by_coded(float const* rows, int row_co
       return multiply_rows_by_coded<Coded, Format, Rows - 1>(rows, row_count, depth, tile, next, to, stride);
     }
   }
-  constexpr int fewer = Rows > 1 ? Rows - 1 : 1;
+  using format = coded<Format>;
+  constexpr int fewer = Rows > 1 ? Rows - 1 : 1, streams = coded_features_beside(Rows);
   int const blocks = static_cast<int>(depth / 32);
-  auto const put = [&](float const* products, int streams, int each, int i, row_group const& group) {
-    for (int s = 0; s < streams && s * each + i < tile.features; ++s) {
-      float* const column = to + group.first * stride + s * each + i;
-      // There are no more, but the compiler does not know that.
-      for (int r = 0; r < group.rows && r < Rows; ++r) column[r * stride] = products[r * streams + s];
-    }
-  };
-  if (groups == 1) {
-    constexpr int streams = coded_features_beside(Rows);
-    int const each = (tile.features + streams - 1) / streams, each_next = (next.features + streams - 1) / streams;
-    found_scales found[streams] = {};
-    coded_row now[streams], later[streams];
-    for (int i = 0; i < each; ++i) {
-      for (int s = 0; s < streams; ++s) {
-        int const f = s * each + i < tile.features ? s * each + i : tile.features - 1;
-        now[s] = Coded::row(*tile.matrix, tile.expert, tile.first + f);
-        if (i == 0) find_scales<Coded>(now[s], 0, blocks, found[s]);
-        later[s] = now[s];
-        if (i + 1 < each) {
-          if (f + 1 < tile.features) later[s] = Coded::row(*tile.matrix, tile.expert, tile.first + f + 1);
-        } else if (s * each_next < next.features) {
-          later[s] = Coded::row(*next.matrix, next.expert, next.first + s * each_next);
-        }
-      }
-      float products[Rows * streams + 3] = {};
-      multiply_coded_group<Coded, Rows, streams>(rows, now, later, blocks, found, products);
-      put(products, streams, each, i, {0, Rows});
-    }
-    return;
-  }
-  constexpr int streams = features_beside(Rows);
-  int const each = (tile.features + streams - 1) / streams;
-  alignas(64) float memory[streams * panel_pitch], sums[(item_rows + Rows) * streams * lanes];
+  int const each = (tile.features + streams - 1) / streams, each_next = (next.features + streams - 1) / streams;
+  found_scales found[streams] = {};
+  coded_row now[streams], later[streams];
   for (int i = 0; i < each; ++i) {
-    for (int begin = 0; begin < blocks; begin += panel_depth / 32) {
-      int const count = blocks - begin < panel_depth / 32 ? blocks - begin : panel_depth / 32;
-      for (int s = 0; s < streams; ++s) {
-        int const f = s * each + i < tile.features ? s * each + i : tile.features - 1;
-        widen_blocks<Coded>(Coded::row(*tile.matrix, tile.expert, tile.first + f), begin, count,
-                            memory + s * panel_pitch);
-      }
-      for (int g = 0; g < groups; ++g) {
-        row_group const group = group_of_rows(row_count, g);
-        float const* const from = rows + group.first * row_floats(depth) + std::int64_t{32} * begin * group.rows;
-        float* const sum = sums + group.first * streams * lanes;
-        if (group.rows == Rows) {
-          add_widened_piece<Rows, streams>(from, memory, 32 * count, begin == 0, sum);
-        } else {
-          add_widened_piece<fewer, streams>(from, memory, 32 * count, begin == 0, sum);
-        }
+    for (int s = 0; s < streams; ++s) {
+      int const f = s * each + i < tile.features ? s * each + i : tile.features - 1;
+      now[s] = format::row(*tile.matrix, tile.expert, tile.first + f);
+      if (i == 0) find_scales<format>(now[s], 0, blocks, found[s]);
+      later[s] = now[s];
+      if (i + 1 < each) {
+        if (f + 1 < tile.features) later[s] = format::row(*tile.matrix, tile.expert, tile.first + f + 1);
+      } else if (s * each_next < next.features) {
+        later[s] = format::row(*next.matrix, next.expert, next.first + s * each_next);
       }
     }
     for (int g = 0; g < groups; ++g) {
       row_group const group = group_of_rows(row_count, g);
-      floats of_group[Rows * streams];
-      __builtin_memcpy(of_group, sums + group.first * streams * lanes, sizeof of_group);
-      float products[Rows * streams + 3];
-      put_sums(of_group, products);
-      put(products, streams, each, i, group);
+      float const* const from = rows + group.first * row_floats(depth);
+      auto const& then = g + 1 < groups ? now : later;
+      float products[Rows * streams + 3] = {};
+      if (group.rows == Rows) {
+        multiply_group_of<Coded, Format, Rows, streams>(from, now, then, blocks, found, products);
+      } else {
+        multiply_group_of<Coded, Format, fewer, streams>(from, now, then, blocks, found, products);
+      }
+      for (int s = 0; s < streams && s * each + i < tile.features; ++s) {
+        float* const column = to + group.first * stride + s * each + i;
+        // There are no more, but the compiler does not know that.
+        for (int r = 0; r < group.rows && r < Rows; ++r) column[r * stride] = products[r * streams + s];
+      }
     }
   }
 }
@@ -755,6 +771,48 @@ struct restored<quantised_matrix<Element, Format>> {
                                          then, to, stride);
   }
   static constexpr bool multiplies_changes = false;
+
+#if defined(SWITCHYARD_TILE_EXPANDS)
+  /// The kernels of few rows in the order of `dealt`.
+  static void take_dealt(auto& kernels) requires(is_dealt<Format>) {
+    kernels.group = &group_dealt;
+    kernels.put = &put_dealt;
+    kernels.keep_largest = &keep_largest_dealt;
+    kernels.multiply = &multiply_dealt;
+  }
+
+ private:
+  static bool fits_dealt(std::int64_t depth) { return depth % dealt_depth == 0; }
+  using element = typename row_element<Element>::type;
+  SWITCHYARD_TILE_TARGET static void group_dealt(element const* const* rows, int row_count, std::int64_t depth,
+                                                 float* to) {
+    if (!fits_dealt(depth)) return group_rows_in_order<element, order>(rows, row_count, depth, to);
+    group_rows_in_order<element, dealt>(rows, row_count, depth, to);
+  }
+  SWITCHYARD_TILE_TARGET static void put_dealt(float const* values, int count, std::int64_t first, int row,
+                                               int row_count, std::int64_t depth, float* to) {
+    if (!fits_dealt(depth)) return put_in_group<order>(values, count, first, row, row_count, depth, to);
+    put_in_group<dealt>(values, count, first, row, row_count, depth, to);
+  }
+  SWITCHYARD_TILE_TARGET static void keep_largest_dealt(float* rows, int row_count, std::int64_t depth, int kept,
+                                                        float const* factors) {
+    if (!fits_dealt(depth)) return keep_largest_in_group<order>(rows, row_count, depth, kept, factors);
+    keep_largest_in_group<dealt>(rows, row_count, depth, kept, factors);
+  }
+  SWITCHYARD_TILE_TARGET static void multiply_dealt(float const* rows, int row_count, depth_slice const& piece,
+                                                    feature_tile<operand> const& tile,
+                                                    feature_tile<operand> const& next, float* to,
+                                                    std::int64_t stride) {
+    if (!fits_dealt(piece.depth)) {
+      return multiply_rows_by_restored(rows, row_count, piece, tile, next, to, stride);
+    }
+    coded_tile<Format> then;
+    if (next.features > 0) then = {&next.weights->of, next.expert, next.first, next.features};
+    multiply_rows_by_coded<dealt>(rows, row_count, piece.depth,
+                           coded_tile<Format>{&tile.weights->of, tile.expert, tile.first, tile.features}, then, to,
+                           stride);
+  }
+#endif
 };
 
 /// A matrix asks which format it has once for a row or a tile.

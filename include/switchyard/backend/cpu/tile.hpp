@@ -2,6 +2,7 @@
 
 #include <switchyard/backend/cpu/integer_products.hpp>
 #include <switchyard/backend/cpu/ranked_keys.hpp>
+#include <switchyard/backend/quantised_products.hpp>
 #include <switchyard/core/divide_up.hpp>
 #include <switchyard/core/element.hpp>
 #include <switchyard/core/exponential.hpp>
@@ -51,15 +52,6 @@ enum class float_products {
   /// By AMX's tiles: each value is the sum of two bfloat16 values, and three products of those make one. Relative error of
   /// an expert some 6e-6 instead of 1e-7. Needs `instruction_set::amx`.
   three_of_bfloat16
-};
-
-/// How the CPU backend multiplies quantised weights of experts with many rows.
-enum class quantised_products {
-  exact,  ///< as the floats that they widen to; `instruction_set::amx` says what its tiles lack of them
-  /// As integers, with tokens, and rows between the two products, in 8 bits: 32 neighbouring values of a row are multiples of their largest
-  /// magnitude / 127. Products have the same bits with all instruction sets. Relative error of an expert's output (Frobenius distance to the exact one,
-  /// normal numbers): 0.010. For `q8_0`, `q4_0`, `q4_K`, `mxfp4`, `mxfp4_halves` and `int8_channel`; others are refused.
-  tokens_in_int8
 };
 
 }  // namespace switchyard
@@ -155,15 +147,6 @@ struct value_places {
 };
 inline constexpr value_places places_of_values;
 
-/// What the codes of E4M3 stand for.
-struct e4m3_values {
-  float of_code[256] = {};
-  constexpr e4m3_values() {
-    for (std::uint32_t code = 0; code < 256; ++code) of_code[code] = quantised::e4m3(code);
-  }
-};
-inline constexpr e4m3_values values_of_e4m3;
-
 /// What codes of 4 bits stand for, as the bits of bfloat16: nvcc 13.0 breaks down over the bits of a float in the initialiser of a template.
 struct e2m1_codes {
   static constexpr std::uint32_t bits(std::uint32_t code) {
@@ -214,7 +197,6 @@ inline constexpr int coded_piece = 16;
 struct found_scales {
   alignas(64) std::uint8_t bytes[2 * coded_piece];
   half halves[coded_piece];
-  float floats[2 * coded_piece];
 };
 struct ready_scales {
   alignas(64) float scale[2 * coded_piece] = {};  ///< of 32 weights each, or of 16
@@ -241,8 +223,12 @@ struct depth_slice {
 };
 
 /// Floats of memory that a row takes, alone or in a panel: its depth up to a multiple of 32, and a cache line, for rows that
-/// are a power of two apart would take the same places of the cache.
-constexpr std::int64_t row_floats(std::int64_t depth) { return divide_up(depth, 32) * 32 + 16; }
+/// are a power of two apart would take the same places of the cache; and what the smallest one takes in chunks of bytes.
+inline constexpr std::int64_t least_row_floats = 176;
+constexpr std::int64_t row_floats(std::int64_t depth) {
+  std::int64_t const floats = divide_up(depth, 32) * 32 + 16;
+  return floats < least_row_floats ? least_row_floats : floats;
+}
 
 /// Integers in the order of floats. What is no number comes after all others.
 inline std::int32_t order_key(float value) {
@@ -285,13 +271,15 @@ inline bool expands_words() {
 #endif
 
 #if defined(__x86_64__)
-/// Whether this processor sums products of bytes in vectors of AVX-512 (AVX-512 VNNI).
-inline bool multiplies_bytes() {
-  static bool const does = [] {
-    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
-    return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (ecx & (1u << 11)) != 0;
+/// Whether this processor sums products of bytes in vectors of AVX-512 (AVX-512 VNNI), or of AVX2 (AVX-VNNI).
+inline bool multiplies_bytes(instruction_set set) {
+  static unsigned const does = [] {
+    unsigned eax = 0, ebx = 0, ecx = 0, edx = 0, of_avx2 = 0;
+    unsigned const of_avx512 = __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 ? ecx >> 11 & 1u : 0u;
+    if (__get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) != 0) of_avx2 = eax >> 4 & 1u;
+    return of_avx512 | of_avx2 << 1;
   }();
-  return does;
+  return (does & (set >= instruction_set::avx512 ? 1u : 2u)) != 0;
 }
 #endif
 

@@ -140,7 +140,7 @@ struct schedule_step<router::one_pass, Products> {
     plan_memory const& p = m.of_plan;
     if (seen.rows > 0) {
       expert_results<element> const results =
-          computing<Layer>::template enqueue<Layer>(args, queue, seen, p, m.of_experts);
+          computing<Layer>::template enqueue<Layer>(args, queue, seen, p, m.of_experts, pass);
       constexpr dropped on_drop = Layer::capacity_traits.drops ? Layer::capacity_traits.on_drop : dropped::zero;
       using nulls = typename decltype(nulls_of<Layer>())::type;
       launch(queue, "combine_rows",

@@ -208,7 +208,8 @@ struct experts_step<expert::low_rank_products, Products> {
   template <class Layer>
   static expert_results<typename Layer::element> enqueue(forward_args<Layer> const& args, launch_queue const& queue,
                                                          view<typename Layer::element const> const& tokens,
-                                                         plan_memory const& plan, memory<Layer> const& m) {
+                                                         plan_memory const& plan, memory<Layer> const& m,
+                                                         pass_size const*) {
     using element = typename Layer::element;
     using entries = decltype(Layer::expert::template entries_of<Layer>(args));
     using product = product_args_with_terms<operand<Layer>>;

@@ -58,7 +58,8 @@ struct experts_step<offload::from_cache<expert::two_products>, Products> {
   template <class Layer>
   static expert_results<typename Layer::element> enqueue(forward_args<Layer> const& args, launch_queue const& queue,
                                                          view<typename Layer::element const> const& tokens,
-                                                         plan_memory const& plan, memory<Layer> const& m) {
+                                                         plan_memory const& plan, memory<Layer> const& m,
+                                                         pass_size const*) {
     auto const& of_layer = args.weights.experts;
     offload::device_memory& places = of_layer.cache->memory();
     check_not_captured(queue.stream());

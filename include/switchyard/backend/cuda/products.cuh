@@ -85,6 +85,9 @@ void enqueue_products(launch_queue const& queue, typename In::args const& in, ty
 
 /// The products of `backend::cuda`.
 struct portable_products {
+  template <class Layer>
+  static constexpr bool rounds_rows = false;
+
   /// Rows per expert, on average, up to which a tile of few rows is taken, and the one in between. No device has been
   /// measured yet. The limits are half of the first tile's rows and three quarters of the second one's: the rows of experts
   /// are spread about the average, and weights are read twice where they are more than a tile has.
@@ -117,7 +120,7 @@ struct both_products {
 };
 
 /// The experts of feed-forward blocks: both products, over the rows of the plan. `Products` has them, as
-/// `enqueue<Layer>(queue, in, out, between)`.
+/// `enqueue<Layer>(queue, in, out, between)`; `rounds_rows<Layer>`: they may multiply rows in E4M3.
 template <class Products>
 struct experts_step<expert::two_products, Products> {
   /// Temporaries depend on the element and sizes alone.
@@ -127,6 +130,7 @@ struct experts_step<expert::two_products, Products> {
     Element *activated, *shared_activated = nullptr;  // [rows, activated_stride], [tokens, shared_activated_stride]
     summed_row<Element>*results, *shared_results = nullptr;  // [rows, results_stride], [tokens, results_stride]
     row_exponents exponents = {}, shared_exponents = {};     // of `activated` and `shared_activated`
+    rounded_rows rounded = {};                               // of the tokens, then of `activated`
 
     constexpr rows_memory(shape const& dims, int shared_intermediate, carver& from, std::int64_t tokens)
         : activated_stride(padded<Element>(dims.intermediate)),
@@ -153,7 +157,16 @@ struct experts_step<expert::two_products, Products> {
   template <class Layer>
   struct memory : rows_memory<typename Layer::element> {
     constexpr memory(carver& from, std::int64_t tokens)
-        : rows_memory<typename Layer::element>(Layer::dims, Layer::expert_traits.shared_intermediate, from, tokens) {}
+        : rows_memory<typename Layer::element>(Layer::dims, Layer::expert_traits.shared_intermediate, from, tokens) {
+      if constexpr (Products::template rounds_rows<Layer>) {
+        constexpr shape dims = Layer::dims;
+        std::int64_t const pairs = tokens * dims.top_k, in = tokens * dims.hidden, out = pairs * dims.intermediate;
+        constexpr int widest = dims.hidden > dims.intermediate ? dims.hidden : dims.intermediate;
+        this->rounded.codes = from.take<std::uint8_t>(in > out ? in : out);
+        this->rounded.scales = from.take<float>(pairs * (widest / rounded_rows::group));
+        this->rounded.pairs = pairs;
+      }
+    }
 
     /// What the plan clears for the products: 0 where no row has an exponent; null: it has nothing to clear.
     std::int32_t* to_clear() const { return this->exponents.any; }
@@ -165,8 +178,10 @@ struct experts_step<expert::two_products, Products> {
   template <class Layer>
   static expert_results<typename Layer::element> enqueue(forward_args<Layer> const& args, launch_queue const& queue,
                                                          view<typename Layer::element const> const& tokens,
-                                                         plan_memory const& plan, memory<Layer> const& m) {
-    auto const products = products_of<Layer>(args, tokens, plan, m);
+                                                         plan_memory const& plan, memory<Layer> const& m,
+                                                         pass_size const* pass) {
+    auto products = products_of<Layer>(args, tokens, plan, m);
+    products.in.routed.rounded.pass = pass;
     Products::template enqueue<Layer>(queue, products.in, products.out, [&] {
       enqueue_between<Layer>(args, queue, m, {.experts = Layer::dims.experts, .offsets = plan.plan.offsets},
                              tokens.rows * Layer::dims.top_k);
@@ -244,6 +259,8 @@ struct experts_step<expert::two_products, Products> {
     set_rows(out.routed, Layer::dims.intermediate, Layer::dims.hidden, m.activated, m.activated_stride, m.results,
              m.results_stride, m.exponents);
     out.routed.weight = weights_of(operand_of(routed.down_proj));
+    in.routed.rounded = out.routed.rounded = m.rounded;
+    in.routed.rounded.row_of = plan.plan.row_of;
     if constexpr (traits.bias) {
       if constexpr (traits.gated) in.routed.gate_bias = as_operand(routed.bias.gate);
       in.routed.bias = as_operand(routed.bias.up);

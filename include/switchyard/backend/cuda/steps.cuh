@@ -26,7 +26,7 @@ struct route_step;
 template <class Features>
 struct feature_step;
 
-/// What the experts compute, by `Expert::computation`: `enqueue<Layer>(args, queue, tokens, plan, weights, memory)`.
+/// What the experts compute, by `Expert::computation`: `enqueue<Layer>(args, queue, tokens, plan, memory, pass)`.
 template <class Computation, class Products>
 struct experts_step;
 

@@ -1,9 +1,11 @@
 #pragma once
 
 #include <switchyard/backend/cuda/epilogue.cuh>
-#include <switchyard/backend/cuda/grouped_gemm.cuh>
 #include <switchyard/backend/cuda/instructions.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
+#include <switchyard/backend/cuda/product_args.cuh>
+#include <switchyard/backend/cuda/product_stages.cuh>
+#include <switchyard/backend/hopper/fp8.cuh>
 #include <switchyard/backend/hopper/mbarrier.cuh>
 #include <switchyard/backend/hopper/scheduler.cuh>
 #include <switchyard/backend/hopper/tma.cuh>
@@ -27,7 +29,7 @@ namespace switchyard::hopper {
 using namespace cuda;
 
 /// A tile as a type, so that a kernel depends on what it uses alone. Of quantised weights that are widened on the way the bytes of
-/// `StoredStages` stages are under way, in `StoredBytes` of memory of their own.
+/// `StoredStages` stages are under way, in `StoredBytes` of memory of their own, which scales of E4M3 have else.
 template <int Rows, int Columns, int Stages, hopper_schedule Schedule, int Cluster, int Group, int StoredStages = 0,
           int StoredBytes = 0>
 struct grouped_tiling {
@@ -36,14 +38,13 @@ struct grouped_tiling {
   static constexpr int threads = 3 * 128;  // one warpgroup brings, two multiply
   static constexpr int row_groups =
       Rows / (cooperative ? 128 : 64);  // of 64 rows, that one warpgroup multiplies at once
-  static constexpr int depth = 64;      // of a stage: 128 bytes
   static constexpr int row_bytes = Rows * line_bytes, column_bytes = Columns * line_bytes;
   static constexpr int stage_bytes = row_bytes + column_bytes;
   static constexpr int stored_stages = StoredStages, stored_bytes = StoredBytes;
   using tiles = tile_list<Rows, Cluster, Group>;
 
-  // Registers of a thread that brings, and of one that multiplies. One that widens needs more.
-  static constexpr int few_registers = StoredStages > 0 ? 88 : 56, many_registers = StoredStages > 0 ? 208 : 224;
+  // Registers of a thread that brings, and of one that multiplies. One that widens, or copies scales, needs more.
+  static constexpr int few_registers = StoredBytes > 0 ? 88 : 56, many_registers = StoredBytes > 0 ? 208 : 224;
 
   static_assert(Rows == 64 * row_groups * (cooperative ? 2 : 1) && (row_groups == 1 || row_groups == 2),
                 "switchyard: a hopper_tile has 128 or 256 rows with hopper_schedule::cooperative, 64 or 128 with "
@@ -142,10 +143,10 @@ __device__ inline void transpose_among_four(std::uint32_t (&words)[4]) {
   }
 }
 
-/// What stands for quantised weights that are none.
+/// What stands for quantised weights, or scales, that are none.
 struct nothing_stored {
-  template <class Side>
-  __device__ nothing_stored(Side const&, int, int, std::uint32_t) {}
+  template <class Side, class... Others>
+  __device__ explicit nothing_stored(Side const&, Others const&...) {}
 };
 
 /// One product of all tiles. `Adjusted`: sums may be multiplied by combine weights or have a bias. Where they never do, that
@@ -154,10 +155,13 @@ template <class Problem, bool Adjusted, class Tiling, weight_order Order>
 struct persistent_block {
   using operand = typename Problem::operand;
   using element = typename Problem::element;
+  static constexpr bool fp8 = multiplies_fp8<Problem>;
+  using factor = std::conditional_t<fp8, std::uint8_t, element>;  // what is multiplied
   using tiles = typename Tiling::tiles;
+  static constexpr int depth_of_stage = line_bytes / static_cast<int>(sizeof(factor));
   static constexpr lines_along lines = Order == weight_order::depth ? lines_along::depth : lines_along::features;
   static constexpr bool pairs = Order == weight_order::feature_pairs;
-  static constexpr bool reads_exponents = Problem::has_exponents && !Problem::gathers;
+  static constexpr bool reads_exponents = Problem::has_exponents && !Problem::gathers && !fp8;
   static constexpr bool apart = Problem::gated && !pairs;  // gate and up features fill one half of the columns each
   static constexpr int features = Tiling::columns / (Problem::gated ? 2 : 1);  // of a tile of the result
   static constexpr int multiplying_groups = Tiling::cooperative ? 2 : 1;       // at one tile
@@ -166,17 +170,20 @@ struct persistent_block {
       features % 32 == 0 && (lines == lines_along::depth || Tiling::columns / (apart ? 2 : 1) % 64 == 0),
       "switchyard: this hopper_tile has too few columns, or a number of them that stored weights cannot be cut "
       "into. Use 128 or 256 where experts are gated, 64, 128, 192 or 256 elsewhere.");
+  static_assert(!fp8 || (Tiling::row_groups == 1 && Tiling::columns <= 128),
+                "switchyard: with quantised_products::tokens_in_fp8 a hopper_tile has at most 128 columns, and 64 rows "
+                "for a warpgroup, for each sum takes two registers. Take the tile of switchyard::tokens_in_fp8.");
 
   /// Tiles of columns, and stages that one tile takes.
   __host__ __device__ static constexpr int column_tiles(side_rows<element> const& side) {
     return static_cast<int>(divide_up(side.features, features));
   }
   __host__ __device__ static constexpr int steps(side_rows<element> const& side) {
-    return static_cast<int>(divide_up(side.depth, Tiling::depth));
+    return static_cast<int>(divide_up(side.depth, depth_of_stage));
   }
 
   /// What one copy of weights brings. Half of a stage is brought by each block of the cluster, if they need the same.
-  static constexpr std::uint32_t box[2] = {64, lines == lines_along::depth ? Tiling::columns / 2u : 32u};
+  static constexpr std::uint32_t box[2] = {depth_of_stage, lines == lines_along::depth ? Tiling::columns / 2u : 32u};
 
   /// Weights of a stage: both halves, or the one of this block for all.
   __device__ static void copy_weights(CUtensorMap const (&maps)[2], grouped_tile const& tile, int step,
@@ -193,12 +200,12 @@ struct persistent_block {
       };
       if constexpr (lines == lines_along::depth) {
         int const row = apart ? tile.column * features : tile.column * Tiling::columns + half * Tiling::columns / 2;
-        copy(to + half * Tiling::columns / 2 * line_bytes, maps[apart ? half : 0], step * Tiling::depth, row);
+        copy(to + half * Tiling::columns / 2 * line_bytes, maps[apart ? half : 0], step * depth_of_stage, row);
       } else {
         constexpr int count = Tiling::columns / 64, each = apart ? count / 2 : count;
         for (int i = 0; i < count; ++i) {
           copy(to + i * 64 * line_bytes + half * 32 * line_bytes, maps[i / each],
-               tile.column * each * 64 + i % each * 64, step * Tiling::depth + half * 32);
+               tile.column * each * 64 + i % each * 64, step * depth_of_stage + half * 32);
         }
       }
     }
@@ -221,33 +228,58 @@ struct persistent_block {
 
   /// Threads that say of a stage that it is full: all that bring rows, as their copies arrive, and who brings weights. That is one
   /// thread, which says how many bytes to expect, or, where weights may be restored, all of them.
-  static constexpr int full_arrivals = 128 + (operand::in_place ? 1 : 128);
+  static constexpr int full_arrivals = 128 + (operand::in_place || fp8 ? 1 : 128);
+
+  /// Who widens bytes meets who has copied them: lanes of a warp, or all warps.
+  template <class Stored>
+  __device__ static void meet_bringers() {
+    if constexpr (Stored::shared_by_warps) {
+      meet_warpgroup(5);
+    } else {
+      __syncwarp();
+    }
+  }
 
   /// The operands of a tile.
   template <class Operand>
   __device__ static __forceinline__ void bring_tile(grouped_args<operand> const& args,
                                                     product_side<Operand> const& side, grouped_tile const& tile,
                                                     stage_ring<Tiling>& ring, int cluster_rank) {
-    constexpr int size = chunk_bytes / static_cast<int>(sizeof(element)), chunks = line_bytes / chunk_bytes;
+    constexpr int size = chunk_bytes / static_cast<int>(sizeof(factor)), chunks = line_bytes / chunk_bytes;
     constexpr int rows_apart = 128 / chunks, copies = Tiling::rows / rows_apart;
     int const thread = static_cast<int>(threadIdx.x) % 128;
     int const row = thread / chunks, column = thread % chunks * size;
     CUtensorMap const(&maps)[2] = tile.shared ? args.shared : args.routed;
     int const depth = side.depth;
-    row_copies<element, copies> rows;
+    auto const row_of = [&](int r) -> std::int64_t {
+      if (r >= tile.rows) return -1;
+      std::int64_t const at = tile.first_row + r;
+      return Problem::gathers && !tile.shared ? args.product.pair_of[at] / args.product.top_k : at;
+    };
+    factor const* first_row;
+    std::int64_t row_stride;
+    if constexpr (fp8) {
+      first_row = side.rounded.codes;
+      row_stride = depth;
+    } else {
+      first_row = side.rows;
+      row_stride = side.row_stride;
+    }
+    row_copies<factor, copies> rows;
 #pragma unroll
     for (int i = 0; i < copies; ++i) {
-      int const r = row + i * rows_apart;
-      std::int64_t from = tile.first_row + r;
-      if (Problem::gathers && !tile.shared && r < tile.rows) from = args.product.pair_of[from] / args.product.top_k;
-      rows.set(i, r < tile.rows ? side.rows + from * side.row_stride : nullptr, column, side.rows);
+      std::int64_t const from = row_of(row + i * rows_apart);
+      rows.set(i, from >= 0 ? first_row + from * row_stride : nullptr, column, first_row);
     }
+    std::conditional_t<fp8, scale_copies<Problem, Tiling::rows>, nothing_stored> const scales(side, tile,
+                                                                                              tile.column * features);
     int const count = steps(side);
-    constexpr bool stores = !Operand::in_place && Tiling::stored_stages > 0;
+    constexpr bool mapped = Operand::in_place || fp8, stores = !mapped && Tiling::stored_stages > 0;
     using lines_of_operand = stored_lines_of<Operand, features, Tiling::stored_stages>;
     std::conditional_t<stores, stored_weights<lines_of_operand, Tiling::columns, features, 128, Operand>,
                        nothing_stored> const stored(side, tile.matrix, tile.column * features, ring.stored());
     if constexpr (stores) {
+      meet_bringers<lines_of_operand>();  // bytes of the last tile were widened
 #pragma unroll 1
       for (int step = 0; step < Tiling::stored_stages; ++step) {
         if (step < count) stored.enqueue(step);
@@ -256,9 +288,9 @@ struct persistent_block {
     }
 #pragma unroll 1
     for (int step = 0; step < count; ++step) {
-      int const first = step * Tiling::depth;
+      int const first = step * depth_of_stage;
       ring.wait_until_empty();
-      if constexpr (Operand::in_place) {
+      if constexpr (mapped) {
         if (thread == 0) {
           arrive_and_expect(ring.full(), Tiling::column_bytes);
           copy_weights(maps, tile, step, cluster_rank, ring.columns(), ring.full());
@@ -275,16 +307,17 @@ struct persistent_block {
               rows_apart * line_bytes, first, depth - first - column, b * (64 / rows_apart));
         }
       }
+      if constexpr (fp8) scales.enqueue(scales_of(ring), step);
       arrive_when_copied(ring.full());
       if constexpr (stores) {
         wait_for_copies<Tiling::stored_stages - 1>();
-        __syncwarp();
+        meet_bringers<lines_of_operand>();
         stored.widen(ring.columns(), step);
         arrive(ring.full());
         __syncwarp();
         if (step + Tiling::stored_stages < count) stored.enqueue(step + Tiling::stored_stages);
         commit_copies();
-      } else if constexpr (!Operand::in_place) {
+      } else if constexpr (!mapped) {
         extern __shared__ char memory[];
         restore_weights(side, tile, first, memory + (ring.columns() - shared_address(memory)));
         arrive(ring.full());
@@ -300,6 +333,8 @@ struct persistent_block {
       grouped_tile const tile = list.at(index, cluster_rank);
       if constexpr (operand::in_place) {
         bring_tile(args, tile.shared ? args.product.shared : args.product.routed, tile, ring, cluster_rank);
+      } else if constexpr (fp8) {  // a shared expert, whose weights are elements, has a launch of its own
+        bring_tile(args, args.product.routed, tile, ring, cluster_rank);
       } else if (tile.shared) {
         bring_tile(args, args.product.shared, tile, ring, cluster_rank);
       } else {
@@ -342,6 +377,41 @@ struct persistent_block {
     }
     if constexpr (RowGroups > 0) wait_for_products<0>();
     release(ring, before);
+  }
+
+  /// Where the scales of a stage stand.
+  __device__ static std::uint32_t scales_of(stage_ring<Tiling> const& ring) {
+    return ring.stored() + static_cast<std::uint32_t>(ring.stage() * tokens_in_fp8::scale_bytes(Tiling::rows));
+  }
+
+  /// Multiplies 64 rows of a tile of E4M3: sums of every stage apart, which are scaled and added.
+  template <int Sums, class HasCome>
+  __device__ static void multiply_scaled(float (&sums)[Sums], stage_ring<Tiling>& ring, grouped_tile const& tile,
+                                         int first_row, int count, HasCome const& has_come) {
+    int const thread = static_cast<int>(threadIdx.x) % 128;
+    float of_stage[Sums];
+#pragma unroll
+    for (float& sum : sums) sum = 0.0f;
+#pragma unroll 1
+    for (int step = 0; step < count; ++step) {
+      ring.wait_until_full();
+      if (step == count - 1) has_come();
+      show_to_async_proxy();
+      begin_products();
+#pragma unroll
+      for (std::uint32_t part = 0; part < 4; ++part) {
+        multiply_from_shared<lines>(
+            factor{}, of_stage, factor_at(ring.rows() + static_cast<std::uint32_t>(first_row) * line_bytes + part * 32),
+            factor_at(ring.columns() + part * 32), part > 0);
+      }
+      commit_products();
+      stage_factors<Problem, Tiling::rows> const factors(scales_of(ring),
+                                                         first_row + thread / 32 * 16 + thread % 32 / 4, tile.rows);
+      wait_for_products<0>();
+      release(ring, ring.stage());
+      factors.add(sums, of_stage);
+      ring.advance();
+    }
   }
 
   /// A warp has read a stage to the end: says so to all blocks that fill it.
@@ -479,7 +549,7 @@ struct persistent_block {
     extern __shared__ char memory[];
     char* const rows = memory + (stage - shared_address(memory));
     for (int c = static_cast<int>(threadIdx.x) % 128; c < 64 * Tiling::row_groups * chunks; c += 128) {
-      int const r = c / chunks, feature = step * Tiling::depth + c % chunks * 8;
+      int const r = c / chunks, feature = step * depth_of_stage + c % chunks * 8;
       if (first_row + r >= tile.rows || feature >= side.depth) continue;
       rescale_chunk(rows + swizzled(first_row + r, c % chunks), scales[r],
                     side.exponents.of(tile.first_row + first_row + r, feature));
@@ -522,7 +592,10 @@ struct persistent_block {
         multiply<0>(sums, ring, first_row, count, has_come, rescale);
         continue;
       }
-      if (Tiling::row_groups == 2 && rows > 64) {
+      if constexpr (fp8) {
+        multiply_scaled(sums[0], ring, tile, first_row, count, has_come);
+        scale_sums<Problem>(sums[0], args.product.routed, tile.matrix);
+      } else if (Tiling::row_groups == 2 && rows > 64) {
         multiply<Tiling::row_groups>(sums, ring, first_row, count, has_come, rescale);
       } else {
         multiply<1>(sums, ring, first_row, count, has_come, rescale);

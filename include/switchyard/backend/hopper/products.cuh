@@ -3,6 +3,7 @@
 #include <switchyard/backend/cuda/alignment.cuh>
 #include <switchyard/backend/cuda/launch.cuh>
 #include <switchyard/backend/cuda/products.cuh>
+#include <switchyard/backend/hopper/fp8.cuh>
 #include <switchyard/backend/hopper/grouped_gemm.cuh>
 #include <switchyard/backend/hopper/tma.cuh>
 #include <switchyard/backend/hopper/tuning.cuh>
@@ -125,6 +126,21 @@ void check_is_compiled_for_hopper(char const* what, void (*kernel)(Parameters...
        "one compiled for " + std::to_string(attributes.ptxVersion));
 }
 
+/// The weights of a product in E4M3, as codes.
+template <class Operand>
+product_side<weight_view<std::uint8_t>> codes_of(bool gated, product_side<Operand> const& side) {
+  product_side<weight_view<std::uint8_t>> codes{};
+  auto const view_of = [](auto const& matrix) {
+    std::int64_t const columns = matrix.columns;
+    return weight_view<std::uint8_t>{matrix.weight, matrix.rows * columns, columns, 1};
+  };
+  codes.depth = side.depth;
+  codes.features = side.features;
+  if (gated) codes.gate.view = view_of(side.gate.operand.of);
+  codes.weight.view = view_of(side.weight.operand.of);
+  return codes;
+}
+
 /// The order in which all matrices of a product stand, if there is one.
 template <class Operand>
 std::optional<weight_order> order_of(bool gated, product_args<Operand> const& product_of) {
@@ -155,14 +171,19 @@ void enqueue_grouped(launch_queue const& queue, char const* what,
   tensor_maps const make;
   grouped_args<typename Problem::operand> args{};
   args.product = product_of;
-  if constexpr (Problem::operand::in_place) {
-    if (product_of.experts.matrices > 0) {
-      mapped_weights(Problem::gated, product_of.routed, product_of.experts.matrices)
-          .map(make, Order, product::box, args.routed);
+  if constexpr (product::fp8) {
+    mapped_weights(Problem::gated, codes_of(Problem::gated, product_of.routed), product_of.experts.matrices)
+        .map(make, Order, product::box, args.routed);
+  } else {
+    if constexpr (Problem::operand::in_place) {
+      if (product_of.routed.features > 0 && product_of.experts.matrices > 0) {
+        mapped_weights(Problem::gated, product_of.routed, product_of.experts.matrices)
+            .map(make, Order, product::box, args.routed);
+      }
     }
-  }
-  if (product_of.shared.features > 0) {
-    mapped_weights(Problem::gated, product_of.shared, 1).map(make, Order, product::box, args.shared);
+    if (product_of.shared.features > 0) {
+      mapped_weights(Problem::gated, product_of.shared, 1).map(make, Order, product::box, args.shared);
+    }
   }
   // No more blocks than there can be tiles, or than run at once.
   expert_rows const& experts = product_of.experts;
@@ -215,7 +236,9 @@ struct stored_tiles {
   static constexpr int most_stages = 6;
 
   static constexpr stored_tile of(hopper_tile const& tile, int experts) {
-    if constexpr (lines<1>::exists) {
+    if constexpr (multiplies_fp8<Problem>) {
+      return {tile.stages, 0, tile.stages * tokens_in_fp8::scale_bytes(tile.rows)};
+    } else if constexpr (lines<1>::exists) {
       constexpr int bytes[] = {0,
                                matrices * lines<1>::bytes,
                                matrices * lines<2>::bytes,
@@ -243,6 +266,27 @@ struct tuned_products {
   template <class Layer>
   static constexpr hopper_tuning tuning = Tuning::template of<Layer>();
 
+  /// Whether rows are rounded to E4M3, which has to be possible.
+  template <class Layer>
+  static constexpr bool rounds_rows = [] {
+    constexpr quantised_products chosen = tuning<Layer>.quantised;
+    static_assert(chosen == quantised_products::exact || chosen == quantised_products::tokens_in_fp8,
+                  "switchyard: backend::hopper multiplies quantised weights exactly, or with tokens in fp8. Set "
+                  "hopper_tuning::quantised to quantised_products::exact or tokens_in_fp8.");
+    if constexpr (chosen == quantised_products::tokens_in_fp8) {
+      static_assert(fp8_scales<operand_of<Layer>>::exist && has_grouped_products<Layer>(),
+                    "switchyard: quantised_products::tokens_in_fp8 is for experts stored as quantised::fp8_block or "
+                    "quantised::fp8_tensor, with bfloat16 or half tokens. Take quantised_products::exact for others.");
+      static_assert(
+          Layer::dims.hidden % rounded_rows::group == 0 && Layer::dims.intermediate % rounded_rows::group == 0,
+          "switchyard: with quantised_products::tokens_in_fp8 shape.hidden and shape.intermediate are "
+          "multiples of 128, which have a scale. Take quantised_products::exact for others.");
+      return true;
+    } else {
+      return false;
+    }
+  }();
+
   template <class Layer, class Between>
   static void enqueue(launch_queue const& queue, product_args<operand_of<Layer>> const& in,
                       product_args<operand_of<Layer>> const& out, Between const& between) {
@@ -258,28 +302,62 @@ struct tuned_products {
     }
   }
 
-  // Each of the two alone, where `choose` says that the products are grouped.
+  // Each of the two alone, where `choose` says that the products are grouped; with the rounding of its rows.
   template <class Layer>
   static void enqueue_in(launch_queue const& queue, product_args<operand_of<Layer>> const& product_of) {
-    enqueue_tiled<in_product<Layer>, in_is_adjusted<Layer>, Layer, false>(queue, "grouped_products (in)", product_of);
+    enqueue_side<in_product<Layer>,
+                 product_in<dense<Layer>, typename Layer::expert::activation, Layer::expert_traits.gated>,
+                 in_is_adjusted<Layer>, Layer, false>(queue, "grouped_products (in)", product_of);
   }
   template <class Layer>
   static void enqueue_out(launch_queue const& queue, product_args<operand_of<Layer>> const& product_of) {
-    enqueue_tiled<out_product<Layer>, out_is_adjusted<Layer>, Layer, true>(queue, "grouped_products (out)", product_of);
+    enqueue_side<out_product<Layer>, product_out<dense<Layer>>, out_is_adjusted<Layer>, Layer, true>(
+        queue, "grouped_products (out)", product_of);
   }
 
   template <class Layer>
   static product_kind choose(product_args<operand_of<Layer>> const& in, product_args<operand_of<Layer>> const& out) {
     if (rows_per_expert<Layer>(in.tokens_of_call()) <= tuning<Layer>.few_rows) return product_kind::few_rows;
-    bool const fit =
-        in.routed.reading == access::by_chunks && order_of(Layer::expert_traits.gated, in) && order_of(false, out);
+    constexpr bool gated = Layer::expert_traits.gated;
+    bool fit = in.routed.reading == access::by_chunks && order_of(gated, in) && order_of(false, out);
+    if constexpr (rounds_rows<Layer>) {
+      auto const stand = [&](bool with_gate, product_args<operand_of<Layer>> const& product_of) {
+        return mapped_weights(with_gate, codes_of(with_gate, product_of.routed), product_of.experts.matrices)
+            .stand_in(weight_order::depth);
+      };
+      fit = fit && stand(gated, in) && stand(false, out);
+    }
     return fit ? product_kind::grouped : product_kind::strided;
   }
 
  private:
+  template <class Layer>
+  using dense = weight_view<typename Layer::element>;
+
+  /// `Shared` is the problem of a shared expert alone, whose weights and tokens stay elements where those of others are E4M3.
+  template <class Problem, class Shared, bool Adjusted, class Layer, bool Out>
+  static void enqueue_side(launch_queue const& queue, char const* what,
+                           product_args<operand_of<Layer>> const& product_of) {
+    if constexpr (!rounds_rows<Layer>) {
+      enqueue_tiled<Problem, Adjusted, Layer, Out>(queue, what, product_of);
+    } else {
+      enqueue_rounding<Problem>(queue, product_of);
+      product_args<operand_of<Layer>> routed = product_of;
+      routed.shared.features = 0;
+      enqueue_tiled<of_rounded_rows<Problem>, Adjusted, Layer, Out>(queue, what, routed);
+      if constexpr (Layer::expert_traits.shared_intermediate > 0) {
+        product_args<dense<Layer>> shared{};
+        shared.shared = product_of.shared;
+        shared.tokens = product_of.tokens;
+        shared.top_k = product_of.top_k;
+        enqueue_tiled<Shared, Adjusted, Layer, Out>(queue, what, shared);
+      }
+    }
+  }
+
   template <class Problem, bool Adjusted, class Layer, bool Out>
   static void enqueue_tiled(launch_queue const& queue, char const* what,
-                            product_args<operand_of<Layer>> const& product_of) {
+                            product_args<typename Problem::operand> const& product_of) {
     constexpr hopper_tile tile = Out ? tuning<Layer>.out : tuning<Layer>.in;
     constexpr stored_tile stored = stored_tiles<Problem, tile.columns>::of(tile, Layer::dims.experts);
     using tiling = grouped_tiling<tile.rows, tile.columns, (stored.stages > 0 ? stored.stages : tile.stages),
@@ -287,7 +365,12 @@ struct tuned_products {
     static_assert(tiling::shared_bytes(Layer::dims.experts) <= most_shared_bytes,
                   "switchyard: the stages of a hopper_tile do not fit shared memory. Lower stages; hopper_stages says "
                   "how many fit.");
-    enqueue_grouped<Problem, Adjusted, tiling>(queue, what, product_of, tuning<Layer>.most_blocks);
+    if constexpr (rounds_rows<Layer>) {
+      enqueue_grouped<Problem, Adjusted, tiling, weight_order::depth>(queue, what, product_of,
+                                                                      tuning<Layer>.most_blocks);
+    } else {
+      enqueue_grouped<Problem, Adjusted, tiling>(queue, what, product_of, tuning<Layer>.most_blocks);
+    }
   }
 };
 

@@ -1,7 +1,7 @@
 #pragma once
 
 #include <switchyard/backend/cuda/block_sums.cuh>
-#include <switchyard/backend/cuda/grouped_gemm.cuh>
+#include <switchyard/backend/cuda/product_args.cuh>
 #include <switchyard/core/divide_up.hpp>
 
 #include <cuda_runtime.h>

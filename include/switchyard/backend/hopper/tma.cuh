@@ -18,6 +18,7 @@ using namespace cuda;
 
 constexpr CUtensorMapDataType tensor_map_type(bfloat16) { return CU_TENSOR_MAP_DATA_TYPE_BFLOAT16; }
 constexpr CUtensorMapDataType tensor_map_type(half) { return CU_TENSOR_MAP_DATA_TYPE_FLOAT16; }
+constexpr CUtensorMapDataType tensor_map_type(std::uint8_t) { return CU_TENSOR_MAP_DATA_TYPE_UINT8; }
 
 /// Makes maps of tensors. It asks the driver for its function when it is made: nothing is linked, nothing is kept.
 class tensor_maps {

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <switchyard/backend/quantised_products.hpp>
 #include <switchyard/core/divide_up.hpp>
+#include <switchyard/core/host_device.hpp>
 #include <switchyard/layer.hpp>
 
 #include <algorithm>
@@ -19,7 +21,7 @@ enum class hopper_schedule {
 struct hopper_tile {
   int rows;     ///< tokens of a tile: 128 or 256 where warpgroups cooperate, else 64 or 128
   int columns;  ///< rows of the weights: 64, 128, 192 or 256; where an expert is gated, half of them gate features
-  int stages;   ///< pieces of 64 of the depth that are in shared memory at once
+  int stages;   ///< pieces of 64 of the depth, of 128 in E4M3, that are in shared memory at once
   hopper_schedule schedule;
   int cluster;  ///< blocks whose tiles of rows follow each other, 1 or 2; of one expert, they bring its weights together
   int group;    ///< clusters' tiles of rows that are worked on before others, so that their operands stay in the L2
@@ -31,6 +33,7 @@ struct hopper_tuning {
   int few_rows;  ///< with at most so many rows per expert on average, the products are those of `backend::cuda`
   hopper_tile in, out;
   int most_blocks = 1 << 16;  ///< that run at once: with fewer than multiprocessors, something else can run beside
+  quantised_products quantised = quantised_products::exact;  ///< another one is never chosen silently
 };
 
 /// Stages that fit, at most `most`, beside the lists of so many experts and what else has so many bytes.
@@ -84,6 +87,33 @@ struct default_hopper_tuning {
             .group = 8,
             .chosen_by = "reasoned, not measured"};
   }
+};
+
+/// The same with tokens, and rows between the products, rounded to E4M3: `quantised_products::tokens_in_fp8`.
+///
+///   layer<..., expert::stored_as<expert::gated_mlp<silu>, quantised::fp8_block>, backend::hopper_with<tokens_in_fp8>, bfloat16>
+///
+/// A warpgroup has 64 rows and 128 columns, for each sum is two: of 128 products, and of all. Calls with few rows per expert are exact, and those
+/// whose weights begin at no multiple of 16 bytes.
+struct tokens_in_fp8 {
+  static constexpr std::string_view name = "tokens_in_fp8";
+
+  template <class Layer>
+  static constexpr hopper_tuning of() {
+    constexpr int rows = 128, columns = 128, most = 6;
+    constexpr hopper_tile tile{
+        .rows = rows,
+        .columns = columns,
+        .stages = hopper_stages(rows, columns, Layer::dims.experts, most, most * scale_bytes(rows)),
+        .schedule = hopper_schedule::cooperative,
+        .cluster = 2,
+        .group = 8,
+        .chosen_by = "reasoned, not measured"};
+    return {.few_rows = 8, .in = tile, .out = tile, .quantised = quantised_products::tokens_in_fp8};
+  }
+
+  /// A stage's scales: one of each row, and two of the weights.
+  SWITCHYARD_HD static constexpr int scale_bytes(int rows) { return (rows + 4) * 4; }
 };
 
 }  // namespace switchyard

@@ -94,6 +94,20 @@ SWITCHYARD_PRODUCT(half, "f16", 192, 12, "%96", "%97", "%98", "%99")
 SWITCHYARD_PRODUCT(bfloat16, "bf16", 256, 16, "%128", "%129", "%130", "%131")
 SWITCHYARD_PRODUCT(half, "f16", 256, 16, "%128", "%129", "%130", "%131")
 #undef SWITCHYARD_PRODUCT
+// The same of E4M3, 32 of depth; both factors' lines run along the depth.
+#define SWITCHYARD_PRODUCT(width, eighths, a_at, b_at, accumulate_at)                                               \
+  template <lines_along Lines>                                                                                      \
+  __device__ void multiply_from_shared(std::uint8_t, float(&sums)[width / 2], std::uint64_t a, std::uint64_t b,     \
+                                       int accumulate) {                                                            \
+    static_assert(Lines == lines_along::depth);                                                                     \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " accumulate_at ", 0;\nwgmma.mma_async.sync.aligned.m64n" #width \
+                 "k32.f32.e4m3.e4m3 {" SWITCHYARD_NAMES_##eighths "}, " a_at ", " b_at ", p, 1, 1;\n}"              \
+                 : SWITCHYARD_SUMS_##eighths                                                                        \
+                 : "l"(a), "l"(b), "r"(accumulate));                                                                \
+  }
+SWITCHYARD_PRODUCT(64, 4, "%32", "%33", "%34")
+SWITCHYARD_PRODUCT(128, 8, "%64", "%65", "%66")
+#undef SWITCHYARD_PRODUCT
 #undef SWITCHYARD_EIGHT
 #undef SWITCHYARD_NAMES_1
 #undef SWITCHYARD_SUMS_1
