@@ -108,8 +108,10 @@ class group {
 
   /// Tells all ranks what this one is about to do, with `value_count` of its `values` and what it has for each of them in `sent_counts`, and
   /// learns theirs. Throws `error` on all ranks where one of them has failed, or where two differ in a fact. The group can be used again
-  /// then, for all ranks are at the same place. `workspace` are the bytes that the rank has left for the call.
-  void announce(facts const& of_call, std::int64_t tokens, std::int64_t workspace, int value_count) {
+  /// then, for all ranks are at the same place. `workspace` are the bytes that the rank has left for the call, and `layer` is what it
+  /// calls the layer in an error.
+  void announce(facts const& of_call, std::string_view layer, std::int64_t tokens, std::int64_t workspace,
+                int value_count) {
     announcement mine;
     mine.of_call = of_call;
     mine.tokens = tokens;
@@ -125,7 +127,8 @@ class group {
         std::int64_t const expected = announced(0).of_call.value[i], got = announced(r).of_call.value[i];
         if (expected == got) continue;
         fail("backend::expert_parallel, " + std::string(facts::names[i]) + " of rank " + std::to_string(r),
-             std::to_string(expected) + " as on rank 0", std::to_string(got));
+             std::to_string(expected) + " as on rank 0",
+             std::to_string(got) + " (rank " + std::to_string(rank()) + " runs " + std::string(layer) + ")");
       }
     }
   }

@@ -226,12 +226,13 @@ class pass {
   static constexpr bool learns_first = clusters<Layer> || balances<Layer> || drops_out<Layer>;
 
  public:
-  pass(args_type const& args, Context const& context, facts const& of_call, int first_expert, cpu::names const& called,
-       std::byte* memory, std::int64_t bytes)
+  pass(args_type const& args, Context const& context, facts const& of_call, std::string_view layer, int first_expert,
+       cpu::names const& called, std::byte* memory, std::int64_t bytes)
       : args_(args),
         context_(context),
         all_(*context.group),
         facts_(of_call),
+        layer_(layer),
         first_expert_(first_expert),
         called_(called),
         bytes_(bytes),
@@ -290,7 +291,7 @@ class pass {
 
   /// Tells the others, and looks whether all ranks have memory for all that is known so far.
   void announce(int values) {
-    all_.announce(facts_, tokens(), bytes_, values);
+    all_.announce(facts_, layer_, tokens(), bytes_, values);
     std::int64_t const all_tokens = all_.all_tokens();
     for (int r = 0; r < ranks(); ++r) {
       std::int64_t const rows =
@@ -731,12 +732,10 @@ class pass {
   template <class Operand>
   int least_panel_rows() const {
     cpu_context const& local = context_.local;
-    if (local.least_panel_rows > 0) return local.least_panel_rows;
     if constexpr (cpu::operand_codes<Operand>::exist) {
-      if (local.quantised == quantised_products::tokens_in_int8) {
-        return cpu::integer_panel_kernels_of<Operand>(local.instructions).usual_rows;
-      }
+      if (local.quantised == quantised_products::tokens_in_int8) return INT_MAX;
     }
+    if (local.least_panel_rows > 0) return local.least_panel_rows;
     return cpu::panel_kernels_of<Operand>(local.instructions, local.floats).usual_rows;
   }
   template <class Weights>
@@ -815,6 +814,7 @@ class pass {
   Context const& context_;
   std::remove_pointer_t<decltype(Context::group)>& all_;
   facts const& facts_;
+  std::string_view layer_;
   int first_expert_;
   cpu::names called_;
   std::int64_t bytes_;
@@ -882,7 +882,8 @@ struct steps<backend::cpu> {
     carver split(args.workspace.data());
     workspace_use const alone(split.take<std::uint64_t>(1));
     if constexpr (Layer::router::schedule::passes == 1) {
-      detail::pass<Layer, Context>(args, context, of_call, 0, {}, rest(args, split), left(args, split)).run();
+      detail::pass<Layer, Context>(args, context, of_call, name<Layer>(), 0, {}, rest(args, split), left(args, split))
+          .run();
     } else {
       using climbing = cpu::schedule_step<typename Layer::router::schedule>;
       typename climbing::template passes_memory<Layer> m(split, args.tokens.rows);
@@ -892,8 +893,8 @@ struct steps<backend::cpu> {
                              facts of_this = of_call;
                              of_this.value[facts::count - 1] = Stratum;
                              return detail::pass<dispatch::pass_layer<Layer, Stratum>, Context>(
-                                        of_pass, context, of_this, called.first_expert, called, rest(args, split),
-                                        left(args, split))
+                                        of_pass, context, of_this, name<Layer>(), called.first_expert, called,
+                                        rest(args, split), left(args, split))
                                  .run();
                            });
     }
