@@ -293,6 +293,8 @@ class pass {
   void announce(int values) {
     all_.announce(facts_, layer_, tokens(), bytes_, values);
     std::int64_t const all_tokens = all_.all_tokens();
+    constexpr std::int64_t most_tokens = (std::int64_t{1} << 31) / top_k - 1;  // pairs are numbered with 32 bits
+    if (all_tokens > most_tokens) checks::fail_tokens("backend::expert_parallel, all ranks", most_tokens, all_tokens);
     for (int r = 0; r < ranks(); ++r) {
       std::int64_t const rows =
           values == 0 ? 0 : rows_of_rank(all_, r, dims.experts, first_expert_, [&](int s) { return kept_of(s); });

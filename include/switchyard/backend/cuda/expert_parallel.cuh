@@ -292,11 +292,12 @@ class ranks_call {
     return static_cast<std::int64_t>(measure.bytes());
   }
 
-  ranks_call(args_type const& args, context_type const& context, parallel::facts const& of_call)
+  ranks_call(args_type const& args, context_type const& context, parallel::facts const& of_call, std::string_view layer)
       : args_(args),
         context_(context),
         all_(*context.group),
         facts_(of_call),
+        layer_(layer),
         device_(args.workspace.data()),
         host_(context.host_workspace.data()),
         home_(device_, args.tokens.rows),
@@ -359,7 +360,7 @@ class ranks_call {
   /// Tells the others, and looks whether all ranks have memory for all that is known so far.
   void announce(bool counted) {
     all_.values(rank())[lists_word] = static_cast<std::int64_t>(context_.host_workspace.size());
-    all_.announce(facts_, tokens(), static_cast<std::int64_t>(args_.workspace.size()), value_count);
+    all_.announce(facts_, layer_, tokens(), static_cast<std::int64_t>(args_.workspace.size()), value_count);
     for (int r = 0; r < ranks(); ++r) {
       parallel::sizes const needed{.tokens = all_.tokens_of(r),
                                    .all_tokens = all_.all_tokens(),
@@ -762,6 +763,7 @@ class ranks_call {
   context_type const& context_;
   std::remove_pointer_t<decltype(context_type::group)>& all_;
   parallel::facts const& facts_;
+  std::string_view layer_;
   carver device_, host_;
   home_memory home_;
   home_lists lists_;
@@ -799,7 +801,7 @@ struct steps<Local> {
     if (context.chunks == 0) context.chunks = 1;
     wanted.group->in_step([&] { check(args, context); });
     facts const of_call = facts_of(args, context);
-    call<Layer>(args, context, of_call).run();
+    call<Layer>(args, context, of_call, name<Layer>()).run();
   }
 
  private:
