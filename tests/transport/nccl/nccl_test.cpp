@@ -185,7 +185,7 @@ TEST_CASE("a group on NCCL names the rank that does not come in time, which hear
           communicator const all(id, rank, ranks);
           notice_board board(memory.data(), rank, ranks);
           nccl transport(all, board);
-          parallel::group<nccl> group(transport, parallel::placement::blocks(2 * ranks, ranks), {.time_out = 0.5});
+          parallel::group<nccl> group(transport, parallel::placement::blocks(2 * ranks, ranks), {.time_out = 2.0});
           if (rank == late) expect(comes_true([&] { return gone == ranks - 1; }), "the others give up");
           std::string said = "nothing";
           try {
