@@ -57,7 +57,8 @@ std::vector<float> products(bool by_tiles, int hidden, int intermediate, bool tr
     row_weights[r] = 1.0f - 0.001f * static_cast<float>(r);
   }
   run_products<sy::weight_view<Element>>(
-      where, amx::panel_kernels_with<Tiles, sy::weight_view<Element>>(),
+      where, row_kernels_of<sy::weight_view<Element>>(where.instructions),
+      amx::panel_kernels_with<Tiles, sy::weight_view<Element>>(),
       {row_ranges::of(offsets, experts), first_padded_row, first_item, by_tiles ? 16 : 1'000'000, amx::lanes},
       {.tokens = {tokens.data(), rows, hidden}, .pair_of = pair_of.data(), .weights = row_weights.data()},
       activation_of<expert>(where.instructions),
