@@ -21,7 +21,7 @@ using namespace sy::cpu;
 
 namespace {
 
-constexpr int experts = 2, rows = 9;
+constexpr int experts = 2, rows = 24;
 
 /// Arrays that are as long as they have to be, for sanitizers: random bits, and scales as they may come.
 struct arrays {
@@ -126,6 +126,22 @@ struct made<q::int4_packed> {
             a.scales<sy::bfloat16>(experts * rows * columns / 32, wild), rows, columns};
   }
 };
+template <>
+struct made<q::gptq> {
+  static q::gptq of(arrays& a, int columns, bool wild) {
+    std::int64_t const groups = experts * sy::divide_up(columns, 128);
+    return {a.bits<std::uint32_t>(experts * columns / 8 * rows), a.bits<std::uint32_t>(groups * rows / 8),
+            a.scales<sy::half>(groups * rows, wild), rows, columns};
+  }
+};
+template <>
+struct made<q::awq> {
+  static q::awq of(arrays& a, int columns, bool wild) {
+    std::int64_t const groups = experts * sy::divide_up(columns, 128);
+    return {a.bits<std::uint32_t>(experts * columns * rows / 8), a.bits<std::uint32_t>(groups * rows / 8),
+            a.scales<sy::half>(groups * rows, wild), rows, columns};
+  }
+};
 template <class... Formats>
 struct made<q::any_of<Formats...>> {
   static q::any_of<Formats...> of(arrays& a, int columns, bool wild) {
@@ -139,18 +155,26 @@ using formats = std::tuple<q::block_matrix<q::q8_0>, q::block_matrix<q::q4_0>, q
                            q::any_of<q::block_matrix<q::q8_0>, q::nvfp4>>;
 
 /// More than one piece, and rows that end within one or, where the format can, within a vector.
-constexpr int columns_of(int whole) { return whole == 256 ? 768 : whole == 32 ? 672 : whole == 16 ? 560 : 613; }
+constexpr int columns_of(int whole) {
+  return whole == 256 ? 768 : whole == 32 ? 672 : whole == 16 ? 560 : whole == 8 ? 616 : 613;
+}
 template <class Format>
 constexpr int columns = columns_of(Format::whole);
 template <class... Formats>
 constexpr int columns<q::any_of<Formats...>> = columns_of(16);
 
 /// One for each way in which weights come: a block at a time, two, even and odd ones apart or, where a row is a multiple of 128, dealt to eight vectors
-/// with a scale for 32 or for 16, put in order again.
+/// with a scale for 32 or for 16, put in order again, and features side by side.
 using multiplied = std::tuple<q::block_matrix<q::q8_0>, q::block_matrix<q::q4_K>, q::mxfp4, q::fp8_block, q::nvfp4,
-                              q::any_of<q::block_matrix<q::q8_0>, q::nvfp4>>;
+                              q::any_of<q::block_matrix<q::q8_0>, q::nvfp4>, q::gptq, q::awq>;
 template <class Format>
 constexpr int dealt_columns = Format::whole == 256 ? 512 : 640;
+/// So many features: not the same number for each stream, or vectors and a half.
+template <class Format>
+constexpr int met = requires {
+  Format::whole_rows;
+}
+? 24 : 9;
 template <class... Formats>
 constexpr int dealt_columns<q::any_of<Formats...>> = 640;
 
@@ -239,21 +263,22 @@ TEMPLATE_LIST_TEST_CASE("few rows meet the weights that their format says, whate
   for (auto const& by : ways<operand>()) {
     CAPTURE(TestType::name, sy::name_of(by.set));
     row_kernels<operand> const kernels = row_kernels_of<operand>(by.set);
-    std::vector<float> alone(rows);
+    constexpr int features = met<TestType>;
+    std::vector<float> alone(features);
     for (int count : {1, 2, 3, 4, 5, 6, 7, 8, 13, 32}) {
       CAPTURE(count);
       std::vector<float> grouped(static_cast<std::size_t>(count * row_floats(depth)));
-      std::vector<float> to(static_cast<std::size_t>(count) * rows);
+      std::vector<float> to(static_cast<std::size_t>(count) * features);
       std::vector<sy::bfloat16 const*> from;
       for (int r = 0; r < count; ++r) from.push_back(x[static_cast<std::size_t>(r)].data());
       kernels.group(from.data(), count, depth, grouped.data());
-      auto const tile = features_of(weights, 1, 0, rows);
-      multiply_rows(kernels, {grouped.data(), count}, tile, depth, features_of(weights, 0, 1, rows - 1), to.data(),
-                    rows);
+      auto const tile = features_of(weights, 1, 0, features);
+      multiply_rows(kernels, {grouped.data(), count}, tile, depth, features_of(weights, 0, 1, features - 1), to.data(),
+                    features);
       if (count == 1) alone = to;
       double error = 0;
       for (int r = 0; r < count; ++r) {
-        for (int f = 0; f < rows; ++f) {
+        for (int f = 0; f < features; ++f) {
           double sum = 0, size = 0;
           for (int k = 0; k < depth; ++k) {
             double const term =
@@ -262,7 +287,7 @@ TEMPLATE_LIST_TEST_CASE("few rows meet the weights that their format says, whate
             sum += term;
             size += std::abs(term);
           }
-          error = std::max(error, std::abs(double{to[static_cast<std::size_t>(r * rows + f)]} - sum) / size);
+          error = std::max(error, std::abs(double{to[static_cast<std::size_t>(r * features + f)]} - sum) / size);
         }
       }
       CHECK(error < 1e-6);

@@ -136,7 +136,7 @@ void in_step(transport& carrier) {
   {  // a workspace that is exact, and one that lacks a byte for the rows of the last rank's experts
     call<usual> right(group);
     check(right.said().empty(), "a right call");
-    auto const kept = [&](int r) { return static_cast<std::int64_t const*>(group.values(r)); };
+    auto const kept = [&](int r) { return reinterpret_cast<std::int32_t const*>(group.values(r)); };
     std::size_t const exact = across::workspace_bytes<usual>({.tokens = tokens,
                                                               .all_tokens = tokens * group.ranks(),
                                                               .rows = parallel::rows_of_rank(group, rank, 6, 0, kept),

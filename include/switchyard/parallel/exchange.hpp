@@ -74,8 +74,8 @@ struct home_routes {
 
 /// Divides the rows of each expert among its ranks, `kept[e]` rows in all, and writes what goes to each rank: in the tables of `all`, first
 /// numbers by rank and chunk, and for the rank itself `sent_counts`.
-template <class Group>
-void plan_sends(Group& all, home_routes const& of, std::int64_t* kept) {
+template <class Group, class Count>
+void plan_sends(Group& all, home_routes const& of, Count* kept) {
   placement const& where = all.placement();
   int const ranks = all.ranks(), me = all.rank(), top_k = of.top_k, chunks = of.chunks;
   for (int e = 0; e < of.experts; ++e) kept[e] = 0;

@@ -106,24 +106,29 @@ class group {
   int rank() const { return transport_->rank(); }
   int ranks() const { return transport_->ranks(); }
 
-  /// Tells all ranks what this one is about to do, with its `values` and, where `counted`, what it has for each of them in `sent_counts`, and
+  /// Tells all ranks what this one is about to do, with `value_count` of its `values` and what it has for each of them in `sent_counts`, and
   /// learns theirs. Throws `error` on all ranks where one of them has failed, or where two differ in a fact. The group can be used again
-  /// then, for all ranks are at the same place. `workspace` are the bytes that the rank has left for the call.
+  /// then, for all ranks are at the same place. `workspace` are the bytes that the rank has left for the call, and `layer` is what it
+  /// calls the layer in an error.
   void announce(facts const& of_call, std::string_view layer, std::int64_t tokens, std::int64_t workspace,
                 int value_count) {
-    exchange_announcements(made(of_call, layer, tokens, workspace, false), value_count);
+    announcement mine;
+    mine.of_call = of_call;
+    mine.tokens = tokens;
+    mine.workspace = workspace;
+    exchange_announcements(mine, value_count);
     for (int r = 0; r < ranks(); ++r) {
       if (announced(r).failed == 0) continue;
       raise(error("switchyard: backend::expert_parallel: rank " + std::to_string(r) +
-                  " has failed: " + std::string(announced(r).text)));
+                  " has failed: " + std::string(reinterpret_cast<char const*>(values(r)))));
     }
     for (int i = 0; i < facts::count; ++i) {
       for (int r = 1; r < ranks(); ++r) {
         std::int64_t const expected = announced(0).of_call.value[i], got = announced(r).of_call.value[i];
         if (expected == got) continue;
         fail("backend::expert_parallel, " + std::string(facts::names[i]) + " of rank " + std::to_string(r),
-             std::to_string(expected) + " as on rank 0, which runs " + announced(0).text,
-             std::to_string(got) + ", which runs " + announced(r).text);
+             std::to_string(expected) + " as on rank 0",
+             std::to_string(got) + " (rank " + std::to_string(rank()) + " runs " + std::string(layer) + ")");
       }
     }
   }
@@ -167,7 +172,7 @@ class group {
   }
   std::int64_t all_tokens() const { return first_token(ranks()); }
 
-  /// Numbers that every rank tells all others with its announcement: int64 and double, `most_values()` at most.
+  /// Numbers that every rank tells all others with its announcement, `most_values()` words at most; why it has failed, if it has.
   int most_values() const { return 8 * (placement_.experts() + most_null_experts) + 16; }
   std::int64_t* values(int rank) { return slot(received_, rank) + header_words; }
   std::int64_t const* values(int rank) const { return slot(received_, rank) + header_words; }
@@ -249,8 +254,7 @@ class group {
   struct announcement {
     facts of_call;
     std::int64_t tokens = 0, workspace = 0, failed = 0;
-    char text[transport::most_failure_bytes] = {};  // the layer, or why the rank has failed
-    std::int64_t counts[counts_of_rank] = {};       // the last member: it is each rank's own
+    std::int64_t counts[counts_of_rank] = {};  // the last member: it is each rank's own
   };
   static constexpr int header_words = static_cast<int>(sizeof(announcement) / sizeof(std::int64_t));
   static_assert(sizeof(announcement) % sizeof(std::int64_t) == 0);
@@ -266,16 +270,6 @@ class group {
   }
   announcement const& announced(int rank) const { return header(received_, rank); }
 
-  static announcement made(facts const& of_call, std::string_view text, std::int64_t tokens, std::int64_t workspace,
-                           bool failed) {
-    announcement result;
-    result.of_call = of_call;
-    result.tokens = tokens;
-    result.workspace = workspace;
-    result.failed = failed ? 1 : 0;
-    std::copy_n(text.begin(), std::min(text.size(), sizeof result.text - 1), result.text);
-    return result;
-  }
   void exchange_announcements(announcement mine, int value_count) {
     for (int r = 0; r < ranks(); ++r) {
       announcement& to = header(sent_, r);
@@ -304,7 +298,13 @@ class group {
   void announce_failure(std::string_view what) noexcept {
 #if defined(__cpp_exceptions)
     try {
-      exchange_announcements(made({}, what, 0, 0, true), 0);
+      constexpr int text_words = transport::most_failure_bytes / static_cast<int>(sizeof(std::int64_t));
+      char* const text = reinterpret_cast<char*>(values(rank()));
+      std::fill_n(text, transport::most_failure_bytes, '\0');
+      std::copy_n(what.begin(), std::min<std::size_t>(what.size(), transport::most_failure_bytes - 1), text);
+      announcement mine;
+      mine.failed = 1;
+      exchange_announcements(mine, text_words);
     } catch (std::exception const&) {
     }
 #endif

@@ -242,11 +242,12 @@ class nccl {
     communicator_.connected = true;
   }
 
-  bool is_through(batch const& b) const {
+  bool is_through(batch const& b) {
     cudaError_t const code = cudaEventQuery(b.through.handle);
     if (code == cudaSuccess) return true;
     ncclResult_t state = ncclSuccess;
     check("ncclCommGetAsyncError", ncclCommGetAsyncError(communicator_.handle, &state));
+    if (state != ncclSuccess && failure().rank >= 0) return false;  // what `failure` tells was first
     check("an operation", state);
     if (code != cudaErrorNotReady) detail::check_cuda("an operation", code);
     static_cast<void>(cudaGetLastError());  // not ready is no error of the program's

@@ -170,6 +170,30 @@ void expect_same(device_array<T> const& got, std::vector<T> const& expected, std
   expect(values.empty() || std::memcmp(values.data(), expected.data() + first, values.size() * sizeof(T)) == 0, what);
 }
 
+/// What one device makes of a problem.
+template <class Layer>
+struct outcome {
+  std::vector<typename Layer::element> y;
+  std::vector<std::int32_t> experts;
+  std::vector<float> weights;
+  std::vector<std::uint8_t> dropped;
+  std::vector<std::int64_t> counts, load;
+
+  /// Of the tokens from `first` on, on the device that is current.
+  outcome(problem<Layer> const& all, std::int64_t first, std::int64_t count, settings const& how) {
+    std::vector<int> every;
+    for (int e = 0; e < Layer::dims.experts; ++e) every.push_back(e);
+    device_part<Layer> const whole(all, first, count, every, Layer::workspace_bytes(count));
+    forward_and_wait<Layer>(whole.args(how));
+    y = whole.y.copy_out();
+    experts = whole.experts.copy_out();
+    weights = whole.weights.copy_out();
+    dropped = whole.dropped.copy_out();
+    counts = whole.counts.copy_out();
+    load = whole.load.copy_out();
+  }
+};
+
 /// A layer of these policies on 1 to 4 ranks, and on one device.
 template <sy::shape Dims, class Router, class Capacity, class Expert, class Local, class Element>
 std::string compare(settings const& how) {
@@ -177,18 +201,8 @@ std::string compare(settings const& how) {
   using shared_out = sy::layer<Dims, Router, Capacity, Expert, sy::backend::expert_parallel<Local, nccl>, Element>;
   static_assert(Dims.experts % 5 != 0);
   problem<alone> const all(how.tokens);
-  std::vector<int> every;
-  for (int e = 0; e < Dims.experts; ++e) every.push_back(e);
   expect_cuda(cudaSetDevice(0));
-  device_part<alone> const whole(all, 0, how.tokens, every, alone::workspace_bytes(how.tokens));
-  forward_and_wait<alone>(whole.args(how));
-  auto const y = whole.y.copy_out();
-  auto const experts = whole.experts.copy_out();
-  auto const weights = whole.weights.copy_out();
-  auto const dropped = whole.dropped.copy_out();
-  auto const counts = whole.counts.copy_out();
-  auto const load = whole.load.copy_out();
-
+  outcome<alone> const whole(all, 0, how.tokens, how);
   std::string wrong;
   for (int ranks = 1; ranks <= most_ranks; ++ranks) {
     board_memory memory(ranks);
@@ -198,6 +212,10 @@ std::string compare(settings const& how) {
       nccl transport(of_all, board);
       std::int64_t const first = first_token(rank, ranks, how.tokens),
                          count = first_token(rank + 1, ranks, how.tokens) - first;
+      // With queues of its own a rank drops what it would drop alone.
+      bool const queues_alone = how.capacity == parallel::capacity_scope::per_rank;
+      outcome<alone> const mine = queues_alone ? outcome<alone>(all, first, count, how) : whole;
+      std::int64_t const at = queues_alone ? 0 : first;
       std::vector<std::byte, nccl::allocator<std::byte>> lists(
           shared_out::backend::template host_workspace_bytes<shared_out>(how.tokens));
       stream own;
@@ -215,19 +233,19 @@ std::string compare(settings const& how) {
         own.wait();
         std::string const what = std::to_string(ranks) + " ranks, " + std::to_string(how.tokens) + " tokens, " + name;
         if (how.sums == parallel::sums::in_order_of_choice) {
-          expect_same(part.y, y, first * Dims.hidden, what + ": output");
-        } else {
+          expect_same(part.y, mine.y, at * Dims.hidden, what + ": output");
+        } else {  // roundings differ
           auto const got = part.y.copy_out();
           for (std::size_t i = 0; i < got.size(); ++i) {
-            float const expected = static_cast<float>(y[static_cast<std::size_t>(first * Dims.hidden) + i]);
+            float const expected = static_cast<float>(mine.y[static_cast<std::size_t>(at * Dims.hidden) + i]);
             expect(std::abs(static_cast<float>(got[i]) - expected) < 0.05f, what + ": output by rank");
           }
         }
-        expect_same(part.experts, experts, first * Dims.top_k, what + ": experts");
-        expect_same(part.weights, weights, first * Dims.top_k, what + ": weights");
-        expect_same(part.dropped, dropped, first * Dims.top_k, what + ": dropped");
-        expect_same(part.counts, counts, 0, what + ": counts");
-        expect_same(part.load, load, 0, what + ": load");
+        expect_same(part.experts, mine.experts, at * Dims.top_k, what + ": experts");
+        expect_same(part.weights, mine.weights, at * Dims.top_k, what + ": weights");
+        expect_same(part.dropped, mine.dropped, at * Dims.top_k, what + ": dropped");
+        if (!queues_alone) expect_same(part.counts, mine.counts, 0, what + ": counts");
+        expect_same(part.load, whole.load, 0, what + ": load");
       }
     });
   }
@@ -244,7 +262,10 @@ using sy::capacity::factor;
 
 TEST_CASE("a layer on several GPUs has the bits of one", "[nccl]") {
   if (!have_devices(most_ranks)) return;
-  for (settings const& how : {settings{.tokens = 0}, {.tokens = 1}, {.tokens = 37, .chunks = 3, .padding = true}}) {
+  for (settings const& how : {settings{.tokens = 0},
+                              {.tokens = 1},
+                              {.tokens = 37, .chunks = 3, .padding = true},
+                              {.tokens = 37, .chunks = 2, .sums = parallel::sums::by_rank}}) {
     CHECK(compare<dims, plain, every, gated, cuda, sy::bfloat16>(how) == "");
   }
 }
@@ -259,7 +280,10 @@ TEST_CASE("the same pairs are dropped on several GPUs as on one, in every order 
   using priority = sy::capacity::renormalised<sy::capacity::queued<factor<3, 4>, sy::queue::priority>>;
   constexpr sy::null_experts null_ones{.constant = 1, .identity = 1, .zero = 1};
   using nulls = sy::expert::with_null_experts<sy::expert::top_k_units<gated, 5>, null_ones>;
-  CHECK(compare<dims, plain, priority, nulls, cuda, float>(how) == "");
+  settings each = how;
+  CHECK(compare<dims, plain, priority, nulls, cuda, float>(each) == "");
+  each.capacity = parallel::capacity_scope::per_rank;
+  CHECK(compare<dims, plain, priority, nulls, cuda, float>(each) == "");
 }
 
 TEST_CASE("a layer on several Hopper GPUs has the bits of one, with its own products", "[nccl]") {
@@ -268,13 +292,6 @@ TEST_CASE("a layer on several Hopper GPUs has the bits of one, with its own prod
   constexpr sy::shape deep{.hidden = 512, .intermediate = 256, .experts = 8, .top_k = 3};
   using shared = sy::expert::with_shared<gated, 40>;
   CHECK(compare<deep, plain, every, shared, sy::backend::hopper, sy::bfloat16>({.tokens = 24, .chunks = 2}) == "");
-}
-
-TEST_CASE("each rank's sums and queues may be its own", "[nccl]") {
-  if (!have_devices(most_ranks)) return;
-  // Sums by rank differ in roundings alone.
-  CHECK(compare<dims, plain, every, gated, cuda, sy::bfloat16>(
-            {.tokens = 37, .chunks = 2, .sums = parallel::sums::by_rank}) == "");
 }
 
 TEST_CASE("what is wrong on one GPU is an error on all, and the group goes on", "[nccl]") {
@@ -323,6 +340,17 @@ TEST_CASE("what is wrong on one GPU is an error on all, and the group goes on", 
       if (rank == bad) other.chunks = 2;
       says(part.args({}), other, "context.chunks of rank");
     }
+    // What no rank may ask for.
+    layer::args asks = part.args({});
+    device_array<sy::auxiliary_values> const auxiliary(1);
+    asks.auxiliary = auxiliary.data();
+    says(asks, right, "auxiliary");
+    expect_cuda(cudaStreamBeginCapture(own, cudaStreamCaptureModeRelaxed));
+    says(part.args({}), right, "a stream that is not captured");
+    cudaGraph_t graph = nullptr;
+    expect_cuda(cudaStreamEndCapture(own, &graph));
+    expect_cuda(cudaGraphDestroy(graph));
+
     layer::forward(part.args({}), right);
     own.wait();
     expect(!group.broken(), "the group can be used again");

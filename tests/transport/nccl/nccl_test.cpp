@@ -1,3 +1,4 @@
+#include <switchyard/parallel/group.hpp>
 #include <switchyard/transport/nccl.hpp>
 
 #include <spawn.h>
@@ -171,6 +172,31 @@ TEST_CASE("a rank that does not come is known by its number, and tells why by th
             said = e.what();
           }
           expect(said.find("one that was abandoned") != std::string::npos, "an abandoned transport says so: " + said);
+        }).empty());
+}
+
+TEST_CASE("a group on NCCL names the rank that does not come in time, which hears of it when it comes", "[nccl]") {
+  if (!have_devices(ranks)) return;
+  namespace parallel = switchyard::parallel;
+  constexpr int late = 2;
+  board_memory memory(ranks);
+  std::atomic<int> gone = 0;
+  CHECK(on_threads(ranks, [&](ncclUniqueId const& id, int rank) {
+          communicator const all(id, rank, ranks);
+          notice_board board(memory.data(), rank, ranks);
+          nccl transport(all, board);
+          parallel::group<nccl> group(transport, parallel::placement::blocks(2 * ranks, ranks), {.time_out = 2.0});
+          if (rank == late) expect(comes_true([&] { return gone == ranks - 1; }), "the others give up");
+          std::string said = "nothing";
+          try {
+            group.announce({}, "no layer", 1, 0, 0);
+          } catch (switchyard::error const& e) {
+            said = e.what();
+          }
+          ++gone;
+          std::string const expected = rank == late ? "" : "rank 2: expected its message within";
+          expect(said != "nothing" && said.find(expected) != std::string::npos, said);
+          expect(group.broken(), "the group is of no use any more");
         }).empty());
 }
 

@@ -293,6 +293,8 @@ class pass {
   void announce(int values) {
     all_.announce(facts_, layer_, tokens(), bytes_, values);
     std::int64_t const all_tokens = all_.all_tokens();
+    constexpr std::int64_t most_tokens = (std::int64_t{1} << 31) / top_k - 1;  // pairs are numbered with 32 bits
+    if (all_tokens > most_tokens) checks::fail_tokens("backend::expert_parallel, all ranks", most_tokens, all_tokens);
     for (int r = 0; r < ranks(); ++r) {
       std::int64_t const rows =
           values == 0 ? 0 : rows_of_rank(all_, r, dims.experts, first_expert_, [&](int s) { return kept_of(s); });
@@ -305,10 +307,10 @@ class pass {
     }
   }
 
-  // Values of a rank: rows kept of each expert, load of each, then sums of auxiliary values.
-  static constexpr int load_at = dims.experts, sums_at = load_at + all_experts;
+  // Values of a rank: rows kept of each expert and load of each, int32, then words with sums of auxiliary values.
+  static constexpr int load_at = dims.experts, sums_at = (load_at + all_experts + 1) / 2;
   static constexpr int sum_count = 6 * all_experts, scalars_at = sums_at + sum_count, value_count = scalars_at + 7;
-  std::int64_t const* kept_of(int rank) const { return all_.values(rank); }
+  std::int32_t const* kept_of(int rank) const { return reinterpret_cast<std::int32_t const*>(all_.values(rank)); }
 
   bool wants_auxiliary() const {
     if constexpr (makes_logits<router_type>) return args_.auxiliary != nullptr;
@@ -459,15 +461,15 @@ class pass {
 
   /// Where this rank's pairs go.
   void plan() {
-    std::int64_t* const kept = all_.values(rank());
+    auto* const kept = reinterpret_cast<std::int32_t*>(all_.values(rank()));
     plan_sends(all_, outgoing(), kept);
-    std::int64_t* const load = kept + load_at;
-    std::fill(load, load + all_experts, std::int64_t{0});
+    std::int32_t* const load = kept + load_at;
+    std::fill(load, load + all_experts, 0);
     for (std::int64_t pair = 0; pair < pairs(); ++pair) {
       if (m_.routed.experts[pair] >= 0) ++load[m_.routed.experts[pair]];
     }
     if constexpr (makes_logits<router_type>) {
-      if (wants_auxiliary()) add_auxiliary(kept);
+      if (wants_auxiliary()) add_auxiliary(all_.values(rank()));
     }
   }
   home_routes outgoing() const {
@@ -553,7 +555,7 @@ class pass {
       std::int64_t count = 0, load = 0;
       for (int r = 0; r < ranks(); ++r) {
         if (e < dims.experts) count += kept_of(r)[e];
-        load += all_.values(r)[load_at + e];
+        load += kept_of(r)[load_at + e];
       }
       if (to.counts != nullptr) to.counts[e] = count;
       if (to.load != nullptr) to.load[e] = load;
@@ -732,12 +734,10 @@ class pass {
   template <class Operand>
   int least_panel_rows() const {
     cpu_context const& local = context_.local;
-    if (local.least_panel_rows > 0) return local.least_panel_rows;
     if constexpr (cpu::operand_codes<Operand>::exist) {
-      if (local.quantised == quantised_products::tokens_in_int8) {
-        return cpu::integer_panel_kernels_of<Operand>(local.instructions).usual_rows;
-      }
+      if (local.quantised == quantised_products::tokens_in_int8) return INT_MAX;
     }
+    if (local.least_panel_rows > 0) return local.least_panel_rows;
     return cpu::panel_kernels_of<Operand>(local.instructions, local.floats).usual_rows;
   }
   template <class Weights>

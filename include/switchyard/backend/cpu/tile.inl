@@ -1029,4 +1029,5 @@ SWITCHYARD_TILE_TARGET void add_low_rank_terms_to_panel(Element const* tall, int
 #include <switchyard/backend/cpu/pairs.inl>
 #include <switchyard/backend/cpu/product_keys.inl>
 #include <switchyard/backend/cpu/quantised.inl>
+#include <switchyard/backend/cpu/quantised_inputs_first.inl>
 #include <switchyard/backend/cpu/rows.inl>

@@ -318,8 +318,9 @@ class ranks_call {
   }
 
  private:
-  // Values of a rank: rows kept of each expert, the load of each, and bytes of its lists.
-  static constexpr int load_at = dims.experts, lists_at_value = load_at + all_experts, value_count = lists_at_value + 1;
+  // Values of a rank: rows kept of each expert and the load of each, int32, then a word with the bytes of its lists.
+  static constexpr int load_at = dims.experts, lists_word = static_cast<int>(divide_up(load_at + all_experts, 2)),
+                       value_count = lists_word + 1;
   enum { gather_tag = 1, word_tag, row_tag, back_tag = row_tag + parallel::most_chunks };
 
   std::int64_t tokens() const { return args_.tokens.rows; }
@@ -331,7 +332,7 @@ class ranks_call {
   launch_queue kernels() const { return context_.local; }
   int local_experts() const { return static_cast<int>(all_.placement().experts_of(rank()).size()); }
   std::size_t cell(int rank, int turn) const { return static_cast<std::size_t>(rank * chunks() + turn); }
-  std::int64_t const* kept_of(int rank) const { return all_.values(rank); }
+  std::int32_t const* kept_of(int rank) const { return reinterpret_cast<std::int32_t const*>(all_.values(rank)); }
   bool gathers() const { return capacity.drops && context_.capacity == parallel::capacity_scope::all_ranks; }
 
   void copy(void* to, void const* from, std::int64_t bytes, cudaMemcpyKind kind) const {
@@ -358,7 +359,7 @@ class ranks_call {
 
   /// Tells the others, and looks whether all ranks have memory for all that is known so far.
   void announce(bool counted) {
-    all_.values(rank())[lists_at_value] = static_cast<std::int64_t>(context_.host_workspace.size());
+    all_.values(rank())[lists_word] = static_cast<std::int64_t>(context_.host_workspace.size());
     all_.announce(facts_, layer_, tokens(), static_cast<std::int64_t>(args_.workspace.size()), value_count);
     for (int r = 0; r < ranks(); ++r) {
       parallel::sizes const needed{.tokens = all_.tokens_of(r),
@@ -366,7 +367,7 @@ class ranks_call {
                                    .rows = counted ? rows_of(r) : 0,
                                    .ranks = ranks()};
       check_bytes("workspace", r, device_bytes(needed), all_.workspace_of(r));
-      check_bytes("context.host_workspace", r, host_bytes(needed, gathers()), all_.values(r)[lists_at_value]);
+      check_bytes("context.host_workspace", r, host_bytes(needed, gathers()), all_.values(r)[lists_word]);
     }
   }
   std::int64_t rows_of(int r) const {
@@ -429,10 +430,10 @@ class ranks_call {
   /// Where this rank's pairs go.
   void plan() {
     if constexpr (!capacity.drops) std::fill(lists_.dropped, lists_.dropped + pairs(), std::uint8_t{0});
-    std::int64_t* const kept = all_.values(rank());
+    auto* const kept = reinterpret_cast<std::int32_t*>(all_.values(rank()));
     parallel::plan_sends(all_, outgoing(), kept);
-    std::int64_t* const load = kept + load_at;
-    std::fill(load, load + all_experts, std::int64_t{0});
+    std::int32_t* const load = kept + load_at;
+    std::fill(load, load + all_experts, 0);
     for (std::int64_t pair = 0; pair < pairs(); ++pair) {
       if (read_.experts[pair] >= 0) ++load[read_.experts[pair]];
     }
@@ -472,7 +473,7 @@ class ranks_call {
       lists_.counts[e] = lists_.load[e] = 0;
       for (int r = 0; r < ranks(); ++r) {
         if (e < dims.experts) lists_.counts[e] += kept_of(r)[e];
-        lists_.load[e] += all_.values(r)[load_at + e];
+        lists_.load[e] += kept_of(r)[load_at + e];
       }
     }
     tell(to.counts, lists_.counts, all_experts);
@@ -823,6 +824,10 @@ struct steps<Local> {
                   "switchyard: backend::expert_parallel on GPUs routes each token by itself, once: router::stratified, "
                   "router::s_base and router::with_expert_dropout run there on one device, or on several by "
                   "expert_parallel<backend::cpu, ...>.");
+    static_assert(
+        !Local::products::template rounds_rows<Layer>,
+        "switchyard: backend::expert_parallel multiplies quantised weights exactly. Take a hopper_tuning with "
+        "quantised_products::exact.");
     if constexpr (requires { typename Layer::router::features; }) {
       static_assert(!switchyard::cuda::feature_step<typename Layer::router::features>::scales,
                     "switchyard: backend::expert_parallel on GPUs does not scale features by what all tokens are: "

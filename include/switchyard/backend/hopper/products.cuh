@@ -149,7 +149,7 @@ std::optional<weight_order> order_of(bool gated, product_args<Operand> const& pr
     return product_of.shared.features == 0 || shared.stand_in(order);
   };
   if constexpr (Operand::in_place) {
-    bool const has_routed = product_of.experts.count > 0;  // else the shared expert is alone
+    bool const has_routed = product_of.experts.matrices > 0;  // else the shared expert is alone
     mapped_weights const routed(gated, product_of.routed, product_of.experts.matrices);
     for (weight_order order : {weight_order::depth, weight_order::feature, weight_order::feature_pairs}) {
       if ((!has_routed || routed.stand_in(order)) && shared_stand_in(order)) return order;
@@ -172,13 +172,11 @@ void enqueue_grouped(launch_queue const& queue, char const* what,
   grouped_args<typename Problem::operand> args{};
   args.product = product_of;
   if constexpr (product::fp8) {
-    if (product_of.experts.count > 0) {
-      mapped_weights(Problem::gated, codes_of(Problem::gated, product_of.routed), product_of.experts.matrices)
-          .map(make, Order, product::box, args.routed);
-    }
+    mapped_weights(Problem::gated, codes_of(Problem::gated, product_of.routed), product_of.experts.matrices)
+        .map(make, Order, product::box, args.routed);
   } else {
     if constexpr (Problem::operand::in_place) {
-      if (product_of.routed.features > 0 && product_of.experts.count > 0) {
+      if (product_of.routed.features > 0 && product_of.experts.matrices > 0) {
         mapped_weights(Problem::gated, product_of.routed, product_of.experts.matrices)
             .map(make, Order, product::box, args.routed);
       }
@@ -324,9 +322,8 @@ struct tuned_products {
     bool fit = in.routed.reading == access::by_chunks && order_of(gated, in) && order_of(false, out);
     if constexpr (rounds_rows<Layer>) {
       auto const stand = [&](bool with_gate, product_args<operand_of<Layer>> const& product_of) {
-        return product_of.experts.count == 0 ||
-               mapped_weights(with_gate, codes_of(with_gate, product_of.routed), product_of.experts.matrices)
-                   .stand_in(weight_order::depth);
+        return mapped_weights(with_gate, codes_of(with_gate, product_of.routed), product_of.experts.matrices)
+            .stand_in(weight_order::depth);
       };
       fit = fit && stand(gated, in) && stand(false, out);
     }
