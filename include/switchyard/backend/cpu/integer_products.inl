@@ -282,6 +282,16 @@ SWITCHYARD_TILE_TARGET inline void find_integer_scales(void const* scales, int c
     }
   }
 }
+/// A number for each eight lanes. It is no lambda, for nvcc leaves out what instructions those may use.
+SWITCHYARD_TILE_TARGET inline floats of_eights(float const* numbers) {
+  floats result = floats{} + numbers[0];
+#if defined(SWITCHYARD_TILE_EXPANDS)
+  asm("vbroadcastss %1, %0%{%2%}" : "+v"(result) : "m"(numbers[1]), "Yk"(static_cast<std::uint16_t>(0xff00)));
+#else
+  for (int i = 8; i < lanes; ++i) result[i] = numbers[1];
+#endif
+  return result;
+}
 template <class Codes, int Planes>
 SWITCHYARD_TILE_TARGET inline void ready_integer_scales(found_integer_scales const& found, integer_piece<Planes>& to) {
   auto const put = [](floats values, float* at)
@@ -301,22 +311,11 @@ SWITCHYARD_TILE_TARGET inline void ready_integer_scales(found_integer_scales con
       using in_order = summed_as_float<half>;
       float known[lanes];
       put(stored<in_order>::load(reinterpret_cast<in_order const*>(found.halves), 0), known);
-      // Eight chunks have one number.
-      auto const of_blocks = [&](int first) SWITCHYARD_TILE_TARGET {
-        floats result = floats{} + known[first + part / 8];
-#if defined(SWITCHYARD_TILE_EXPANDS)
-        asm("vbroadcastss %1, %0%{%2%}"
-            : "+v"(result)
-            : "m"(known[first + 1]), "Yk"(static_cast<std::uint16_t>(0xff00)));
-#else
-        for (int i = 8; i < lanes; ++i) result[i] = known[first + 1];
-#endif
-        return result;
-      };
-      put(__builtin_convertvector(reinterpret_cast<integers>(widen_bytes(found.bytes + part)), floats) * of_blocks(0),
+      put(__builtin_convertvector(reinterpret_cast<integers>(widen_bytes(found.bytes + part)), floats) *
+              of_eights(known + part / 8),
           to.scale + part);
       put(__builtin_convertvector(reinterpret_cast<integers>(widen_bytes(found.bytes + 16 + part)), floats) *
-              of_blocks(2),
+              of_eights(known + 2 + part / 8),
           to.least + part);
     }
   }
