@@ -13,12 +13,26 @@ SWITCHYARD_TILE_TARGET inline words load_words(void const* from) {
   __builtin_memcpy(&result, from, sizeof result);
   return result;
 }
-/// As many bytes as there are lanes, a word for each.
+/// As many bytes as there are lanes, a word for each, and back. GCC 12 takes them one by one where vectors are wide.
+typedef std::uint8_t some_bytes __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 4), may_alias, aligned(1)));
 SWITCHYARD_TILE_TARGET inline words widen_bytes(std::uint8_t const* from) {
-  typedef std::uint8_t bytes __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 4)));
-  bytes elements;
+#if defined(SWITCHYARD_TILE_EXPANDS) || (defined(SWITCHYARD_TILE_HALF) && !defined(SWITCHYARD_EMULATED_TILES))
+  words result;
+  asm("vpmovzxbd %1, %0" : "=v"(result) : "m"(*reinterpret_cast<some_bytes const*>(from)));
+  return result;
+#else
+  some_bytes elements;
   __builtin_memcpy(&elements, from, sizeof elements);
   return __builtin_convertvector(elements, words);
+#endif
+}
+SWITCHYARD_TILE_TARGET inline void narrow_to_bytes(words of, std::int8_t* to) {
+#if defined(SWITCHYARD_TILE_EXPANDS)
+  asm("vpmovdb %1, %0" : "=m"(*reinterpret_cast<some_bytes*>(to)) : "v"(of));
+#else
+  some_bytes const narrow = __builtin_convertvector(of, some_bytes);
+  __builtin_memcpy(to, &narrow, sizeof narrow);
+#endif
 }
 
 /// Where a row of some has 16 chunks: those of all rows stand together.
@@ -52,14 +66,12 @@ SWITCHYARD_TILE_TARGET inline void put_chunk(float const* values, std::int64_t c
   std::int8_t codes[chunk_depth];
   SWITCHYARD_TILE_UNROLL
   for (int v = 0; v < vectors; ++v) {
-    typedef std::int8_t bytes __attribute__((vector_size(SWITCHYARD_TILE_BYTES / 4)));
     floats product = load_floats(values + v * lanes) * inverse;
     SWITCHYARD_TILE_LOADED(product);
     words const bits =
         reinterpret_cast<words>(product + integer_bits) - __builtin_bit_cast(std::uint32_t, integer_bits);
     sums += bits;
-    bytes const narrow = __builtin_convertvector(reinterpret_cast<integers>(bits), bytes);
-    __builtin_memcpy(codes + v * lanes, &narrow, sizeof narrow);
+    narrow_to_bytes(bits, codes + v * lanes);
   }
   std::uint32_t sum = 0;
   for (int i = 0; i < lanes; ++i) sum += sums[i];
@@ -270,6 +282,16 @@ SWITCHYARD_TILE_TARGET inline void find_integer_scales(void const* scales, int c
     }
   }
 }
+/// A number for each eight lanes. It is no lambda, for nvcc leaves out what instructions those may use.
+SWITCHYARD_TILE_TARGET inline floats of_eights(float const* numbers) {
+  floats result = floats{} + numbers[0];
+#if defined(SWITCHYARD_TILE_EXPANDS)
+  asm("vbroadcastss %1, %0%{%2%}" : "+v"(result) : "m"(numbers[1]), "Yk"(static_cast<std::uint16_t>(0xff00)));
+#else
+  for (int i = 8; i < lanes; ++i) result[i] = numbers[1];
+#endif
+  return result;
+}
 template <class Codes, int Planes>
 SWITCHYARD_TILE_TARGET inline void ready_integer_scales(found_integer_scales const& found, integer_piece<Planes>& to) {
   auto const put = [](floats values, float* at)
@@ -286,15 +308,14 @@ SWITCHYARD_TILE_TARGET inline void ready_integer_scales(found_integer_scales con
     } else if constexpr (Codes::scales == scale_form::of_rows) {
       put(floats{} + found.of_row, to.scale + part);
     } else {
-      auto const of_blocks = [&](int first) SWITCHYARD_TILE_TARGET {
-        floats result;
-        for (int i = 0; i < lanes; ++i) result[i] = static_cast<float>(found.halves[first + (part + i) / 8]);
-        return result;
-      };
-      put(__builtin_convertvector(reinterpret_cast<integers>(widen_bytes(found.bytes + part)), floats) * of_blocks(0),
+      using in_order = summed_as_float<half>;
+      float known[lanes];
+      put(stored<in_order>::load(reinterpret_cast<in_order const*>(found.halves), 0), known);
+      put(__builtin_convertvector(reinterpret_cast<integers>(widen_bytes(found.bytes + part)), floats) *
+              of_eights(known + part / 8),
           to.scale + part);
       put(__builtin_convertvector(reinterpret_cast<integers>(widen_bytes(found.bytes + 16 + part)), floats) *
-              of_blocks(2),
+              of_eights(known + 2 + part / 8),
           to.least + part);
     }
   }
