@@ -100,8 +100,8 @@ struct stored_as : Base {
   }
 
   template <class Layer, class Operand>
-  static void check_matrix(Operand const& w, std::string_view name, int rows, int columns) {
-    std::string const what = "layer::forward, " + std::string(name) + (shares_base<Operand> ? ".base" : "");
+  static void check_matrix(Operand const& w, std::string_view matrix, int rows, int columns) {
+    std::string const what = "layer::forward, " + std::string(matrix) + (shares_base<Operand> ? ".base" : "");
     check_sizes(base_of(w).of, what.c_str(), shares_base<Operand> ? 1 : Layer::dims.experts, rows, columns);
   }
 
