@@ -5,7 +5,7 @@ namespace switchyard {
 
 /// How a backend multiplies quantised weights. Another way than `exact` is never chosen silently.
 enum class quantised_products {
-  exact,  ///< as the floats that they widen to; `instruction_set::amx` says what its tiles lack of them
+  exact,  ///< as the floats that they widen to
   /// On the CPU (`cpu_context::quantised`): as integers, with tokens, and rows between the two products, in 8 bits: 32 neighbouring values of
   /// a row are multiples of their largest magnitude / 127. Products of a row have the same bits with all instruction sets and whatever rows stand
   /// beside it. Relative error of an expert's output (Frobenius distance to the exact one, normal tokens, 1 row or many): 0.010 to 0.012. For

@@ -39,10 +39,10 @@ enum class instruction_set {
   portable,   ///< what the compiler may use anyway
   avx2,       ///< AVX2, FMA and F16C
   avx512,     ///< AVX-512 F, BW, DQ and VL
-  /// And AMX's tiles, for bfloat16 elements of experts with 16 rows or more (and see `float_products`). Weights that are restored, such as
-  /// quantised ones, come as two bfloat16 parts, which lack 2^-18 of a weight at most. Rows
-  /// between the two products then are bfloat16: outputs differ from those of `avx512` by 2.5e-3 (relative Frobenius distance, where
-  /// rounding the output alone makes 1.7e-3), as much as those of any library that stores these rows in bfloat16.
+  /// And AMX's tiles, for bfloat16 elements of experts with 16 rows or more (and see `float_products`). Weights that are restored come as two
+  /// bfloat16 parts, which lack 2^-18 of a weight at most; quantised ones meet the vectors of `avx512`. Rows between the two products are
+  /// bfloat16 where there are tiles: outputs differ from those of `avx512` by 2.5e-3 (relative Frobenius distance, where rounding the output
+  /// alone makes 1.7e-3), as much as those of any library that stores these rows in bfloat16.
   amx
 };
 
