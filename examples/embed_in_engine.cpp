@@ -12,7 +12,7 @@ namespace sy = switchyard;
 using layer = sy::layer<sy::shape{.hidden = 48, .intermediate = 96, .experts = 8, .top_k = 2},
                         sy::router::softmax_top_k, sy::capacity::dropless, sy::expert::gated_mlp<sy::silu>>;
 
-alignas(64) std::byte arena[1 << 20];
+alignas(64) std::byte arena[2 << 20];
 std::size_t arena_used = 0;
 
 /// Memory that is there from the start; null when it is used up, which the layer refuses with a sentence.

@@ -1,6 +1,7 @@
 // expect: switchyard: backend::expert_parallel has feed-forward experts with matrices of their own
 #include <switchyard/parallel.hpp>
 
+#include <memory>
 #include <span>
 #include <string_view>
 
@@ -8,6 +9,9 @@ namespace sy = switchyard;
 
 struct no_transport {
   static constexpr std::string_view name = "none";
+  static constexpr bool any_length = true, any_order = true, follows_streams = false;
+  template <class T>
+  using allocator = std::allocator<T>;
   int rank() const { return 0; }
   int ranks() const { return 1; }
   void start(int, std::span<sy::message const>, std::span<sy::message const>) {}
